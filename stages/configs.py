@@ -1,0 +1,210 @@
+"""One frozen dataclass per command: every option, its default and its limits. Loads nothing heavy.
+
+A field marked ``content=False`` decides where or how fast something is made, not what is made; all the others enter
+the fingerprint of the stage (`stages.store.manifest`). Faults are collected and raised together, before any model
+loads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from stages.errors import SepoError
+
+SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
+OBJECTIVES: Final = ("sepo", "simpo")
+SELECTIONS: Final = ("oracle", "random")
+
+
+def outside(default: Any = None) -> Any:
+    """A field that does not decide the content of what a stage makes."""
+    return field(default=default, metadata={"content": False})
+
+
+def content_settings(config: Any) -> dict[str, Any]:
+    """The settings that decide what a stage makes, by field name."""
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("content", True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What every training command shares. The defaults are the paper's (section 4.1, Table 5) where it gives them."""
+
+    learning_rate: float = 5e-7
+    batch_size: int = 128
+    num_train_epochs: int = 1
+    max_steps: int = 0
+    warmup_ratio: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_length: int = 2048
+    seed: int = 42
+    trust_remote_code: bool = False
+    max_tokens_per_device: int = outside(4096)
+    save_steps: int = outside(100)
+    logging_steps: int = outside(1)
+    overwrite: bool = outside(False)
+
+    def _faults(self) -> list[str]:
+        return _check(
+            self,
+            learning_rate=_positive,
+            batch_size=_at_least_one,
+            num_train_epochs=_at_least_one,
+            max_steps=_not_negative,
+            warmup_ratio=_share_or_zero,
+            lr_scheduler_type=_one_of(SCHEDULERS),
+            weight_decay=_not_negative,
+            max_grad_norm=_positive,
+            max_length=_at_least_two,
+            max_tokens_per_device=_at_least_two,
+            save_steps=_not_negative,
+            logging_steps=_at_least_one,
+        )
+
+    def __post_init__(self) -> None:
+        _raise(self._faults())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleConfig(OptimizerConfig):
+    """`sepo train-oracle`: SFT, then DPO (arXiv 2408.13518 section 3.2)."""
+
+    model: str = outside()
+    dataset: str = outside()
+    output_dir: str = outside()
+    beta: float = 0.1
+    data_fraction: float = 1.0
+    eval_fraction: float = 0.05
+    sft_dataset: str | None = outside(None)
+    sft_epochs: int = 1
+    sft_learning_rate: float = 1e-5
+    sft_batch_size: int = 512
+    sft_weight: float = 0.0
+
+    def _faults(self) -> list[str]:
+        return super()._faults() + _check(
+            self,
+            beta=_positive,
+            data_fraction=_share,
+            eval_fraction=_fraction_below_one,
+            sft_epochs=_not_negative,
+            sft_learning_rate=_positive,
+            sft_batch_size=_at_least_one,
+            sft_weight=_not_negative,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """`sepo score`: one score for every response token."""
+
+    dataset: str = outside()
+    output_dir: str = outside()
+    oracle: str | None = outside(None)
+    oracle_model: str | None = outside(None)
+    reference_model: str | None = outside(None)
+    max_length: int = 2048
+    shard_size: int = 4096
+    trust_remote_code: bool = False
+    max_tokens_per_device: int = outside(4096)
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        faults = _check(self, max_length=_at_least_two, shard_size=_at_least_one, max_tokens_per_device=_at_least_two)
+        apart = [name for name in ("oracle_model", "reference_model") if getattr(self, name)]
+        if self.oracle and apart:
+            faults.append("oracle already names both models; oracle_model and reference_model are for models kept apart")
+        if not self.oracle and len(apart) < 2:
+            faults.append("give oracle (a folder of `sepo train-oracle`), or both oracle_model and reference_model")
+        _raise(faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(OptimizerConfig):
+    """`sepo train-policy`: the contrastive loss on selected tokens (arXiv 2408.13518 Eq. 11)."""
+
+    model: str = outside()
+    scores: str = outside()
+    output_dir: str = outside()
+    objective: str = "sepo"
+    select: str = "oracle"
+    chosen_ratio: float = 0.3
+    rejected_ratio: float = 0.3
+    gamma: float = 2.1
+    margin: float = 0.5
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults() + _check(
+            self,
+            objective=_one_of(OBJECTIVES),
+            select=_one_of(SELECTIONS),
+            chosen_ratio=_share,
+            rejected_ratio=_share,
+            gamma=_positive,
+            margin=_not_negative,
+        )
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """`sepo make-demo`: preference pairs in a planted language, and a tiny model for it."""
+
+    output_dir: str = outside()
+    train_pairs: int = 2048
+    test_pairs: int = 512
+    seed: int = 42
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, train_pairs=_at_least_one, test_pairs=_at_least_one))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoReportConfig:
+    """`sepo demo-report`: what selection found of the planted tokens, and what the policies gained by it."""
+
+    demo: str = outside()
+    scores: str = outside()
+    models: tuple[str, ...] = outside(())
+    reference: str = outside()
+    output_dir: str = outside()
+    samples: int = 512
+    seed: int = 42
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        faults = _check(self, samples=_at_least_two)
+        faults += [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
+        _raise(faults)
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_positive: Rule = (lambda x: x > 0, "above 0")
+_not_negative: Rule = (lambda x: x >= 0, "at least 0")
+_at_least_one: Rule = (lambda x: x >= 1, "at least 1")
+_at_least_two: Rule = (lambda x: x >= 2, "at least 2")
+_share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
+_share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
+_fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
+
+
+def _one_of(names: tuple[str, ...]) -> Rule:
+    return (lambda x: x in names, "one of " + ", ".join(names))
+
+
+def _check(config: Any, **rules: Rule) -> list[str]:
+    """One sentence for each field that breaks its rule."""
+    return [
+        f"{name} must be {wanted}, got {getattr(config, name)!r}"
+        for name, (holds, wanted) in rules.items()
+        if not holds(getattr(config, name))
+    ]
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise SepoError("; ".join(faults), hint="nothing was started and nothing was written")

@@ -1,0 +1,57 @@
+"""What a stage tells its user while it runs, and what it returns; how that looks is the command line's business."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+
+class Task(Protocol):
+    """A piece of long work in progress."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """`amount` more units are done; `note` is a short live figure such as ``loss 0.652``."""
+
+
+class Reporter(Protocol):
+    """The ear of a stage. `Quiet` is the one for library use and tests; `sepo_cli` brings one on rich."""
+
+    def say(self, text: str) -> None:
+        """A fact worth a line: a derived number, a count, a phase that begins."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should read before trusting the result."""
+
+    def task(self, title: str, total: int, unit: str) -> "TaskContext":
+        """Long work of `total` units, as a context manager that yields a `Task`; it shows rate and time left."""
+
+
+class TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class Summary(NamedTuple):
+    """The end of a stage: a title and (label, value) rows for a table. `fresh` is False where nothing was to be done."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    fresh: bool = True
+
+
+class Quiet:
+    """Says nothing, and remembers the warnings in `warnings`."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator["Quiet"]:
+        yield self
+
+    def advance(self, amount: int = 1, note: str = "") -> None: ...
