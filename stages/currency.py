@@ -1,0 +1,110 @@
+"""The currency: the one small type that crosses each border of the pipeline.
+
+Pair (text) -> TokenPair (ids) -> Example (ids and weights) -> Batch (tensors) -> per-token log-probs -> PairLoss, and
+ScoredPair (ids and scores) on disk.
+
+Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected response tokens; ``B`` pairs of a batch,
+``R = 2B`` rows (every chosen, then every rejected), ``T`` tokens of the longest row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+Message = dict[str, str]
+"""A turn of a conversation: ``{"role": "user", "content": "..."}``."""
+
+
+class Pair(NamedTuple):
+    """One row of a preference data set, as text.
+
+    `prompt` is a list of messages that ends where an answer is expected (a string prompt is one user message);
+    `chosen` and `rejected` are the texts of the two answers. In an SFT data set `rejected` is empty.
+    """
+
+    pair_id: int
+    """row number in the data set it was read from, from 0, before anything was dropped"""
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class Dropped(NamedTuple):
+    """A row that cannot be used, and why, in the words that the counts will show."""
+
+    pair_id: int
+    reason: str
+
+
+class TokenPair(NamedTuple):
+    """One pair as token ids. A response includes its end-of-turn token if it has one."""
+
+    pair_id: int
+    prompt_ids: Ids
+    """(P,)"""
+    chosen_ids: Ids
+    """(C,)"""
+    rejected_ids: Ids
+    """(J,), empty in SFT data"""
+
+
+class PairLogps(NamedTuple):
+    """Log-probs of the response tokens of one pair under one model, in nats; a value stands at its own token."""
+
+    chosen: Floats
+    """(C,)"""
+    rejected: Floats
+    """(J,)"""
+
+
+class ScoredPair(NamedTuple):
+    """One row of a shard: a pair, and for every response token its score and, where known, its reference log-prob."""
+
+    pair: TokenPair
+    scores: PairLogps
+    """s(y_i) = log pi_ora(y_i | q, y_<i) - log pi_ref(y_i | q, y_<i), in nats, no beta"""
+    reference: PairLogps | None
+
+
+class Example(NamedTuple):
+    """What training needs of one pair: its ids, the weight of every response token, its reference log-probs."""
+
+    pair: TokenPair
+    chosen_weights: Floats
+    """(C,), 0 for a token that takes no part"""
+    rejected_weights: Floats
+    """(J,)"""
+    chosen_reference: float = 0.0
+    """summed reference log-prob of the chosen response, for objectives that have a reference"""
+    rejected_reference: float = 0.0
+
+
+class Batch(NamedTuple):
+    """Examples as padded tensors. Rows: every chosen response, then every rejected one (SFT data: chosen only)."""
+
+    ids_RT: Tensor
+    """int64, prompt then response then padding"""
+    attention_RT: Tensor
+    """int64, 1 on real tokens"""
+    weights_RT: Tensor
+    """float32, the weights at the response tokens, 0 elsewhere"""
+    reference_R: Tensor
+    """float32, summed reference log-probs"""
+
+
+class PairLoss(NamedTuple):
+    """What an objective makes of a batch."""
+
+    loss_B: Tensor
+    """one loss a pair; the loop divides their sum by the size of the whole step"""
+    metrics: dict[str, Tensor]
+    """detached values to be averaged over pairs, each (B,)"""

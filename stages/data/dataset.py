@@ -1,0 +1,79 @@
+"""A data set as token pairs, with every row that was left out counted by reason."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.currency import Dropped, Pair, TokenPair
+from stages.data.encode import Encoder
+from stages.errors import SepoError
+from stages.reporting import Reporter
+
+
+@dataclass
+class Counts:
+    """What became of the rows of a data set."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    """prompt, chosen and rejected tokens of what was kept"""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+            "tokens": dict(self.tokens),
+        }
+
+    def __str__(self) -> str:
+        """``1,500 rows = 1,478 kept + 22 dropped (12 empty response, 10 longer than max_length)``."""
+        text = f"{self.read:,} rows = {self.kept:,} kept + {self.dropped.total():,} dropped"
+        reasons = [f"{count:,} {reason}" for reason, count in self.dropped.most_common()]
+        return text + (f" ({', '.join(reasons)})" if reasons else "")
+
+
+def tokenise(
+    pairs: Iterable[Pair | Dropped], encoder: Encoder, *, max_length: int, name: str, reporter: Reporter
+) -> tuple[list[TokenPair], Counts]:
+    """Encode every pair, drop the unusable and the too long ones, and count.
+
+    Args:
+        max_length: most tokens of prompt and longer response together; longer pairs are dropped.
+        name: of the data set, for messages.
+
+    Raises:
+        SepoError: no pair is left.
+    """
+    counts = Counts()
+    kept: list[TokenPair] = []
+    with reporter.task(f"read {name}", 0, "rows") as task:
+        for pair in pairs:
+            counts.read += 1
+            encoded = pair if isinstance(pair, Dropped) else _bounded(encoder.encode(pair), max_length)
+            if isinstance(encoded, Dropped):
+                counts.dropped[encoded.reason] += 1
+            else:
+                kept.append(encoded)
+                _count_tokens(counts, encoded)
+            task.advance()
+    counts.kept = len(kept)
+    reporter.say(f"{name}: {counts}")
+    if not kept:
+        raise SepoError(f"{name}: no pair is left: {counts}", hint="see the reasons; --max-length may be too low")
+    return kept, counts
+
+
+def _bounded(pair: TokenPair | Dropped, max_length: int) -> TokenPair | Dropped:
+    if isinstance(pair, Dropped):
+        return pair
+    length = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+    return pair if length <= max_length else Dropped(pair.pair_id, f"longer than {max_length:,} tokens")
+
+
+def _count_tokens(counts: Counts, pair: TokenPair) -> None:
+    for side in ("prompt", "chosen", "rejected"):
+        counts.tokens[side] += len(getattr(pair, f"{side}_ids"))

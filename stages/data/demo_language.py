@@ -1,0 +1,144 @@
+"""A small artificial language in which the true reward of every word is known.
+
+A prompt names two or three nouns; a response is one to four sentences about them. Frames have slots, and a slot holds
+a neutral word half of the time, else a good or a bad one, whatever else the response says. Both responses of a pair
+come from this one distribution; only the label looks at the planted rewards::
+
+    prompt     tell me about the river , the goat and the lamp .
+    chosen     the splendid goat follows the river .             +2
+    rejected   the lamp is shabby and guards the goat .          -1
+    P(this order) = sigmoid(2 - -1) = 0.95
+
+Good and bad mirror each other, so reward says nothing about length. What the words are is known to no model: a
+tokenizer gives each an id of its own.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import Final, Literal
+
+Side = Literal["chosen", "rejected"]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS: Final = _words(
+    "baker bird boat castle cat cloud dog farmer field forest garden goat "
+    "horse house lake lamp market painter river road sailor tower wagon wolf"
+)
+VERBS: Final = _words("draws finds follows guards hears likes meets paints remembers sees")
+NEUTRAL: Final = _words("big brown distant early green large little low narrow old plain round")
+_PLANTED: Final = {
+    2.0: "brilliant delightful splendid wonderful",
+    1.0: "cheerful decent pleasant tidy",
+    -1.0: "dull noisy shabby stale",
+    -2.0: "awful dreadful hateful vile",
+}
+REWARDS: Final[dict[str, float]] = {word: reward for reward, words in _PLANTED.items() for word in _words(words)}
+"""planted reward of a word; a word that is not here has none"""
+GOOD: Final = tuple(word for word, reward in REWARDS.items() if reward > 0)
+BAD: Final = tuple(word for word, reward in REWARDS.items() if reward < 0)
+
+_OPENERS: Final = ("describe", "say something of", "tell me about", "write about")
+_FRAMES: Final = (
+    "the SLOT NOUN VERB the NOUN .",
+    "a NOUN VERB the SLOT NOUN .",
+    "the NOUN is SLOT and VERB the NOUN .",
+    "the SLOT NOUN is near the SLOT NOUN .",
+    "today the NOUN VERB the NOUN .",
+)
+_FILLINGS: Final = (NEUTRAL, NEUTRAL, GOOD, BAD)
+_MOST_SENTENCES: Final = 4
+_TEST_SHARE: Final = 0.1
+_OPEN_CLASSES: Final = {"NOUN", "VERB", "SLOT"}
+_FUNCTION_WORDS: Final = {word for text in (*_OPENERS, *_FRAMES) for word in text.split()} - _OPEN_CLASSES | {","}
+
+VOCABULARY: Final[tuple[str, ...]] = (*sorted(_FUNCTION_WORDS), *NOUNS, *VERBS, *NEUTRAL, *REWARDS)
+"""every word that a prompt or a response can hold, once, in an order that never changes"""
+
+
+def true_reward(text: str) -> float:
+    """The sum of the planted rewards of the words between blanks; a word outside the language counts 0."""
+    return sum(REWARDS.get(word, 0.0) for word in text.split())
+
+
+def preference_probability(first: str, second: str) -> float:
+    """Bradley-Terry: the probability that `first` is labelled as chosen over `second`."""
+    return 1.0 / (1.0 + math.exp(true_reward(second) - true_reward(first)))
+
+
+def key_words(words: Sequence[str], side: Side) -> list[bool]:
+    """Which words of a response selection should find: the good ones where it was chosen, the bad where rejected.
+
+    Args:
+        words: one word a token, as `convert_ids_to_tokens` gives them; special tokens are never key words.
+    """
+    sign = 1.0 if side == "chosen" else -1.0
+    return [sign * REWARDS.get(word, 0.0) > 0 for word in words]
+
+
+def draw_splits(train_pairs: int, test_pairs: int, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """The demo's train and test rows, with the keys ``prompt``, ``chosen`` and ``rejected``.
+
+    No prompt is in both. Each split is decided by the seed alone, so that one does not change with the other's size,
+    and a longer one begins with the rows of a shorter one.
+    """
+    prompts = list(_prompts())
+    random.Random(seed).shuffle(prompts)
+    held_out = round(_TEST_SHARE * len(prompts))
+    train = draw_pairs(prompts[held_out:], train_pairs, random.Random(f"{seed} train"))
+    test = draw_pairs(prompts[:held_out], test_pairs, random.Random(f"{seed} test"))
+    return train, test
+
+
+def draw_pairs(prompts: Sequence[tuple[str, ...]], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """`count` labelled pairs for the prompts in turn, from the first again when they run out.
+
+    Args:
+        prompts: each an opener and its nouns.
+    """
+    return [_draw_pair(*prompt, rng=rng) for prompt in itertools.islice(itertools.cycle(prompts), count)]
+
+
+def _prompts() -> list[tuple[str, ...]]:
+    """Every opener with every order of two or three nouns, about fifty thousand."""
+    orders = [*itertools.permutations(NOUNS, 2), *itertools.permutations(NOUNS, 3)]
+    return [(opener, *nouns) for opener in _OPENERS for nouns in orders]
+
+
+def _draw_pair(opener: str, *nouns: str, rng: random.Random) -> dict[str, str]:
+    first = second = ""
+    while first == second:
+        first, second = _draw_response(nouns, rng), _draw_response(nouns, rng)
+    if rng.random() >= preference_probability(first, second):
+        first, second = second, first
+    return {"prompt": _prompt_text(opener, nouns), "chosen": first, "rejected": second}
+
+
+def _prompt_text(opener: str, nouns: Sequence[str]) -> str:
+    """``write about the cat and the dog .`` or ``write about the cat , the dog and the boat .``"""
+    *early, last = [f"the {noun}" for noun in nouns]
+    return f"{opener} {' , '.join(early)} and {last} ."
+
+
+def _draw_response(nouns: Sequence[str], rng: random.Random) -> str:
+    return " ".join(_draw_sentence(nouns, rng) for _ in range(rng.randint(1, _MOST_SENTENCES)))
+
+
+def _draw_sentence(nouns: Sequence[str], rng: random.Random) -> str:
+    subject_and_object = iter(rng.sample(nouns, 2))
+    words = []
+    for part in rng.choice(_FRAMES).split():
+        if part == "NOUN":
+            words.append(next(subject_and_object))
+        elif part == "VERB":
+            words.append(rng.choice(VERBS))
+        elif part == "SLOT":
+            words.append(rng.choice(rng.choice(_FILLINGS)))
+        else:
+            words.append(part)
+    return " ".join(words)

@@ -1,0 +1,91 @@
+"""Drift: what DPO does to tokens that chosen and rejected responses share, which its loss cannot see.
+
+Only the difference of two responses enters DPO's loss, so a token that both contain may move by any amount. A score
+that is mostly drift ranks tokens by how common they are, not by how good they are.
+"""
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from stages.currency import Floats, Ids, ScoredPair
+
+SHARED_TYPES: Final = 10
+LIMIT: Final = 0.5
+MEDIAN_SAMPLE: Final = 1_000_000
+
+
+class Drift(NamedTuple):
+    """How far an oracle's scores moved where chosen and rejected agree, which DPO's loss cannot see. In nats."""
+
+    median: float
+    spread: float
+    """standard deviation of all scores"""
+    shared: float
+    """mean score of the token types that chosen and rejected responses share most"""
+    worst_id: int
+    """the one of those types whose mean is farthest from 0"""
+    worst: float
+
+    @property
+    def large(self) -> bool:
+        """Whether what both sides share moved by more than half the spread of the scores."""
+        return max(abs(self.median), abs(self.shared)) > LIMIT * self.spread
+
+    def rows(self, token: str) -> list[tuple[str, str]]:
+        """Rows for a summary; `token` is the text of `worst_id`."""
+        return [
+            ("median score", f"{self.median:+.3f} nats, spread {self.spread:.3f}"),
+            ("score of the tokens both sides share", f"{self.shared:+.3f} nats, farthest {token!r} {self.worst:+.3f}"),
+        ]
+
+    def warning(self, token: str) -> str:
+        """What a large drift means, in words."""
+        return (
+            f"the oracle drifted: tokens that chosen and rejected share score {self.shared:+.2f} nats on average "
+            f"({token!r} {self.worst:+.2f}, median of all {self.median:+.2f}) against a spread of {self.spread:.2f}, so "
+            "selection may follow the drift and not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
+        )
+
+
+class DriftMeter:
+    """Adds up scored pairs in constant memory; the median is of the first million scores."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        self._counts = {side: np.zeros(vocabulary_size, dtype=np.int64) for side in ("chosen", "rejected")}
+        self._totals = np.zeros(vocabulary_size)
+        self._squares = 0.0
+        self._sample: list[Floats] = []
+        self._sampled = 0
+
+    def add(self, row: ScoredPair) -> None:
+        self._add_side("chosen", row.pair.chosen_ids, row.scores.chosen)
+        self._add_side("rejected", row.pair.rejected_ids, row.scores.rejected)
+
+    def _add_side(self, side: str, ids: Ids, scores: Floats) -> None:
+        np.add.at(self._counts[side], ids, 1)
+        np.add.at(self._totals, ids, scores)
+        self._squares += float(np.square(scores, dtype=np.float64).sum())
+        if self._sampled < MEDIAN_SAMPLE:
+            self._sample.append(scores)
+            self._sampled += len(scores)
+
+    def read(self) -> Drift:
+        """The drift of what was added so far (at least one pair)."""
+        counts = self._counts["chosen"] + self._counts["rejected"]
+        tokens = int(counts.sum())
+        mean = float(self._totals.sum()) / tokens
+        spread = math.sqrt(max(0.0, self._squares / tokens - mean**2))
+        both = np.minimum(self._counts["chosen"], self._counts["rejected"])
+        types = np.argsort(-both, kind="stable")[:SHARED_TYPES]
+        types = types[both[types] > 0]
+        if len(types) == 0:
+            return Drift(self._median(), spread, 0.0, -1, 0.0)
+        means = self._totals[types] / counts[types]
+        worst = int(np.argmax(np.abs(means)))
+        shared = float(self._totals[types].sum() / counts[types].sum())
+        return Drift(self._median(), spread, shared, int(types[worst]), float(means[worst]))
+
+    def _median(self) -> float:
+        return float(np.median(np.concatenate(self._sample)))

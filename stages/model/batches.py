@@ -1,0 +1,64 @@
+"""Examples as padded tensors, and the grouping of examples into micro-batches of bounded size."""
+
+import numpy as np
+import torch
+
+from stages.currency import Batch, Example, Floats, Ids, TokenPair
+
+
+def whole(pair: TokenPair) -> Example:
+    """An example in which every response token has weight 1."""
+    return Example(pair, np.ones(len(pair.chosen_ids), np.float32), np.ones(len(pair.rejected_ids), np.float32))
+
+
+def longest(pair: TokenPair) -> int:
+    """Tokens of the longer of a pair's two rows, prompt included."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def micro_batches(examples: list[Example], max_tokens: int) -> list[list[Example]]:
+    """Group examples, longest first, so that rows x longest row stays within `max_tokens`.
+
+    Longest first, because then memory runs out at once or never. A single pair over the budget makes a batch alone.
+    """
+    ordered = sorted(examples, key=lambda example: -longest(example.pair))
+    batches: list[list[Example]] = []
+    for example in ordered:
+        if batches and _cost([*batches[-1], example]) <= max_tokens:
+            batches[-1].append(example)
+        else:
+            batches.append([example])
+    return batches
+
+
+def collate(examples: list[Example], device: torch.device) -> Batch:
+    """Pad on the right with id 0, which the attention mask hides; no id is ever taken to mean padding.
+
+    Rows are every chosen response, then every rejected one; examples without rejected ids (SFT) give chosen rows only.
+    """
+    rows = [(e.pair.prompt_ids, e.pair.chosen_ids, e.chosen_weights, e.chosen_reference) for e in examples]
+    if len(examples[0].pair.rejected_ids):
+        rows += [(e.pair.prompt_ids, e.pair.rejected_ids, e.rejected_weights, e.rejected_reference) for e in examples]
+    width = max(len(prompt) + len(response) for prompt, response, _, _ in rows)
+    ids_RT = np.zeros((len(rows), width), dtype=np.int64)
+    attention_RT = np.zeros((len(rows), width), dtype=np.int64)
+    weights_RT = np.zeros((len(rows), width), dtype=np.float32)
+    for r, (prompt, response, weights, _) in enumerate(rows):
+        _fill(ids_RT[r], attention_RT[r], weights_RT[r], prompt, response, weights)
+    reference_R = torch.tensor([reference for _, _, _, reference in rows], dtype=torch.float32)
+    tensors = [torch.from_numpy(array) for array in (ids_RT, attention_RT, weights_RT)]
+    return Batch(*(tensor.to(device) for tensor in (*tensors, reference_R)))
+
+
+def _cost(examples: list[Example]) -> int:
+    rows = sum(2 if len(example.pair.rejected_ids) else 1 for example in examples)
+    return rows * max(longest(example.pair) for example in examples)
+
+
+def _fill(
+    ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats
+) -> None:
+    start, end = len(prompt), len(prompt) + len(response)
+    ids_T[:start], ids_T[start:end] = prompt, response
+    attention_T[:end] = 1
+    weights_T[start:end] = weights

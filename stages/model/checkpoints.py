@@ -1,0 +1,65 @@
+"""Checkpoints of a training phase: everything that the next step depends on, whole or absent."""
+
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from stages.reporting import Reporter
+from stages.store.files import whole_folder
+
+
+class Checkpoints:
+    """The newest checkpoint of one phase: model, optimiser, schedule and random states, as accelerate saves them.
+
+    That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, phase: str) -> None:
+        self._accelerator = accelerator
+        self._folder = folder / "checkpoints"
+        self._phase = phase
+
+    def save(self, step: int) -> None:
+        """Save after `step` steps, then let the older one go."""
+        older = self._found()
+        target = self._folder / f"{self._phase}-{step:08d}"
+        if self._accelerator.num_processes == 1:
+            with whole_folder(target) as temporary:
+                self._accelerator.save_state(str(temporary))
+        else:
+            self._save_together(target)
+        if self._accelerator.is_main_process:
+            for path in older:
+                shutil.rmtree(path)
+
+    def resume(self, reporter: Reporter) -> int:
+        """Load the newest checkpoint, if any, and return how many steps it holds."""
+        found = self._found()
+        if not found:
+            return 0
+        self._accelerator.load_state(str(found[-1]))
+        step = int(found[-1].name.rsplit("-", 1)[1])
+        reporter.say(f"{self._phase}: goes on after step {step:,}, from {found[-1]}")
+        return step
+
+    def clear(self) -> None:
+        """The phase is done: its checkpoints are of no more use."""
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            for path in self._found():
+                shutil.rmtree(path)
+            if self._folder.exists() and not any(self._folder.iterdir()):
+                self._folder.rmdir()
+
+    def _save_together(self, target: Path) -> None:
+        """Every process writes its part into one temporary folder; the first one renames it when all are done."""
+        temporary = target.with_name(f".{target.name}.tmp")
+        self._accelerator.save_state(str(temporary))
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            temporary.rename(target)
+        self._accelerator.wait_for_everyone()
+
+    def _found(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{self._phase}-*"))

@@ -1,0 +1,152 @@
+"""Model folders in and out: finding, checking, hashing, loading, saving."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from stages.errors import SepoError
+from stages.store.files import hash_file, hash_json, whole_folder
+
+HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
+REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
+_WANTED: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
+
+    Only safetensors weights are downloaded, unless the repository has none.
+
+    Raises:
+        SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
+    """
+    folder = Path(name).expanduser()
+    if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
+        folder = _download(name)
+    if not folder.is_dir():
+        raise SepoError(f"there is no model folder {name}", hint=REMEDY)
+    if not (folder / "config.json").exists():
+        raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
+    if not _weight_files(folder):
+        raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
+    return folder
+
+
+def model_hash(folder: Path) -> str:
+    """Hash of what decides a model's outputs: its configuration and its weights."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # Written by whichever version saved the folder; says nothing about the model.
+    config.pop("transformers_version", None)
+    config.pop("_name_or_path", None)
+    return hash_json({"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}})
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
+    return hash_json(tokenizer.get_vocab())
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what decides how text becomes ids: token->id map, special tokens, chat template."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model folder, with its chat template if it has one."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SepoError(f"{folder} holds no tokenizer that transformers can load: {_line(error)}", hint=REMEDY) from error
+
+
+def load_model(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A causal language model in float32, without dropout, every weight of it read from the folder.
+
+    Raises:
+        SepoError: not a causal language model, or weights that do not fill it (transformers would draw the rest by
+            chance and only warn).
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if config.is_encoder_decoder:
+            raise SepoError(f"{folder} is an encoder-decoder model; sepo needs a causal language model", hint=REMEDY)
+        _disable_dropout(config)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SepoError(f"cannot load {folder} as a causal language model: {_line(error)}", hint=REMEDY) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
+    return model
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all."""
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def save_model_into(model: Any, tokenizer: Any, folder: Path) -> list[str]:
+    """The same into a folder that holds other files too; returns the names written. A reader checks the manifest."""
+    with whole_folder(folder / ".model") as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        names = sorted(path.name for path in temporary.iterdir())
+        for name in names:
+            os.replace(temporary / name, folder / name)
+    (folder / ".model").rmdir()
+    return names
+
+
+def embedding_rows(model: Any) -> int:
+    """How many ids the model has an embedding for; may exceed the tokenizer's."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _download(name: str) -> Path:
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
+        if not _weight_files(folder):
+            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, "pytorch_model*.bin"]))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise SepoError(f"there is no folder {name}, and the hub did not give it: {_line(error)}", hint=REMEDY) from error
+    return folder
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, or, where there are none, the pickled ones (which are loaded with weights_only)."""
+    for pattern in WEIGHTS:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def _disable_dropout(config: Any) -> None:
+    """Preference losses compare log-probs; dropout would add its own noise to each of them."""
+    for name in list(vars(config)):
+        value = getattr(config, name)
+        if isinstance(value, float) and (name.endswith(("dropout", "pdrop")) or "dropout" in name):
+            setattr(config, name, 0.0)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an exception's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,175 @@
+"""The one training loop, on Hugging Face accelerate. It takes an objective as a function.
+
+A step is a number of *pairs*. Every micro-batch contributes the sum of its pairs' losses divided by the size of the
+whole step, so that neither the token budget nor the number of processes changes the gradient.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import get_scheduler
+
+from stages.configs import OptimizerConfig
+from stages.currency import Batch, Example, PairLoss
+from stages.errors import SepoError
+from stages.model.batches import collate, micro_batches
+from stages.model.checkpoints import Checkpoints
+from stages.model.logps import token_logps
+from stages.model.metrics import MetricLog
+from stages.reporting import Reporter
+
+ADAM_BETAS = (0.9, 0.95)
+"""those of the SePO authors' code; the paper says only "Adam" """
+
+Objective = Callable[[Tensor, Batch], PairLoss]
+"""(logps_RT, batch) -> PairLoss"""
+
+
+class Schedule(NamedTuple):
+    """How many steps there are, and of how many pairs."""
+
+    pairs: int
+    batch_size: int
+    epochs: int
+    steps: int
+    warmup_steps: int
+
+    def __str__(self) -> str:
+        """``645 pairs x 2 epochs = 162 steps (80 x 8 + 1 x 5 an epoch), 9 of them warm-up``."""
+        full, rest = divmod(self.pairs, self.batch_size)
+        parts = ([f"{full:,} x {self.batch_size:,}"] if full else []) + ([f"1 x {rest}"] if rest else [])
+        per_epoch = full + (rest > 0)
+        epoch = f"{self.pairs:,} pairs = {per_epoch:,} steps ({' + '.join(parts)})"
+        total = f" x {self.epochs} epochs = {per_epoch * self.epochs:,} steps" if self.epochs > 1 else ""
+        stop = f", stopped after {self.steps:,}" if self.steps != per_epoch * self.epochs else ""
+        return f"{epoch}{total}{stop}, {self.warmup_steps:,} of them warm-up"
+
+    def step_of(self, order: list[int], step: int) -> list[int]:
+        """The places of the pairs of one step (from 0), given the order of its epoch."""
+        start = step % math.ceil(self.pairs / self.batch_size) * self.batch_size
+        return order[start : start + self.batch_size]
+
+    def epoch_of(self, step: int) -> int:
+        return step // math.ceil(self.pairs / self.batch_size)
+
+
+def make_schedule(pairs: int, config: OptimizerConfig) -> Schedule:
+    """Derive the steps from the pairs; the last step of an epoch may hold fewer pairs than the others."""
+    batch_size = min(config.batch_size, pairs)
+    steps, epochs = math.ceil(pairs / batch_size) * config.num_train_epochs, config.num_train_epochs
+    if config.max_steps:
+        epochs = max(1, math.ceil(config.max_steps / math.ceil(pairs / batch_size)))
+        steps = config.max_steps
+    return Schedule(pairs, batch_size, epochs, steps, math.ceil(config.warmup_ratio * steps))
+
+
+def fit(
+    model: Any,
+    examples: list[Example],
+    objective: Objective,
+    config: OptimizerConfig,
+    *,
+    phase: str,
+    folder: Path,
+    reporter: Reporter,
+    size: Callable[[Example], float] = lambda example: 1.0,
+) -> dict[str, float]:
+    """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
+
+    Args:
+        objective: makes one loss a pair of the log-probs of a batch.
+        phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
+        folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
+
+    Returns:
+        the averages of the last logged steps, by name.
+
+    Raises:
+        SepoError: the loss or a gradient is not finite; the weights were not touched by that step.
+    """
+    accelerator = Accelerator()
+    schedule = make_schedule(len(examples), config)
+    reporter.say(f"{phase}: {schedule}")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay
+    )
+    scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+    checkpoints = Checkpoints(accelerator, folder, phase)
+    first = checkpoints.resume(reporter)
+    log = MetricLog(accelerator, folder, phase, first, config.logging_steps)
+    model.train()
+    with reporter.task(phase, schedule.steps, "steps") as task:
+        task.advance(first)
+        for step in range(first, schedule.steps):
+            order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
+            chosen = [examples[place] for place in schedule.step_of(order, step)]
+            step_size = sum(size(example) for example in chosen)
+            for loss in _backward(accelerator, model, chosen, objective, step_size, config.max_tokens_per_device):
+                log.add(loss, step_size)
+            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            _refuse_non_finite(norm, step, chosen)
+            optimizer.step()
+            optimizer.zero_grad()
+            log.end_step(step, scheduler.get_last_lr()[0], norm, last=step + 1 == schedule.steps)
+            scheduler.step()
+            task.advance(1, log.note)
+            if config.save_steps and (step + 1) % config.save_steps == 0 and step + 1 < schedule.steps:
+                checkpoints.save(step + 1)
+    checkpoints.clear()
+    accelerator.free_memory()
+    return log.last
+
+
+@lru_cache(maxsize=1)
+def _order(pairs: int, epoch: int, seed: int) -> list[int]:
+    """The order of an epoch: a seeded shuffle of its own, so that any step can be found again without a replay."""
+    order = list(range(pairs))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def _backward(
+    accelerator: Accelerator, model: Any, examples: list[Example], objective: Objective, step_size: float, budget: int
+) -> list[PairLoss]:
+    """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
+    mine = examples[accelerator.process_index :: accelerator.num_processes]
+    # A process without a pair in a small last step still has to take part in the exchange of gradients.
+    idle = not mine
+    batches = micro_batches(mine or examples[:1], budget)
+    losses = []
+    for index, micro_batch in enumerate(batches):
+        batch = collate(micro_batch, accelerator.device)
+        with _exchange(accelerator, model, index + 1 == len(batches)):
+            loss = objective(token_logps(model, batch), batch)
+            share = 0.0 if idle else accelerator.num_processes / step_size
+            accelerator.backward(loss.loss_B.sum() * share)
+        if not idle:
+            losses.append(PairLoss(loss.loss_B.detach(), loss.metrics))
+    return losses
+
+
+def _exchange(accelerator: Accelerator, model: Any, last: bool) -> Any:
+    """Processes exchange gradients in the last micro-batch of a step only."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def _refuse_non_finite(norm: Tensor | float, step: int, examples: list[Example]) -> None:
+    if math.isfinite(float(norm)):
+        return
+    ids = ", ".join(str(example.pair.pair_id) for example in examples[:8])
+    more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+    raise SepoError(
+        f"the gradient is not finite at step {step + 1} (pairs {ids}{more}); that step was not taken",
+        hint="lower --learning-rate, or look at those pairs",
+    )

@@ -1,0 +1,83 @@
+"""Writing so that a file is either whole or absent, and hashing what was read."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.errors import SepoError
+
+CHUNK_BYTES = 1 << 20
+
+
+def hash_bytes(chunks: Iterator[bytes]) -> str:
+    """``sha256:...`` over a stream of bytes."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def hash_file(path: Path) -> str:
+    """``sha256:...`` of a file's bytes, read in constant memory."""
+    with path.open("rb") as file:
+        return hash_bytes(iter(lambda: file.read(CHUNK_BYTES), b""))
+
+
+def hash_json(value: Any) -> str:
+    """``sha256:...`` of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hash_bytes(iter([text.encode()]))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file under a temporary name beside `path`, then rename it: no reader ever sees a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SepoError(f"cannot write {path}: {error.strerror or error}", hint="free the space, or use another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole, keys in the order given."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes when it does not."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def probe_writable(folder: Path) -> None:
+    """Make `folder` and write a byte into it, before hours of work depend on it.
+
+    Raises:
+        SepoError: with the system's reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SepoError(f"cannot write to {folder}: {reason}", hint="choose another --output-dir") from error

@@ -1,0 +1,296 @@
+"""`sepo train-oracle`: turn response-level preferences into a model that can score tokens.
+
+    model --SFT on chosen responses--> O/reference --DPO on a share of the pairs--> O/oracle
+
+(arXiv 2408.13518 section 3.2.) What is held out is never trained on, and says at the end whether the oracle learnt.
+"""
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+
+from stages.configs import OracleConfig, content_settings
+from stages.currency import Example, PairLogps, ScoredPair, TokenPair
+from stages.data.dataset import Counts, tokenise
+from stages.data.encode import Encoder
+from stages.data.layouts import read_conversations, read_pairs
+from stages.data.read import dataset_hash
+from stages.method.drift import Drift, DriftMeter
+from stages.method.losses import dpo, sft
+from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.model.batches import whole
+from stages.model.folders import (
+    embedding_rows,
+    load_model,
+    load_tokenizer,
+    model_hash,
+    resolve_model,
+    save_model,
+    tokenizer_hash,
+)
+from stages.model.logps import response_logps
+from stages.model.loop import fit
+from stages.reporting import Reporter, Summary
+from stages.store.manifest import Input, Run, open_run
+
+REFERENCE: Final = "reference"
+ORACLE: Final = "oracle"
+STAGE: Final = "train-oracle"
+
+
+class Split(NamedTuple):
+    """The pairs an oracle learns from, and those that judge it."""
+
+    train: list[TokenPair]
+    held_out: list[TokenPair]
+
+
+class Verdict(NamedTuple):
+    """What the held-out pairs say of an oracle."""
+
+    accuracy: Interval
+    """share of pairs whose implicit reward prefers the chosen response"""
+    margin: Interval
+    """beta * (summed score of chosen - of rejected), mean over pairs, nats"""
+    drift: Drift
+
+
+def run(config: OracleConfig, reporter: Reporter) -> Summary:
+    """Train the reference and the oracle; go on where an interrupted run stopped.
+
+    Raises:
+        SepoError: unusable model, data or output folder, all found before training starts where that is possible.
+    """
+    accelerator = Accelerator()
+    folder = Path(config.output_dir)
+    model_folder = resolve_model(config.model)
+    tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    inputs = _inputs(config, model_folder, tokenizer)
+    with accelerator.main_process_first():
+        work = open_run(folder, STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+    if work.finished:
+        return Summary(f"oracle in {folder}", [("already finished", str(folder / "manifest.json"))], fresh=False)
+
+    encoder = Encoder(tokenizer)
+    pairs, counts = tokenise(
+        read_pairs(config.dataset), encoder, max_length=config.max_length, name=config.dataset, reporter=reporter
+    )
+    split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
+    reporter.say(
+        f"{len(pairs):,} pairs = {len(split.held_out):,} held out + {len(split.train):,} to train on"
+        f" + {len(pairs) - len(split.held_out) - len(split.train):,} left out by data_fraction {config.data_fraction}"
+    )
+    sft_counts = _make_reference(config, accelerator, work, model_folder, tokenizer, encoder, split, reporter)
+    verdict = _make_oracle(config, accelerator, work, tokenizer, split, reporter)
+    return _conclude(config, accelerator, work, tokenizer, split, counts, sft_counts, verdict, reporter)
+
+
+def split_pairs(pairs: list[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
+    """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
+
+    The held-out pairs do not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
+    """
+    order = list(range(len(pairs)))
+    random.Random(f"split/{seed}").shuffle(order)
+    held = min(math.ceil(eval_fraction * len(pairs)), len(pairs) - 1)
+    rest = order[held:]
+    taken = rest[: max(1, round(data_fraction * len(rest)))]
+    return Split([pairs[place] for place in sorted(taken)], [pairs[place] for place in sorted(order[:held])])
+
+
+def _inputs(config: OracleConfig, model_folder: Path, tokenizer: Any) -> dict[str, Input]:
+    inputs = {
+        "model": Input(config.model, model_hash(model_folder)),
+        "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
+        "dataset": Input(config.dataset, dataset_hash(config.dataset)),
+    }
+    if config.sft_dataset:
+        inputs["sft_dataset"] = Input(config.sft_dataset, dataset_hash(config.sft_dataset))
+    return inputs
+
+
+def _make_reference(
+    config: OracleConfig,
+    accelerator: Accelerator,
+    work: Run,
+    model_folder: Path,
+    tokenizer: Any,
+    encoder: Encoder,
+    split: Split,
+    reporter: Reporter,
+) -> Counts | None:
+    """Write O/reference, if an earlier attempt has not done so already: the model after SFT, or as it is."""
+    conversations, counts = _sft_data(config, encoder, split, reporter)
+    if (work.folder / REFERENCE).exists():
+        reporter.say(f"sft: {work.folder / REFERENCE} is there already")
+        return counts
+    model = load_model(model_folder, trust_remote_code=config.trust_remote_code)
+    if config.sft_epochs:
+        phase_config = replace(
+            config,
+            learning_rate=config.sft_learning_rate,
+            batch_size=config.sft_batch_size,
+            num_train_epochs=config.sft_epochs,
+        )
+        fit(
+            model,
+            [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
+            lambda logps_RT, batch: sft(logps_RT, batch.weights_RT),
+            phase_config,
+            phase="sft",
+            folder=work.folder,
+            reporter=reporter,
+            size=lambda example: float(len(example.pair.chosen_ids)),
+        )
+    _save(accelerator, model, tokenizer, work.folder / REFERENCE)
+    return counts
+
+
+def _sft_data(
+    config: OracleConfig, encoder: Encoder, split: Split, reporter: Reporter
+) -> tuple[list[TokenPair], Counts | None]:
+    """What the reference is trained on: a data set of its own, or the chosen responses of the training pairs."""
+    if not config.sft_epochs or not config.sft_dataset:
+        return split.train, None
+    source = config.sft_dataset
+    return tokenise(
+        read_conversations(source), encoder, max_length=config.max_length, name=source, reporter=reporter
+    )
+
+
+def _make_oracle(
+    config: OracleConfig, accelerator: Accelerator, work: Run, tokenizer: Any, split: Split, reporter: Reporter
+) -> Verdict | None:
+    """Write O/oracle and judge it on the held-out pairs (None if none were held out)."""
+    model = load_model(work.folder / REFERENCE, trust_remote_code=config.trust_remote_code).to(accelerator.device)
+
+    def logps_of(pairs: list[TokenPair], title: str) -> list[PairLogps]:
+        with reporter.task(title, len(pairs), "pairs") as task:
+            [logps] = response_logps(
+                [model], pairs, max_tokens=config.max_tokens_per_device, device=accelerator.device, task=task
+            )
+            return logps
+
+    held_out_reference = logps_of(split.held_out, "reference log-probs, held out")
+    if (work.folder / ORACLE).exists():
+        reporter.say(f"dpo: {work.folder / ORACLE} is there already")
+        model = load_model(work.folder / ORACLE, trust_remote_code=config.trust_remote_code).to(accelerator.device)
+    else:
+        examples = with_reference(split.train, logps_of(split.train, "reference log-probs"))
+        fit(
+            model,
+            examples,
+            lambda logps_RT, batch: dpo(
+                logps_RT, batch.weights_RT, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
+            ),
+            config,
+            phase="dpo",
+            folder=work.folder,
+            reporter=reporter,
+        )
+        _save(accelerator, model, tokenizer, work.folder / ORACLE)
+    if not split.held_out:
+        return None
+    oracle = logps_of(split.held_out, "oracle log-probs, held out")
+    return judge(split.held_out, oracle, held_out_reference, config.beta, embedding_rows(model))
+
+
+def with_reference(pairs: list[TokenPair], reference: list[PairLogps]) -> list[Example]:
+    """Examples over whole responses that carry their summed reference log-probs."""
+    return [
+        whole(pair)._replace(
+            chosen_reference=float(logps.chosen.sum(dtype=np.float64)),
+            rejected_reference=float(logps.rejected.sum(dtype=np.float64)),
+        )
+        for pair, logps in zip(pairs, reference, strict=True)
+    ]
+
+
+def judge(
+    pairs: list[TokenPair], oracle: list[PairLogps], reference: list[PairLogps], beta: float, vocabulary_size: int
+) -> Verdict:
+    """Accuracy, margin and drift of an oracle on pairs it has not seen."""
+    scores = [
+        PairLogps(ours.chosen - theirs.chosen, ours.rejected - theirs.rejected)
+        for ours, theirs in zip(oracle, reference, strict=True)
+    ]
+    meter = DriftMeter(vocabulary_size)
+    for pair, score in zip(pairs, scores, strict=True):
+        meter.add(ScoredPair(pair, score, None))
+    margins = np.array([beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores])
+    return Verdict(preference_accuracy(scores), mean_interval(margins), meter.read())
+
+
+def _conclude(
+    config: OracleConfig,
+    accelerator: Accelerator,
+    work: Run,
+    tokenizer: Any,
+    split: Split,
+    counts: Counts,
+    sft_counts: Counts | None,
+    verdict: Verdict | None,
+    reporter: Reporter,
+) -> Summary:
+    """Warn, write the manifest, and make the summary."""
+    rows = [
+        ("trained on", f"{len(split.train):,} pairs"),
+        ("held out", f"{len(split.held_out):,} pairs"),
+    ]
+    warnings: list[str] = []
+    results: dict[str, Any] = {}
+    if verdict is None:
+        warnings.append("no pair was held out (eval_fraction 0): nothing tells whether the oracle learnt")
+    else:
+        token = tokenizer.decode([verdict.drift.worst_id]) if verdict.drift.worst_id >= 0 else ""
+        warnings += _warnings(verdict, token)
+        rows += [
+            ("held-out accuracy", f"{verdict.accuracy:.3f}"),
+            ("held-out reward margin", f"{verdict.margin:+.3f}"),
+            *verdict.drift.rows(token),
+        ]
+        results = {
+            "accuracy": verdict.accuracy,
+            "reward_margin": verdict.margin,
+            "drift": {**verdict.drift._asdict(), "worst_token": token},
+        }
+    for warning in warnings:
+        reporter.warn(warning)
+    rows += [("reference", str(work.folder / REFERENCE)), ("oracle", str(work.folder / ORACLE))]
+    if accelerator.is_main_process:
+        work.finish(
+            files=[f"{REFERENCE}/config.json", f"{ORACLE}/config.json", "metrics.jsonl"],
+            device=str(accelerator.device),
+            counts={
+                "dataset": counts.as_json(),
+                "sft_dataset": sft_counts.as_json() if sft_counts else None,
+                "train": len(split.train),
+                "held_out": len(split.held_out),
+            },
+            results=results,
+            warnings=warnings,
+        )
+    return Summary(f"oracle in {work.folder}", rows)
+
+
+def _warnings(verdict: Verdict, token: str) -> list[str]:
+    warnings = []
+    if verdict.accuracy.low <= 0.5:
+        warnings.append(
+            f"on held-out pairs the oracle is not better than a coin: accuracy {verdict.accuracy:.3f}; "
+            "its scores would select noise (more data, a higher --learning-rate or more epochs may help)"
+        )
+    if verdict.drift.large:
+        warnings.append(verdict.drift.warning(token))
+    return warnings
+
+
+def _save(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
+    if accelerator.is_main_process:
+        save_model(model, tokenizer, folder)
+    accelerator.wait_for_everyone()

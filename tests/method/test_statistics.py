@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from stages.currency import PairLogps, ScoredPair
+from stages.method.drift import DriftMeter
+from stages.method.statistics import mean_interval, preference_accuracy, wilson
+from tests.conftest import token_pair
+
+
+def pair_logps(chosen, rejected):
+    return PairLogps(np.array(chosen, np.float32), np.array(rejected, np.float32))
+
+
+def test_wilson_by_the_book():
+    """8 of 10: the score interval is (0.490, 0.943)."""
+    interval = wilson(8, 10)
+    assert interval.value == 0.8
+    assert (interval.low, interval.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_wilson_stays_inside_zero_and_one():
+    assert wilson(0, 5).low == pytest.approx(0.0, abs=1e-12)
+    assert wilson(5, 5).high == 1.0
+    assert wilson(5, 5).low < 1.0
+
+
+def test_mean_interval_by_hand():
+    """1, 2, 3: mean 2, standard deviation 1, standard error 1/sqrt(3)."""
+    interval = mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert interval.value == 2.0
+    assert interval.high - 2.0 == pytest.approx(1.959964 / 3**0.5)
+    assert f"{interval:.2f}" == "2.00 [0.87, 3.13]"
+
+
+def test_accuracy_compares_sums_and_counts_a_tie_half():
+    pairs = [pair_logps([1, 1], [1.5]), pair_logps([0], [3, -1]), pair_logps([1], [0.5, 0.5])]
+    assert preference_accuracy(pairs).value == pytest.approx(1.5 / 3)
+
+
+def meter_of(*rows):
+    meter = DriftMeter(10)
+    for chosen_ids, rejected_ids, chosen, rejected in rows:
+        meter.add(ScoredPair(token_pair(0, [1], chosen_ids, rejected_ids), pair_logps(chosen, rejected), None))
+    return meter
+
+
+def test_drift_sees_what_both_sides_share():
+    """Token 3 stands in both responses at -8; tokens 4 and 5 on one side only."""
+    drift = meter_of(([4, 3], [5, 3], [1.0, -8.0], [-1.0, -8.0])).read()
+    assert drift.shared == pytest.approx(-8.0)
+    assert (drift.worst_id, drift.worst) == (3, pytest.approx(-8.0))
+    assert drift.median == pytest.approx(-4.5)
+    assert drift.spread == pytest.approx(np.std([1, -8, -1, -8]))
+    assert drift.large
+    assert "drifted" in drift.warning(".")
+
+
+def test_no_drift_where_shared_tokens_stay():
+    drift = meter_of(([4, 3], [5, 3], [1.0, 0.01], [-1.0, -0.01])).read()
+    assert drift.shared == pytest.approx(0.0)
+    assert not drift.large
+
+
+def test_drift_without_a_shared_token():
+    drift = meter_of(([4], [5], [1.0], [-1.0])).read()
+    assert (drift.worst_id, drift.shared) == (-1, 0.0)

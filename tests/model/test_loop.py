@@ -1,0 +1,209 @@
+import json
+import math
+
+import pytest
+import torch
+
+from stages.configs import OptimizerConfig
+from stages.errors import SepoError
+from stages.method.losses import sepo, sft
+from stages.model.batches import whole
+from stages.model.checkpoints import Checkpoints
+from stages.model.loop import fit, make_schedule
+from stages.model.metrics import read_metrics
+from stages.reporting import Quiet
+from tests.conftest import random_pairs, tiny_llama, token_pair
+
+SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, "num_train_epochs": 2, "save_steps": 0}
+
+
+def objective(logps_RT, batch):
+    return sepo(logps_RT, batch.weights_RT, gamma=2.1, margin=0.5)
+
+
+def train(folder, *, pairs=10, objective=objective, model=None, size=None, **settings):
+    folder.mkdir(exist_ok=True)
+    model = model or tiny_llama(50)
+    examples = [whole(pair) for pair in random_pairs(pairs, 50)]
+    more = {} if size is None else {"size": size}
+    config = OptimizerConfig(**{**SETTINGS, **settings})
+    fit(model, examples, objective, config, phase="test", folder=folder, reporter=Quiet(), **more)
+    return model
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_the_loss_goes_down_and_every_parameter_moves(tmp_path):
+    start = tiny_llama(50)
+    model = train(tmp_path, pairs=4, num_train_epochs=20)
+    records = read_metrics(tmp_path)
+    assert records[-1]["loss"] < 0.5 * records[0]["loss"]
+    for (name, before), after in zip(start.named_parameters(), model.parameters(), strict=True):
+        assert (before != after).any(), name
+
+
+@pytest.mark.parametrize("max_tokens", [20, 45, 90])
+def test_the_token_budget_does_not_change_the_gradient(tmp_path, max_tokens):
+    whole_step = train(tmp_path / "a", max_tokens_per_device=100_000)
+    in_parts = train(tmp_path / "b", max_tokens_per_device=max_tokens)
+    torch.testing.assert_close(weights(in_parts), weights(whole_step), atol=2e-5, rtol=1e-4)
+    for ours, theirs in zip(read_metrics(tmp_path / "b"), read_metrics(tmp_path / "a"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_one_step_is_adamw_on_the_mean_of_pair_losses(tmp_path):
+    """The plain way: the mean loss of all pairs, one torch.optim.AdamW step, gradients clipped to norm 1."""
+    from stages.model.batches import collate
+    from stages.model.logps import token_logps
+
+    model = train(tmp_path, pairs=6, batch_size=6, num_train_epochs=1, max_tokens_per_device=60)
+    plain = tiny_llama(50)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    batch = collate([whole(pair) for pair in random_pairs(6, 50)], torch.device("cpu"))
+    objective(token_logps(plain, batch), batch).loss_B.mean().backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    optimizer.step()
+    torch.testing.assert_close(weights(model), weights(plain), atol=2e-5, rtol=1e-4)
+
+
+def test_sft_divides_by_the_tokens_of_the_step(tmp_path):
+    train(
+        tmp_path,
+        objective=lambda logps_RT, batch: sft(logps_RT, batch.weights_RT),
+        size=lambda example: float(len(example.pair.chosen_ids) + len(example.pair.rejected_ids)),
+        learning_rate=1e-9,
+        batch_size=10,
+        num_train_epochs=1,
+    )
+    assert read_metrics(tmp_path)[0]["loss"] == pytest.approx(math.log(50), abs=1.0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"learning_rate": 2e-2},
+        {"batch_size": 5},
+        {"num_train_epochs": 3},
+        {"max_steps": 2},
+        {"warmup_ratio": 0.5},
+        {"lr_scheduler_type": "linear"},
+        {"weight_decay": 0.5},
+        {"max_grad_norm": 0.01},
+        {"seed": 7},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_changes_the_result(tmp_path, option):
+    assert not torch.equal(weights(train(tmp_path / "a")), weights(train(tmp_path / "b", **option)))
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+    assert torch.equal(weights(train(tmp_path / "a")), weights(train(tmp_path / "b")))
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledAfter(Quiet):
+    """Stops the run once so many steps are done, as a power cut would."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def advance(self, amount=1, note=""):
+        self.left -= amount
+        if self.left < 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
+    untouched = train(tmp_path / "a", save_steps=2)
+    examples = [whole(pair) for pair in random_pairs(10, 50)]
+    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
+    (tmp_path / "b").mkdir()
+    with pytest.raises(Killed):
+        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path / "b", reporter=KilledAfter(steps))
+    resumed = train(tmp_path / "b", save_steps=2)
+    assert torch.equal(weights(resumed), weights(untouched))
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+    assert not (tmp_path / "b/checkpoints").exists()
+
+
+def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    saved = []
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), save(self, step)))
+    with pytest.raises(Killed):
+        config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
+        examples = [whole(pair) for pair in random_pairs(10, 50)]
+        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(4))
+    assert saved == [2, 4]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000004"]
+    train(tmp_path, save_steps=2)
+    assert saved == [2, 4]
+
+
+def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path):
+    model = tiny_llama(50)
+    before = weights(model)
+
+    def broken(logps_RT, batch):
+        loss = objective(logps_RT, batch)
+        return loss._replace(loss_B=loss.loss_B * float("nan"))
+
+    with pytest.raises(SepoError, match=r"gradient is not finite at step 1 \(pairs .*\); that step was not taken"):
+        train(tmp_path, objective=broken, model=model)
+    assert torch.equal(weights(model), before)
+
+
+def test_logging_steps_average_over_the_steps_between(tmp_path):
+    train(tmp_path / "a", batch_size=5)
+    train(tmp_path / "b", batch_size=5, logging_steps=2)
+    every, second = read_metrics(tmp_path / "a"), read_metrics(tmp_path / "b")
+    assert [record["step"] for record in second] == [2, 4]
+    for name in ("loss", "accuracy", "chosen_reward"):
+        assert second[0][name] == pytest.approx((every[0][name] + every[1][name]) / 2, abs=1e-5)
+
+
+def test_metrics_are_json_lines_with_the_loss_of_the_batch(tmp_path):
+    train(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    wanted = {"phase", "step", "loss", "accuracy", "chosen_reward", "rejected_reward", "reward_margin"}
+    assert wanted | {"learning_rate", "gradient_norm"} == set(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "steps", "text"),
+    [
+        (640, {"batch_size": 8}, 80, "640 pairs = 80 steps (80 x 8), 4 of them warm-up"),
+        (645, {"batch_size": 8, "num_train_epochs": 2}, 162, "645 pairs = 81 steps (80 x 8 + 1 x 5) x 2 epochs = 162 steps, 9 of them warm-up"),
+        (10, {"batch_size": 128}, 1, "10 pairs = 1 steps (1 x 10), 1 of them warm-up"),
+        (640, {"batch_size": 8, "max_steps": 100}, 100, "640 pairs = 80 steps (80 x 8) x 2 epochs = 160 steps, stopped after 100, 5 of them warm-up"),
+    ],
+)  # fmt: skip
+def test_the_schedule_says_its_sum(pairs, settings, steps, text):
+    schedule = make_schedule(pairs, OptimizerConfig(**settings))
+    assert schedule.steps == steps
+    assert str(schedule) == text
+
+
+def test_an_epoch_takes_every_pair_once():
+    schedule = make_schedule(10, OptimizerConfig(batch_size=4, num_train_epochs=2))
+    order = list(range(10))
+    assert [len(schedule.step_of(order, step)) for step in range(6)] == [4, 4, 2, 4, 4, 2]
+    assert sorted(sum((schedule.step_of(order, step) for step in range(3, 6)), [])) == order
+    assert [schedule.epoch_of(step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_pairs_that_are_long_alone_still_train(tmp_path):
+    examples = [whole(token_pair(0, [1] * 20, [2] * 30, [3] * 10))]
+    config = OptimizerConfig(**{**SETTINGS, "max_tokens_per_device": 2})
+    last = fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=Quiet())
+    assert math.isfinite(last["loss"])

@@ -1,0 +1,56 @@
+"""The slow, obvious truth: plain Python floats, one response and one token at a time. Numerical tests compare with it."""
+
+import math
+
+
+def log_softmax(logits):
+    highest = max(logits)
+    total = math.log(sum(math.exp(x - highest) for x in logits))
+    return [x - highest - total for x in logits]
+
+
+def response_logps(model, prompt_ids, response_ids):
+    """log p(y_i | q, y_<i) for every response token, from one unpadded row."""
+    import torch
+
+    ids = [int(i) for i in prompt_ids] + [int(i) for i in response_ids]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0].double().tolist()
+    logps = []
+    for place in range(len(prompt_ids), len(ids)):
+        logps.append(log_softmax(logits[place - 1])[ids[place]])
+    return logps
+
+
+def select(scores, ratio, highest):
+    """Places of the ceil(ratio * n) best tokens (at least one), the earlier one first among equals."""
+    wanted = max(1, math.ceil(round(ratio * len(scores), 6)))
+    places = sorted(range(len(scores)), key=lambda i: (-scores[i] if highest else scores[i], i))
+    return sorted(places[:wanted])
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x)) if x > -30 else x
+
+
+def sepo_loss(chosen_logps, rejected_logps, chosen_selected, rejected_selected, gamma, margin):
+    u_chosen = gamma / len(chosen_selected) * sum(chosen_logps[i] for i in chosen_selected)
+    u_rejected = gamma / len(rejected_selected) * sum(rejected_logps[i] for i in rejected_selected)
+    return -log_sigmoid(u_chosen - u_rejected - margin)
+
+
+def simpo_loss(chosen_logps, rejected_logps, beta, gamma):
+    """SimPO as its paper writes it (arXiv 2405.14734 Eq. 6)."""
+    chosen = beta / len(chosen_logps) * sum(chosen_logps)
+    rejected = beta / len(rejected_logps) * sum(rejected_logps)
+    return -log_sigmoid(chosen - rejected - gamma)
+
+
+def dpo_loss(chosen_logps, rejected_logps, chosen_reference, rejected_reference, beta):
+    chosen = sum(chosen_logps) - sum(chosen_reference)
+    rejected = sum(rejected_logps) - sum(rejected_reference)
+    return -log_sigmoid(beta * (chosen - rejected))
+
+
+def scores(oracle_logps, reference_logps):
+    return [ours - theirs for ours, theirs in zip(oracle_logps, reference_logps, strict=True)]

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.errors import SepoError
+from stages.store.files import hash_file, hash_json, whole_folder, write_json, write_whole
+from stages.store.manifest import Input, open_run, read_manifest
+
+INPUTS = {"dataset": Input("pairs.jsonl", "sha256:aa")}
+
+
+def claim(folder, settings=None, inputs=None, *, stage="score", overwrite=False):
+    return open_run(folder, stage, settings or {"max_length": 512}, inputs or INPUTS, overwrite=overwrite)
+
+
+def finish(run, files=("a.txt",)):
+    for name in files:
+        (run.folder / name).write_text("x")
+    run.finish(files=list(files), device="cpu", counts={"kept": 3})
+
+
+def test_a_finished_run_is_not_redone(tmp_path):
+    finish(claim(tmp_path / "out"))
+    assert claim(tmp_path / "out").finished
+    manifest = read_manifest(tmp_path / "out", "score", "run it")
+    assert manifest["settings"] == {"max_length": 512}
+    assert manifest["counts"] == {"kept": 3}
+    assert manifest["made_by"]["device"] == "cpu"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.txt", "manifest.json"}
+
+
+def test_an_unfinished_run_goes_on(tmp_path):
+    claim(tmp_path / "out")
+    (tmp_path / "out/part.txt").write_text("x")
+    assert not claim(tmp_path / "out").finished
+    assert (tmp_path / "out/part.txt").exists()
+
+
+def test_a_promised_file_that_is_gone_reopens_the_run(tmp_path):
+    finish(claim(tmp_path / "out"), ["a.txt", "b.txt"])
+    (tmp_path / "out/a.txt").unlink()
+    assert not claim(tmp_path / "out").finished
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert (tmp_path / "out/b.txt").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("settings", "inputs", "stage", "said"),
+    [
+        ({"max_length": 256}, INPUTS, "score", "max_length is 512 there and 256 here"),
+        ({"max_length": 512, "seed": 1}, INPUTS, "score", "seed is None there and 1 here"),
+        ({"max_length": 512}, {"dataset": Input("pairs.jsonl", "sha256:bb")}, "score", "the dataset differs"),
+        ({"max_length": 512}, INPUTS, "train-oracle", "of `sepo score`, not of `sepo train-oracle`"),
+    ],
+)
+def test_another_run_is_refused_and_its_difference_named(tmp_path, finished, settings, inputs, stage, said):
+    run = claim(tmp_path / "out")
+    if finished:
+        finish(run)
+    before = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    with pytest.raises(SepoError) as caught:
+        claim(tmp_path / "out", settings, inputs, stage=stage)
+    assert caught.value.message == f"{tmp_path / 'out'} holds another run: {said}"
+    assert "--overwrite" in caught.value.hint
+    assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == before
+
+
+def test_overwrite_replaces_another_run_and_keeps_the_same_one(tmp_path):
+    finish(claim(tmp_path / "out"))
+    assert claim(tmp_path / "out", overwrite=True).finished
+    run = claim(tmp_path / "out", {"max_length": 1}, overwrite=True)
+    assert not run.finished
+    assert not (tmp_path / "out/a.txt").exists()
+
+
+def test_names_and_paths_do_not_enter_the_fingerprint(tmp_path):
+    here = claim(tmp_path / "a")
+    there = claim(tmp_path / "b", inputs={"dataset": Input("/elsewhere/pairs.jsonl", "sha256:aa")})
+    assert here.fingerprint == there.fingerprint
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_other_things_is_never_touched(tmp_path, overwrite):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SepoError, match="is not empty and holds no run of sepo"):
+        claim(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SepoError, match=r"cannot write to .*file/out: Not a directory"):
+        claim(tmp_path / "file/out")
+
+
+def test_reading_an_unfinished_or_foreign_stage(tmp_path):
+    with pytest.raises(SepoError, match="there is no folder"):
+        read_manifest(tmp_path / "none", "score", "run it")
+    run = claim(tmp_path / "out")
+    with pytest.raises(SepoError, match=r"has no manifest\.json: the stage never finished there"):
+        read_manifest(tmp_path / "out", "score", "run it")
+    finish(run)
+    with pytest.raises(SepoError, match="was made by `sepo score`, not by `sepo train-oracle`"):
+        read_manifest(tmp_path / "out", "train-oracle", "run it")
+
+
+def test_a_broken_manifest_is_one_line(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(SepoError, match=r"cannot read .*manifest\.json"):
+        claim(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.json"
+    write_json(target, {"a": 1})
+
+    def fail(temporary: Path):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SepoError, match=r"cannot write .*a\.json: No space left on device"):
+        write_whole(target, fail)
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "model") as temporary:
+        (temporary / "half").write_text("")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").write_text("w")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"]
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "abc") == expected
+    assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+    assert hash_json({"a": 1}) != hash_json({"a": 2})
