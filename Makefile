@@ -1,2 +1,131 @@
-# `make all` installs sepo and runs the whole pipeline: on the built-in demo, or on MODEL and DATASET.
-# `make test` installs and passes the tests. `make help` lists the rest.
+# make all    install, then run the whole pipeline: on the built-in demo, or on MODEL and DATASET
+# make test   install, then pass the tests
+# make help   the other targets and the variables
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+SEPO := $(VENV)/bin/sepo
+
+ifneq ($(MODEL)$(DATASET),)
+# --- your own run: make all MODEL=... DATASET=... [ORACLE_MODEL=...] [OUT=...] ---
+ifeq ($(and $(MODEL),$(DATASET)),)
+$(error MODEL and DATASET go together: make all MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATASET=pairs.jsonl)
+endif
+OUT ?= runs/$(notdir $(MODEL))
+ORACLE_MODEL ?= $(MODEL)
+LAST := $(OUT)/policy/manifest.json
+else
+# --- the demo: an untrained tiny model becomes the reference, which is also where every policy starts ---
+OUT ?= runs/demo
+DATASET := $(OUT)/demo/train.jsonl
+ORACLE_MODEL := $(OUT)/demo/model
+MODEL := $(OUT)/oracle/reference
+DEMO := $(OUT)/demo/manifest.json
+LAST := $(OUT)/report/manifest.json
+ORACLE_ARGS ?= --sft-epochs 4 --sft-learning-rate 3e-3 --sft-batch-size 32 --num-train-epochs 4 --learning-rate 1e-4 --batch-size 32 --max-tokens-per-device 8192
+SCORE_ARGS ?= --max-tokens-per-device 16384
+POLICY_ARGS ?= --num-train-epochs 2 --learning-rate 1e-4 --batch-size 32 --max-tokens-per-device 8192
+endif
+DEMO_ARGS ?=
+REPORT_ARGS ?=
+
+.PHONY: all oracle scores policy install test check format help clean FORCE
+.DELETE_ON_ERROR:
+
+all: $(LAST)
+oracle: $(OUT)/oracle/manifest.json
+scores: $(OUT)/scores/manifest.json
+policy: $(OUT)/policy/manifest.json
+
+# A stage is redone when its variables change: they are kept in a file that is rewritten only when they differ.
+$(OUT)/.%.args: FORCE
+	@mkdir -p $(OUT); printf '%s\n' "$$ARGS" | cmp -s - $@ || printf '%s\n' "$$ARGS" > $@
+
+$(OUT)/.demo.args: export ARGS = $(DEMO_ARGS)
+$(OUT)/.oracle.args: export ARGS = $(ORACLE_MODEL) $(DATASET) $(ORACLE_ARGS)
+$(OUT)/.scores.args: export ARGS = $(DATASET) $(SCORE_ARGS)
+$(OUT)/.policy.args: export ARGS = $(MODEL) $(POLICY_ARGS)
+$(OUT)/.report.args: export ARGS = $(REPORT_ARGS)
+
+# --overwrite replaces what another setting made; the same settings are never redone, and an interrupted stage goes on.
+# The manifest is touched because a stage with nothing to do leaves it as old as it was.
+$(OUT)/demo/manifest.json: $(OUT)/.demo.args | install
+	$(SEPO) make-demo --output-dir $(@D) --overwrite $(DEMO_ARGS)
+	@touch $@
+
+$(OUT)/oracle/manifest.json: $(OUT)/.oracle.args $(DEMO) $(wildcard $(ORACLE_MODEL)/config.json) | install
+	$(SEPO) train-oracle --model $(ORACLE_MODEL) --dataset $(DATASET) --output-dir $(@D) --overwrite $(ORACLE_ARGS)
+	@touch $@
+
+$(OUT)/scores/manifest.json: $(OUT)/.scores.args $(OUT)/oracle/manifest.json | install
+	$(SEPO) score --oracle $(OUT)/oracle --dataset $(DATASET) --output-dir $(@D) --overwrite $(SCORE_ARGS)
+	@touch $@
+
+TRAIN_POLICY = $(SEPO) train-policy --model $(MODEL) --scores $(OUT)/scores --output-dir $(@D) --overwrite $(POLICY_ARGS)
+
+$(OUT)/policy/manifest.json: $(OUT)/.policy.args $(OUT)/scores/manifest.json | install
+	$(TRAIN_POLICY)
+	@touch $@
+
+$(OUT)/policy-simpo/manifest.json: $(OUT)/.policy.args $(OUT)/scores/manifest.json | install
+	$(TRAIN_POLICY) --objective simpo
+	@touch $@
+
+$(OUT)/policy-random/manifest.json: $(OUT)/.policy.args $(OUT)/scores/manifest.json | install
+	$(TRAIN_POLICY) --select random
+	@touch $@
+
+$(OUT)/report/manifest.json: $(OUT)/.report.args $(foreach p,policy policy-simpo policy-random,$(OUT)/$(p)/manifest.json) | install
+	$(SEPO) demo-report --demo $(OUT)/demo --scores $(OUT)/scores --reference $(OUT)/oracle/reference \
+	  --model oracle=$(OUT)/oracle/oracle --model sepo=$(OUT)/policy --model simpo=$(OUT)/policy-simpo \
+	  --model random=$(OUT)/policy-random --output-dir $(@D) --overwrite $(REPORT_ARGS)
+	@touch $@
+
+# A data set that is a local file is a dependency too; a hub name is not.
+ifeq ($(DEMO),)
+$(OUT)/oracle/manifest.json $(OUT)/scores/manifest.json: $(wildcard $(DATASET))
+endif
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+format: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report .demo.args .oracle.args .scores.args .policy.args .report.args)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+help:
+	@echo 'make all      the pipeline on the built-in demo, into runs/demo'
+	@echo 'make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]'
+	@echo '              the pipeline on a model and a preference data set (folders, files or hub names)'
+	@echo 'make oracle, make scores, make policy'
+	@echo '              the same, up to that stage'
+	@echo 'make test     the tests'
+	@echo 'make check    format, lint, types and tests'
+	@echo 'make format   repair format and lint where a tool can'
+	@echo 'make clean    remove the stages of OUT and the caches'
+	@echo
+	@echo 'Further options of a stage go into ORACLE_ARGS, SCORE_ARGS, POLICY_ARGS, DEMO_ARGS, REPORT_ARGS, such as'
+	@echo "  make all MODEL=M DATASET=D ORACLE_ARGS='--learning-rate 1e-6' POLICY_ARGS='--chosen-ratio 0.1'"
+	@echo 'A second `make all` does nothing; a changed variable redoes its stage and what depends on it.'

@@ -31,12 +31,26 @@ class TaskContext(Protocol):
     def __exit__(self, *exc: object) -> bool | None: ...
 
 
+class Table(NamedTuple):
+    """A result with columns: every row has one text for each column."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """The table as GitHub shows it, with its title above."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 class Summary(NamedTuple):
     """The end of a stage: a title and (label, value) rows for a table. `fresh` is False where nothing was to be done."""
 
     title: str
     rows: list[tuple[str, str]]
     fresh: bool = True
+    tables: tuple[Table, ...] = ()
 
 
 class Quiet:

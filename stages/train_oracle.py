@@ -7,6 +7,7 @@
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from stages.configs import OracleConfig, content_settings
-from stages.currency import Example, PairLogps, ScoredPair, TokenPair
+from stages.currency import Dropped, Example, Pair, PairLogps, ScoredPair, TokenPair
 from stages.data.dataset import Counts, tokenise
 from stages.data.encode import Encoder
 from stages.data.layouts import read_conversations, read_pairs
@@ -50,6 +51,48 @@ class Split(NamedTuple):
     held_out: list[TokenPair]
 
 
+class Job(NamedTuple):
+    """What every part of the stage needs."""
+
+    config: OracleConfig
+    accelerator: Accelerator
+    work: Run
+    tokenizer: Any
+    reporter: Reporter
+
+    def load(self, folder: Path) -> Any:
+        """A model on this process's device."""
+        return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
+
+    def save(self, model: Any, name: str) -> None:
+        if self.accelerator.is_main_process:
+            save_model(model, self.tokenizer, self.work.folder / name)
+        self.accelerator.wait_for_everyone()
+
+    def done(self, phase: str, name: str) -> bool:
+        """Whether an earlier attempt has written this model already."""
+        if not (self.work.folder / name).exists():
+            return False
+        self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
+        return True
+
+    def tokenise(self, pairs: Iterable[Pair | Dropped], name: str) -> tuple[list[TokenPair], Counts]:
+        encoder = Encoder(self.tokenizer)
+        return tokenise(pairs, encoder, max_length=self.config.max_length, name=name, reporter=self.reporter)
+
+    def logps(self, model: Any, pairs: list[TokenPair], title: str) -> list[PairLogps]:
+        """Log-probs of the pairs' responses under one model."""
+        with self.reporter.task(title, len(pairs), "pairs") as task:
+            [logps] = response_logps(
+                [model],
+                pairs,
+                max_tokens=self.config.max_tokens_per_device,
+                device=self.accelerator.device,
+                task=task,
+            )
+        return logps
+
+
 class Verdict(NamedTuple):
     """What the held-out pairs say of an oracle."""
 
@@ -76,18 +119,23 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     if work.finished:
         return Summary(f"oracle in {folder}", [("already finished", str(folder / "manifest.json"))], fresh=False)
 
-    encoder = Encoder(tokenizer)
-    pairs, counts = tokenise(
-        read_pairs(config.dataset), encoder, max_length=config.max_length, name=config.dataset, reporter=reporter
-    )
+    job = Job(config, accelerator, work, tokenizer, reporter)
+    pairs, counts = job.tokenise(read_pairs(config.dataset), config.dataset)
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
+    left_out = len(pairs) - len(split.held_out) - len(split.train)
     reporter.say(
         f"{len(pairs):,} pairs = {len(split.held_out):,} held out + {len(split.train):,} to train on"
-        f" + {len(pairs) - len(split.held_out) - len(split.train):,} left out by data_fraction {config.data_fraction}"
+        + (f" + {left_out:,} left out by data_fraction {config.data_fraction}" if left_out else "")
     )
-    sft_counts = _make_reference(config, accelerator, work, model_folder, tokenizer, encoder, split, reporter)
-    verdict = _make_oracle(config, accelerator, work, tokenizer, split, reporter)
-    return _conclude(config, accelerator, work, tokenizer, split, counts, sft_counts, verdict, reporter)
+    sft_counts = _make_reference(job, model_folder, split)
+    verdict = _make_oracle(job, split)
+    all_counts = {
+        "dataset": counts.as_json(),
+        "sft_dataset": sft_counts.as_json() if sft_counts else None,
+        "train": len(split.train),
+        "held_out": len(split.held_out),
+    }
+    return _conclude(job, all_counts, verdict)
 
 
 def split_pairs(pairs: list[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
@@ -114,89 +162,64 @@ def _inputs(config: OracleConfig, model_folder: Path, tokenizer: Any) -> dict[st
     return inputs
 
 
-def _make_reference(
-    config: OracleConfig,
-    accelerator: Accelerator,
-    work: Run,
-    model_folder: Path,
-    tokenizer: Any,
-    encoder: Encoder,
-    split: Split,
-    reporter: Reporter,
-) -> Counts | None:
-    """Write O/reference, if an earlier attempt has not done so already: the model after SFT, or as it is."""
-    conversations, counts = _sft_data(config, encoder, split, reporter)
-    if (work.folder / REFERENCE).exists():
-        reporter.say(f"sft: {work.folder / REFERENCE} is there already")
+def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None:
+    """Write O/reference: the model after SFT, or as it is. Returns the counts of the SFT data set, if there is one."""
+    config = job.config
+    conversations, counts = _sft_data(job, split)
+    if job.done("sft", REFERENCE):
         return counts
-    model = load_model(model_folder, trust_remote_code=config.trust_remote_code)
+    model = job.load(model_folder)
     if config.sft_epochs:
-        phase_config = replace(
-            config,
-            learning_rate=config.sft_learning_rate,
-            batch_size=config.sft_batch_size,
-            num_train_epochs=config.sft_epochs,
-        )
         fit(
             model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
             lambda logps_RT, batch: sft(logps_RT, batch.weights_RT),
-            phase_config,
+            replace(
+                config,
+                learning_rate=config.sft_learning_rate,
+                batch_size=config.sft_batch_size,
+                num_train_epochs=config.sft_epochs,
+            ),
             phase="sft",
-            folder=work.folder,
-            reporter=reporter,
+            folder=job.work.folder,
+            reporter=job.reporter,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
-    _save(accelerator, model, tokenizer, work.folder / REFERENCE)
+    job.save(model, REFERENCE)
     return counts
 
 
-def _sft_data(
-    config: OracleConfig, encoder: Encoder, split: Split, reporter: Reporter
-) -> tuple[list[TokenPair], Counts | None]:
+def _sft_data(job: Job, split: Split) -> tuple[list[TokenPair], Counts | None]:
     """What the reference is trained on: a data set of its own, or the chosen responses of the training pairs."""
-    if not config.sft_epochs or not config.sft_dataset:
+    source = job.config.sft_dataset
+    if source is None or not job.config.sft_epochs:
         return split.train, None
-    source = config.sft_dataset
-    return tokenise(
-        read_conversations(source), encoder, max_length=config.max_length, name=source, reporter=reporter
-    )
+    return job.tokenise(read_conversations(source), source)
 
 
-def _make_oracle(
-    config: OracleConfig, accelerator: Accelerator, work: Run, tokenizer: Any, split: Split, reporter: Reporter
-) -> Verdict | None:
-    """Write O/oracle and judge it on the held-out pairs (None if none were held out)."""
-    model = load_model(work.folder / REFERENCE, trust_remote_code=config.trust_remote_code).to(accelerator.device)
-
-    def logps_of(pairs: list[TokenPair], title: str) -> list[PairLogps]:
-        with reporter.task(title, len(pairs), "pairs") as task:
-            [logps] = response_logps(
-                [model], pairs, max_tokens=config.max_tokens_per_device, device=accelerator.device, task=task
-            )
-            return logps
-
-    held_out_reference = logps_of(split.held_out, "reference log-probs, held out")
-    if (work.folder / ORACLE).exists():
-        reporter.say(f"dpo: {work.folder / ORACLE} is there already")
-        model = load_model(work.folder / ORACLE, trust_remote_code=config.trust_remote_code).to(accelerator.device)
+def _make_oracle(job: Job, split: Split) -> Verdict | None:
+    """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
+    config = job.config
+    model = job.load(job.work.folder / REFERENCE)
+    held_out_reference = job.logps(model, split.held_out, "reference, held-out pairs")
+    if job.done("dpo", ORACLE):
+        model = job.load(job.work.folder / ORACLE)
     else:
-        examples = with_reference(split.train, logps_of(split.train, "reference log-probs"))
         fit(
             model,
-            examples,
+            with_reference(split.train, job.logps(model, split.train, "reference, training pairs")),
             lambda logps_RT, batch: dpo(
                 logps_RT, batch.weights_RT, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
             config,
             phase="dpo",
-            folder=work.folder,
-            reporter=reporter,
+            folder=job.work.folder,
+            reporter=job.reporter,
         )
-        _save(accelerator, model, tokenizer, work.folder / ORACLE)
+        job.save(model, ORACLE)
     if not split.held_out:
         return None
-    oracle = logps_of(split.held_out, "oracle log-probs, held out")
+    oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
     return judge(split.held_out, oracle, held_out_reference, config.beta, embedding_rows(model))
 
 
@@ -226,56 +249,34 @@ def judge(
     return Verdict(preference_accuracy(scores), mean_interval(margins), meter.read())
 
 
-def _conclude(
-    config: OracleConfig,
-    accelerator: Accelerator,
-    work: Run,
-    tokenizer: Any,
-    split: Split,
-    counts: Counts,
-    sft_counts: Counts | None,
-    verdict: Verdict | None,
-    reporter: Reporter,
-) -> Summary:
+def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summary:
     """Warn, write the manifest, and make the summary."""
-    rows = [
-        ("trained on", f"{len(split.train):,} pairs"),
-        ("held out", f"{len(split.held_out):,} pairs"),
-    ]
-    warnings: list[str] = []
+    folder = job.work.folder
+    rows = [("trained on", f"{counts['train']:,} pairs"), ("held out", f"{counts['held_out']:,} pairs")]
     results: dict[str, Any] = {}
     if verdict is None:
-        warnings.append("no pair was held out (eval_fraction 0): nothing tells whether the oracle learnt")
+        warnings = ["no pair was held out (eval_fraction 0): nothing tells whether the oracle learnt"]
     else:
-        token = tokenizer.decode([verdict.drift.worst_id]) if verdict.drift.worst_id >= 0 else ""
-        warnings += _warnings(verdict, token)
+        token = job.tokenizer.decode([verdict.drift.worst_id]) if verdict.drift.worst_id >= 0 else ""
+        warnings = _warnings(verdict, token)
         rows += [
             ("held-out accuracy", f"{verdict.accuracy:.3f}"),
             ("held-out reward margin", f"{verdict.margin:+.3f}"),
             *verdict.drift.rows(token),
         ]
-        results = {
-            "accuracy": verdict.accuracy,
-            "reward_margin": verdict.margin,
-            "drift": {**verdict.drift._asdict(), "worst_token": token},
-        }
+        results = {**verdict._asdict(), "drift": {**verdict.drift._asdict(), "worst_token": token}}
     for warning in warnings:
-        reporter.warn(warning)
-    rows += [("reference", str(work.folder / REFERENCE)), ("oracle", str(work.folder / ORACLE))]
-    if accelerator.is_main_process:
-        work.finish(
+        job.reporter.warn(warning)
+    if job.accelerator.is_main_process:
+        job.work.finish(
             files=[f"{REFERENCE}/config.json", f"{ORACLE}/config.json", "metrics.jsonl"],
-            device=str(accelerator.device),
-            counts={
-                "dataset": counts.as_json(),
-                "sft_dataset": sft_counts.as_json() if sft_counts else None,
-                "train": len(split.train),
-                "held_out": len(split.held_out),
-            },
+            device=str(job.accelerator.device),
+            counts=counts,
             results=results,
             warnings=warnings,
         )
-    return Summary(f"oracle in {work.folder}", rows)
+    rows += [("reference", str(folder / REFERENCE)), ("oracle", str(folder / ORACLE))]
+    return Summary(f"oracle in {folder}", rows)
 
 
 def _warnings(verdict: Verdict, token: str) -> list[str]:
@@ -288,9 +289,3 @@ def _warnings(verdict: Verdict, token: str) -> list[str]:
     if verdict.drift.large:
         warnings.append(verdict.drift.warning(token))
     return warnings
-
-
-def _save(accelerator: Accelerator, model: Any, tokenizer: Any, folder: Path) -> None:
-    if accelerator.is_main_process:
-        save_model(model, tokenizer, folder)
-    accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.model.batches import longest
+from stages.model.card import write_card
 from stages.model.folders import (
     embedding_rows,
     load_model,
@@ -29,7 +30,6 @@ from stages.model.folders import (
     tokenizer_hash,
     vocabulary_hash,
 )
-from stages.model.card import write_card
 from stages.model.loop import fit
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
@@ -58,9 +58,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         "scores": Input(config.scores, scores.fingerprint),
     }
     with accelerator.main_process_first():
-        work = open_run(
-            Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite
-        )
+        work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
     if work.finished:
         return Summary(f"policy in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
     warnings = _warnings(tokenizer, scores)
@@ -117,9 +115,7 @@ def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
     ]
 
 
-def _examples(
-    scores: Scores, rule: Rule, max_length: int, reporter: Reporter
-) -> tuple[list[Example], dict[str, Any]]:
+def _examples(scores: Scores, rule: Rule, max_length: int, reporter: Reporter) -> tuple[list[Example], dict[str, Any]]:
     """Read every shard, select, and count what was selected and what was too long."""
     examples: list[Example] = []
     too_long = 0
@@ -141,7 +137,9 @@ def _examples(
     counts |= {"tokens": tokens, "selected": selected}
     reporter.say(_equation(counts))
     if not examples:
-        raise SepoError(f"{scores.folder}: all {too_long:,} pairs are {next(iter(dropped), 'missing')}", hint="raise --max-length")
+        raise SepoError(
+            f"{scores.folder}: all {too_long:,} pairs are {next(iter(dropped), 'missing')}", hint="raise --max-length"
+        )
     return examples, counts
 
 

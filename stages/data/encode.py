@@ -36,6 +36,11 @@ class Encoder:
         self._control = _control_pattern(tokenizer)
         self._end_of_turn = _end_of_turn(tokenizer) if tokenizer.chat_template else None
 
+    @property
+    def end_of_turn(self) -> int | None:
+        """The id that ends every response, or None if the tokenizer has nothing for it."""
+        return self._tokenizer.eos_token_id if self._end_of_turn is None else self._end_of_turn
+
     def encode(self, pair: Pair) -> TokenPair | Dropped:
         """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
 
@@ -68,20 +73,17 @@ class Encoder:
     def _plain(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]], str]:
         if len(prompt) > 1:
             return [], [], NEEDS_TEMPLATE
-        eos = self._tokenizer.eos_token_id
         prompt_ids = list(self._tokenizer(prompt[0]["content"])["input_ids"])
-        if prompt_ids[-1:] == [eos]:
+        if prompt_ids[-1:] == [self._tokenizer.eos_token_id]:
             prompt_ids.pop()
-        end = [] if eos is None else [eos]
-        return prompt_ids, [self._tokenise(answer) + end for answer in answers], ""
+        return prompt_ids, [self._close(self._tokenise(answer)) for answer in answers], ""
 
     def _close(self, response: list[int]) -> list[int]:
         """Cut what the template writes after its end of turn (often a newline, which no model is asked to write)."""
-        if self._end_of_turn in response:
+        if self._end_of_turn is not None and self._end_of_turn in response:
             last = len(response) - 1 - response[::-1].index(self._end_of_turn)
             return response[: last + 1]
-        eos = self._tokenizer.eos_token_id
-        return response if eos is None else [*response, eos]
+        return response if self.end_of_turn is None else [*response, self.end_of_turn]
 
     def _tokenise(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

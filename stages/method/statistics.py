@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stages.currency import PairLogps
 
 Z_95: Final = 1.959964
+RESAMPLES: Final = 1000
 
 
 class Interval(NamedTuple):
@@ -37,6 +38,23 @@ def mean_interval(values: NDArray[np.floating]) -> Interval:
     mean = float(np.mean(values))
     half = Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_ratio(
+    numerators: NDArray[np.floating] | NDArray[np.integer],
+    denominators: NDArray[np.floating] | NDArray[np.integer],
+    *,
+    seed: int,
+) -> Interval:
+    """Sum over sum, such as tokens found / tokens planted, with a seeded percentile bootstrap over the items, (n,) each.
+
+    The items (pairs, responses) are drawn, not the tokens in them, which are not independent.
+    """
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, len(numerators), len(numerators)) for _ in range(RESAMPLES))
+    ratios = [numerators[draw].sum() / max(denominators[draw].sum(), 1e-12) for draw in draws]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high))
 
 
 def preference_accuracy(scores: Iterable[PairLogps]) -> Interval:

@@ -55,9 +55,7 @@ def _cost(examples: list[Example]) -> int:
     return rows * max(longest(example.pair) for example in examples)
 
 
-def _fill(
-    ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats
-) -> None:
+def _fill(ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats) -> None:
     start, end = len(prompt), len(prompt) + len(response)
     ids_T[:start], ids_T[start:end] = prompt, response
     attention_T[:end] = 1

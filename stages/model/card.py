@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.configs import PolicyConfig
-from stages.store.files import write_whole
+from stages.store.files import write_text
 
 TEMPLATE = """---
 library_name: transformers
@@ -56,7 +56,7 @@ def write_card(
         results=_table({name: f"{value:.6g}" for name, value in last.items()}),
         scores=inputs["scores"],
     )
-    write_whole(folder / "README.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    write_text(folder / "README.md", card)
 
 
 def _table(values: dict[str, Any]) -> str:

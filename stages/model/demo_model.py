@@ -19,6 +19,8 @@ PADDING: Final = "<pad>"
 END_OF_TURN: Final = "<|end|>"
 ROLES: Final = ("<|system|>", "<|user|>", "<|assistant|>")
 MOST_TOKENS: Final = 512
+_WEIGHT_SPREAD: Final = 0.06
+"""Llama's 0.02 suits widths of thousands; from it a width of 64 learnt no copying of the prompt's nouns in 300 steps"""
 
 _CHAT_TEMPLATE: Final = (
     "{{ bos_token }}"
@@ -80,7 +82,8 @@ def _model(tokenizer: Any, seed: int) -> Any:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=MOST_TOKENS,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
+        initializer_range=_WEIGHT_SPREAD,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

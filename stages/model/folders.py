@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import SepoError
@@ -65,7 +66,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise SepoError(f"{folder} holds no tokenizer that transformers can load: {_line(error)}", hint=REMEDY) from error
+        raise SepoError(
+            f"{folder} holds no tokenizer that transformers can load: {_line(error)}", hint=REMEDY
+        ) from error
 
 
 def load_model(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -88,7 +91,7 @@ def load_model(folder: Path, *, trust_remote_code: bool) -> Any:
             weights_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SepoError(f"cannot load {folder} as a causal language model: {_line(error)}", hint=REMEDY) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -126,7 +129,9 @@ def _download(name: str) -> Path:
         if not _weight_files(folder):
             folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, "pytorch_model*.bin"]))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise SepoError(f"there is no folder {name}, and the hub did not give it: {_line(error)}", hint=REMEDY) from error
+        raise SepoError(
+            f"there is no folder {name}, and the hub did not give it: {_line(error)}", hint=REMEDY
+        ) from error
     return folder
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import Batch, Example, PairLogps, TokenPair
@@ -25,16 +26,22 @@ def token_logps(model: Any, batch: Batch) -> Tensor:
         logits at         q2  y0  y1          (K positions: one before each weighted token of any row)
         logps     0   0   0   *   *   *   0   (* = log p of the id above it)
     """
-    needed_T = (batch.weights_RT != 0).any(dim=0)
-    targets_K = needed_T.nonzero().squeeze(-1)
+    targets_K = _targets(batch)
     logits_RKV = _logits(model, batch, targets_K - 1)
     ids_RK = batch.ids_RT[:, targets_K]
-    logps_RK = -torch.nn.functional.cross_entropy(
-        logits_RKV.float().flatten(0, 1), ids_RK.flatten(), reduction="none"
-    ).view_as(ids_RK)
-    logps_RT = torch.zeros_like(batch.weights_RT)
-    logps_RT = logps_RT.index_copy(1, targets_K, logps_RK)
-    return torch.where(batch.weights_RT != 0, logps_RT, 0.0)
+    logps_RK = -F.cross_entropy(logits_RKV.flatten(0, 1), ids_RK.flatten(), reduction="none").view_as(ids_RK)
+    return _at_targets(batch, targets_K, logps_RK)
+
+
+@torch.no_grad()
+def token_kl(model: Any, reference: Any, batch: Batch) -> Tensor:
+    """KL(model || reference) of the distribution each weighted token was drawn from, (R, T) nats; 0 elsewhere.
+
+    The exact sum over the vocabulary, which at a token depends on what precedes it and not on the token itself.
+    """
+    targets_K = _targets(batch)
+    ours_RKV, theirs_RKV = (F.log_softmax(_logits(each, batch, targets_K - 1), -1) for each in (model, reference))
+    return _at_targets(batch, targets_K, (ours_RKV.exp() * (ours_RKV - theirs_RKV)).sum(-1))
 
 
 @torch.no_grad()
@@ -64,14 +71,25 @@ def response_logps(
     return [[logps[place] for place in range(len(pairs))] for logps in found]
 
 
+def _targets(batch: Batch) -> Tensor:
+    """The positions at which some row has a weighted token, (K,)."""
+    return (batch.weights_RT != 0).any(dim=0).nonzero().squeeze(-1)
+
+
+def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
+    """Values of K positions put back among all T, and 0 wherever a row has no weighted token."""
+    values_RT = torch.zeros_like(batch.weights_RT).index_copy(1, targets_K, values_RK)
+    return torch.where(batch.weights_RT != 0, values_RT, 0.0)
+
+
 def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:
-    """Logits at some positions, (R, K, V), by the model's own head (so that soft-capping and scaling are its own)."""
+    """Logits at some positions, (R, K, V) float32, by the model's own head: soft-capping and scaling are its own."""
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
     if _keeps_logits(model):
-        logits: Tensor = model(**inputs, logits_to_keep=positions_K).logits
-        return logits
-    all_logits: Tensor = model(**inputs).logits
-    return all_logits[:, positions_K]
+        kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
+        return kept.float()
+    every: Tensor = model(**inputs).logits
+    return every[:, positions_K].float()
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -100,7 +100,7 @@ def fit(
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay
+        model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay, fused=True
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stages.currency import PairLoss
-from stages.store.files import write_whole
+from stages.store.files import write_text
 
 FILE = "metrics.jsonl"
 
@@ -76,5 +76,4 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _forget_after(path: Path, phase: str, step: int) -> None:
     """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on."""
     kept = [line for line in read_metrics(path.parent) if line["phase"] != phase or line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

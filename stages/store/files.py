@@ -42,15 +42,25 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise SepoError(f"cannot write {path}: {error.strerror or error}", hint="free the space, or use another folder") from error
+        raise SepoError(
+            f"cannot write {path}: {error.strerror or error}", hint="free the space, or use another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole, keys in the order given."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -161,7 +161,11 @@ def _check(row: ScoredPair, where: str) -> None:
     """Refuse a row whose parts do not fit together."""
     pair = row.pair
     prefix = f"{where}: pair {pair.pair_id}"
-    parts = {"prompt_ids": pair.prompt_ids, "chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
+    parts: dict[str, Any] = {
+        "prompt_ids": pair.prompt_ids,
+        "chosen_ids": pair.chosen_ids,
+        "rejected_ids": pair.rejected_ids,
+    }
     parts |= {"chosen_scores": row.scores.chosen, "rejected_scores": row.scores.rejected}
     for name, values in parts.items():
         if values is None or len(values) == 0:

@@ -88,16 +88,22 @@ def test_text_that_spells_a_control_token_is_dropped(chatml, place):
 
 
 def test_a_template_that_refuses_or_rewrites():
-    refuses = CHATML.replace("{% for", "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no') }}{% endif %}{% for", 1)
+    refuses = CHATML.replace(
+        "{% for", "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no') }}{% endif %}{% for", 1
+    )
     tokenizer = byte_level_tokenizer(refuses, eos_token="<|im_end|>")
     assert encode(tokenizer, user("x")) == Dropped(3, REFUSED)
-    rewrites = CHATML.replace("'assistant\n' }}", "'assistant\nthinking' }}").replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>")
+    rewrites = CHATML.replace("'assistant\n' }}", "'assistant\nthinking' }}").replace(
+        "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>"
+    )
     tokenizer = byte_level_tokenizer(rewrites, eos_token="<|im_end|>")
     assert encode(tokenizer, user("y")) == Dropped(3, NOT_CONTINUED)
 
 
 def test_a_template_that_strips_an_answer_to_nothing():
-    tokenizer = byte_level_tokenizer(CHATML.replace("message['content']", "message['content'].strip()"), eos_token="<|im_end|>")
+    tokenizer = byte_level_tokenizer(
+        CHATML.replace("message['content']", "message['content'].strip()"), eos_token="<|im_end|>"
+    )
     assert encode(tokenizer, user("what?"), "  It is ", " \n") == Dropped(3, EMPTY_RESPONSE)
     assert text_of(tokenizer, encode(tokenizer, user("what?"), "  It is ").chosen_ids) == "It is<|im_end|>"
 
@@ -124,7 +130,11 @@ def test_every_dropped_row_is_counted(chatml):
     assert [pair.pair_id for pair in pairs] == [0]
     assert counts.as_json()["dropped"] == {"chosen equals rejected": 1, "longer than 60 tokens": 1, CONTROL: 1}
     assert (counts.read, counts.kept) == (4, 1)
-    assert counts.tokens == {"prompt": len(pairs[0].prompt_ids), "chosen": len(pairs[0].chosen_ids), "rejected": len(pairs[0].rejected_ids)}
+    assert counts.tokens == {
+        "prompt": len(pairs[0].prompt_ids),
+        "chosen": len(pairs[0].chosen_ids),
+        "rejected": len(pairs[0].rejected_ids),
+    }
     assert str(counts).startswith("4 rows = 1 kept + 3 dropped (")
 
 

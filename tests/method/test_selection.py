@@ -20,7 +20,16 @@ def floats(*values):
 
 @pytest.mark.parametrize(
     ("length", "ratio", "count"),
-    [(10, 0.3, 3), (30, 0.1, 3), (11, 0.3, 4), (1, 0.3, 1), (7, 1.0, 7), (100, 0.001, 1), (1000, 0.003, 3), (3, 0.5, 2)],
+    [
+        (10, 0.3, 3),
+        (30, 0.1, 3),
+        (11, 0.3, 4),
+        (1, 0.3, 1),
+        (7, 1.0, 7),
+        (100, 0.001, 1),
+        (1000, 0.003, 3),
+        (3, 0.5, 2),
+    ],
 )
 def test_selected_count_is_the_ceiling_and_at_least_one(length, ratio, count):
     assert selected_count(length, ratio) == count
@@ -49,7 +58,10 @@ def test_selection_equals_the_reference(values, ratio):
 
 def test_random_selection_has_the_same_size_and_its_own_seed():
     scores = PairLogps(np.arange(40, dtype=np.float32), np.arange(30, dtype=np.float32))
-    draw = [select_random(scores, 0.3, 0.1, seed=seed, pair_id=pair_id) for seed, pair_id in [(0, 5), (0, 5), (1, 5), (0, 6)]]
+    draw = [
+        select_random(scores, 0.3, 0.1, seed=seed, pair_id=pair_id)
+        for seed, pair_id in [(0, 5), (0, 5), (1, 5), (0, 6)]
+    ]
     assert [(c.sum(), r.sum()) for c, r in draw] == [(12, 3)] * 4
     assert (draw[0][0] == draw[1][0]).all()
     assert (draw[0][0] != draw[2][0]).any()
@@ -60,6 +72,8 @@ def test_random_selection_does_not_look_at_the_scores():
     rising = PairLogps(np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32))
     falling = PairLogps(-rising.chosen, -rising.rejected)
     for ours, theirs in zip(
-        select_random(rising, 0.3, 0.3, seed=0, pair_id=1), select_random(falling, 0.3, 0.3, seed=0, pair_id=1), strict=True
+        select_random(rising, 0.3, 0.3, seed=0, pair_id=1),
+        select_random(falling, 0.3, 0.3, seed=0, pair_id=1),
+        strict=True,
     ):
         assert (ours == theirs).all()

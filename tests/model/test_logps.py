@@ -49,7 +49,9 @@ def test_two_models_are_kept_apart():
     both = response_logps([first, second], pairs, max_tokens=64, device=CPU, task=Quiet())
     for model, found in zip((first, second), both, strict=True):
         [alone] = response_logps([model], pairs, max_tokens=64, device=CPU, task=Quiet())
-        assert all((a.chosen == b.chosen).all() and (a.rejected == b.rejected).all() for a, b in zip(found, alone, strict=True))
+        assert all(
+            (a.chosen == b.chosen).all() and (a.rejected == b.rejected).all() for a, b in zip(found, alone, strict=True)
+        )
 
 
 def test_the_id_that_means_padding_elsewhere_is_a_token_like_any_other():

@@ -128,7 +128,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
     config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
     (tmp_path / "b").mkdir()
     with pytest.raises(Killed):
-        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path / "b", reporter=KilledAfter(steps))
+        fit(
+            tiny_llama(50),
+            examples,
+            objective,
+            config,
+            phase="test",
+            folder=tmp_path / "b",
+            reporter=KilledAfter(steps),
+        )
     resumed = train(tmp_path / "b", save_steps=2)
     assert torch.equal(weights(resumed), weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()

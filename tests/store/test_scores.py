@@ -14,7 +14,9 @@ def scored(pair, seed=0, reference=True):
     rng = np.random.default_rng(seed)
 
     def values():
-        return PairLogps(*(rng.normal(size=len(ids)).astype(np.float32) for ids in (pair.chosen_ids, pair.rejected_ids)))
+        return PairLogps(
+            *(rng.normal(size=len(ids)).astype(np.float32) for ids in (pair.chosen_ids, pair.rejected_ids))
+        )
 
     return ScoredPair(pair, values(), values() if reference else None)
 

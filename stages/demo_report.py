@@ -1,0 +1,209 @@
+"""`sepo demo-report`: what the planted truth says about selection, and about the policies it led to.
+
+Because the demo's token rewards are known, two tables can be made that no real data set allows: how many of the
+planted key tokens a selection found, and how much true reward a policy gained for how much divergence.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from stages.configs import DemoReportConfig, content_settings
+from stages.currency import Ids, TokenPair
+from stages.data.dataset import tokenise
+from stages.data.encode import Encoder
+from stages.data.layouts import read_pairs
+from stages.errors import SepoError
+from stages.method.selection import Mask, select_key_tokens, select_random
+from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
+from stages.model.batches import collate, micro_batches, whole
+from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
+from stages.model.generate import sample
+from stages.model.logps import token_kl
+from stages.reporting import Reporter, Summary, Table
+from stages.store.files import hash_file, write_json, write_text
+from stages.store.manifest import Input, open_run, read_manifest
+from stages.store.scores import Scores, open_scores
+
+STAGE: Final = "demo-report"
+RATIOS: Final = (0.1, 0.3, 0.5)
+MAX_NEW_TOKENS: Final = 64
+SAMPLE_BATCH: Final = 256
+KL_TOKENS: Final = 8192
+
+
+class Finding(NamedTuple):
+    """How many of the planted key tokens a selection found, for one side and ratio."""
+
+    side: str
+    ratio: float
+    oracle: Interval
+    chance: Interval
+    limit: float
+    """the most that so few selected tokens could find"""
+
+
+class Gain(NamedTuple):
+    """What a policy's samples are worth."""
+
+    name: str
+    reward: Interval
+    """summed planted reward of a response"""
+    length: Interval
+    """tokens of a response, without its end of turn"""
+    kl: Interval
+    """KL from the reference per token, nats, on the policy's own samples"""
+    ended: float
+    """share of responses that ended by themselves"""
+
+
+def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
+    """Make both tables and write them as report.json and report.md."""
+    demo = Path(config.demo)
+    read_manifest(demo, "make-demo", "run `sepo make-demo` first")
+    scores = open_scores(Path(config.scores))
+    folders = {"reference": resolve_model(config.reference)} | _named(config.models)
+    inputs = {name: Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
+    inputs |= {
+        "scores": Input(config.scores, scores.fingerprint),
+        "truth": Input(str(demo), hash_file(demo / "truth.json")),
+        "dataset": Input(str(demo / "test.jsonl"), hash_file(demo / "test.jsonl")),
+    }
+    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+    if work.finished:
+        return Summary(f"report in {work.folder}", [("already finished", str(work.folder / "report.md"))], fresh=False)
+
+    device = Accelerator().device
+    tokenizer = load_tokenizer(folders["reference"], trust_remote_code=False)
+    rewards_V = _reward_of_ids(demo, tokenizer)
+    findings = _findings(scores, rewards_V, config.seed, reporter)
+    gains = _gains(config, folders, tokenizer, rewards_V, device, reporter)
+    tables = (_finding_table(findings), _gain_table(gains, config.samples))
+    report = {"findings": [f._asdict() for f in findings], "policies": [g._asdict() for g in gains]}
+    write_json(work.folder / "report.json", report)
+    write_text(work.folder / "report.md", "\n".join(table.markdown() for table in tables))
+    work.finish(files=["report.json", "report.md"], device=str(device), results=report)
+    return Summary(f"report in {work.folder}", [("written", str(work.folder / "report.md"))], tables=tables)
+
+
+def _named(models: tuple[str, ...]) -> dict[str, Path]:
+    folders = {}
+    for item in models:
+        name, _, folder = item.partition("=")
+        if name in folders or name == "reference":
+            raise SepoError(f"two models are named {name!r}", hint="give each --model a name of its own")
+        folders[name] = resolve_model(folder)
+    return folders
+
+
+def _reward_of_ids(demo: Path, tokenizer: Any) -> NDArray[np.float64]:
+    """Planted reward of every token id; one word of the demo is one token."""
+    truth = json.loads((demo / "truth.json").read_text(encoding="utf-8"))
+    rewards_V = np.zeros(len(tokenizer))
+    for word, reward in truth.items():
+        rewards_V[tokenizer.convert_tokens_to_ids(word)] = reward
+    return rewards_V
+
+
+def _findings(scores: Scores, rewards_V: NDArray[np.float64], seed: int, reporter: Reporter) -> list[Finding]:
+    rows = list(scores.rows())
+    planted = {
+        "chosen": [rewards_V[row.pair.chosen_ids] > 0 for row in rows],
+        "rejected": [rewards_V[row.pair.rejected_ids] < 0 for row in rows],
+    }
+    findings = []
+    for ratio in RATIOS:
+        by_score = [select_key_tokens(row.scores, ratio, ratio) for row in rows]
+        by_chance = [select_random(row.scores, ratio, ratio, seed=seed, pair_id=row.pair.pair_id) for row in rows]
+        for place, side in enumerate(("chosen", "rejected")):
+            oracle, chance = [pair[place] for pair in by_score], [pair[place] for pair in by_chance]
+            totals = np.array([key.sum() for key in planted[side]])
+            limit = np.minimum(totals, [mask.sum() for mask in oracle]).sum() / totals.sum()
+            found, luck = (_recall(planted[side], masks, seed) for masks in (oracle, chance))
+            findings.append(Finding(side, ratio, found, luck, float(limit)))
+    return findings
+
+
+def _recall(planted: list[Mask], selected: list[Mask], seed: int) -> Interval:
+    """Share of all planted tokens that were selected, with a bootstrap interval over pairs."""
+    found = np.array([(key & mask).sum() for key, mask in zip(planted, selected, strict=True)])
+    return bootstrap_ratio(found, np.array([key.sum() for key in planted]), seed=seed)
+
+
+def _gains(
+    config: DemoReportConfig,
+    folders: dict[str, Path],
+    tokenizer: Any,
+    rewards_V: NDArray[np.float64],
+    device: torch.device,
+    reporter: Reporter,
+) -> list[Gain]:
+    encoder = Encoder(tokenizer)
+    source = str(Path(config.demo) / "test.jsonl")
+    pairs, _ = tokenise(read_pairs(source), encoder, max_length=2**31, name=source, reporter=reporter)
+    prompts = [pairs[number % len(pairs)].prompt_ids for number in range(config.samples)]
+    reference = load_model(folders["reference"], trust_remote_code=False).to(device)
+    gains = []
+    with reporter.task("sample", len(folders) * len(prompts), "responses") as task:
+        for name, folder in folders.items():
+            model = load_model(folder, trust_remote_code=False).to(device)
+            answers = sample(
+                model,
+                prompts,
+                end_of_turn=encoder.end_of_turn,
+                max_new_tokens=MAX_NEW_TOKENS,
+                batch_size=SAMPLE_BATCH,
+                seed=config.seed,
+                task=task,
+            )
+            kl = _kl_per_token(model, reference, prompts, answers, device, config.seed)
+            gains.append(_gain(name, answers, encoder.end_of_turn, kl, rewards_V))
+    return gains
+
+
+def _gain(name: str, answers: list[Ids], end_of_turn: int | None, kl: Interval, rewards_V: NDArray[np.float64]) -> Gain:
+    ended = np.array([answer[-1] == end_of_turn for answer in answers])
+    return Gain(
+        name,
+        reward=mean_interval(np.array([rewards_V[answer].sum() for answer in answers])),
+        length=mean_interval(np.array([len(answer) for answer in answers]) - ended),
+        kl=kl,
+        ended=float(ended.mean()),
+    )
+
+
+def _kl_per_token(
+    model: Any, reference: Any, prompts: Sequence[Ids], answers: Sequence[Ids], device: torch.device, seed: int
+) -> Interval:
+    """Mean KL from the reference over all sampled tokens, with a bootstrap interval over responses."""
+    empty = np.empty(0, np.int32)
+    responses = [
+        whole(TokenPair(number, prompt, answer, empty))
+        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    totals, tokens = [], []
+    for examples in micro_batches(responses, KL_TOKENS):
+        kl_RT = token_kl(model.eval(), reference.eval(), collate(examples, device))
+        totals += kl_RT.sum(-1).tolist()
+        tokens += [len(example.pair.chosen_ids) for example in examples]
+    return bootstrap_ratio(np.array(totals), np.array(tokens), seed=seed)
+
+
+def _finding_table(findings: list[Finding]) -> Table:
+    columns = ["response", "k", "found by the oracle's scores", "found by a random selection", "most that k allows"]
+    rows = [[f.side, f"{f.ratio}", f"{f.oracle:.3f}", f"{f.chance:.3f}", f"{f.limit:.3f}"] for f in findings]
+    return Table("Planted key tokens found (recall, 95% interval over pairs)", columns, rows)
+
+
+def _gain_table(gains: list[Gain], samples: int) -> Table:
+    columns = ["policy", "true reward", "tokens", "KL from reference, nats a token", "ended"]
+    rows = [[g.name, f"{g.reward:+.2f}", f"{g.length:.1f}", f"{g.kl:.4f}", f"{g.ended:.1%}"] for g in gains]
+    return Table(
+        f"True reward of {samples:,} sampled responses a policy, held-out prompts (95% interval)", columns, rows
+    )

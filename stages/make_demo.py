@@ -1,0 +1,46 @@
+"""`sepo make-demo`: preference pairs in a language whose token rewards are known, and a tiny model to learn it.
+
+Writes D/train.jsonl, D/test.jsonl (prompts that train has not), D/truth.json (word -> planted reward), D/model/.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from stages.configs import DemoConfig, content_settings
+from stages.data.demo_language import REWARDS, VOCABULARY, draw_splits
+from stages.model.demo_model import build_demo_model
+from stages.reporting import Reporter, Summary
+from stages.store.files import write_json, write_text
+from stages.store.manifest import open_run
+
+STAGE: Final = "make-demo"
+
+
+def run(config: DemoConfig, reporter: Reporter) -> Summary:
+    """Write the demo; the same seed writes the same bytes."""
+    work = open_run(Path(config.output_dir), STAGE, content_settings(config), {}, overwrite=config.overwrite)
+    if work.finished:
+        return Summary(
+            f"demo in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], fresh=False
+        )
+    train, test = draw_splits(config.train_pairs, config.test_pairs, config.seed)
+    for name, rows in (("train.jsonl", train), ("test.jsonl", test)):
+        _write_lines(work.folder / name, rows)
+    write_json(work.folder / "truth.json", REWARDS)
+    reporter.say(
+        f"{len(train):,} pairs to train on, {len(test):,} with other prompts, {len(REWARDS)} words with a reward"
+    )
+    build_demo_model(work.folder / "model", VOCABULARY, config.seed)
+    work.finish(files=["train.jsonl", "test.jsonl", "truth.json", "model/config.json"], device="cpu")
+    summary = [
+        ("train pairs", f"{len(train):,} in {work.folder / 'train.jsonl'}"),
+        ("test pairs", f"{len(test):,} in {work.folder / 'test.jsonl'}"),
+        ("planted rewards", str(work.folder / "truth.json")),
+        ("model", str(work.folder / "model")),
+    ]
+    return Summary(f"demo in {work.folder}", summary)
+
+
+def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,115 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from stages.errors import SepoError
+from stages.model.folders import (
+    embedding_rows,
+    load_model,
+    load_tokenizer,
+    model_hash,
+    resolve_model,
+    save_model,
+    save_model_into,
+    tokenizer_hash,
+    vocabulary_hash,
+)
+from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
+
+
+def test_a_folder_comes_back_as_it_was(tmp_path, chat_folder, chatml):
+    model = load_model(chat_folder, trust_remote_code=False)
+    save_model(model, load_tokenizer(chat_folder, trust_remote_code=False), tmp_path / "again")
+    again = load_model(tmp_path / "again", trust_remote_code=False)
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    tokenizer = load_tokenizer(tmp_path / "again", trust_remote_code=False)
+    assert tokenizer.chat_template == chatml.chat_template
+    assert tokenizer_hash(tokenizer) == tokenizer_hash(chatml)
+    assert model_hash(tmp_path / "again") == model_hash(chat_folder)
+
+
+def test_saving_into_a_used_folder_keeps_the_rest(tmp_path, chatml):
+    (tmp_path / "metrics.jsonl").write_text("kept")
+    names = save_model_into(tiny_llama(len(chatml)), chatml, tmp_path)
+    assert "model.safetensors" in names
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "metrics.jsonl"}
+
+
+def test_weights_decide_the_hash(tmp_path, chatml):
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        save_model(tiny_llama(len(chatml), seed=seed), chatml, tmp_path / name)
+    hashes = [model_hash(tmp_path / name) for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_tokenizer_hashes_see_what_they_should(chatml):
+    other_template = byte_level_tokenizer(CHATML + " ", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    other_words = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|other|>")
+    assert vocabulary_hash(other_template) == vocabulary_hash(chatml)
+    assert tokenizer_hash(other_template) != tokenizer_hash(chatml)
+    assert vocabulary_hash(other_words) != vocabulary_hash(chatml)
+
+
+def test_dropout_is_off_even_in_training(tmp_path, chatml):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(chatml), n_embd=16, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.5)
+    save_model(GPT2LMHeadModel(config), chatml, tmp_path / "m")
+    model = load_model(tmp_path / "m", trust_remote_code=False).train()
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), "there is no model folder"),
+        (lambda folder: (folder / "config.json").unlink(), "is no model folder: it has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    ],
+)
+def test_a_model_folder_that_is_none(tmp_path, chat_folder, prepare, said):
+    folder = tmp_path / "x.model"
+    shutil.copytree(chat_folder, folder)
+    prepare(folder)
+    with pytest.raises(SepoError, match=said):
+        resolve_model(str(folder))
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, chat_folder):
+    folder = tmp_path / "m"
+    shutil.copytree(chat_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(SepoError, match=r"lacks \d+ of its weights, such as model\.layers\.2"):
+        load_model(folder, trust_remote_code=False)
+
+
+def test_broken_weights_are_one_line(tmp_path, chat_folder):
+    folder = tmp_path / "m"
+    shutil.copytree(chat_folder, folder)
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(SepoError, match="cannot load") as caught:
+        load_model(folder, trust_remote_code=False)
+    assert "\n" not in caught.value.message
+
+
+def test_an_encoder_decoder_is_refused_in_words(tmp_path, chatml):
+    config = T5Config(vocab_size=len(chatml), d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
+    save_model(T5ForConditionalGeneration(config), chatml, tmp_path / "t5")
+    with pytest.raises(SepoError, match="is an encoder-decoder model; sepo needs a causal language model"):
+        load_model(tmp_path / "t5", trust_remote_code=False)
+
+
+def test_a_hub_name_while_offline_is_one_line():
+    with pytest.raises(SepoError, match="there is no folder nobody/nothing, and the hub did not give it") as caught:
+        resolve_model("nobody/nothing")
+    assert "\n" not in caught.value.message
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in caught.value.hint
+
+
+def test_embedding_rows_may_exceed_the_tokenizer(chatml):
+    assert embedding_rows(tiny_llama(len(chatml) + 64)) == len(chatml) + 64

@@ -1,0 +1,383 @@
+"""The three stages on a tiny real model: what they write, that they repeat to the byte, and that nothing is lost."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from stages import score, train_oracle, train_policy
+from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
+from stages.errors import SepoError
+from stages.model.folders import load_model, load_tokenizer, save_model
+from stages.model.metrics import read_metrics
+from stages.reporting import Quiet
+from stages.store.scores import open_scores
+from tests import reference
+from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, word_rows, write_lines
+
+FAST = {"batch_size": 8, "learning_rate": 3e-3, "warmup_ratio": 0.1, "max_length": 128}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, chat_folder):
+    """A finished run of all three stages, to look at and not to touch."""
+    root = tmp_path_factory.mktemp("world")
+    write_lines(root / "pairs.jsonl", word_rows(40))
+    run_oracle(root, chat_folder)
+    run_score(root)
+    run_policy(root, chat_folder)
+    return root
+
+
+def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **options):
+    settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5, **options}
+    config = OracleConfig(
+        model=str(model), dataset=str(dataset or root / "pairs.jsonl"), output_dir=str(root / output), **settings
+    )
+    return train_oracle.run(config, reporter or Quiet())
+
+
+def run_score(root, reporter=None, output="scores", dataset=None, **options):
+    settings = {"shard_size": 16, "max_length": 128, "oracle": str(root / "oracle"), **options}
+    config = ScoreConfig(dataset=str(dataset or root / "pairs.jsonl"), output_dir=str(root / output), **settings)
+    return score.run(config, reporter or Quiet())
+
+
+def run_policy(root, model, reporter=None, output="policy", scores="scores", **options):
+    config = PolicyConfig(
+        model=str(model), scores=str(root / scores), output_dir=str(root / output), **{**FAST, **options}
+    )
+    return train_policy.run(config, reporter or Quiet())
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder):
+    model = load_model(folder, trust_remote_code=False)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+MODEL_FILES = {
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+}  # fmt: skip
+
+
+def test_each_stage_writes_exactly_its_files(world):
+    models = {f"{name}/{file}" for name in ("reference", "oracle") for file in MODEL_FILES}
+    assert files(world / "oracle") == models | {"metrics.jsonl", "manifest.json"}
+    assert files(world / "scores") == {f"scores-0000{i}.parquet" for i in range(3)} | {"manifest.json"}
+    assert files(world / "policy") == MODEL_FILES | {"README.md", "metrics.jsonl", "manifest.json"}
+
+
+def test_scores_are_oracle_minus_reference_token_by_token(world):
+    """Recomputed from the two folders, one unpadded row at a time, at the ids stored beside the scores."""
+    oracle = load_model(world / "oracle/oracle", trust_remote_code=False)
+    base = load_model(world / "oracle/reference", trust_remote_code=False)
+    rows = list(open_scores(world / "scores").rows())
+    assert [row.pair.pair_id for row in rows] == list(range(40))
+    for row in rows[::9]:
+        for side in ("chosen", "rejected"):
+            ids = getattr(row.pair, f"{side}_ids")
+            ours = reference.response_logps(oracle, row.pair.prompt_ids, ids)
+            theirs = reference.response_logps(base, row.pair.prompt_ids, ids)
+            np.testing.assert_allclose(getattr(row.scores, side), reference.scores(ours, theirs), atol=3e-5)
+            np.testing.assert_allclose(getattr(row.reference, side), theirs, atol=3e-5)
+
+
+def test_the_ids_beside_the_scores_are_the_text_of_the_data_set(world, chatml):
+    rows = list(open_scores(world / "scores").rows())
+    for row, source in zip(rows, word_rows(40), strict=True):
+        assert chatml.decode(row.pair.chosen_ids) == source["chosen"] + "<|im_end|>"
+        assert chatml.decode(row.pair.rejected_ids) == source["rejected"] + "<|im_end|>"
+        assert source["prompt"] in chatml.decode(row.pair.prompt_ids)
+
+
+def test_dpo_starts_at_ln_2_and_learns(world):
+    records = [record for record in read_metrics(world / "oracle") if record["phase"] == "dpo"]
+    assert records[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {record["phase"] for record in read_metrics(world / "oracle")} == {"sft", "dpo"}
+
+
+def test_the_first_policy_loss_is_that_of_the_reference_implementation(world, chat_folder, tmp_path):
+    """One step over all pairs: its logged loss is the mean, over pairs, of the loss written out in plain Python."""
+    run_policy(world, chat_folder, output=tmp_path / "one", batch_size=40, chosen_ratio=0.3, rejected_ratio=0.2)
+    model = load_model(chat_folder, trust_remote_code=False)
+    losses = []
+    for row in open_scores(world / "scores").rows():
+        logps = [
+            reference.response_logps(model, row.pair.prompt_ids, ids)
+            for ids in (row.pair.chosen_ids, row.pair.rejected_ids)
+        ]
+        chosen = reference.select(row.scores.chosen.tolist(), 0.3, highest=True)
+        rejected = reference.select(row.scores.rejected.tolist(), 0.2, highest=False)
+        losses.append(reference.sepo_loss(*logps, chosen, rejected, 2.1, 0.5))
+    assert read_metrics(tmp_path / "one")[0]["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+
+
+def test_sepo_on_all_tokens_is_simpo_to_the_bit(world, chat_folder, tmp_path):
+    run_policy(world, chat_folder, output=tmp_path / "sepo", chosen_ratio=1.0, rejected_ratio=1.0)
+    run_policy(world, chat_folder, output=tmp_path / "simpo", objective="simpo")
+    assert torch.equal(weights(tmp_path / "sepo"), weights(tmp_path / "simpo"))
+    assert not torch.equal(weights(tmp_path / "sepo"), weights(world / "policy"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"chosen_ratio": 0.6},
+        {"rejected_ratio": 0.6},
+        {"gamma": 1.0},
+        {"margin": 1.5},
+        {"select": "random"},
+        {"objective": "simpo"},
+        {"seed": 7},
+        {"max_length": 22},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_policy_option_changes_the_weights(world, chat_folder, tmp_path, option):
+    run_policy(world, chat_folder, output=tmp_path / "other", **option)
+    assert not torch.equal(weights(tmp_path / "other"), weights(world / "policy"))
+
+
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ({"beta": 0.1}, {"oracle"}),
+        ({"sft_weight": 1.0}, {"oracle"}),
+        ({"learning_rate": 1e-3}, {"oracle"}),
+        ({"data_fraction": 0.5}, {"reference", "oracle"}),
+        ({"eval_fraction": 0.4}, {"reference", "oracle"}),
+        ({"sft_epochs": 2}, {"reference", "oracle"}),
+        ({"sft_learning_rate": 1e-3}, {"reference", "oracle"}),
+        ({"sft_batch_size": 4}, {"reference", "oracle"}),
+        ({"seed": 7}, {"reference", "oracle"}),
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_oracle_option_changes_the_weights(world, chat_folder, tmp_path, option, changed):
+    run_oracle(world, chat_folder, output=tmp_path / "other", **option)
+    moved = {
+        name for name in ("reference", "oracle")
+        if not torch.equal(weights(tmp_path / "other" / name), weights(world / "oracle" / name))
+    }  # fmt: skip
+    assert moved == changed
+
+
+def test_no_sft_takes_the_model_as_it_is(world, chat_folder, tmp_path):
+    run_oracle(world, chat_folder, output=tmp_path / "o", sft_epochs=0)
+    assert torch.equal(weights(tmp_path / "o/reference"), weights(chat_folder))
+    assert {record["phase"] for record in read_metrics(tmp_path / "o")} == {"dpo"}
+
+
+def test_an_sft_data_set_of_its_own(world, chat_folder, tmp_path):
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the lazy dog"}]
+    write_lines(tmp_path / "chats.jsonl", [{"messages": turns}] * 8)
+    run_oracle(world, chat_folder, output=tmp_path / "o", sft_dataset=str(tmp_path / "chats.jsonl"), sft_epochs=3)
+    assert manifest(tmp_path / "o")["counts"]["sft_dataset"]["kept"] == 8
+    assert "sft_dataset" in manifest(tmp_path / "o")["inputs"]
+    records = [record for record in read_metrics(tmp_path / "o") if record["phase"] == "sft"]
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_a_rerun_with_the_same_seed_gives_the_same_bytes(world, chat_folder, tmp_path):
+    run_oracle(world, chat_folder, output=tmp_path / "oracle")
+    run_score(tmp_path, dataset=world / "pairs.jsonl")
+    run_policy(tmp_path, chat_folder)
+    for stage in ("oracle", "scores", "policy"):
+        for name in files(world / stage) - {"manifest.json", "README.md"}:
+            assert (tmp_path / stage / name).read_bytes() == (world / stage / name).read_bytes(), name
+        assert manifest(tmp_path / stage)["fingerprint"] == manifest(world / stage)["fingerprint"]
+
+
+def test_a_finished_stage_is_not_redone(world, chat_folder):
+    before = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()}
+    summaries = [run_oracle(world, chat_folder), run_score(world), run_policy(world, chat_folder)]
+    assert not any(summary.fresh for summary in summaries)
+    assert {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()} == before
+
+
+def test_a_different_setting_is_refused_by_name(world, chat_folder):
+    with pytest.raises(SepoError, match=r"holds another run: beta is 0\.5 there and 0\.2 here$"):
+        run_oracle(world, chat_folder, beta=0.2)
+    with pytest.raises(SepoError, match="holds another run: max_length is 128 there and 64 here$"):
+        run_score(world, max_length=64)
+    with pytest.raises(
+        SepoError, match=r"chosen_ratio is 0\.3 there and 0\.5 here; gamma is 2\.1 there and 1\.0 here$"
+    ):
+        run_policy(world, chat_folder, chosen_ratio=0.5, gamma=1.0)
+
+
+def test_another_data_set_under_the_same_name_is_noticed(world, chat_folder, tmp_path):
+    run_score(world, output=tmp_path / "scores", dataset=write_lines(tmp_path / "p.jsonl", word_rows(20)))
+    write_lines(tmp_path / "p.jsonl", word_rows(20, seed=1))
+    with pytest.raises(SepoError, match="the dataset differs$"):
+        run_score(world, output=tmp_path / "scores", dataset=tmp_path / "p.jsonl")
+
+
+def test_settings_that_do_not_decide_the_content_may_change(world, chat_folder):
+    assert not run_oracle(world, chat_folder, save_steps=1, logging_steps=3, max_tokens_per_device=512).fresh
+
+
+def test_only_a_missing_shard_is_made_again(world, tmp_path):
+    run_score(world, output=tmp_path / "scores")
+    whole = {name: (tmp_path / "scores" / name).read_bytes() for name in files(tmp_path / "scores")}
+    times = {name: (tmp_path / "scores" / name).stat().st_mtime_ns for name in whole}
+    (tmp_path / "scores/scores-00001.parquet").unlink()
+    assert run_score(world, output=tmp_path / "scores").fresh
+    for name in set(whole) - {"manifest.json"}:
+        assert (tmp_path / "scores" / name).read_bytes() == whole[name]
+        redone = (tmp_path / "scores" / name).stat().st_mtime_ns != times[name]
+        assert redone == (name == "scores-00001.parquet")
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledIn(Quiet):
+    """Ends the run like a power cut once a task of some title has advanced so far."""
+
+    def __init__(self, title, after):
+        super().__init__()
+        self.title, self.after, self.current = title, after, ""
+
+    def task(self, title, total, unit):
+        self.current = title
+        return super().task(title, total, unit)
+
+    def advance(self, amount=1, note=""):
+        if self.current == self.title:
+            self.after -= amount
+            if self.after < 0:
+                raise Killed
+
+
+@pytest.mark.parametrize(
+    ("title", "after"), [("sft", 2), ("reference, training pairs", 0), ("dpo", 3), ("oracle, held-out pairs", 0)]
+)
+def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_path, title, after):
+    with pytest.raises(Killed):
+        run_oracle(world, chat_folder, KilledIn(title, after), output=tmp_path / "o", save_steps=2)
+    assert not (tmp_path / "o/manifest.json").exists()
+    run_oracle(world, chat_folder, output=tmp_path / "o", save_steps=2)
+    assert files(tmp_path / "o") == files(world / "oracle")
+    for name in files(world / "oracle") - {"manifest.json"}:
+        assert (tmp_path / "o" / name).read_bytes() == (world / "oracle" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("after", [0, 17, 33])
+def test_a_killed_scorer_keeps_its_shards(world, tmp_path, after):
+    with pytest.raises(Killed):
+        run_score(world, KilledIn("score", after), output=tmp_path / "s")
+    done = files(tmp_path / "s")
+    assert "manifest.json" not in done
+    assert len([name for name in done if name.endswith(".parquet")]) == after // 16
+    run_score(world, output=tmp_path / "s")
+    for name in files(world / "scores") - {"manifest.json"}:
+        assert (tmp_path / "s" / name).read_bytes() == (world / "scores" / name).read_bytes()
+
+
+def test_oracle_and_reference_may_be_kept_apart(world, tmp_path):
+    models = {"oracle_model": str(world / "oracle/oracle"), "reference_model": str(world / "oracle/reference")}
+    run_score(world, output=tmp_path / "s", **{**models, "oracle": None})
+    for name in ("scores-00000.parquet", "scores-00002.parquet"):
+        assert (tmp_path / "s" / name).read_bytes() == (world / "scores" / name).read_bytes()
+
+
+def test_the_token_budget_moves_scores_by_rounding_only(world, tmp_path):
+    run_score(world, output=tmp_path / "s", max_tokens_per_device=100)
+    for ours, theirs in zip(open_scores(tmp_path / "s").rows(), open_scores(world / "scores").rows(), strict=True):
+        np.testing.assert_allclose(ours.scores.chosen, theirs.scores.chosen, atol=2e-5)
+
+
+def test_the_held_out_pairs_are_never_trained_on(world):
+    counts = manifest(world / "oracle")["counts"]
+    assert (counts["train"], counts["held_out"]) == (32, 8)
+    pairs = list(range(100))
+    split = train_oracle.split_pairs(pairs, 0.1, 0.5, seed=3)
+    assert len(split.held_out) == 10
+    assert len(split.train) == 45
+    assert not set(split.train) & set(split.held_out)
+    assert split.held_out == train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3).held_out
+    assert split.train != train_oracle.split_pairs(pairs, 0.1, 0.5, seed=4).train
+    assert set(split.train) < set(train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3).train)
+
+
+def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder, tmp_path):
+    results = manifest(world / "oracle")["results"]
+    value, low, high = results["accuracy"]
+    assert low < value <= high
+    reporter = Quiet()
+    run_oracle(world, chat_folder, reporter, output=tmp_path / "o", learning_rate=1e-9, sft_epochs=0)
+    assert any("not better than a coin" in warning for warning in reporter.warnings)
+    assert manifest(tmp_path / "o")["warnings"] == reporter.warnings
+
+
+def test_a_policy_with_another_vocabulary_is_refused(world, tmp_path):
+    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
+    save_model(tiny_llama(len(other)), other, tmp_path / "other")
+    with pytest.raises(
+        SepoError, match=r"the token->id map of .*other is not the one .*scores was made with \(\d+ and \d+ tokens\)"
+    ):
+        run_policy(world, tmp_path / "other", output=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_padded_head_is_no_other_vocabulary(world, chatml, tmp_path):
+    """Qwen2.5's heads have 151,936 or 152,064 rows for one and the same tokenizer."""
+    save_model(tiny_llama(len(chatml) + 64), chatml, tmp_path / "padded")
+    assert run_policy(world, tmp_path / "padded", output=tmp_path / "p").fresh
+
+
+def test_a_head_with_too_few_rows_is_refused(world, chatml, tmp_path):
+    save_model(tiny_llama(300), chatml, tmp_path / "small")
+    with pytest.raises(SepoError, match=r"the scores hold token id \d+, but .*small has embeddings for 300"):
+        run_policy(world, tmp_path / "small", output=tmp_path / "p")
+
+
+def test_another_chat_template_is_a_warning(world, tmp_path):
+    other = byte_level_tokenizer(CHATML + " ", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    save_model(tiny_llama(len(other)), other, tmp_path / "other")
+    reporter = Quiet()
+    run_policy(world, tmp_path / "other", reporter, output=tmp_path / "p")
+    assert any("chat template" in warning for warning in reporter.warnings)
+
+
+def test_the_policy_is_an_ordinary_model_folder(world):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(world / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(world / "policy")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    assert model.generate(**prompt, max_new_tokens=3).shape[1] > prompt["input_ids"].shape[1]
+    card = (world / "policy/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert manifest(world / "scores")["fingerprint"] in card
+
+
+def test_the_manifest_counts_what_was_selected(world):
+    counts = manifest(world / "policy")["counts"]
+    selected = [0, 0]
+    for row in open_scores(world / "scores").rows():
+        selected[0] += len(reference.select(row.scores.chosen.tolist(), 0.3, highest=True))
+        selected[1] += len(reference.select(row.scores.rejected.tolist(), 0.3, highest=False))
+    assert [counts["selected"]["chosen"], counts["selected"]["rejected"]] == selected
+
+
+def test_every_setting_that_matters_is_in_the_manifest(world):
+    for stage, config in [("oracle", OracleConfig), ("policy", PolicyConfig)]:
+        recorded = manifest(world / stage)["settings"]
+        assert set(recorded) == {f.name for f in dataclasses.fields(config) if f.metadata.get("content", True)}
