@@ -155,7 +155,7 @@ class DemoConfig:
     """`sepo make-demo`: preference pairs in a planted language, and a tiny model for it."""
 
     output_dir: str = outside()
-    train_pairs: int = 2048
+    train_pairs: int = 4096
     test_pairs: int = 512
     seed: int = 42
     overwrite: bool = outside(False)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig, content_settings
 from stages.currency import Ids, TokenPair
-from stages.data.dataset import tokenise
+from stages.data.dataset import load_pairs
 from stages.data.encode import Encoder
-from stages.data.layouts import read_pairs
 from stages.errors import SepoError
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
 from stages.model.batches import collate, micro_batches, whole
+from stages.model.demo_model import MOST_TOKENS
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
 from stages.model.generate import sample
 from stages.model.logps import token_kl
@@ -55,6 +55,7 @@ class Gain(NamedTuple):
     name: str
     reward: Interval
     """summed planted reward of a response"""
+    reward_per_token: Interval
     length: Interval
     """tokens of a response, without its end of turn"""
     kl: Interval
@@ -146,7 +147,7 @@ def _gains(
 ) -> list[Gain]:
     encoder = Encoder(tokenizer)
     source = str(Path(config.demo) / "test.jsonl")
-    pairs, _ = tokenise(read_pairs(source), encoder, max_length=2**31, name=source, reporter=reporter)
+    pairs, _ = load_pairs(source, encoder, max_length=MOST_TOKENS, reporter=reporter)
     prompts = [pairs[number % len(pairs)].prompt_ids for number in range(config.samples)]
     reference = load_model(folders["reference"], trust_remote_code=False).to(device)
     gains = []
@@ -163,16 +164,21 @@ def _gains(
                 task=task,
             )
             kl = _kl_per_token(model, reference, prompts, answers, device, config.seed)
-            gains.append(_gain(name, answers, encoder.end_of_turn, kl, rewards_V))
+            gains.append(_gain(name, answers, encoder.end_of_turn, kl, rewards_V, config.seed))
     return gains
 
 
-def _gain(name: str, answers: list[Ids], end_of_turn: int | None, kl: Interval, rewards_V: NDArray[np.float64]) -> Gain:
+def _gain(
+    name: str, answers: list[Ids], end_of_turn: int | None, kl: Interval, rewards_V: NDArray[np.float64], seed: int
+) -> Gain:
     ended = np.array([answer[-1] == end_of_turn for answer in answers])
+    rewards = np.array([rewards_V[answer].sum() for answer in answers])
+    lengths = np.array([len(answer) for answer in answers]) - ended
     return Gain(
         name,
-        reward=mean_interval(np.array([rewards_V[answer].sum() for answer in answers])),
-        length=mean_interval(np.array([len(answer) for answer in answers]) - ended),
+        reward=mean_interval(rewards),
+        reward_per_token=bootstrap_ratio(rewards, lengths, seed=seed),
+        length=mean_interval(lengths),
         kl=kl,
         ended=float(ended.mean()),
     )
@@ -202,8 +208,11 @@ def _finding_table(findings: list[Finding]) -> Table:
 
 
 def _gain_table(gains: list[Gain], samples: int) -> Table:
-    columns = ["policy", "true reward", "tokens", "KL from reference, nats a token", "ended"]
-    rows = [[g.name, f"{g.reward:+.2f}", f"{g.length:.1f}", f"{g.kl:.4f}", f"{g.ended:.1%}"] for g in gains]
+    columns = ["policy", "true reward", "a token", "tokens", "KL from reference, nats a token", "ended"]
+    rows = [
+        [g.name, f"{g.reward:+.2f}", f"{g.reward_per_token:+.3f}", f"{g.length:.1f}", f"{g.kl:.4f}", f"{g.ended:.1%}"]
+        for g in gains
+    ]
     return Table(
         f"True reward of {samples:,} sampled responses a policy, held-out prompts (95% interval)", columns, rows
     )

@@ -1,7 +1,7 @@
 """What a stage tells its user while it runs, and what it returns; how that looks is the command line's business."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 
@@ -21,14 +21,8 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something that the user should read before trusting the result."""
 
-    def task(self, title: str, total: int, unit: str) -> "TaskContext":
-        """Long work of `total` units, as a context manager that yields a `Task`; it shows rate and time left."""
-
-
-class TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
+    def task(self, title: str, total: int, unit: str) -> AbstractContextManager[Task]:
+        """Long work of `total` units (0: unknown), as a context that yields a `Task`; it shows rate and time left."""
 
 
 class Table(NamedTuple):
@@ -45,7 +39,7 @@ class Table(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The end of a stage: a title and (label, value) rows for a table. `fresh` is False where nothing was to be done."""
+    """The end of a stage: a title and (label, value) rows for a table; not `fresh` where nothing was to be done."""
 
     title: str
     rows: list[tuple[str, str]]

@@ -15,9 +15,8 @@ from accelerate import Accelerator
 
 from stages.configs import ScoreConfig, content_settings
 from stages.currency import PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import tokenise
+from stages.data.dataset import load_pairs
 from stages.data.encode import Encoder
-from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.method.drift import DriftMeter
@@ -73,13 +72,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     if work.finished:
         return Summary(f"scores in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
 
-    pairs, counts = tokenise(
-        read_pairs(config.dataset),
-        Encoder(tokenizer),
-        max_length=config.max_length,
-        name=config.dataset,
-        reporter=reporter,
-    )
+    encoder = Encoder(tokenizer)
+    pairs, counts = load_pairs(config.dataset, encoder, max_length=config.max_length, reporter=reporter)
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
     vocabulary = _write_missing(config, work, models, tokenizer, shards, device, reporter)

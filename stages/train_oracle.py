@@ -7,7 +7,6 @@
 
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,10 +15,9 @@ import numpy as np
 from accelerate import Accelerator
 
 from stages.configs import OracleConfig, content_settings
-from stages.currency import Dropped, Example, Pair, PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import Counts, tokenise
+from stages.currency import Example, PairLogps, ScoredPair, TokenPair
+from stages.data.dataset import Counts, load_conversations, load_pairs
 from stages.data.encode import Encoder
-from stages.data.layouts import read_conversations, read_pairs
 from stages.data.read import dataset_hash
 from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
@@ -58,6 +56,7 @@ class Job(NamedTuple):
     accelerator: Accelerator
     work: Run
     tokenizer: Any
+    encoder: Encoder
     reporter: Reporter
 
     def load(self, folder: Path) -> Any:
@@ -75,10 +74,6 @@ class Job(NamedTuple):
             return False
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
-
-    def tokenise(self, pairs: Iterable[Pair | Dropped], name: str) -> tuple[list[TokenPair], Counts]:
-        encoder = Encoder(self.tokenizer)
-        return tokenise(pairs, encoder, max_length=self.config.max_length, name=name, reporter=self.reporter)
 
     def logps(self, model: Any, pairs: list[TokenPair], title: str) -> list[PairLogps]:
         """Log-probs of the pairs' responses under one model."""
@@ -119,8 +114,9 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     if work.finished:
         return Summary(f"oracle in {folder}", [("already finished", str(folder / "manifest.json"))], fresh=False)
 
-    job = Job(config, accelerator, work, tokenizer, reporter)
-    pairs, counts = job.tokenise(read_pairs(config.dataset), config.dataset)
+    encoder = Encoder(tokenizer)
+    job = Job(config, accelerator, work, tokenizer, encoder, reporter)
+    pairs, counts = load_pairs(config.dataset, encoder, max_length=config.max_length, reporter=reporter)
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
     left_out = len(pairs) - len(split.held_out) - len(split.train)
     reporter.say(
@@ -194,7 +190,7 @@ def _sft_data(job: Job, split: Split) -> tuple[list[TokenPair], Counts | None]:
     source = job.config.sft_dataset
     if source is None or not job.config.sft_epochs:
         return split.train, None
-    return job.tokenise(read_conversations(source), source)
+    return load_conversations(source, job.encoder, max_length=job.config.max_length, reporter=job.reporter)
 
 
 def _make_oracle(job: Job, split: Split) -> Verdict | None:

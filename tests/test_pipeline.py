@@ -10,7 +10,7 @@ import torch
 from stages import score, train_oracle, train_policy
 from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
 from stages.errors import SepoError
-from stages.model.folders import load_model, load_tokenizer, save_model
+from stages.model.folders import load_model, save_model
 from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
@@ -210,7 +210,7 @@ def test_a_finished_stage_is_not_redone(world, chat_folder):
 def test_a_different_setting_is_refused_by_name(world, chat_folder):
     with pytest.raises(SepoError, match=r"holds another run: beta is 0\.5 there and 0\.2 here$"):
         run_oracle(world, chat_folder, beta=0.2)
-    with pytest.raises(SepoError, match="holds another run: max_length is 128 there and 64 here$"):
+    with pytest.raises(SepoError, match=r"holds another run: max_length is 128 there and 64 here$"):
         run_score(world, max_length=64)
     with pytest.raises(
         SepoError, match=r"chosen_ratio is 0\.3 there and 0\.5 here; gamma is 2\.1 there and 1\.0 here$"
@@ -221,7 +221,7 @@ def test_a_different_setting_is_refused_by_name(world, chat_folder):
 def test_another_data_set_under_the_same_name_is_noticed(world, chat_folder, tmp_path):
     run_score(world, output=tmp_path / "scores", dataset=write_lines(tmp_path / "p.jsonl", word_rows(20)))
     write_lines(tmp_path / "p.jsonl", word_rows(20, seed=1))
-    with pytest.raises(SepoError, match="the dataset differs$"):
+    with pytest.raises(SepoError, match=r"the dataset differs$"):
         run_score(world, output=tmp_path / "scores", dataset=tmp_path / "p.jsonl")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from stages.currency import Dropped, Pair, TokenPair
 from stages.data.encode import Encoder
+from stages.data.layouts import describe_layout, read_conversations, read_pairs
+from stages.data.read import read_rows
 from stages.errors import SepoError
 from stages.reporting import Reporter
 
@@ -34,6 +36,27 @@ class Counts:
         text = f"{self.read:,} rows = {self.kept:,} kept + {self.dropped.total():,} dropped"
         reasons = [f"{count:,} {reason}" for reason, count in self.dropped.most_common()]
         return text + (f" ({', '.join(reasons)})" if reasons else "")
+
+
+def load_pairs(
+    dataset: str, encoder: Encoder, *, max_length: int, reporter: Reporter
+) -> tuple[list[TokenPair], Counts]:
+    """A preference data set (a file or a hub name) as token pairs; see `tokenise`."""
+    _say_layout(dataset, reporter)
+    return tokenise(read_pairs(dataset), encoder, max_length=max_length, name=dataset, reporter=reporter)
+
+
+def load_conversations(
+    dataset: str, encoder: Encoder, *, max_length: int, reporter: Reporter
+) -> tuple[list[TokenPair], Counts]:
+    """A data set for SFT as pairs without a rejected response; see `tokenise`. Every answer counts as a row."""
+    _say_layout(dataset, reporter)
+    return tokenise(read_conversations(dataset), encoder, max_length=max_length, name=dataset, reporter=reporter)
+
+
+def _say_layout(dataset: str, reporter: Reporter) -> None:
+    """What the columns of the first row were taken for: a wrong guess has to be seen."""
+    reporter.say(f"{dataset}: {describe_layout(next(read_rows(dataset)).columns)}")
 
 
 def tokenise(

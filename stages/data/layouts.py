@@ -211,7 +211,8 @@ def _dialogue(text: str) -> list[Message]:
 
 def _question(turns: list[Message]) -> list[Message]:
     """Without the last turn, if it is the mark that asks for an answer."""
-    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+    asks = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
+    return turns[:-1] if asks else turns
 
 
 def _prompt_turns(prompt: Any, where: str, hint: str) -> list[Message] | None:

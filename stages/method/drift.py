@@ -13,6 +13,7 @@ from stages.currency import Floats, Ids, ScoredPair
 
 SHARED_TYPES: Final = 10
 LIMIT: Final = 0.5
+LIMIT_OF_ONE: Final = 2.0
 MEDIAN_SAMPLE: Final = 1_000_000
 
 
@@ -30,8 +31,9 @@ class Drift(NamedTuple):
 
     @property
     def large(self) -> bool:
-        """Whether what both sides share moved by more than half the spread of the scores."""
-        return max(abs(self.median), abs(self.shared)) > LIMIT * self.spread
+        """Whether what both sides share moved by half the spread of all scores, or one such type by twice it."""
+        together, alone = max(abs(self.median), abs(self.shared)), abs(self.worst)
+        return together > LIMIT * self.spread or alone > LIMIT_OF_ONE * self.spread
 
     def rows(self, token: str) -> list[tuple[str, str]]:
         """Rows for a summary; `token` is the text of `worst_id`."""
@@ -44,8 +46,8 @@ class Drift(NamedTuple):
         """What a large drift means, in words."""
         return (
             f"the oracle drifted: tokens that chosen and rejected share score {self.shared:+.2f} nats on average "
-            f"({token!r} {self.worst:+.2f}, median of all {self.median:+.2f}) against a spread of {self.spread:.2f}, so "
-            "selection may follow the drift and not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
+            f"({token!r} {self.worst:+.2f}, median of all {self.median:+.2f}) against a spread of {self.spread:.2f}; "
+            "selection may follow the drift, not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
         )
 
 

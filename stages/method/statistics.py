@@ -46,7 +46,7 @@ def bootstrap_ratio(
     *,
     seed: int,
 ) -> Interval:
-    """Sum over sum, such as tokens found / tokens planted, with a seeded percentile bootstrap over the items, (n,) each.
+    """Sum over sum, such as tokens found / tokens planted, with a seeded percentile bootstrap over the n items.
 
     The items (pairs, responses) are drawn, not the tokens in them, which are not independent.
     """

@@ -65,7 +65,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well, and vanishes when it does not."""
+    """A temporary folder beside `folder` that takes its name if the block ends well, and vanishes if it does not."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Files are made on the spot; the hub reader meets the real `datasets.load_dataset`, pointed at a local folder."""
 
+import datetime
 import gzip
 import hashlib
 import json
@@ -244,6 +245,14 @@ def test_rows_and_hash_of_a_hub_name(folder, monkeypatch):
     assert next(read_rows("hub-org/name.v1")).where == "hub-org/name.v1:train row 0"
     canonical = b'{"prompt":"train 0"}\n{"prompt":"train 1"}\n'
     assert dataset_hash("hub-org/name.v1") == "sha256:" + hashlib.sha256(canonical).hexdigest()
+
+
+def test_hash_of_hub_rows_ignores_the_order_of_columns_and_takes_any_type(folder, monkeypatch):
+    columns = {"prompt": ["why?"], "made": [datetime.date(2024, 3, 1)]}
+    pq.write_table(pa.table(columns), "train.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, load=datasets.load_dataset: load(str(folder)))
+    expected = hashlib.sha256(b'{"made":"2024-03-01","prompt":"why?"}\n').hexdigest()
+    assert dataset_hash("org/name") == f"sha256:{expected}"
 
 
 @pytest.mark.parametrize("name", ["sepo-tests/not-there", "sepo-tests/not-there:train"])

@@ -61,6 +61,18 @@ def test_no_drift_where_shared_tokens_stay():
     assert not drift.large
 
 
+def test_one_drifting_type_among_many_is_enough():
+    """Nine shared types at 0 and an end of turn at -1 on both sides, beside a key token at +1."""
+    shared = list(range(9))
+    scores = [0.0] * 8 + [-1.0]
+    for end, large in [(-1.0, True), (-0.1, False)]:
+        scores[-1] = end
+        drift = meter_of(([*shared, 9], shared, [*scores, 1.0], scores)).read()
+        assert (drift.worst_id, drift.worst) == (8, pytest.approx(end))
+        assert abs(drift.shared) < 0.5 * drift.spread
+        assert drift.large is large
+
+
 def test_drift_without_a_shared_token():
     drift = meter_of(([4], [5], [1.0], [-1.0])).read()
     assert (drift.worst_id, drift.shared) == (-1, 0.0)

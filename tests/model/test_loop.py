@@ -147,9 +147,9 @@ def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     saved = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), save(self, step)))
+    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
+    examples = [whole(pair) for pair in random_pairs(10, 50)]
     with pytest.raises(Killed):
-        config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
-        examples = [whole(pair) for pair in random_pairs(10, 50)]
         fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(4))
     assert saved == [2, 4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000004"]
@@ -206,7 +206,7 @@ def test_an_epoch_takes_every_pair_once():
     schedule = make_schedule(10, OptimizerConfig(batch_size=4, num_train_epochs=2))
     order = list(range(10))
     assert [len(schedule.step_of(order, step)) for step in range(6)] == [4, 4, 2, 4, 4, 2]
-    assert sorted(sum((schedule.step_of(order, step) for step in range(3, 6)), [])) == order
+    assert sorted(place for step in range(3, 6) for place in schedule.step_of(order, step)) == order
     assert [schedule.epoch_of(step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
 
 

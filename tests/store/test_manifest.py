@@ -127,9 +127,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "model") as temporary:
-        (temporary / "half").write_text("")
-        raise RuntimeError
+
+    def fail():
+        with whole_folder(tmp_path / "model") as temporary:
+            (temporary / "half").write_text("")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with whole_folder(tmp_path / "model") as temporary:
         (temporary / "weights").write_text("w")

@@ -1,0 +1,171 @@
+"""`--config FILE`: a YAML mapping of option names to values, checked key by key, with the line of every fault."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple, get_args
+
+import typer
+
+from sepo_cli.spelling import canonical
+from stages.errors import SepoError
+
+
+class Entry(NamedTuple):
+    """One line of the file."""
+
+    key: str
+    value: Any
+    line: int
+
+
+def accepted_names(context: typer.Context) -> dict[str, str]:
+    """Canonical spelling -> field, for every option that a file may set: both `model` and `models` are `models`."""
+    params = [param for param in context.command.params if param.name not in (None, "context", "config", "help")]
+    return {canonical(spelling.lstrip("-")): str(p.name) for p in params for spelling in (*p.opts, str(p.name))}
+
+
+def read_config_file(path: Path, kinds: dict[str, Any], names: dict[str, str], command: str) -> dict[str, Any]:
+    """The settings of a file by field name, each of its field's type.
+
+    Args:
+        kinds: field -> type.
+        names: canonical spelling -> field.
+        command: for hints, such as ``score``.
+
+    Raises:
+        SepoError: the file cannot be read, is no mapping, or holds an unknown key, a key twice or a wrong type.
+    """
+    settings: dict[str, Any] = {}
+    faults: list[SepoError] = []
+    for entry in _entries(path):
+        field = names.get(canonical(entry.key))
+        try:
+            if field is None:
+                raise _unknown(path, entry, names, command)
+            if field in settings:
+                raise SepoError(f"{path}:{entry.line}: {entry.key} is given twice", hint="keep one of the two")
+            settings[field] = _converted(path, entry, kinds[field])
+        except SepoError as fault:
+            faults.append(fault)
+    if faults:
+        raise SepoError("; ".join(fault.message for fault in faults), hint=faults[0].hint)
+    return settings
+
+
+def _entries(path: Path) -> list[Entry]:
+    # Only a run with --config pays for the import.
+    import yaml
+
+    text = _text(path)
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return []
+        if not isinstance(root, yaml.MappingNode):
+            raise SepoError(
+                f"{path} is not a mapping of option names to values", hint="write lines such as `beta: 0.1`"
+            )
+        return [
+            Entry(str(key.value), loader.construct_object(value, deep=True), key.start_mark.line + 1)
+            for key, value in root.value
+        ]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
+        raise SepoError(f"{where}: not valid YAML: {problem}", hint="write one `option: value` a line") from None
+    except ValueError as error:
+        # A scalar that looks like a date or a number and is none, such as 2024-99-99.
+        raise SepoError(f"{path}: not valid YAML: {error}", hint="put quotes around text") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SepoError(f"there is no configuration file {path}", hint="--config takes a YAML file") from None
+    except OSError as error:
+        raise SepoError(f"cannot read {path}: {error.strerror}", hint="--config takes a YAML file") from None
+    except UnicodeDecodeError:
+        raise SepoError(f"{path} is not UTF-8 text", hint="--config takes a YAML file") from None
+
+
+def _unknown(path: Path, entry: Entry, names: dict[str, str], command: str) -> SepoError:
+    near = get_close_matches(canonical(entry.key), names, n=1)
+    guess = f"did you mean {names[near[0]]}? " if near else ""
+    return SepoError(
+        f"{path}:{entry.line}: unknown key {entry.key}",
+        hint=f"{guess}`sepo {command} --help` lists every option, and each is a key",
+    )
+
+
+def _converted(path: Path, entry: Entry, kind: Any) -> Any:
+    """The value as the field's type; quoted numbers are numbers, and so is 1e-5, which YAML 1.1 calls a text."""
+    optional = NoneType in get_args(kind)
+    if entry.value is None and optional:
+        return None
+    wanted, convert = _CONVERTERS[_plain(kind)]
+    try:
+        return convert(entry.value)
+    except (TypeError, ValueError):
+        raise SepoError(
+            f"{path}:{entry.line}: {entry.key} takes {wanted}, got {_shown(entry.value)}",
+            hint=f"write {entry.key}: {_EXAMPLES[_plain(kind)]}",
+        ) from None
+
+
+def _plain(kind: Any) -> type:
+    """`str` of `str | None`, `tuple` of `tuple[str, ...]`."""
+    if getattr(kind, "__origin__", None) is tuple:
+        return tuple
+    plain: type = next((part for part in get_args(kind) if part is not NoneType), kind)
+    return plain
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, (bool, float)):
+        raise TypeError
+    return int(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _words(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (str, list)):
+        raise TypeError
+    return tuple(_words(item) for item in ([value] if isinstance(value, str) else value))
+
+
+def _shown(value: Any) -> str:
+    """A value as a file spells it."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+_CONVERTERS = {
+    float: ("a number", _number),
+    int: ("a whole number", _whole),
+    bool: ("true or false", _switch),
+    str: ("a text", _words),
+    tuple: ("a list of texts", _several),
+}
+_EXAMPLES = {float: "0.1", int: "8", bool: "true", str: '"text" in quotes', tuple: '["name=folder"]'}

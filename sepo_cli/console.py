@@ -1,0 +1,215 @@
+"""What a user sees while a stage runs and when it ends: progress and messages on stderr, the summary on stdout.
+
+Texts are printed as they are: never wrapped, never read as markup (a path may hold [brackets]).
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import Task as Row
+from rich.table import Column
+from rich.table import Table as Grid
+from rich.text import Text
+
+from sepo_cli.progress import Clock, Work
+from stages.errors import SepoError
+from stages.reporting import Quiet, Reporter, Summary, Table
+
+SECONDS_BETWEEN_LINES: Final = 10.0
+
+
+def make_reporter() -> Reporter:
+    """Bars on a terminal, lines in a log, and silence in all but the first process of `accelerate launch`."""
+    if _rank() > 0:
+        return Quiet()
+    console = _stderr()
+    return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
+
+
+class Lines:
+    """The reporter for logs and pipes: a line of progress every ten seconds, and the last one."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+
+    def say(self, text: str) -> None:
+        _print(self._console, Text(text))
+
+    def warn(self, text: str) -> None:
+        _print(self._console, _labelled("warning:", "yellow", text))
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Work]:
+        work = _PrintedWork(self, title, total, unit, self._clock)
+        try:
+            yield work
+        finally:
+            work.print_last()
+
+
+class _PrintedWork(Work):
+    """Work that prints a line of itself now and then."""
+
+    def __init__(self, reporter: Lines, title: str, total: int, unit: str, clock: Clock) -> None:
+        super().__init__(title, total, unit, clock)
+        self._reporter = reporter
+        self._now = clock
+        self._printed_at = clock()
+        self._printed_done = -1
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        super().advance(amount, note)
+        if self._now() - self._printed_at >= SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def print_last(self) -> None:
+        if self._printed_done != self.done:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed_at, self._printed_done = self._now(), self.done
+        self._reporter.say(f"{self.title}: {self.figures()}")
+
+
+class Bars:
+    """The reporter for a terminal: a live bar for each task, and messages above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        _print(self._console, Text(text))
+
+    def warn(self, text: str) -> None:
+        _print(self._console, _labelled("warning:", "bold yellow", text))
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator[Work]:
+        with self._display() as progress:
+            work = _ShownWork(progress, title, total, unit)
+            try:
+                yield work
+            finally:
+                work.end()
+
+    @contextmanager
+    def _display(self) -> Iterator[Progress]:
+        """A task within a task shares the display of the outer one: a console has one live display."""
+        if self._progress is not None:
+            yield self._progress
+            return
+        with Progress(*_columns(), console=self._console) as progress:
+            self._progress = progress
+            try:
+                yield progress
+            finally:
+                self._progress = None
+
+
+class _ShownWork(Work):
+    """Work that has a row in a live display."""
+
+    def __init__(self, progress: Progress, title: str, total: int, unit: str) -> None:
+        super().__init__(title, total, unit)
+        self._progress = progress
+        self._row = progress.add_task(title, total=total or None, work=self)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        super().advance(amount, note)
+        self._progress.update(self._row, completed=self.done)
+
+    def end(self) -> None:
+        super().end()
+        if not self.total:
+            # A bar without a known total would look busy for ever.
+            self._progress.update(self._row, total=self.done or 1, completed=self.done or 1)
+
+
+class _Figures(ProgressColumn):
+    """Done, rate, times and note."""
+
+    def render(self, task: Row) -> Text:
+        work: Work = task.fields["work"]
+        return Text(work.figures(), no_wrap=True, overflow="ellipsis")
+
+
+def _columns() -> list[ProgressColumn]:
+    narrow = Column(no_wrap=True, overflow="ellipsis", max_width=40)
+    return [TextColumn("{task.description}", markup=False, table_column=narrow), BarColumn(bar_width=20), _Figures()]
+
+
+def print_summary(summary: Summary) -> None:
+    """The end of a stage, on stdout: grids on a terminal, plain aligned text and Markdown in a file."""
+    if _rank() > 0:
+        return
+    console = Console(highlight=False)
+    title = summary.title if summary.fresh else f"nothing to do: {summary.title}"
+    if console.is_terminal:
+        _print(console, Text(title, style="bold"))
+        console.print(_grid(summary))
+        for table in summary.tables:
+            console.print(_grid_with_columns(table))
+        return
+    width = max((len(label) for label, _ in summary.rows), default=0)
+    lines = [title, *(f"  {label:<{width}}  {value}" for label, value in summary.rows)]
+    lines += ["\n" + table.markdown().rstrip("\n") for table in summary.tables]
+    # Flushed here, where a reader that has gone away is noticed and forgiven.
+    print("\n".join(lines), flush=True)
+
+
+def print_error(error: SepoError) -> None:
+    """``error: ...`` and, if there is one, ``hint:  ...``; each one line, whatever the width of the terminal."""
+    console = _stderr()
+    rank = f"[rank {_rank()}] " if _rank() > 0 else ""
+    _print(console, _labelled(f"{rank}error:", "bold red", error.message))
+    if error.hint:
+        _print(console, _labelled(f"{rank}hint: ", "bold", error.hint))
+
+
+def print_interrupted() -> None:
+    if _rank() == 0:
+        _print(_stderr(), Text("interrupted; run the same command again to continue"))
+
+
+def _grid(summary: Summary) -> Grid:
+    grid = Grid(show_header=False, box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in summary.rows:
+        grid.add_row(Text(label), Text(value))
+    return grid
+
+
+def _grid_with_columns(table: Table) -> Grid:
+    grid = Grid(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(table.columns):
+        grid.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _print(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _labelled(label: str, style: str, text: str) -> Text:
+    return Text.assemble((label, style), " ", text)
+
+
+def _rank() -> int:
+    """The number of this process as `accelerate launch` and torchrun give it; 0 without them."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return int(rank) if rank.isdigit() else 0

@@ -1,0 +1,80 @@
+"""The program `sepo`: its commands, and the one boundary at which an error becomes a line on the screen."""
+
+import io
+import os
+import sys
+from importlib.metadata import version as installed_version
+from typing import Annotated, Final
+
+import typer
+
+from sepo_cli.commands import COMMANDS, Command
+from sepo_cli.console import print_error
+from sepo_cli.run import MissingOptions
+from sepo_cli.spelling import canonical
+from stages.errors import SepoError
+
+app = typer.Typer(
+    name="sepo",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    # A bug keeps its plain traceback, which can be pasted whole.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": canonical},
+    epilog="Example:\n\nsepo train-oracle --model M --dataset pairs.jsonl --output-dir runs/oracle",
+)
+
+# What libraries print by themselves would tear the progress display; what matters of it comes back as our own message.
+# A user who sets the variables, to see it all, wins.
+QUIET_LIBRARIES: Final = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sepo {installed_version('sepo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Selective Preference Optimization of language models (arXiv 2408.13518).
+
+    Three stages that meet only in files; `make all` runs them on a built-in demo.
+    """
+
+
+def _add(command: Command) -> None:
+    name = command.function.__name__.replace("_", "-")
+    app.command(name, rich_help_panel=command.panel, epilog=f"Example:\n\n{command.example}")(command.function)
+
+
+for _command in COMMANDS:
+    _add(_command)
+
+
+def main() -> None:
+    """Run `sepo`. Exit codes: 0 done or nothing to do, 1 a user's mistake, 2 usage, 130 interrupted."""
+    for name, value in QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        # A token or path that the terminal's encoding lacks must not end a run in a UnicodeEncodeError.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="sepo")
+    except SepoError as error:
+        print_error(error)
+        sys.exit(2 if isinstance(error, MissingOptions) else 1)

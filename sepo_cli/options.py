@@ -1,0 +1,219 @@
+"""Every option once: its spelling, its type, its help and its place in `--help`. Defaults live in `stages.configs`.
+
+An alias carries no default: a command's signature reads it from its dataclass. `tests/cli/test_options.py` holds that
+fields and options are the same set.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from stages.configs import OBJECTIVES, SCHEDULERS, SELECTIONS
+
+REQUIRED: Final = "Required"
+DATA: Final = "Data"
+METHOD: Final = "Method"
+REFERENCE: Final = "Reference (supervised fine-tuning)"
+OPTIMISER: Final = "Optimiser"
+MACHINE: Final = "Machine and output"
+SWITCHES: Final = "Switches"
+
+
+def _option(panel: str, text: str, *spellings: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(*spellings, help=text, rich_help_panel=panel, metavar=metavar, **more)
+
+
+def _switch(text: str) -> Any:
+    # Typer would print <bool> behind both flags and `no-overwrite` as a default; off is what a switch is.
+    return _option(SWITCHES, text, metavar="", show_default=False)
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return "|".join(names)
+
+
+# --- every command ---
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of the options below; flags beat the file, the file beats the defaults.",
+    ),
+]
+OutputDir = Annotated[
+    str | None,
+    _option(
+        REQUIRED, "Folder to write; an interrupted run is continued, a finished one is not redone.", metavar="FOLDER"
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    _switch(
+        "Replace an output folder that holds a run with other settings, instead of refusing it"
+        " (also --overwrite-output-dir).",
+    ),
+]
+Seed = Annotated[int, _option(DATA, "Seed of everything that is drawn; the same seed writes the same bytes.")]
+
+# --- every command that loads a model or reads pairs ---
+Model = Annotated[
+    str | None,
+    _option(
+        REQUIRED, "Model to start from: a folder or a hub name (also --model-name-or-path).", metavar="FOLDER|NAME"
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    _option(
+        REQUIRED,
+        "Preference pairs: JSON Lines, JSON or Parquet (also .gz), or a hub name, org/name or org/name:split"
+        " (also --dataset-name).",
+        metavar="FILE|NAME",
+    ),
+]
+MaxLength = Annotated[
+    int,
+    _option(
+        DATA, "Most tokens of prompt and longer response together; longer pairs are dropped and counted. Paper: 2048."
+    ),
+]
+TrustRemoteCode = Annotated[bool, _switch("Run Python code that comes with the model. Never on unless asked for.")]
+MaxTokensPerDevice = Annotated[
+    int,
+    _option(
+        MACHINE,
+        "Token budget of one micro-batch on one device: bounds the memory and does not change the gradient."
+        " Lower it when memory runs out.",
+    ),
+]
+
+# --- the optimiser ---
+LearningRate = Annotated[
+    float, _option(OPTIMISER, "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more.")
+]
+BatchSize = Annotated[int, _option(OPTIMISER, "Pairs per optimiser step, over all devices. Paper: 128.")]
+NumTrainEpochs = Annotated[int, _option(OPTIMISER, "Times that every pair is seen. Paper: 1.")]
+MaxSteps = Annotated[int, _option(OPTIMISER, "Stop after so many optimiser steps; 0 = all epochs.")]
+WarmupRatio = Annotated[
+    float, _option(OPTIMISER, "Share of the steps in which the learning rate rises from 0. Paper: 0.05.")
+]
+LrSchedulerType = Annotated[
+    str,
+    _option(
+        OPTIMISER,
+        f"Course of the learning rate after the warm-up: {', '.join(SCHEDULERS)}. Authors' code: cosine.",
+        metavar="NAME",
+    ),
+]
+WeightDecay = Annotated[float, _option(OPTIMISER, "AdamW's weight decay; 0 = none, as in the authors' code.")]
+MaxGradNorm = Annotated[float, _option(OPTIMISER, "Gradients are scaled down to this norm.")]
+SaveSteps = Annotated[
+    int, _option(MACHINE, "Steps between checkpoints, from which an interrupted run goes on; 0 = no checkpoints.")
+]
+LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
+
+# --- train-oracle ---
+Beta = Annotated[
+    float,
+    _option(METHOD, "DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1."),
+]
+DataFraction = Annotated[
+    float,
+    _option(DATA, "Share of the pairs that DPO trains on, drawn without replacement; 1.0 = all (section 3.2)."),
+]
+EvalFraction = Annotated[
+    float, _option(DATA, "Share of the pairs that is never trained on and judges the oracle; 0 = no judgement.")
+]
+SftDataset = Annotated[
+    str | None,
+    _option(
+        REFERENCE,
+        "Conversations to fine-tune the reference on; without it, the chosen responses of --dataset.",
+        metavar="FILE|NAME",
+    ),
+]
+SftEpochs = Annotated[
+    int, _option(REFERENCE, "Epochs of fine-tuning; 0 takes the model as the reference as it is. Paper: 2.")
+]
+SftLearningRate = Annotated[float, _option(REFERENCE, "Peak learning rate of fine-tuning. Paper: 1e-5.")]
+SftBatchSize = Annotated[int, _option(REFERENCE, "Responses per optimiser step of fine-tuning. Paper: 512.")]
+SftWeight = Annotated[
+    float,
+    _option(
+        METHOD,
+        "Weight of an SFT term on the chosen responses beside DPO, against drift of tokens that both responses share;"
+        " 0 = pure DPO, as in the paper.",
+    ),
+]
+
+# --- score ---
+Oracle = Annotated[
+    str | None,
+    _option(REQUIRED, "Folder of `sepo train-oracle`, which holds the oracle and its reference.", metavar="FOLDER"),
+]
+OracleModel = Annotated[
+    str | None,
+    _option(
+        REQUIRED, "Instead of --oracle: the oracle alone; needs --reference-model beside it.", metavar="FOLDER|NAME"
+    ),
+]
+ReferenceModel = Annotated[
+    str | None,
+    _option(REQUIRED, "Instead of --oracle: the model that the oracle was trained from.", metavar="FOLDER|NAME"),
+]
+ShardSize = Annotated[int, _option(MACHINE, "Pairs per Parquet file; a finished file survives an interruption.")]
+
+# --- train-policy ---
+Scores = Annotated[str | None, _option(REQUIRED, "Folder of `sepo score`.", metavar="FOLDER")]
+Objective = Annotated[
+    str,
+    _option(
+        METHOD,
+        "sepo: the loss of Eq. 11 on the selected tokens; simpo: the same loss on all tokens, the baseline.",
+        metavar=_one_of(OBJECTIVES),
+    ),
+]
+Select = Annotated[
+    str,
+    _option(
+        METHOD,
+        "oracle: tokens by their score; random: as many tokens by chance, the control that an oracle has to beat.",
+        metavar=_one_of(SELECTIONS),
+    ),
+]
+ChosenRatio = Annotated[
+    float, _option(METHOD, "Share k of a chosen response's tokens to train on: the highest scores. Paper: 0.3.")
+]
+RejectedRatio = Annotated[
+    float, _option(METHOD, "Share k of a rejected response's tokens to train on: the lowest scores. Paper: 0.3.")
+]
+Gamma = Annotated[float, _option(METHOD, "Scale of a response's reward (Eq. 11). Paper: 2.1.")]
+Margin = Annotated[
+    float,
+    _option(
+        METHOD,
+        "Lambda, by which the chosen reward has to lead (Eq. 11)."
+        " Paper: 0.5 for TinyLlama-1.1B, 0.9 for LLaMA2-7B, 1.3 for LLaMA2-13B.",
+    ),
+]
+
+# --- the demo ---
+TrainPairs = Annotated[int, _option(DATA, "Pairs in train.jsonl.")]
+TestPairs = Annotated[int, _option(DATA, "Pairs in test.jsonl, whose prompts train.jsonl does not have.")]
+Demo = Annotated[str | None, _option(REQUIRED, "Folder of `sepo make-demo`.", metavar="FOLDER")]
+Models = Annotated[
+    list[str] | None,
+    _option(
+        REQUIRED,
+        "A model to sample from and its name in the table; give one for each.",
+        "--model",
+        metavar="NAME=FOLDER",
+    ),
+]
+DemoReference = Annotated[
+    str | None,
+    _option(REQUIRED, "Model from which KL is measured: where every policy started.", "--reference", metavar="FOLDER"),
+]
+Samples = Annotated[int, _option(DATA, "Responses to sample from each model, to held-out prompts.")]
