@@ -3,12 +3,14 @@
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import typer
 
 from sepo_cli.spelling import canonical
 from stages.errors import SepoError
+
+HINT: Final = "write one `option: value` a line, such as `seed: 42`"
 
 
 class Entry(NamedTuple):
@@ -64,18 +66,19 @@ def _entries(path: Path) -> list[Entry]:
         if root is None:
             return []
         if not isinstance(root, yaml.MappingNode):
-            raise SepoError(
-                f"{path} is not a mapping of option names to values", hint="write lines such as `beta: 0.1`"
-            )
+            raise SepoError(f"{path} is not a mapping of option names to values", hint=HINT)
+        for key, _ in root.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise SepoError(f"{path}:{key.start_mark.line + 1}: a key has to be a single word", hint=HINT)
         return [
-            Entry(str(key.value), loader.construct_object(value, deep=True), key.start_mark.line + 1)
+            Entry(key.value, loader.construct_object(value, deep=True), key.start_mark.line + 1)
             for key, value in root.value
         ]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-        raise SepoError(f"{where}: not valid YAML: {problem}", hint="write one `option: value` a line") from None
+        raise SepoError(f"{where}: not valid YAML: {problem}", hint=HINT) from None
     except ValueError as error:
         # A scalar that looks like a date or a number and is none, such as 2024-99-99.
         raise SepoError(f"{path}: not valid YAML: {error}", hint="put quotes around text") from None

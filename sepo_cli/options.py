@@ -95,7 +95,7 @@ LearningRate = Annotated[
 ]
 BatchSize = Annotated[int, _option(OPTIMISER, "Pairs per optimiser step, over all devices. Paper: 128.")]
 NumTrainEpochs = Annotated[int, _option(OPTIMISER, "Times that every pair is seen. Paper: 1.")]
-MaxSteps = Annotated[int, _option(OPTIMISER, "Stop after so many optimiser steps; 0 = all epochs.")]
+MaxSteps = Annotated[int, _option(OPTIMISER, "Stop each training phase after so many optimiser steps; 0 = all epochs.")]
 WarmupRatio = Annotated[
     float, _option(OPTIMISER, "Share of the steps in which the learning rate rises from 0. Paper: 0.05.")
 ]

@@ -1,0 +1,126 @@
+"""`--config FILE`: what a file may say, and what it is told when it says something else."""
+
+from typing import get_type_hints
+
+import pytest
+
+from sepo_cli.config_file import read_config_file
+from stages.configs import DemoReportConfig, OracleConfig
+from stages.errors import SepoError
+
+
+def read(tmp_path, text, config=OracleConfig):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    kinds = get_type_hints(config)
+    names = {name.replace("_", "-"): name for name in kinds} | {"model": "models" if "models" in kinds else "model"}
+    return read_config_file(path, kinds, names, "train-oracle")
+
+
+def refused(tmp_path, text, config=OracleConfig):
+    with pytest.raises(SepoError) as caught:
+        read(tmp_path, text, config)
+    assert "\n" not in caught.value.message + caught.value.hint
+    return caught.value.message.replace(str(tmp_path) + "/", ""), caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["model", "model_name_or_path", "model-name-or-path"])
+def test_every_spelling_of_an_option_is_a_key(tmp_path, key):
+    assert read(tmp_path, f"{key}: m") == {"model": "m"}
+
+
+def test_values_take_the_type_of_their_field(tmp_path):
+    text = "learning-rate: 1e-5\nbeta: 1\nmax_steps: '7'\noverwrite: true\nsft_dataset:\ndataset: 'null'"
+    settings = read(tmp_path, text)
+    assert settings == {
+        "learning_rate": 1e-5,
+        "beta": 1.0,
+        "max_steps": 7,
+        "overwrite": True,
+        "sft_dataset": None,
+        "dataset": "null",
+    }
+    assert {type(settings[name]) for name in ("learning_rate", "beta")} == {float}
+
+
+@pytest.mark.parametrize("text", ["models: [a=x, b=y]", "model:\n- a=x\n- b=y"])
+def test_a_list_of_texts(tmp_path, text):
+    assert read(tmp_path, text, DemoReportConfig) == {"models": ("a=x", "b=y")}
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "\ufeff"])
+def test_an_empty_file_sets_nothing(tmp_path, text):
+    assert read(tmp_path, text) == {}
+
+
+def test_an_unknown_key_is_told_the_near_one(tmp_path):
+    message, hint = refused(tmp_path, "beta: 0.1\nlearning_rat: 0.1\n")
+    assert message == "run.yaml:2: unknown key learning_rat"
+    assert hint.startswith("did you mean learning_rate? `sepo train-oracle --help`")
+
+
+def test_a_key_like_no_other_gets_no_guess(tmp_path):
+    assert refused(tmp_path, "zzz: 1")[1].startswith("`sepo train-oracle --help`")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("learning_rate: fast", "takes a number, got 'fast'"),
+        ("learning_rate: true", "takes a number, got true"),
+        ("learning_rate: [1]", "takes a number, got [1]"),
+        ("batch_size: 8.5", "takes a whole number, got 8.5"),
+        ("batch_size: 1e2", "takes a whole number, got '1e2'"),
+        ("batch_size:", "takes a whole number, got nothing"),
+        ("overwrite: 1", "takes true or false, got 1"),
+        ("overwrite: 'yes'", "takes true or false, got 'yes'"),
+        ("model: 7", "takes a text, got 7"),
+        ("model:", "takes a text, got nothing"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_its_line(tmp_path, line, complaint):
+    key = line.split(":")[0]
+    assert refused(tmp_path, f"# mine\n{line}\n")[0] == f"run.yaml:2: {key} {complaint}"
+
+
+@pytest.mark.parametrize("line", ["models: 7", "models: {a: x}", "models: [1]"])
+def test_models_are_a_list_of_texts(tmp_path, line):
+    assert "models takes a list of texts" in refused(tmp_path, line, DemoReportConfig)[0]
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    message, hint = refused(tmp_path, "bet: 1\nseed: x\nbeta: 1\nbeta: 2\n")
+    assert message == (
+        "run.yaml:1: unknown key bet; run.yaml:2: seed takes a whole number, got 'x'; run.yaml:4: beta is given twice"
+    )
+    assert hint.startswith("did you mean beta?")
+
+
+def test_two_spellings_are_one_key(tmp_path):
+    assert refused(tmp_path, "max_steps: 1\nmax-steps: 2")[0] == "run.yaml:2: max-steps is given twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("- beta", "run.yaml is not a mapping of option names to values"),
+        ("beta", "run.yaml is not a mapping of option names to values"),
+        ("beta: 1\nseed: [1", "run.yaml:2: not valid YAML"),
+        ("beta: 1\n\tseed: 1", "run.yaml:2: not valid YAML"),
+        ("beta: !!python/object:os.system x", "run.yaml:1: not valid YAML"),
+        ("beta: 1\n---\nbeta: 2", "run.yaml:2: not valid YAML"),
+        ("model: 2024-99-99", "run.yaml: not valid YAML"),
+        ("model: *nobody", "run.yaml:1: not valid YAML"),
+        ("model: \x00", "run.yaml: not valid YAML"),
+        (b"model: \xff", "run.yaml is not UTF-8 text"),
+        ("? [a, b]\n: 1", "run.yaml:1: a key has to be a single word"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(tmp_path, text, complaint):
+    assert refused(tmp_path, text)[0].startswith(complaint)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path, complaint in ((tmp_path / "none.yaml", "there is no configuration file"), (tmp_path, "cannot read")):
+        with pytest.raises(SepoError, match=complaint):
+            read_config_file(path, {}, {}, "score")

@@ -1,0 +1,226 @@
+"""`sepo` as a user meets it: spellings, the configuration file, what is missing, and how errors end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sepo_cli.main import main
+from stages import make_demo
+from stages.configs import DemoConfig
+from stages.errors import SepoError
+from stages.reporting import Summary
+
+HEAVY = ("torch", "transformers", "pyarrow", "accelerate", "datasets", "huggingface_hub")
+DONE = Summary("done", [])
+SMALL = ["--train-pairs", "6", "--test-pairs", "2"]
+
+
+@pytest.fixture
+def sepo(monkeypatch, capsys):
+    """Run `sepo` in this process; gives the exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sepo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """The stage of `make-demo`, replaced by what a test passes in."""
+    return lambda run: monkeypatch.setattr(make_demo, "run", run)
+
+
+def settings_of(folder):
+    return json.loads((folder / "manifest.json").read_text())["settings"]
+
+
+def program(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "sepo_cli", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["--version"], ["score"]])
+def test_help_is_quick_because_nothing_heavy_is_loaded(arguments):
+    code = f"import sys, sepo_cli.main as m\ntry: m.main()\nfinally: print(set(sys.modules) & {set(HEAVY)}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_help_answers_in_half_a_second():
+    def seconds():
+        start = time.perf_counter()
+        assert program("score", "--help").returncode == 0
+        return time.perf_counter() - start
+
+    # The best of several: other programs use this machine too.
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_version(sepo):
+    code, out, _ = sepo("--version")
+    assert code == 0
+    assert out.startswith("sepo 0.")
+
+
+@pytest.mark.parametrize("command", ["train-oracle", "score", "train-policy", "make-demo", "demo-report"])
+def test_help_of_a_command_ends_with_an_example(sepo, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = sepo(command, "--help")
+    assert code == 0
+    assert f"sepo {command} --" in out.rstrip().splitlines()[-1]
+
+
+def test_make_demo_runs_and_a_second_time_has_nothing_to_do(sepo, tmp_path):
+    code, out, err = sepo("make-demo", "--output-dir", tmp_path / "demo", *SMALL)
+    assert (code, out.splitlines()[0]) == (0, f"demo in {tmp_path}/demo")
+    assert "6 pairs" in err
+    code, out, _ = sepo("make-demo", "--output-dir", tmp_path / "demo", *SMALL)
+    assert (code, out.splitlines()[0]) == (0, f"nothing to do: demo in {tmp_path}/demo")
+
+
+def test_every_spelling_means_the_same(sepo, stage):
+    seen = []
+    stage(lambda config, reporter: seen.append(config) or DONE)
+    for spelling in (
+        ["make-demo", "--output-dir", "a_b", "--overwrite"],
+        ["make_demo", "--output_dir=a_b", "--overwrite_output_dir"],
+        ["make-demo", "--output_dir", "a_b", "--no-overwrite", "--overwrite-output-dir"],
+    ):
+        assert sepo(*spelling) == (0, "done\n", "")
+    assert seen == [DemoConfig(output_dir="a_b", overwrite=True)] * 3
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_defaults(sepo, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"output_dir: {tmp_path / 'demo'}\ntrain-pairs: 9\ntest_pairs: 3\n")
+    code, _, _ = sepo("make-demo", "--config", file, "--train-pairs", "6")
+    assert code == 0
+    assert settings_of(tmp_path / "demo") == {"train_pairs": 6, "test_pairs": 3, "seed": DemoConfig.seed}
+
+
+def test_a_flag_that_repeats_the_default_still_beats_the_file(sepo, stage, tmp_path):
+    seen = []
+    stage(lambda config, reporter: seen.append(config) or DONE)
+    file = tmp_path / "run.yaml"
+    file.write_text("output_dir: x\nseed: 1\noverwrite: true\n")
+    sepo("make-demo", "--config", file, "--seed", str(DemoConfig.seed), "--no-overwrite")
+    assert seen == [DemoConfig(output_dir="x")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["train-oracle"], "--model, --dataset and --output-dir"),
+        (["train-oracle", "--model-name-or-path", "m", "--dataset_name", "d"], "--output-dir"),
+        (["score"], "--dataset, --output-dir and --oracle (or --oracle-model and --reference-model)"),
+        (["score", "--dataset", "d", "--output-dir", "o", "--oracle-model", "m"], "--reference-model"),
+        (["train-policy", "--model", ""], "--model, --scores and --output-dir"),
+        (["make-demo"], "--output-dir"),
+        (["demo-report"], "--demo, --scores, --model, --reference and --output-dir"),
+    ],
+)
+def test_all_that_is_missing_is_named_at_once(sepo, arguments, missing):
+    code, out, err = sepo(*arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"error: sepo {arguments[0]} needs {missing}",
+        f"hint:  `make all` runs the whole pipeline on the built-in demo; `sepo {arguments[0]} --help` lists every option",
+    ]
+
+
+def test_a_fault_in_the_file_ends_in_a_line_and_a_hint(sepo, tmp_path):
+    file = tmp_path / "[my] run.yaml"
+    file.write_text("train_pair: 9\n")
+    code, out, err = sepo("make-demo", "--config", file)
+    assert (code, out) == (1, "")
+    error, hint = err.splitlines()
+    assert error == f"error: {file}:1: unknown key train_pair"
+    assert hint.startswith("hint:  did you mean train_pairs? ")
+
+
+def test_an_option_out_of_range_is_a_users_mistake(sepo):
+    code, _, err = sepo("make-demo", "--output-dir", "x", "--train-pairs", "0")
+    assert code == 1
+    assert err.startswith("error: train_pairs must be at least 1, got 0\nhint:  ")
+
+
+def test_an_unknown_option_is_a_usage_error_that_suggests_the_near_one(sepo):
+    code, _, err = sepo("train-policy", "--learning_rat", "1")
+    assert code == 2
+    assert "--learning-rate" in err
+
+
+def test_an_unknown_command_is_a_usage_error_that_suggests_the_near_one(sepo):
+    code, _, err = sepo("scores")
+    assert code == 2
+    assert "'score'" in err
+
+
+def raiser(error):
+    def run(config, reporter):
+        raise error
+
+    return run
+
+
+def test_a_users_mistake_is_one_line_whatever_its_length_and_brackets(sepo, stage, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    message = "[red]runs/[x][/red] " + "long " * 40 + "end"
+    stage(raiser(SepoError(message)))
+    assert sepo("make-demo", "--output-dir", "x") == (1, "", f"error: {message}\n")
+
+
+def test_an_error_in_another_process_says_whose_it_is(sepo, stage, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    stage(raiser(SepoError("no", hint="yes")))
+    assert sepo("make-demo", "--output-dir", "x") == (1, "", "[rank 3] error: no\n[rank 3] hint:  yes\n")
+
+
+def test_ctrl_c_says_how_to_continue(sepo, stage):
+    stage(raiser(KeyboardInterrupt()))
+    expected = "interrupted; run the same command again to continue\n"
+    assert sepo("make-demo", "--output-dir", "x") == (130, "", expected)
+
+
+def test_a_bug_keeps_its_traceback(sepo, stage):
+    stage(raiser(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        sepo("make-demo", "--output-dir", "x")
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    # Only a process of its own has a stdout that can break; its stage is ours, so that it does not load torch.
+    code = (
+        "import sys; from types import SimpleNamespace; from stages.reporting import Summary; from sepo_cli.main import main\n"
+        "sys.modules['stages.make_demo'] = SimpleNamespace(run=lambda *_: Summary('done', []))\n"
+        "main()"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", code, "make-demo", "--output-dir", "x"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_library_noise_is_off_unless_asked_for():
+    code = "import os, sepo_cli.main as m\ntry: m.main()\nfinally: print(os.environ['TRANSFORMERS_VERBOSITY'])"
+    for environment, expected in (({}, "error"), ({"TRANSFORMERS_VERBOSITY": "info"}, "info")):
+        base = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--version"],
+            env=base | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.splitlines()[-1] == expected
