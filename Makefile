@@ -36,6 +36,7 @@ REPORT_ARGS ?=
 .DELETE_ON_ERROR:
 
 all: $(LAST)
+	@echo 'finished: $(dir $(LAST))'
 oracle: $(OUT)/oracle/manifest.json
 scores: $(OUT)/scores/manifest.json
 policy: $(OUT)/policy/manifest.json

@@ -5,6 +5,7 @@ the fingerprint of the stage (`stages.store.manifest`). Faults are collected and
 loads.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -185,8 +186,8 @@ class DemoReportConfig:
 
 Rule = tuple[Callable[[Any], bool], str]
 
-_positive: Rule = (lambda x: x > 0, "above 0")
-_not_negative: Rule = (lambda x: x >= 0, "at least 0")
+_positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
+_not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
 _at_least_one: Rule = (lambda x: x >= 1, "at least 1")
 _at_least_two: Rule = (lambda x: x >= 2, "at least 2")
 _share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")

@@ -86,7 +86,7 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     findings = _findings(scores, rewards_V, config.seed, reporter)
     gains = _gains(config, folders, tokenizer, rewards_V, device, reporter)
     tables = (_finding_table(findings), _gain_table(gains, config.samples))
-    report = {"findings": [f._asdict() for f in findings], "policies": [g._asdict() for g in gains]}
+    report = {"findings": [_as_json(f) for f in findings], "policies": [_as_json(g) for g in gains]}
     write_json(work.folder / "report.json", report)
     write_text(work.folder / "report.md", "\n".join(table.markdown() for table in tables))
     work.finish(files=["report.json", "report.md"], device=str(device), results=report)
@@ -199,6 +199,11 @@ def _kl_per_token(
         totals += kl_RT.sum(-1).tolist()
         tokens += [len(example.pair.chosen_ids) for example in examples]
     return bootstrap_ratio(np.array(totals), np.array(tokens), seed=seed)
+
+
+def _as_json(line: Finding | Gain) -> dict[str, Any]:
+    values = line._asdict()
+    return {name: value.as_json() if isinstance(value, Interval) else value for name, value in values.items()}
 
 
 def _finding_table(findings: list[Finding]) -> Table:

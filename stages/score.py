@@ -171,7 +171,7 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -
     token = tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
     return Verdict(
         rows=[("implicit reward prefers chosen", f"{accuracy:.3f}"), *drift.rows(token)],
-        results={"accuracy": accuracy, "drift": {**drift._asdict(), "worst_token": token}},
+        results={"accuracy": accuracy.as_json(), "drift": {**drift._asdict(), "worst_token": token}},
         warnings=[drift.warning(token)] if drift.large else [],
     )
 

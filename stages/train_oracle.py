@@ -260,7 +260,11 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
             ("held-out reward margin", f"{verdict.margin:+.3f}"),
             *verdict.drift.rows(token),
         ]
-        results = {**verdict._asdict(), "drift": {**verdict.drift._asdict(), "worst_token": token}}
+        results = {
+            "accuracy": verdict.accuracy.as_json(),
+            "reward_margin": verdict.margin.as_json(),
+            "drift": {**verdict.drift._asdict(), "worst_token": token},
+        }
     for warning in warnings:
         job.reporter.warn(warning)
     if job.accelerator.is_main_process:

@@ -96,8 +96,8 @@ def rule_of(config: PolicyConfig) -> Rule:
 
 
 def _refuse_other_vocabulary(tokenizer: Any, scores: Scores, config: PolicyConfig) -> None:
-    theirs = scores.manifest.get("tokenizer", {})
-    if vocabulary_hash(tokenizer) == theirs.get("vocabulary"):
+    theirs = scores.manifest["tokenizer"]
+    if vocabulary_hash(tokenizer) == theirs["vocabulary"]:
         return
     sizes = f"{len(tokenizer):,} and {theirs.get('size', 0):,} tokens"
     raise SepoError(
@@ -167,5 +167,7 @@ def _rows(counts: dict[str, Any], last: dict[str, float]) -> list[tuple[str, str
     return [
         ("pairs", f"{counts['kept']:,}"),
         ("selected tokens", _equation(counts).split("; selected ")[1]),
-        *((f"last {name}", f"{last[name]:.4f}") for name in ("loss", "accuracy", "reward_margin")),
+        ("loss of the last step", f"{last['loss']:.4f}"),
+        ("its accuracy", f"{last['accuracy']:.3f}"),
+        ("its reward margin", f"{last['reward_margin']:+.3f}"),
     ]

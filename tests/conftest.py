@@ -136,3 +136,16 @@ def word_rows(count, seed=0):
         answers = [f"the {words[rng.integers(len(words))]} {noun} jumps {number}" for words in (good, bad)]
         rows.append({"prompt": f"what is the {noun}?", "chosen": answers[0], "rejected": answers[1]})
     return rows
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, chat_folder):
+    """A finished run of all three stages on 40 pairs, to look at and not to touch."""
+    from tests.world import run_oracle, run_policy, run_score
+
+    root = tmp_path_factory.mktemp("world")
+    write_lines(root / "pairs.jsonl", word_rows(40))
+    run_oracle(root, chat_folder)
+    run_score(root)
+    run_policy(root, chat_folder)
+    return root

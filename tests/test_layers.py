@@ -3,8 +3,6 @@
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,16 +76,3 @@ def test_files_stay_short():
         if path.read_text().count("\n") > 400
     ]
     assert long == []
-
-
-@pytest.mark.parametrize("command", [["--help"], ["score", "--help"], ["--version"]])
-def test_help_loads_nothing_heavy(command):
-    program = (
-        "import sys; from sepo_cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'pyarrow', 'accelerate', 'datasets', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -7,49 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages import score, train_oracle, train_policy
-from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
+from stages import train_oracle
+from stages.configs import OracleConfig, PolicyConfig
 from stages.errors import SepoError
-from stages.model.folders import load_model, save_model
+from stages.model.folders import load_model, save_model, vocabulary_hash
 from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, word_rows, write_lines
-
-FAST = {"batch_size": 8, "learning_rate": 3e-3, "warmup_ratio": 0.1, "max_length": 128}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, chat_folder):
-    """A finished run of all three stages, to look at and not to touch."""
-    root = tmp_path_factory.mktemp("world")
-    write_lines(root / "pairs.jsonl", word_rows(40))
-    run_oracle(root, chat_folder)
-    run_score(root)
-    run_policy(root, chat_folder)
-    return root
-
-
-def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **options):
-    settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5, **options}
-    config = OracleConfig(
-        model=str(model), dataset=str(dataset or root / "pairs.jsonl"), output_dir=str(root / output), **settings
-    )
-    return train_oracle.run(config, reporter or Quiet())
-
-
-def run_score(root, reporter=None, output="scores", dataset=None, **options):
-    settings = {"shard_size": 16, "max_length": 128, "oracle": str(root / "oracle"), **options}
-    config = ScoreConfig(dataset=str(dataset or root / "pairs.jsonl"), output_dir=str(root / output), **settings)
-    return score.run(config, reporter or Quiet())
-
-
-def run_policy(root, model, reporter=None, output="policy", scores="scores", **options):
-    config = PolicyConfig(
-        model=str(model), scores=str(root / scores), output_dir=str(root / output), **{**FAST, **options}
-    )
-    return train_policy.run(config, reporter or Quiet())
+from tests.world import run_oracle, run_policy, run_score
 
 
 def files(folder):
@@ -316,8 +283,8 @@ def test_the_held_out_pairs_are_never_trained_on(world):
 
 def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder, tmp_path):
     results = manifest(world / "oracle")["results"]
-    value, low, high = results["accuracy"]
-    assert low < value <= high
+    accuracy = results["accuracy"]
+    assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
     reporter = Quiet()
     run_oracle(world, chat_folder, reporter, output=tmp_path / "o", learning_rate=1e-9, sft_epochs=0)
     assert any("not better than a coin" in warning for warning in reporter.warnings)
@@ -381,3 +348,27 @@ def test_every_setting_that_matters_is_in_the_manifest(world):
     for stage, config in [("oracle", OracleConfig), ("policy", PolicyConfig)]:
         recorded = manifest(world / stage)["settings"]
         assert set(recorded) == {f.name for f in dataclasses.fields(config) if f.metadata.get("content", True)}
+
+
+def test_a_foreign_scorer_needs_six_columns_and_a_small_manifest(world, chat_folder, chatml, tmp_path):
+    """As the README describes it: other scores for the same ids, written by nothing of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    ids = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
+    columns = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), ([part] * 3 for part in ids), strict=True))
+    columns |= {
+        "pair_id": [0, 1, 2],
+        "chosen_scores": [[0.1, 0.9, -3.0, 0.2]] * 3,
+        "rejected_scores": [[-1.0, 4.0]] * 3,
+    }
+    metadata = {"sepo.format": "1", "sepo.fingerprint": "mine", "sepo.tokenizer": vocabulary_hash(chatml)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "scores-00000.parquet")
+    written = {"format": 1, "stage": "score", "fingerprint": "mine", "files": ["scores-00000.parquet"]}
+    written |= {"counts": {"kept": 3}, "tokenizer": {"vocabulary": vocabulary_hash(chatml), "size": len(chatml)}}
+    (folder / "manifest.json").write_text(json.dumps(written))
+    run_policy(tmp_path, chat_folder)
+    counts = manifest(tmp_path / "policy")["counts"]
+    assert counts["selected"] == {"chosen": 6, "rejected": 3}

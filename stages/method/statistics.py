@@ -20,6 +20,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def as_json(self) -> dict[str, float | None]:
+        """For a manifest; a bound that is not finite (of a single value) becomes null."""
+        return {name: bound if math.isfinite(bound) else None for name, bound in self._asdict().items()}
+
     def __format__(self, spec: str) -> str:
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 

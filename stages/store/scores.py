@@ -4,6 +4,7 @@ A foreign scorer needs the first six columns, the three metadata keys and a ``ma
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,6 +32,8 @@ SCHEMA: Final = pa.schema(
         pa.field("rejected_reference_logps", _FLOATS),
     ]
 )
+NEEDED: Final = (("fingerprint",), ("files",), ("counts", "kept"), ("tokenizer", "vocabulary"))
+"""what `train-policy` takes from the manifest, as paths of keys"""
 REMEDY: Final = "run `sepo score` first, or let it finish"
 
 
@@ -63,7 +66,11 @@ def open_scores(folder: Path) -> Scores:
         SepoError: no manifest, a manifest of another stage, or shards that are not there.
     """
     manifest = read_manifest(folder, "score", REMEDY)
-    shards = [folder / name for name in manifest.get("files", [])]
+    for path in NEEDED:
+        if reduce(lambda value, key: value.get(key) if isinstance(value, dict) else None, path, manifest) is None:
+            name = ".".join(path)
+            raise SepoError(f"{folder}/manifest.json has no {name}", hint="see the README on writing scores yourself")
+    shards = [folder / name for name in manifest["files"]]
     missing = [path.name for path in shards if not path.exists()]
     if missing:
         raise SepoError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more shards", hint=REMEDY)

@@ -146,7 +146,8 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path):
     for index in range(3):
         rows = [scored(pair) for pair in pairs[2 * index : 2 * index + 2]]
         write_shard(run.folder / shard_name(index), rows, run.fingerprint, "t")
-    run.finish(files=[shard_name(index) for index in range(3)], device="cpu")
+    names = [shard_name(index) for index in range(3)]
+    run.finish(files=names, device="cpu", counts={"kept": 5}, tokenizer={"vocabulary": "t"})
     assert [row.pair.pair_id for row in open_scores(tmp_path / "s").rows()] == [0, 1, 2, 3, 4]
     (tmp_path / "s" / shard_name(1)).unlink()
     with pytest.raises(SepoError, match=r"lacks scores-00001\.parquet"):
