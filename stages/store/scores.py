@@ -4,7 +4,6 @@ A foreign scorer needs the first six columns, the three metadata keys and a ``ma
 """
 
 from collections.abc import Iterator
-from functools import reduce
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -67,7 +66,7 @@ def open_scores(folder: Path) -> Scores:
     """
     manifest = read_manifest(folder, "score", REMEDY)
     for path in NEEDED:
-        if reduce(lambda value, key: value.get(key) if isinstance(value, dict) else None, path, manifest) is None:
+        if _lookup(manifest, path) is None:
             name = ".".join(path)
             raise SepoError(f"{folder}/manifest.json has no {name}", hint="see the README on writing scores yourself")
     shards = [folder / name for name in manifest["files"]]
@@ -75,6 +74,12 @@ def open_scores(folder: Path) -> Scores:
     if missing:
         raise SepoError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more shards", hint=REMEDY)
     return Scores(folder, manifest, shards)
+
+
+def _lookup(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def write_shard(path: Path, rows: list[ScoredPair], fingerprint: str, tokenizer: str) -> None:
