@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig, content_settings
@@ -26,6 +25,7 @@ from stages.model.demo_model import MOST_TOKENS
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
 from stages.model.generate import sample
 from stages.model.logps import token_kl
+from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
 from stages.store.manifest import Input, open_run, read_manifest
@@ -80,7 +80,9 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     if work.finished:
         return Summary(f"report in {work.folder}", [("already finished", str(work.folder / "report.md"))], fresh=False)
 
-    device = Accelerator().device
+    accelerator = join_processes()
+    refuse_several(accelerator, STAGE)
+    device = accelerator.device
     tokenizer = load_tokenizer(folders["reference"], trust_remote_code=False)
     rewards_V = _reward_of_ids(demo, tokenizer)
     findings = _findings(scores, rewards_V, config.seed, reporter)

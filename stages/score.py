@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from accelerate import Accelerator
 
 from stages.configs import ScoreConfig, content_settings
 from stages.currency import PairLogps, ScoredPair, TokenPair
@@ -31,6 +30,7 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.logps import response_logps
+from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Reporter, Summary, Task
 from stages.store.manifest import Input, Run, open_run, read_manifest
 from stages.store.scores import read_shard, shard_matches, shard_name, write_shard
@@ -59,7 +59,9 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: an oracle that never finished, two tokenizers, unusable data or output folder.
     """
-    device = Accelerator().device
+    accelerator = join_processes()
+    refuse_several(accelerator, STAGE)
+    device = accelerator.device
     models = _models(config)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
     inputs = {

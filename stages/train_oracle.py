@@ -34,6 +34,7 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.processes import join_processes
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, Run, open_run
 
@@ -104,7 +105,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = Accelerator()
+    accelerator = join_processes()
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from accelerate import Accelerator
 
 from stages.configs import PolicyConfig, content_settings
 from stages.currency import Example, ScoredPair
@@ -31,6 +30,7 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.loop import fit
+from stages.model.processes import join_processes
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
@@ -47,7 +47,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
-    accelerator = Accelerator()
+    accelerator = join_processes()
     scores = open_scores(Path(config.scores))
     model_folder = resolve_model(config.model)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

@@ -1,0 +1,45 @@
+"""Two processes on this machine, started as a user starts them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.world import FAST, run_policy
+
+
+def launch(*arguments, use_cpu=True):
+    """Two processes of `sepo` under torchrun."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": str(use_cpu).lower()}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sepo_cli"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=180, check=False
+    )
+
+
+def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
+    """Odd steps, small micro-batches and checkpoints included: 40 pairs in steps of 9 are 9, 9, 9, 9 and 4."""
+    odd = {"batch_size": 9, "max_tokens_per_device": 100, "save_steps": 2}
+    run_policy(world, chat_folder, output=tmp_path / "one", **odd)
+    arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**FAST, **odd}.items()]
+    done = launch("train-policy", *arguments, *options)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
+    assert lines[0] == lines[1] == 5
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_processes_that_would_write_over_each_other_are_refused(world, tmp_path, use_cpu):
+    arguments = ["--oracle", world / "oracle", "--dataset", world / "pairs.jsonl", "--output-dir", tmp_path / "out"]
+    done = launch("score", *arguments, use_cpu=use_cpu)
+    assert done.returncode != 0
+    said = "`sepo score` runs in one process, but 2 were started" if use_cpu else "2 processes were started"
+    assert f"error: {said}" in done.stderr
+    assert not (tmp_path / "out").exists()
