@@ -69,7 +69,7 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     demo = Path(config.demo)
     read_manifest(demo, "make-demo", "run `sepo make-demo` first")
     scores = open_scores(Path(config.scores))
-    folders = {"reference": resolve_model(config.reference)} | _named(config.models)
+    folders = {"reference": resolve_model(config.reference, reporter)} | _named(config.models, reporter)
     inputs = {name: Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     inputs |= {
         "scores": Input(config.scores, scores.fingerprint),
@@ -95,13 +95,13 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     return Summary(f"report in {work.folder}", [("written", str(work.folder / "report.md"))], tables=tables)
 
 
-def _named(models: tuple[str, ...]) -> dict[str, Path]:
+def _named(models: tuple[str, ...], reporter: Reporter) -> dict[str, Path]:
     folders = {}
     for item in models:
         name, _, folder = item.partition("=")
         if name in folders or name == "reference":
             raise SepoError(f"two models are named {name!r}", hint="give each --model a name of its own")
-        folders[name] = resolve_model(folder)
+        folders[name] = resolve_model(folder, reporter)
     return folders
 
 

@@ -62,7 +62,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     device = accelerator.device
-    models = _models(config)
+    models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
     inputs = {
         "oracle": Input(str(models.oracle), model_hash(models.oracle)),
@@ -98,12 +98,14 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     return Summary(f"scores in {work.folder}", [*rows, ("shards", f"{len(shards):,}")])
 
 
-def _models(config: ScoreConfig) -> Models:
+def _models(config: ScoreConfig, reporter: Reporter) -> Models:
     if config.oracle:
         folder = Path(config.oracle)
         read_manifest(folder, "train-oracle", "run `sepo train-oracle` first, or let it finish")
-        return Models(resolve_model(str(folder / "oracle")), resolve_model(str(folder / "reference")))
-    return Models(resolve_model(str(config.oracle_model)), resolve_model(str(config.reference_model)))
+        names = (str(folder / "oracle"), str(folder / "reference"))
+    else:
+        names = (str(config.oracle_model), str(config.reference_model))
+    return Models(*(resolve_model(name, reporter) for name in names))
 
 
 def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
@@ -172,7 +174,10 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -
     drift = meter.read()
     token = tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
     return Verdict(
-        rows=[("implicit reward prefers chosen", f"{accuracy:.3f}"), *drift.rows(token)],
+        rows=[
+            ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
+            *drift.rows(token),
+        ],
         results={"accuracy": accuracy.as_json(), "drift": {**drift._asdict(), "worst_token": token}},
         warnings=[drift.warning(token)] if drift.large else [],
     )

@@ -107,7 +107,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     """
     accelerator = join_processes()
     folder = Path(config.output_dir)
-    model_folder = resolve_model(config.model)
+    model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     inputs = _inputs(config, model_folder, tokenizer)
     with accelerator.main_process_first():

@@ -49,7 +49,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     """
     accelerator = join_processes()
     scores = open_scores(Path(config.scores))
-    model_folder = resolve_model(config.model)
+    model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     _refuse_other_vocabulary(tokenizer, scores, config)
     inputs = {

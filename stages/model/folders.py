@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import SepoError
+from stages.reporting import Reporter
 from stages.store.files import hash_file, hash_json, whole_folder
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -21,7 +22,7 @@ REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as
 _WANTED: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, reporter: Reporter) -> Path:
     """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
 
     Only safetensors weights are downloaded, unless the repository has none.
@@ -31,6 +32,7 @@ def resolve_model(name: str) -> Path:
     """
     folder = Path(name).expanduser()
     if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
+        reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
         folder = _download(name)
     if not folder.is_dir():
         raise SepoError(f"there is no model folder {name}", hint=REMEDY)

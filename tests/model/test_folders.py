@@ -17,6 +17,7 @@ from stages.model.folders import (
     tokenizer_hash,
     vocabulary_hash,
 )
+from stages.reporting import Quiet
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
 
@@ -76,7 +77,7 @@ def test_a_model_folder_that_is_none(tmp_path, chat_folder, prepare, said):
     shutil.copytree(chat_folder, folder)
     prepare(folder)
     with pytest.raises(SepoError, match=said):
-        resolve_model(str(folder))
+        resolve_model(str(folder), Quiet())
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path, chat_folder):
@@ -106,7 +107,7 @@ def test_an_encoder_decoder_is_refused_in_words(tmp_path, chatml):
 
 def test_a_hub_name_while_offline_is_one_line():
     with pytest.raises(SepoError, match="there is no folder nobody/nothing, and the hub did not give it") as caught:
-        resolve_model("nobody/nothing")
+        resolve_model("nobody/nothing", Quiet())
     assert "\n" not in caught.value.message
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in caught.value.hint
 
