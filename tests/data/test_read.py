@@ -18,6 +18,8 @@ ROWS = [{"prompt": f"question {number}", "n": number} for number in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 JSON_HINT = "each line is one JSON object; a .json file may also be a list of objects"
 DAMAGED_HINT = "make or download the file again"
+KINDS = ".jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"
+KINDS_HINT = f"convert it to {KINDS}"
 PATH_HINT = "check the path; a data set on the hub is org/name[:split]"
 
 
@@ -117,8 +119,8 @@ FAULTS = {
     "empty": ("a.jsonl", b"", "a.jsonl: no rows", "give a data set with at least one row"),
     "blank": ("a.json", b"\n \n", "a.json: no rows", "give a data set with at least one row"),
     "empty list": ("a.json", b"[]", "a.json: no rows", "give a data set with at least one row"),
-    "unknown": ("a.csv", LINES, "a.csv: unknown kind of file", "convert it to .jsonl or .json (either may end in .gz) or .parquet"),
-    "unknown gz": ("a.parquet.gz", LINES, "a.parquet.gz: unknown kind of file", "convert it to .jsonl or .json (either may end in .gz) or .parquet"),
+    "unknown": ("a.txt", LINES, "a.txt: unknown kind of file", KINDS_HINT),
+    "unknown gz": ("a.parquet.gz", LINES, "a.parquet.gz: unknown kind of file", KINDS_HINT),
 }  # fmt: skip
 
 
@@ -158,7 +160,9 @@ def test_parquet_without_rows(folder):
 @pytest.mark.parametrize("name", ["gone.jsonl", "data/gone.json.gz", "org/gone.parquet", "./gone", "/gone/x", "~/gone", "gone", "a/b/c", ".", "x" * 5000])  # fmt: skip
 def test_a_missing_file_is_not_taken_for_a_hub_name(name):
     expected = (
-        (". is a folder, not a data set", "name a file in it") if name == "." else (f"{name}: no such file", PATH_HINT)
+        (".: no data file in this folder", f"data files are {KINDS}")
+        if name == "."
+        else (f"{name}: no such file", PATH_HINT)
     )
     assert error_of(name) == expected
     with pytest.raises(SepoError) as caught:
@@ -183,9 +187,9 @@ def test_hash_of_a_file_is_that_of_its_bytes(folder):
 
 
 def test_hash_refuses_what_cannot_be_read_later(folder):
-    (folder / "a.csv").write_bytes(LINES)
-    with pytest.raises(SepoError, match=r"^a\.csv: unknown kind of file$"):
-        dataset_hash("a.csv")
+    (folder / "a.txt").write_bytes(LINES)
+    with pytest.raises(SepoError, match=r"^a\.txt: unknown kind of file$"):
+        dataset_hash("a.txt")
 
 
 def hub_folder(folder, *splits):
