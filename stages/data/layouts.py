@@ -1,6 +1,6 @@
-"""Rows to pairs. The layout is recognised row by row from its columns; there is no flag for it.
+"""Rows to pairs. The layout is recognised from the columns of a row; there is no flag for it.
 
-Preference data, for `read_pairs`:
+Preference data, for `read_pairs`: the layouts of `stages.data.published`, and
 
 ====================================  ==============================================================================
 columns                               what is read
@@ -9,84 +9,109 @@ prompt, chosen, rejected: text        the prompt is one user turn
 prompt, and answers as turns          the turns answer the prompt, or are whole conversations that hold it (a system
                                       turn may come first), such as ``HuggingFaceH4/ultrafeedback_binarized``
 chosen, rejected: turns               whole conversations; the prompt is their common beginning
-chosen, rejected: dialogues as text   the same, written like HH-RLHF (below)
+chosen, rejected: dialogues as text   the same, written like HH-RLHF (see `stages.data.conversations`)
 prompt: a dialogue as text, and       the dialogue's turns are the prompt
 answers as text
 ====================================  ==============================================================================
 
-Whatever the layout, the last assistant turn is the answer, what precedes it must be the same for both, and turns go
-system (at most once, first), user, assistant, user, assistant ...
+A row that fits two layouts is refused, unless the columns of one of them are among the other's; then the one with more
+columns is meant. So is a row whose layout is not that of the first row.
 
-Text is kept exactly as it is, blanks at either end included. The one exception is a text (never a turn of a list)
-that starts with a mark of HH-RLHF, as in ``"\\n\\nHuman: question\\n\\nAssistant: answer"``: the marks go, and with
-each of them *one* blank after it, also where that blank stands in an answer whose prompt ends in ``"Assistant:"``.
+Whatever the layout, the last assistant turn is the answer, what precedes it must be the same for both, and turns go
+system (at most once, first), user, assistant, user, assistant ... A text in a ``system`` column is a system turn.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from stages.currency import Dropped, Message, Pair
-from stages.data.read import Row, kind, read_rows
+from stages.data.conversations import (
+    MORE_DIFFERS,
+    OTHER_PROMPT,
+    SAME,
+    UnusableError,
+    check_order,
+    conversation,
+    conversation_list,
+    is_dialogue,
+    split,
+    with_system,
+)
+from stages.data.published import PUBLISHED, Layout, Sides
+from stages.data.read import Row, read_rows
 from stages.errors import SepoError
 
-EMPTY_PROMPT: Final = "empty prompt"
-EMPTY_RESPONSE: Final = "empty response"
-SAME: Final = "chosen equals rejected"
-OTHER_PROMPT: Final = "prompts differ"
-MORE_DIFFERS: Final = "more than one turn differs"
-NO_ANSWER: Final = "no assistant turn at the end"
-DISORDER: Final = "roles out of order"
-UNKNOWN_ROLE: Final = "role other than system, user and assistant"
-BROKEN_TEXT: Final = "broken Unicode"
-
-_PAIR_HINT: Final = "each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues"
+_NAMING: Final = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
+_PAIR_HINT: Final = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{_NAMING}"
 _CONVERSATION_HINT: Final = "each row needs messages, or prompt and completion, or the columns of preference data"
-_TURN_HINT: Final = 'a turn is {"role": "user", "content": "..."}'
-_MARK: Final = re.compile(r"\n\n(Human|Assistant):")
-_ROLES: Final = {"Human": "user", "Assistant": "assistant"}
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_MIXED_HINT: Final = "give each layout a file of its own"
+_OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "history"}
+_TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
-class _UnusableError(Exception):
-    """The row is well formed but of no use; the message is the reason to count it under."""
+def read_pairs(
+    dataset: str, columns: Mapping[str, str] | None = None, *, on_layout: Callable[[str], None] | None = None
+) -> Iterator[Pair | Dropped]:
+    """Every row of a preference data set (see `stages.data.sources`), usable or not, in its order.
 
-
-def read_pairs(dataset: str) -> Iterator[Pair | Dropped]:
-    """Every row of a preference data set (a file or a hub name, see `read_rows`), usable or not, in its order.
+    Args:
+        columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``; the others
+            keep their names.
+        on_layout: is told the layout of the first row in words before anything is made of it.
 
     Raises:
-        SepoError: the data set cannot be read, or a row has no known layout.
+        SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
-    for row in read_rows(dataset):
+    watch = _Watch(on_layout)
+    for row in _renamed(dataset, columns):
+        layout = _recognised(row, columns, _PAIR_HINT)
+        watch.begin(row)
         try:
-            yield _pair(row)
-        except _UnusableError as reason:
-            yield Dropped(row.number, str(reason))
+            pair: Pair | Dropped = _pair(row, layout)
+        except UnusableError as reason:
+            pair = Dropped(row.number, str(reason))
+        watch.compare(row, layout)
+        yield pair
 
 
-def read_conversations(dataset: str) -> Iterator[Pair | Dropped]:
-    """Prompts and answers for supervised fine-tuning, as pairs whose `rejected` is empty.
+def read_conversations(
+    dataset: str, columns: Mapping[str, str] | None = None, *, on_layout: Callable[[str], None] | None = None
+) -> Iterator[Pair | Dropped]:
+    """Prompts and answers for supervised fine-tuning, as pairs whose `rejected` is empty; arguments as `read_pairs`.
 
-    A row holds, in this order of precedence, ``chosen`` (preference data, whose other side is not looked at),
-    ``messages``, or ``prompt`` and ``completion``. Of ``messages`` *every* assistant turn becomes an answer to what
-    precedes it, so a row can yield several items of one `pair_id`; of the others only the last turn is the answer.
+    A row holds, in this order of precedence, preference data (whose other side is not looked at), ``messages``, or
+    ``prompt`` and ``completion``. Of ``messages`` *every* assistant turn becomes an answer to what precedes it, so a
+    row can yield several items of one `pair_id`; of the others only the last turn is the answer.
 
     Raises:
-        SepoError: the data set cannot be read, or a row has no known layout.
+        SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
-    for row in read_rows(dataset):
-        yield from _answers(row)
+    watch = _Watch(on_layout)
+    for row in _renamed(dataset, columns):
+        layout = _recognised(row, columns, _CONVERSATION_HINT)
+        watch.begin(row)
+        answers = list(_answers(row, layout))
+        watch.compare(row, layout)
+        yield from answers
 
 
 def describe_layout(columns: Mapping[str, Any]) -> str:
     """The layout of a row in words, such as ``whole conversations, prompt is their common beginning``."""
+    fits = _fitting(columns.keys(), frozenset())
+    if len(fits) > 1:
+        return f"two layouts at once, {' and '.join(layout.name for layout in fits)}"
+    words = fits[0].name if fits and _is_published(fits[0]) else _describe_general(columns)
+    return f"{words}, with a system column" if "system" in columns else words
+
+
+def _describe_general(columns: Mapping[str, Any]) -> str:
     chosen, prompt = columns.get("chosen"), columns.get("prompt")
     match chosen:
-        case str() if _MARK.match(chosen):
+        case str() if is_dialogue(chosen):
             return "dialogues as text (HH-RLHF), prompt is their common beginning"
-        case str() if isinstance(prompt, str) and _MARK.match(prompt):
+        case str() if is_dialogue(prompt):
             return "prompt as a dialogue (HH-RLHF), answers as text"
         case str() if prompt is not None:
             return "prompt and answers as text"
@@ -101,146 +126,176 @@ def describe_layout(columns: Mapping[str, Any]) -> str:
     return "prompt and completion" if "completion" in columns else "no known layout"
 
 
-def _pair(row: Row) -> Pair:
-    conversations = [_conversation(row, column, _PAIR_HINT) for column in ("chosen", "rejected")]
-    (prompt, chosen), (other_prompt, rejected) = map(_split, conversations)
+def _general(row: Row) -> Sides:
+    return conversation(row, "chosen", _PAIR_HINT), conversation(row, "rejected", _PAIR_HINT)
+
+
+_GENERAL: Final = (
+    Layout("prompt, chosen, rejected", frozenset({"prompt", "chosen", "rejected"}), _general),
+    Layout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
+)
+
+
+def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[Layout]:
+    """The layouts whose columns are all there, without those that are part of another one.
+
+    Args:
+        named: the columns that the user named; a layout made of only such columns is the one that is meant.
+    """
+    present = frozenset(columns)
+    fits = [layout for layout in (*PUBLISHED, *_GENERAL) if layout.needs <= present]
+    meant = [layout for layout in fits if layout.needs <= named]
+    return [layout for layout in meant or fits if not any(layout.needs < other.needs for other in meant or fits)]
+
+
+def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layout | None:
+    """The row's layout; None if it is not of preference data, but might be of conversations."""
+    fits = _fitting(row.columns, frozenset(columns or ()))
+    if len(fits) > 1:
+        names = " and ".join(layout.name for layout in fits)
+        all_named = ",".join(f"{name}={name}" for name in sorted(fits[-1].needs))
+        raise SepoError(
+            f"{row.where}: two layouts at once, {names}", hint=f"say which by naming its columns: --columns {all_named}"
+        )
+    if fits:
+        return fits[0]
+    hinting = {"chosen", "rejected"} if hint == _PAIR_HINT else {"chosen", "messages", "completion"}
+    if not hinting & row.columns.keys():
+        _refuse_unknown(row, hint)
+    return None
+
+
+def _refuse_unknown(row: Row, hint: str) -> None:
+    present = row.columns.keys()
+    nearest = max(PUBLISHED, key=lambda layout: len(layout.needs & present))
+    if len(nearest.needs & present) >= 2:
+        missing = min(nearest.needs - present)
+        raise SepoError(f'{row.where}: no "{missing}"', hint=f"each row needs the columns of {nearest.name}")
+    raise SepoError(f"{row.where}: no known layout in the columns {_listed(row)}", hint=hint)
+
+
+class _Seen(NamedTuple):
+    layout: str
+    shape: str
+
+
+class _Watch:
+    """Sees to it that all rows of a data set have the layout of the first one."""
+
+    def __init__(self, on_layout: Callable[[str], None] | None) -> None:
+        self._on_layout = on_layout
+        self._first: _Seen | None = None
+
+    def begin(self, row: Row) -> None:
+        if self._first is None and self._on_layout is not None:
+            self._on_layout(describe_layout(row.columns))
+
+    def compare(self, row: Row, layout: Layout | None) -> None:
+        """Raises if the row differs. Comes after the row was read, whose own faults are told more exactly."""
+        seen = _seen(row, layout)
+        if self._first is None:
+            self._first = seen
+            _refuse_turns_as_text(row)
+        elif seen != self._first:
+            now, before = " ".join(filter(None, seen)), " ".join(filter(None, self._first))
+            raise SepoError(
+                f"{row.where}: mixed layouts, this row is {now}, the first row is {before}", hint=_MIXED_HINT
+            )
+
+
+def _seen(row: Row, layout: Layout | None) -> _Seen:
+    """What must not change from row to row. How a prompt is held may decide what a text means; an answer's may not."""
+    if _is_published(layout):
+        return _Seen(layout.name, "")
+    column = _answer_column(row)
+    answer = row.columns.get(column)
+    if is_dialogue(row.columns.get("prompt", answer)):
+        shape = "as dialogues"
+    else:
+        shape = "as turns" if isinstance(answer, list) else "as text"
+    return _Seen(layout.name if layout else column, shape)
+
+
+def _is_published(layout: Layout | None) -> TypeGuard[Layout]:
+    return layout in PUBLISHED
+
+
+def _refuse_turns_as_text(row: Row) -> None:
+    """A list that a CSV file, or pandas, made a text of would be trained on with its brackets."""
+    for column in ("prompt", "chosen", "rejected", "completion"):
+        value = row.columns.get(column)
+        if isinstance(value, str) and _TURNS_AS_TEXT.match(value):
+            raise SepoError(
+                f'{row.where}: "{column}" is a list of turns written as text',
+                hint="store turns as lists, in JSON Lines or Parquet",
+            )
+
+
+def _renamed(dataset: str, columns: Mapping[str, str] | None) -> Iterator[Row]:
+    """The rows, their columns named as ours; a column that bears one of these names without being meant is left out."""
+    known = _OPTIONAL.union(*(layout.needs for layout in (*PUBLISHED, *_GENERAL)))
+    unknown = next((ours for ours in columns or () if ours not in known), None)
+    if unknown is not None:
+        raise SepoError(
+            f"columns: nothing reads a column called {unknown}", hint=f"name one of {', '.join(sorted(known))}"
+        )
+    for row in read_rows(dataset):
+        if not columns:
+            yield row
+            continue
+        missing = next((theirs for theirs in columns.values() if theirs not in row.columns), None)
+        if missing is not None:
+            raise SepoError(f'{row.where}: no column "{missing}"', hint=f"the columns are {_listed(row)}")
+        others = {name: value for name, value in row.columns.items() if name not in columns.values()}
+        yield row._replace(columns=others | {ours: row.columns[theirs] for ours, theirs in columns.items()})
+
+
+def _listed(row: Row) -> str:
+    names = [str(name)[:40] for name in row.columns]
+    return ", ".join(names[:20]) + (" ..." if len(names) > 20 else "") if names else "(none)"
+
+
+def _pair(row: Row, layout: Layout | None) -> Pair:
+    sides = (layout.read if layout else _general)(row)
+    (prompt, chosen), (other_prompt, rejected) = (split(with_system(row, turns)) for turns in sides)
     if prompt != other_prompt:
         shared = itertools.takewhile(lambda turns: turns[0] == turns[1], zip(prompt, other_prompt, strict=False))
         share_a_question = any(turn["role"] == "user" for turn, _ in shared)
-        raise _UnusableError(MORE_DIFFERS if share_a_question else OTHER_PROMPT)
+        raise UnusableError(MORE_DIFFERS if share_a_question else OTHER_PROMPT)
     if chosen == rejected:
-        raise _UnusableError(SAME)
+        raise UnusableError(SAME)
     return Pair(row.number, prompt, chosen, rejected)
 
 
-def _answers(row: Row) -> Iterator[Pair | Dropped]:
-    column = next((name for name in ("chosen", "messages", "completion") if name in row.columns), "messages")
+def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
     try:
-        if column == "messages":
-            turns = _turns(_value(row, column, _CONVERSATION_HINT), column, row.where, _CONVERSATION_HINT)
+        turns = with_system(row, _spoken(row, layout))
+        ends = [len(turns)]
+        if layout is None and _answer_column(row) == "messages":
             ends = [place for place, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
-        else:
-            turns = _conversation(row, column, _CONVERSATION_HINT)
-            ends = [len(turns)]
-        _check_order(turns)
-    except _UnusableError as reason:
+        check_order(turns)
+    except UnusableError as reason:
         yield Dropped(row.number, str(reason))
         return
     for end in ends:
         yield _answer(row.number, turns[:end])
 
 
+def _spoken(row: Row, layout: Layout | None) -> list[Message]:
+    if _is_published(layout):
+        return layout.read(row)[0]
+    column = _answer_column(row)
+    if column == "messages":
+        return conversation_list(row, column, _CONVERSATION_HINT)
+    return conversation(row, column, _CONVERSATION_HINT)
+
+
+def _answer_column(row: Row) -> str:
+    return next((name for name in ("chosen", "messages", "completion") if name in row.columns), "messages")
+
+
 def _answer(pair_id: int, turns: list[Message]) -> Pair | Dropped:
     try:
-        return Pair(pair_id, *_split(turns), rejected="")
-    except _UnusableError as reason:
+        return Pair(pair_id, *split(turns), rejected="")
+    except UnusableError as reason:
         return Dropped(pair_id, str(reason))
-
-
-def _conversation(row: Row, column: str, hint: str) -> list[Message]:
-    """The whole conversation whose last turn is the answer in `column`."""
-    answer = _value(row, column, hint)
-    prompt = _value(row, "prompt", hint) if "prompt" in row.columns else None
-    if not isinstance(answer, str):
-        return _joined(_prompt_turns(prompt, row.where, hint), _turns(answer, column, row.where, hint))
-    turns, blank = _prompt_turns(prompt, row.where, hint), ""
-    if isinstance(prompt, str) and _MARK.match(prompt):
-        turns, blank = _question(_dialogue(prompt)), " "
-    if _MARK.match(answer):
-        return _joined(turns, _dialogue(answer))
-    if turns is None:
-        raise SepoError(f'{row.where}: no "prompt"', hint=hint)
-    return [*turns, {"role": "assistant", "content": answer.removeprefix(blank)}]
-
-
-def _joined(prompt: list[Message] | None, turns: list[Message]) -> list[Message]:
-    """`turns` after the prompt; if they begin with more than an answer, they are the whole, and must hold it."""
-    if prompt is None:
-        return turns
-    if not turns or turns[0]["role"] == "assistant":
-        return prompt + turns
-    if not _holds(turns[:-1], prompt):
-        raise _UnusableError(OTHER_PROMPT)
-    return turns
-
-
-def _holds(turns: list[Message], prompt: list[Message]) -> bool:
-    """Whether the prompt stands somewhere in `turns`: after a system turn, or as the last question of several.
-
-    Blanks at the ends do not matter here, for this text is only compared; the conversation's own is used.
-    """
-    bare = [(turn["role"], turn["content"].strip()) for turn in turns]
-    wanted = [(turn["role"], turn["content"].strip()) for turn in prompt]
-    return any(bare[start : start + len(wanted)] == wanted for start in range(len(bare) - len(wanted) + 1))
-
-
-def _split(turns: list[Message]) -> tuple[list[Message], str]:
-    """A conversation as its prompt and its answer."""
-    _check_order(turns)
-    if any(_LONE_SURROGATE.search(turn["content"]) for turn in turns):
-        raise _UnusableError(BROKEN_TEXT)
-    prompt, answer = turns[:-1], turns[-1]["content"]
-    if not prompt[-1]["content"].strip():
-        raise _UnusableError(EMPTY_PROMPT)
-    if not answer.strip():
-        raise _UnusableError(EMPTY_RESPONSE)
-    return prompt, answer
-
-
-def _check_order(turns: list[Message]) -> None:
-    roles = [turn["role"] for turn in turns]
-    if not {"system", "user", "assistant"}.issuperset(roles):
-        raise _UnusableError(UNKNOWN_ROLE)
-    if roles[-1:] != ["assistant"]:
-        raise _UnusableError(NO_ANSWER)
-    spoken = roles[1:] if roles[0] == "system" else roles
-    if spoken == ["assistant"]:
-        raise _UnusableError(EMPTY_PROMPT)
-    if spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise _UnusableError(DISORDER)
-
-
-def _dialogue(text: str) -> list[Message]:
-    """The turns of HH-RLHF text, which starts with a mark."""
-    _, *parts = _MARK.split(text)
-    return [
-        {"role": _ROLES[speaker], "content": content.removeprefix(" ")}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
-def _question(turns: list[Message]) -> list[Message]:
-    """Without the last turn, if it is the mark that asks for an answer."""
-    asks = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
-    return turns[:-1] if asks else turns
-
-
-def _prompt_turns(prompt: Any, where: str, hint: str) -> list[Message] | None:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return None if prompt is None else _turns(prompt, "prompt", where, hint)
-
-
-def _value(row: Row, column: str, hint: str) -> Any:
-    if column not in row.columns:
-        raise SepoError(f'{row.where}: no "{column}"', hint=hint)
-    value = row.columns[column]
-    if not isinstance(value, str | list):
-        raise SepoError(f'{row.where}: "{column}" is {kind(value)}, not text or a list of turns', hint=hint)
-    return value
-
-
-def _turns(value: Any, column: str, where: str, hint: str) -> list[Message]:
-    """A list of turns with nothing but their roles and contents."""
-    if not isinstance(value, list):
-        raise SepoError(f'{where}: "{column}" is {kind(value)}, not a list of turns', hint=hint)
-    for number, turn in enumerate(value, start=1):
-        place = f'{where}: "{column}" turn {number}'
-        if not isinstance(turn, dict):
-            raise SepoError(f"{place} is {kind(turn)}, not an object", hint=_TURN_HINT)
-        for key in ("role", "content"):
-            if key not in turn:
-                raise SepoError(f'{place} has no "{key}"', hint=_TURN_HINT)
-            if not isinstance(turn[key], str):
-                raise SepoError(f'{place}: "{key}" is {kind(turn[key])}, not text', hint=_TURN_HINT)
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]

@@ -14,7 +14,8 @@ from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.errors import SepoError
 from tests.conftest import REAL, write_lines
 
-PAIR_HINT = "each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues"
+NAMING = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
+PAIR_HINT = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{NAMING}"
 CONVERSATION_HINT = "each row needs messages, or prompt and completion, or the columns of preference data"
 TURN_HINT = 'a turn is {"role": "user", "content": "..."}'
 
@@ -115,15 +116,6 @@ def test_every_layout_of_one_pair_gives_the_same_pair(tmp_path, layout):
     assert describe_layout(row) == name
 
 
-def test_layouts_may_alternate_and_numbers_count_every_row(tmp_path):
-    rows = [row for _, _, row in LAYOUTS.values()]
-    rows.insert(2, {"prompt": "why?", "chosen": "", "rejected": "no"})
-    read = pairs_of(tmp_path, *rows)
-    assert [item.pair_id for item in read] == list(range(len(rows)))
-    assert read[2] == Dropped(2, "empty response")
-    assert {type(item) for item in read[:2] + read[3:]} == {Pair}
-
-
 def test_what_a_turn_holds_besides_role_and_content_is_left_out(tmp_path):
     row = {"prompt": [user("why?") | {"name": "Ann"}], "chosen": [bot("so") | {"score": 3}], "rejected": "no"}
     assert pairs_of(tmp_path, row) == [Pair(0, SHORT, "so", "no")]
@@ -158,7 +150,7 @@ def test_a_mark_takes_one_blank_with_it_and_no_more(tmp_path):
     assert pairs_of(tmp_path, row) == [Pair(0, prompt, "so \n", "\nno")]
 
 
-words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":"), min_size=1).filter(str.strip)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":\0"), min_size=1).filter(str.strip)
 
 
 @settings(deadline=None)
@@ -220,18 +212,26 @@ UNUSABLE = [
     ("role other than system, user and assistant", {"chosen": [user("why?"), {"role": "gpt", "content": "so"}], "rejected": [user("why?"), bot("no")]}),
     ("broken Unicode", text_row(chosen="so \ud83d")),
     ("broken Unicode", text_row(prompt="why \udc00?")),
+    ("NUL character", text_row(rejected="n\0")),
+    ("NUL character", text_row(prompt=[user("\0why?")])),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("reason", "row"), UNUSABLE)
 def test_an_unusable_row_says_why(tmp_path, reason, row):
-    assert pairs_of(tmp_path, text_row(), row) == [Pair(0, SHORT, "so", "no"), Dropped(1, reason)]
+    assert pairs_of(tmp_path, row) == [Dropped(0, reason)]
+
+
+def test_an_unusable_row_keeps_its_number(tmp_path):
+    read = pairs_of(tmp_path, text_row(), text_row(chosen=" "), text_row())
+    assert read == [Pair(0, SHORT, "so", "no"), Dropped(1, "empty response"), Pair(2, SHORT, "so", "no")]
 
 
 FAULTS = [
     ('no "rejected"', PAIR_HINT, {"prompt": "why?", "chosen": "so"}),
     ('no "chosen"', PAIR_HINT, {"prompt": "why?", "rejected": "no"}),
-    ('no "chosen"', PAIR_HINT, {}),
+    ("no known layout in the columns (none)", PAIR_HINT, {}),
+    ("no known layout in the columns text, label", PAIR_HINT, {"text": "so", "label": 1}),
     ('no "prompt"', PAIR_HINT, {"chosen": "so", "rejected": "no"}),
     ('no "prompt"', PAIR_HINT, {"chosen": [user("why?"), bot("so")], "rejected": "no"}),
     ('"prompt" is null, not text or a list of turns', PAIR_HINT, text_row(prompt=None)),
@@ -305,7 +305,7 @@ def test_preference_data_gives_its_chosen_answers(tmp_path, layout):
 @pytest.mark.parametrize(
     ("problem", "hint", "row"),
     [
-        ('no "messages"', CONVERSATION_HINT, {"text": "so"}),
+        ("no known layout in the columns text", CONVERSATION_HINT, {"text": "so"}),
         ('no "prompt"', CONVERSATION_HINT, {"completion": "so"}),
         ('"messages" is null, not text or a list of turns', CONVERSATION_HINT, {"messages": None}),
         ('"messages" is text, not a list of turns', CONVERSATION_HINT, {"messages": "so"}),

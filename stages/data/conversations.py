@@ -1,0 +1,181 @@
+"""What a conversation is made of: turns, in a list or in HH-RLHF text, and its split into prompt and answer.
+
+Text is kept exactly as it is, blanks at either end included. The one exception is a text (never a turn of a list)
+that starts with a mark of HH-RLHF, as in ``"\\n\\nHuman: question\\n\\nAssistant: answer"``: the marks go, and with
+each of them *one* blank after it, also where that blank stands in an answer whose prompt ends in ``"Assistant:"``.
+"""
+
+import re
+from typing import Any, Final
+
+from stages.currency import Message
+from stages.data.read import Row, kind
+from stages.errors import SepoError
+
+EMPTY_PROMPT: Final = "empty prompt"
+EMPTY_RESPONSE: Final = "empty response"
+SAME: Final = "chosen equals rejected"
+OTHER_PROMPT: Final = "prompts differ"
+MORE_DIFFERS: Final = "more than one turn differs"
+NO_ANSWER: Final = "no assistant turn at the end"
+DISORDER: Final = "roles out of order"
+UNKNOWN_ROLE: Final = "role other than system, user and assistant"
+BROKEN_TEXT: Final = "broken Unicode"
+NUL: Final = "NUL character"
+TWO_SYSTEMS: Final = "system column and system turn differ"
+TIE: Final = "tie"
+ONE_ANSWER: Final = "fewer than two answers"
+UNEVEN: Final = "as many answers as questions are needed"
+
+_TURN_HINT: Final = 'a turn is {"role": "user", "content": "..."}'
+_SHAREGPT_HINT: Final = 'a turn is {"from": "human", "value": "..."}'
+_MARK: Final = re.compile(r"\n\n(Human|Assistant):")
+_ROLES: Final = {"Human": "user", "Assistant": "assistant"}
+_SHAREGPT_ROLES: Final = {"human": "user", "gpt": "assistant"}
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+class UnusableError(Exception):
+    """The row is well formed but of no use; the message is the reason to count it under."""
+
+
+def is_dialogue(text: Any) -> bool:
+    """Whether it is a text that starts with a mark of HH-RLHF."""
+    return isinstance(text, str) and _MARK.match(text) is not None
+
+
+def conversation(row: Row, column: str, hint: str) -> list[Message]:
+    """The whole conversation whose last turn is the answer in `column`."""
+    answer = _value(row, column, hint)
+    prompt = _value(row, "prompt", hint) if "prompt" in row.columns else None
+    if not isinstance(answer, str):
+        return _joined(_prompt_turns(prompt, row.where, hint), turns_of(answer, column, row.where, hint))
+    turns, blank = _prompt_turns(prompt, row.where, hint), ""
+    if isinstance(prompt, str) and is_dialogue(prompt):
+        turns, blank = _question(_dialogue(prompt)), " "
+    if is_dialogue(answer):
+        return _joined(turns, _dialogue(answer))
+    if turns is None:
+        raise SepoError(f'{row.where}: no "prompt"', hint=hint)
+    return [*turns, {"role": "assistant", "content": answer.removeprefix(blank)}]
+
+
+def conversation_list(row: Row, column: str, hint: str) -> list[Message]:
+    """The turns in `column`."""
+    return turns_of(_value(row, column, hint), column, row.where, hint)
+
+
+def with_system(row: Row, turns: list[Message]) -> list[Message]:
+    """`turns` behind the text of the row's ``system`` column, if there is one and it is not there already."""
+    system = row.columns.get("system")
+    if system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        raise SepoError(f'{row.where}: "system" is {kind(system)}, not text', hint="give a text, or drop the column")
+    if turns and turns[0]["role"] == "system":
+        if turns[0]["content"] != system:
+            raise UnusableError(TWO_SYSTEMS)
+        return turns
+    return [{"role": "system", "content": system}, *turns]
+
+
+def split(turns: list[Message]) -> tuple[list[Message], str]:
+    """A conversation as its prompt and its answer."""
+    check_order(turns)
+    if any(_LONE_SURROGATE.search(turn["content"]) for turn in turns):
+        raise UnusableError(BROKEN_TEXT)
+    # Some tokenizers end a text there, some leave it out.
+    if any("\0" in turn["content"] for turn in turns):
+        raise UnusableError(NUL)
+    prompt, answer = turns[:-1], turns[-1]["content"]
+    if not prompt[-1]["content"].strip():
+        raise UnusableError(EMPTY_PROMPT)
+    if not answer.strip():
+        raise UnusableError(EMPTY_RESPONSE)
+    return prompt, answer
+
+
+def check_order(turns: list[Message]) -> None:
+    roles = [turn["role"] for turn in turns]
+    if not {"system", "user", "assistant"}.issuperset(roles):
+        raise UnusableError(UNKNOWN_ROLE)
+    if roles[-1:] != ["assistant"]:
+        raise UnusableError(NO_ANSWER)
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if spoken == ["assistant"]:
+        raise UnusableError(EMPTY_PROMPT)
+    if spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise UnusableError(DISORDER)
+
+
+def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool = False) -> list[Message]:
+    """A list of turns with nothing but their roles and contents, whose names in ShareGPT are from and value."""
+    keys, turn_hint = (("from", "value"), _SHAREGPT_HINT) if sharegpt else (("role", "content"), _TURN_HINT)
+    if not isinstance(value, list):
+        raise SepoError(f'{where}: "{column}" is {kind(value)}, not a list of turns', hint=hint)
+    for number, turn in enumerate(value, start=1):
+        _check_turn(turn, keys, f'{where}: "{column}" turn {number}', turn_hint)
+    role, content = keys
+    names = _SHAREGPT_ROLES if sharegpt else {}
+    return [{"role": names.get(turn[role], turn[role]), "content": turn[content]} for turn in value]
+
+
+def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None:
+    if not isinstance(turn, dict):
+        raise SepoError(f"{place} is {kind(turn)}, not an object", hint=hint)
+    for key in keys:
+        if key not in turn:
+            raise SepoError(f'{place} has no "{key}"', hint=hint)
+        if not isinstance(turn[key], str):
+            raise SepoError(f'{place}: "{key}" is {kind(turn[key])}, not text', hint=hint)
+
+
+def _joined(prompt: list[Message] | None, turns: list[Message]) -> list[Message]:
+    """`turns` after the prompt; if they begin with more than an answer, they are the whole, and must hold it."""
+    if prompt is None:
+        return turns
+    if not turns or turns[0]["role"] == "assistant":
+        return prompt + turns
+    if not _holds(turns[:-1], prompt):
+        raise UnusableError(OTHER_PROMPT)
+    return turns
+
+
+def _holds(turns: list[Message], prompt: list[Message]) -> bool:
+    """Whether the prompt stands somewhere in `turns`: after a system turn, or as the last question of several.
+
+    Blanks at the ends do not matter here, for this text is only compared; the conversation's own is used.
+    """
+    bare = [(turn["role"], turn["content"].strip()) for turn in turns]
+    wanted = [(turn["role"], turn["content"].strip()) for turn in prompt]
+    return any(bare[start : start + len(wanted)] == wanted for start in range(len(bare) - len(wanted) + 1))
+
+
+def _dialogue(text: str) -> list[Message]:
+    """The turns of HH-RLHF text, which starts with a mark."""
+    _, *parts = _MARK.split(text)
+    return [
+        {"role": _ROLES[speaker], "content": content.removeprefix(" ")}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _question(turns: list[Message]) -> list[Message]:
+    """Without the last turn, if it is the mark that asks for an answer."""
+    asks = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
+    return turns[:-1] if asks else turns
+
+
+def _prompt_turns(prompt: Any, where: str, hint: str) -> list[Message] | None:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return None if prompt is None else turns_of(prompt, "prompt", where, hint)
+
+
+def _value(row: Row, column: str, hint: str) -> Any:
+    if column not in row.columns:
+        raise SepoError(f'{row.where}: no "{column}"', hint=hint)
+    value = row.columns[column]
+    if not isinstance(value, str | list):
+        raise SepoError(f'{row.where}: "{column}" is {kind(value)}, not text or a list of turns', hint=hint)
+    return value
