@@ -25,7 +25,7 @@ NUL: Final = "NUL character"
 TWO_SYSTEMS: Final = "system column and system turn differ"
 TIE: Final = "tie"
 ONE_ANSWER: Final = "fewer than two answers"
-UNEVEN: Final = "as many answers as questions are needed"
+UNEVEN: Final = "questions and answers differ in number"
 
 _TURN_HINT: Final = 'a turn is {"role": "user", "content": "..."}'
 _SHAREGPT_HINT: Final = 'a turn is {"from": "human", "value": "..."}'

@@ -154,7 +154,7 @@ def _csv_rows(path: Path, name: str) -> Iterator[Placed]:
             names = _header(fields, where)
         elif fields:
             if len(fields) != len(names):
-                counts = f"{len(fields)} fields under {len(names)} names"
+                counts = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}, but {len(names)} columns"
                 raise SepoError(f"{where}: broken CSV: {counts}", hint=_CSV_HINT)
             yield where, dict(zip(names, fields, strict=True))
 

@@ -28,7 +28,8 @@ from stages.errors import SepoError
 _HUB_NAME: Final = re.compile(r"(?P<source>[\w.-]+/[\w.-]+)(:(?P<split>\w+))?")
 _BRACKETS: Final = re.compile(r"(?P<name>.*)\[(?P<rows>[^\[\]]*)\]", re.DOTALL)
 _SLICE: Final = re.compile(r"(?P<start>\d{0,15}):(?P<stop>\d{0,15})", re.ASCII)
-_SPLIT_WORD: Final = re.compile(r"(?<![a-z])(train|test|val|valid|validation|dev|eval)(?![a-z])")
+# train_prefs and train_sft are two splits: those of UltraFeedback hold the same rows.
+_SPLIT_WORD: Final = re.compile(r"(?<![a-z])(?:train|test|val|valid|validation|dev|eval)(?:_[a-z]+)*(?![a-z])")
 _KINDS: Final = ".jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"
 _PREFERRED_SPLITS: Final = ("train_prefs", "train")
 
@@ -146,9 +147,11 @@ def _folder_files(folder: Path, name: str, split: str | None) -> list[File]:
         raise SepoError(f"{name}: no data file in this folder", hint=f"data files are {_KINDS}")
     splits = sorted({word for file in files for word in _SPLIT_WORD.findall(file.path.name.lower())})
     if len(splits) > 1:
+        likely = next((split for split in _PREFERRED_SPLITS if split in splits), splits[0])
+        example = next(file.name for file in files if likely in file.path.name.lower())
         raise SepoError(
             f"{name} holds several splits: {', '.join(splits)}",
-            hint=f"name a file, or choose by a pattern, such as '{name}/*{splits[-1]}*'",
+            hint=f"name a file, such as {example}, or choose by a pattern",
         )
     return _of_one_kind(files, name)
 

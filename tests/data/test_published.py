@@ -216,7 +216,7 @@ UNUSABLE = [
     ("tie", NEMO | {"completions": [{"rank": 1, "completion": [bot("so")]}, {"rank": 1, "completion": [bot("no")]}]}),
     ("fewer than two answers", NEMO | {"completions": NEMO["completions"][:1]}),
     ("fewer than two answers", NEMO | {"completions": []}),
-    ("as many answers as questions are needed", KAGGLE | {"response_b": '["no"]'}),
+    ("questions and answers differ in number", KAGGLE | {"response_b": '["no"]'}),
     ("empty response", KAGGLE | {"response_b": '["hello",null]'}),
     ("empty response", SHP | {"human_ref_B": " "}),
     ("empty response", SWIFT | {"rejected_response": ""}),

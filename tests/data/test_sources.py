@@ -138,6 +138,11 @@ def test_an_existing_path_is_never_a_pattern_or_a_slice():
     assert len(columns_of("a[:2].jsonl")) == len(columns_of("a*.jsonl")) == len(columns_of("b.jsonl[:2]")) == 600
 
 
+def test_names_that_hold_one_split_only():
+    put({"d/train_prefs-0.jsonl": LINES, "d/train_prefs-1.jsonl": LINES, "d/contest-training.jsonl": LINES})
+    assert columns_of("d") == ROWS * 3
+
+
 def test_packed_and_plain_files_of_one_kind_go_together():
     put({"d/a.jsonl": LINES, "d/b.jsonl.gz": gzip.compress(LINES), "d/c.ndjson.zst": zst(LINES)})
     assert columns_of("d") == ROWS * 3
@@ -204,8 +209,8 @@ FAULTS = {
     "arrow without UTF-8": ({"a.arrow": arrow([{"a": "caf\u00e9"}]).replace(b"\xc3\xa9", b"\xff\xfe")}, "a.arrow", "a.arrow: not UTF-8 after row 0", "save its texts as UTF-8"),
     "text after a quote": ({"a.csv": b'a,b\nx,y\n"x" z,y\n'}, "a.csv", "a.csv:3: broken CSV: ", CSV_HINT),
     "open quote": ({"a.csv": b'a,b\nx,y\n"x,y\nx,y\n'}, "a.csv", "a.csv:3: broken CSV: ", CSV_HINT),
-    "comma without quotes": ({"a.csv": b"a,b\nx,y,z\n"}, "a.csv", "a.csv:2: broken CSV: 3 fields under 2 names", CSV_HINT),
-    "missing field": ({"a.csv": b'a,b\n"x\ny",z\nx\n'}, "a.csv", "a.csv:4: broken CSV: 1 fields under 2 names", CSV_HINT),
+    "comma without quotes": ({"a.csv": b"a,b\nx,y,z\n"}, "a.csv", "a.csv:2: broken CSV: 3 fields, but 2 columns", CSV_HINT),
+    "missing field": ({"a.csv": b'a,b\n"x\ny",z\nx\n'}, "a.csv", "a.csv:4: broken CSV: 1 field, but 2 columns", CSV_HINT),
     "one name twice": ({"a.csv": b"a,b,a\n1,2,3\n"}, "a.csv", 'a.csv:1: two columns are called "a"', HEADER_HINT),
     "no name": ({"a.csv": b"a,,b\n1,2,3\n"}, "a.csv", "a.csv:1: a column has no name", HEADER_HINT),
     "header only": ({"a.csv": b"prompt,chosen,rejected\n"}, "a.csv", "a.csv: no rows", "give a data set with at least one row"),
@@ -217,7 +222,8 @@ FAULTS = {
     "empty folder": ({"d/README.md": b"x"}, "d", "d: no data file in this folder", "data files are .jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"),
     "two kinds": ({"d/a.jsonl": LINES, "d/b.csv": CSV}, "d", "d holds files of two kinds: a.jsonl is JSON Lines, b.csv is CSV", "choose by a pattern, such as '*.jsonl'"),
     "two kinds by pattern": ({"d/a.jsonl": LINES, "d/b.csv": CSV}, "d/*", "d/* holds files of two kinds: a.jsonl is JSON Lines, b.csv is CSV", "choose by a pattern, such as '*.jsonl'"),
-    "two splits": ({"d/train-0.jsonl": LINES, "d/test-0.jsonl": LINES}, "d", "d holds several splits: test, train", "name a file, or choose by a pattern, such as 'd/*train*'"),
+    "two splits": ({"d/train-0.jsonl": LINES, "d/test-0.jsonl": LINES}, "d", "d holds several splits: test, train", "name a file, such as d/train-0.jsonl, or choose by a pattern"),
+    "two kinds of training rows": ({f"d/{split}-00000-of-00001.jsonl": LINES for split in ("train_sft", "train_prefs", "test_sft")}, "d", "d holds several splits: test_sft, train_prefs, train_sft", "name a file, such as d/train_prefs-00000-of-00001.jsonl, or choose by a pattern"),
     "a kind nobody reads": ({"d/a.txt": b"x"}, "d/*.txt", "d/a.txt: unknown kind of file", "convert it to .jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"),
     "no match": ({"d/a.jsonl": LINES}, "d/*.csv", "d/*.csv: no file matches", "check the pattern; quote it, or the shell expands it"),
     "late fault in a folder": ({"d/a.jsonl": LINES, "d/b.jsonl": b"{}\n{"}, "d", "d/b.jsonl:2: broken JSON: ", "each line is one JSON object; a .json file may also be a list of objects"),
