@@ -354,6 +354,9 @@ def test_columns_under_other_names(tmp_path):
     assert told == ["prompt and answers as text, with a system column"]
     half = {"question": "why?", "chosen": "so", "rejected": "no"}
     assert pairs_of(tmp_path, half, columns={"prompt": "question"}) == [Pair(0, SHORT, "so", "no")]
+    # Under its new name a column no longer tells of the layout it was part of.
+    renamed = {"instruction": "why?", "input": "more", "chosen": "so", "rejected": "no"}
+    assert pairs_of(tmp_path, renamed, columns={"prompt": "instruction"}) == [Pair(0, SHORT, "so", "no")]
     swapped = {"chosen": "rejected", "rejected": "chosen"}
     assert pairs_of(tmp_path, TEXT, columns=swapped) == [Pair(0, SHORT, "no", "so")]
     assert list(

@@ -184,6 +184,8 @@ def test_the_hash_of_several_files_covers_names_contents_and_order():
     put({"moved/a.jsonl": LINES, "moved/b.jsonl": LINES[:100]})
     put({"renamed/b.jsonl": LINES, "renamed/a.jsonl": LINES[:100]})
     put({"other/a.jsonl": LINES, "other/b.jsonl": LINES[:99] + b" "})
+    put({"same-order/a.jsonl": LINES, "same-order/c.jsonl": LINES[:100]})
+    assert dataset_hash("same-order") != dataset_hash("d")
     assert dataset_hash("d") == dataset_hash("moved") == dataset_hash("d/*.jsonl")
     assert len({dataset_hash(name) for name in ("d", "renamed", "other", "d/a.jsonl")}) == 4
 
@@ -207,6 +209,7 @@ FAULTS = {
     "no arrow": ({"a.arrow": LINES}, "a.arrow", "a.arrow: damaged Arrow data: ", DAMAGED_HINT),
     "empty arrow": ({"a.arrow": b""}, "a.arrow", "a.arrow: damaged Arrow data: ", DAMAGED_HINT),
     "arrow without UTF-8": ({"a.arrow": arrow([{"a": "caf\u00e9"}]).replace(b"\xc3\xa9", b"\xff\xfe")}, "a.arrow", "a.arrow: not UTF-8 after row 0", "save its texts as UTF-8"),
+    "arrow with wrong offsets": ({"a.arrow": arrow([{"a": "one"}, {"a": "three"}]).replace(b"\x03\0\0\0\x08\0\0\0", b"\x09\0\0\0\x08\0\0\0")}, "a.arrow", "a.arrow: damaged Arrow data: ", DAMAGED_HINT),
     "text after a quote": ({"a.csv": b'a,b\nx,y\n"x" z,y\n'}, "a.csv", "a.csv:3: broken CSV: ", CSV_HINT),
     "open quote": ({"a.csv": b'a,b\nx,y\n"x,y\nx,y\n'}, "a.csv", "a.csv:3: broken CSV: ", CSV_HINT),
     "comma without quotes": ({"a.csv": b"a,b\nx,y,z\n"}, "a.csv", "a.csv:2: broken CSV: 3 fields, but 2 columns", CSV_HINT),
