@@ -119,6 +119,14 @@ Beta = Annotated[
     float,
     _option(METHOD, "DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1."),
 ]
+Columns = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "Names of the columns, where they are not those of a known layout: prompt=question,chosen=good,rejected=bad.",
+        metavar="NAMES",
+    ),
+]
 DataFraction = Annotated[
     float,
     _option(DATA, "Share of the pairs that DPO trains on, drawn without replacement; 1.0 = all (section 3.2)."),

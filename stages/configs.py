@@ -22,6 +22,12 @@ def outside(default: Any = None) -> Any:
     return field(default=default, metadata={"content": False})
 
 
+def column_names(columns: str | None) -> dict[str, str]:
+    """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
+    items = [item.partition("=") for item in columns.split(",")] if columns else []
+    return {ours.strip(): theirs.strip() for ours, _, theirs in items}
+
+
 def content_settings(config: Any) -> dict[str, Any]:
     """The settings that decide what a stage makes, by field name."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("content", True)}
@@ -78,6 +84,7 @@ class OracleConfig(OptimizerConfig):
     beta: float = 0.1
     data_fraction: float = 1.0
     eval_fraction: float = 0.05
+    columns: str | None = None
     sft_dataset: str | None = outside(None)
     sft_epochs: int = 1
     sft_learning_rate: float = 1e-5
@@ -87,6 +94,7 @@ class OracleConfig(OptimizerConfig):
     def _faults(self) -> list[str]:
         return super()._faults() + _check(
             self,
+            columns=_columns,
             beta=_positive,
             data_fraction=_share,
             eval_fraction=_fraction_below_one,
@@ -106,6 +114,7 @@ class ScoreConfig:
     oracle: str | None = outside(None)
     oracle_model: str | None = outside(None)
     reference_model: str | None = outside(None)
+    columns: str | None = None
     max_length: int = 2048
     shard_size: int = 4096
     trust_remote_code: bool = False
@@ -113,7 +122,13 @@ class ScoreConfig:
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        faults = _check(self, max_length=_at_least_two, shard_size=_at_least_one, max_tokens_per_device=_at_least_two)
+        faults = _check(
+            self,
+            columns=_columns,
+            max_length=_at_least_two,
+            shard_size=_at_least_one,
+            max_tokens_per_device=_at_least_two,
+        )
         apart = [name for name in ("oracle_model", "reference_model") if getattr(self, name)]
         if self.oracle and apart:
             faults.append(
@@ -193,6 +208,12 @@ _at_least_two: Rule = (lambda x: x >= 2, "at least 2")
 _share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
 _share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
+
+
+_columns: Rule = (
+    lambda x: all(ours and theirs for ours, theirs in column_names(x).items()),
+    "like prompt=question,chosen=good,rejected=bad",
+)
 
 
 def _one_of(names: tuple[str, ...]) -> Rule:

@@ -149,7 +149,7 @@ def _gains(
 ) -> list[Gain]:
     encoder = Encoder(tokenizer)
     source = str(Path(config.demo) / "test.jsonl")
-    pairs, _ = load_pairs(source, encoder, max_length=MOST_TOKENS, reporter=reporter)
+    pairs, _ = load_pairs(source, encoder, columns={}, max_length=MOST_TOKENS, reporter=reporter)
     prompts = [pairs[number % len(pairs)].prompt_ids for number in range(config.samples)]
     reference = load_model(folders["reference"], trust_remote_code=False).to(device)
     gains = []

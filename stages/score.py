@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from stages.configs import ScoreConfig, content_settings
+from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, ScoredPair, TokenPair
 from stages.data.dataset import load_pairs
 from stages.data.encode import Encoder
@@ -75,7 +75,13 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         return Summary(f"scores in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
 
     encoder = Encoder(tokenizer)
-    pairs, counts = load_pairs(config.dataset, encoder, max_length=config.max_length, reporter=reporter)
+    pairs, counts = load_pairs(
+        config.dataset,
+        encoder,
+        columns=column_names(config.columns),
+        max_length=config.max_length,
+        reporter=reporter,
+    )
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
     vocabulary = _write_missing(config, work, models, tokenizer, shards, device, reporter)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from accelerate import Accelerator
 
-from stages.configs import OracleConfig, content_settings
+from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
 from stages.data.dataset import Counts, load_conversations, load_pairs
 from stages.data.encode import Encoder
@@ -117,7 +117,13 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 
     encoder = Encoder(tokenizer)
     job = Job(config, accelerator, work, tokenizer, encoder, reporter)
-    pairs, counts = load_pairs(config.dataset, encoder, max_length=config.max_length, reporter=reporter)
+    pairs, counts = load_pairs(
+        config.dataset,
+        encoder,
+        columns=column_names(config.columns),
+        max_length=config.max_length,
+        reporter=reporter,
+    )
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
     left_out = len(pairs) - len(split.held_out) - len(split.train)
     reporter.say(

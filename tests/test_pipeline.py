@@ -372,3 +372,14 @@ def test_a_foreign_scorer_needs_six_columns_and_a_small_manifest(world, chat_fol
     run_policy(tmp_path, chat_folder)
     counts = manifest(tmp_path / "policy")["counts"]
     assert counts["selected"] == {"chosen": 6, "rejected": 3}
+
+
+def test_columns_of_other_names(world, tmp_path):
+    rows = [{"q": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in word_rows(40)]
+    dataset = write_lines(tmp_path / "p.jsonl", rows)
+    with pytest.raises(SepoError, match="no known layout in the columns q, good, bad") as caught:
+        run_score(world, output=tmp_path / "s", dataset=dataset)
+    assert "--columns" in caught.value.hint
+    run_score(world, output=tmp_path / "t", dataset=dataset, columns="prompt=q,chosen=good,rejected=bad")
+    ours, theirs = (list(open_scores(folder).rows()) for folder in (tmp_path / "t", world / "scores"))
+    assert all((a.scores.chosen == b.scores.chosen).all() for a, b in zip(ours, theirs, strict=True))

@@ -1,14 +1,13 @@
 """A data set as token pairs, with every row that was left out counted by reason."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from stages.currency import Dropped, Pair, TokenPair
 from stages.data.encode import Encoder
-from stages.data.layouts import describe_layout, read_conversations, read_pairs
-from stages.data.read import read_rows
+from stages.data.layouts import read_conversations, read_pairs
 from stages.errors import SepoError
 from stages.reporting import Reporter
 
@@ -39,24 +38,28 @@ class Counts:
 
 
 def load_pairs(
-    dataset: str, encoder: Encoder, *, max_length: int, reporter: Reporter
+    dataset: str, encoder: Encoder, *, columns: Mapping[str, str], max_length: int, reporter: Reporter
 ) -> tuple[list[TokenPair], Counts]:
-    """A preference data set (a file or a hub name) as token pairs; see `tokenise`."""
-    _say_layout(dataset, reporter)
-    return tokenise(read_pairs(dataset), encoder, max_length=max_length, name=dataset, reporter=reporter)
+    """A preference data set (files or a hub name) as token pairs; see `tokenise`.
+
+    Args:
+        columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
+    """
+    pairs = read_pairs(dataset, columns, on_layout=_layout_sayer(dataset, reporter))
+    return tokenise(pairs, encoder, max_length=max_length, name=dataset, reporter=reporter)
 
 
 def load_conversations(
     dataset: str, encoder: Encoder, *, max_length: int, reporter: Reporter
 ) -> tuple[list[TokenPair], Counts]:
     """A data set for SFT as pairs without a rejected response; see `tokenise`. Every answer counts as a row."""
-    _say_layout(dataset, reporter)
-    return tokenise(read_conversations(dataset), encoder, max_length=max_length, name=dataset, reporter=reporter)
+    pairs = read_conversations(dataset, on_layout=_layout_sayer(dataset, reporter))
+    return tokenise(pairs, encoder, max_length=max_length, name=dataset, reporter=reporter)
 
 
-def _say_layout(dataset: str, reporter: Reporter) -> None:
-    """What the columns of the first row were taken for: a wrong guess has to be seen."""
-    reporter.say(f"{dataset}: {describe_layout(next(read_rows(dataset)).columns)}")
+def _layout_sayer(dataset: str, reporter: Reporter) -> Callable[[str], None]:
+    """Says what the columns of the first row were taken for: a wrong guess has to be seen."""
+    return lambda words: reporter.say(f"{dataset}: {words}")
 
 
 def tokenise(
