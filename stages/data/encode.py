@@ -1,7 +1,8 @@
 """Text to ids, once for every stage.
 
 The prompt and the prompt with its answer are rendered by the chat template *as text*; the answer's text is what
-follows the prompt's. Both are tokenised apart, without adding special tokens to what is already rendered::
+follows the prompt's (`stages.data.chat` says where exactly). Both are tokenised apart, without adding special tokens to
+what is already rendered::
 
     render(prompt)            <|user|>the question<|end|><|assistant|>
     render(prompt + answer)   <|user|>the question<|end|><|assistant|>the answer<|end|>\\n
@@ -9,22 +10,30 @@ follows the prompt's. Both are tokenised apart, without adding special tokens to
 
 A tokenizer without a chat template takes single-turn prompts as plain text: the prompt with the special tokens the
 tokenizer puts before it, then the answer, then `eos_token`.
+
+**Apart, but in its place.** A response has the ids that it has behind its prompt. Tokenised on its own, it would begin
+with a "▁" that the whole conversation does not have, wherever a SentencePiece-like tokenizer marks the beginning of a
+text. So a response is tokenised behind the end of its prompt, whose ids are then taken off. Where a token would reach
+across the border (a template that ends in a blank, an answer that begins with a newline), the prompt keeps the ids that
+the model will be asked with, and the response is tokenised behind a newline, or on its own.
 """
 
-import re
 from typing import Any, Final
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 
 from stages.currency import Dropped, Ids, Message, Pair, TokenPair
-from stages.errors import SepoError
+from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
+from stages.data.control import ControlTokens
+
+__all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
+__all__ += ["Encoder", "truncate"]
 
 CONTROL: Final = "text spells a control token"
-NOT_CONTINUED: Final = "the chat template does not continue its own prompt"
-REFUSED: Final = "the chat template refuses the conversation"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
 EMPTY_RESPONSE: Final = "empty response"
+SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
+_NEWLINE: Final = "\n"
 _PROBE: Final = "0"
 
 
@@ -33,13 +42,21 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._control = _control_pattern(tokenizer)
-        self._end_of_turn = _end_of_turn(tokenizer) if tokenizer.chat_template else None
+        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._after = self._template.after if self._template else ""
+        self._control = ControlTokens(tokenizer, self._template.own_text if self._template else "")
+        after_ids = self._tokenise(self._after)
+        self._end_of_turn = self._control.first(self._after, after_ids)
+        self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
+        self._newline = (_NEWLINE, self._tokenise(_NEWLINE))
+        self._anchor = self._newline
+        self._before = [] if self._template else _before_a_text(tokenizer)
 
     @property
     def end_of_turn(self) -> int | None:
         """The id that ends every response, or None if the tokenizer has nothing for it."""
-        return self._tokenizer.eos_token_id if self._end_of_turn is None else self._end_of_turn
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos if self._end_of_turn is None else self._end_of_turn
 
     def encode(self, pair: Pair) -> TokenPair | Dropped:
         """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
@@ -47,72 +64,90 @@ class Encoder:
         A response ends with the template's end-of-turn token, once; where a template ends turns with plain text, with
         `eos_token`.
         """
-        if any(self._control.search(text) for text in _texts(pair)):
+        if any(map(self._control.spelled_in, _texts(pair))):
             return Dropped(pair.pair_id, CONTROL)
-        encode = self._with_template if self._tokenizer.chat_template else self._plain
+        encode = self._with_template if self._template else self._plain
         answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
-        prompt, responses, reason = encode(pair.prompt, answers)
-        if reason:
-            return Dropped(pair.pair_id, reason)
+        try:
+            prompt, responses = encode(pair.prompt, answers)
+        except UnusableError as reason:
+            return Dropped(pair.pair_id, str(reason))
         rejected = responses[1] if pair.rejected else []
         return TokenPair(pair.pair_id, _ids(prompt), _ids(responses[0]), _ids(rejected))
 
-    def _with_template(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]], str]:
-        try:
-            prompt_text = _render(self._tokenizer, prompt)
-            whole_texts = [_render(self._tokenizer, prompt, answer) for answer in answers]
-        except TemplateError:
-            return [], [], REFUSED
-        if not all(text.startswith(prompt_text) for text in whole_texts):
-            return [], [], NOT_CONTINUED
-        responses = [self._close(self._tokenise(text[len(prompt_text) :])) for text in whole_texts]
-        if any(response[0] == self._end_of_turn for response in responses):
-            return [], [], EMPTY_RESPONSE
-        return self._tokenise(prompt_text), responses, ""
+    def _with_template(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
+        assert self._template
+        prompt_text, texts = self._template.split(prompt, answers)
+        if not all(text.removesuffix(self._after).strip() for text in texts):
+            raise UnusableError(EMPTY_RESPONSE)
+        prompt_ids = self._tokenise(prompt_text)
+        return prompt_ids, self._responses(prompt_text, prompt_ids, texts)
 
-    def _plain(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]], str]:
+    def _plain(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
         if len(prompt) > 1:
-            return [], [], NEEDS_TEMPLATE
-        prompt_ids = list(self._tokenizer(prompt[0]["content"])["input_ids"])
-        if prompt_ids[-1:] == [self._tokenizer.eos_token_id]:
-            prompt_ids.pop()
-        return prompt_ids, [self._close(self._tokenise(answer)) for answer in answers], ""
+            raise UnusableError(NEEDS_TEMPLATE)
+        if not all(answer.strip() for answer in answers):
+            raise UnusableError(EMPTY_RESPONSE)
+        text = prompt[0]["content"]
+        ids = self._tokenise(text)
+        return self._before + ids, self._responses(text, ids, answers)
+
+    def _responses(self, prompt_text: str, prompt_ids: list[int], texts: list[str]) -> list[list[int]]:
+        anchor = self._end_of_prompt(prompt_text, prompt_ids)
+        return [self._close(self._behind(text, anchor)) for text in texts]
+
+    def _end_of_prompt(self, text: str, ids: list[int]) -> tuple[str, list[int]]:
+        """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
+
+        Where that is not so, which shows in the ids, the whole prompt.
+        """
+        end = text[self._control.last(text) :]
+        if end != self._anchor[0]:
+            self._anchor = (end, self._tokenise(end))
+        return self._anchor if ids[-len(self._anchor[1]) :] == self._anchor[1] else (text, ids)
+
+    def _behind(self, text: str, anchor: tuple[str, list[int]]) -> list[int]:
+        """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
+        for before, ids in (anchor, self._newline):
+            whole = self._tokenise(before + text)
+            # What is unknown on both sides can be one unknown token: then its id does not show that it grew.
+            if ids and whole[: len(ids)] == ids and ids[-1] != self._tokenizer.unk_token_id:
+                return whole[len(ids) :]
+        return self._tokenise(text)
 
     def _close(self, response: list[int]) -> list[int]:
         """Cut what the template writes after its end of turn (often a newline, which no model is asked to write)."""
-        if self._end_of_turn is not None and self._end_of_turn in response:
-            last = len(response) - 1 - response[::-1].index(self._end_of_turn)
-            return response[: last + 1]
-        return response if self.end_of_turn is None else [*response, self.end_of_turn]
+        end = self.end_of_turn
+        if end is None:
+            return response
+        if response.count(end) > self._ends:
+            raise UnusableError(CONTROL)
+        return response[: response.index(end) + 1] if end in response else [*response, end]
 
     def _tokenise(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _render(tokenizer: Any, prompt: list[Message], answer: str | None = None) -> str:
-    messages = prompt if answer is None else [*prompt, {"role": "assistant", "content": answer}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None))
+def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
+    """The pair with the ends of its responses cut, so that the prompt with either has at most `max_length` tokens.
+
+    The prompt stays whole. A response that was cut has no end of turn: it did not end there. Dropped are pairs whose
+    prompt leaves no room for a token, and pairs that differ only in what was cut.
+    """
+    room = max_length - len(pair.prompt_ids)
+    if room < 1:
+        return Dropped(pair.pair_id, f"prompt leaves no room for a response in {max_length:,} tokens")
+    cut = pair._replace(chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    if len(cut.rejected_ids) and np.array_equal(cut.chosen_ids, cut.rejected_ids):
+        return Dropped(pair.pair_id, SAME_WHEN_CUT)
+    return cut
 
 
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The first special token that the template writes after an answer, or None if it writes none."""
-    prompt = [{"role": "user", "content": _PROBE}]
-    try:
-        text = _render(tokenizer, prompt, _PROBE)
-    except TemplateError as error:
-        raise SepoError(
-            f"the chat template fails on a user turn and an answer: {error}", hint="repair the model's chat template"
-        ) from error
-    after = tokenizer(text[text.rindex(_PROBE) + len(_PROBE) :], add_special_tokens=False)["input_ids"]
-    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((id_ for id_ in after if id_ in special), None)
-
-
-def _control_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Matches text that the tokenizer would read as a special token: a user must not be able to end a turn."""
-    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    # With no special token, a pattern that matches nothing.
-    return re.compile("|".join(map(re.escape, special)) or r"(?!)")
+def _before_a_text(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text (those behind it would end the turn before the answer)."""
+    whole = list(tokenizer(_PROBE)["input_ids"])
+    bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
 
 
 def _texts(pair: Pair) -> list[str]:
