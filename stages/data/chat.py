@@ -17,7 +17,7 @@ The three ways in which a template goes on from its own generation prompt, and w
   response begins where the generation prompt ends, for both answers of the pair.
 - Its generation prompt holds a closed, empty thinking block that the final turn lacks: the prompt is what the model
   will be asked with, and the answer follows it. Any other text that the final turn lacks (an *open* ``<think>``, which
-  asks for thoughts that the data does not have) makes the pair unusable, and so does an answer with thoughts of its own.
+  asks for thoughts that the data does not have) makes the pair unusable, and so do thoughts behind the closed block.
 """
 
 import re
@@ -52,9 +52,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._template = _pin_date(tokenizer.get_chat_template())
         question = [{"role": "user", "content": _PROBE}]
         try:
+            self._template = _pin_date(tokenizer.get_chat_template())
             asked = self._render(question)
             before, found, self.after = self._render(question, _PROBE).rpartition(_PROBE)
         except TemplateError as error:

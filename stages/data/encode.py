@@ -110,10 +110,18 @@ class Encoder:
         """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
         for before, ids in (anchor, self._newline):
             whole = self._tokenise(before + text)
-            # What is unknown on both sides can be one unknown token: then its id does not show that it grew.
-            if ids and whole[: len(ids)] == ids and ids[-1] != self._tokenizer.unk_token_id:
+            if ids and whole[: len(ids)] == ids and not self._grown(before, text, ids):
                 return whole[len(ids) :]
         return self._tokenise(text)
+
+    def _grown(self, before: str, text: str, ids: list[int]) -> bool:
+        """Whether the last of the ids, if it is the unknown token, took in the beginning of the text: no id shows it."""
+        if ids[-1] != self._tokenizer.unk_token_id:
+            return False
+        if not self._tokenizer.is_fast:
+            return True
+        offsets = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return bool(offsets["offset_mapping"][len(ids) - 1][1] > len(before))
 
     def _close(self, response: list[int]) -> list[int]:
         """Cut what the template writes after its end of turn (often a newline, which no model is asked to write)."""
