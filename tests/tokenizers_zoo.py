@@ -9,7 +9,17 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import BOS_TEMPLATE, CHATML, SENTENCES
 
 MARK = "\u2581"
-SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<|endoftext|>"]
+SPECIAL = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|endoftext|>",
+]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 _TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

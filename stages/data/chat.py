@@ -57,7 +57,7 @@ class ChatTemplate:
             self._template = _pin_date(tokenizer.get_chat_template())
             asked = self._render(question)
             before, found, self.after = self._render(question, _PROBE).rpartition(_PROBE)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise SepoError(
                 f"the chat template fails on a user turn and an answer: {error}",
                 hint="repair the model's chat template",

@@ -115,7 +115,7 @@ class Encoder:
         return self._tokenise(text)
 
     def _grown(self, before: str, text: str, ids: list[int]) -> bool:
-        """Whether the last of the ids, if it is the unknown token, took in the beginning of the text: no id shows it."""
+        """Whether the last of the ids is an unknown token that took in the beginning of the text: no id shows that."""
         if ids[-1] != self._tokenizer.unk_token_id:
             return False
         if not self._tokenizer.is_fast:

@@ -1,10 +1,20 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.currency import Dropped, Pair
 from stages.data.dataset import tokenise
-from stages.data.encode import CONTROL, EMPTY_RESPONSE, NEEDS_TEMPLATE, NOT_CONTINUED, REFUSED, Encoder
+from stages.data.encode import (
+    CONTROL,
+    EMPTY_RESPONSE,
+    NEEDS_TEMPLATE,
+    NOT_CONTINUED,
+    REFUSED,
+    SAME_WHEN_CUT,
+    Encoder,
+    truncate,
+)
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from tests.conftest import BOS_TEMPLATE, CHATML, byte_level_tokenizer
@@ -113,10 +123,52 @@ def test_sft_pairs_have_one_response(chatml):
     assert len(pair.rejected_ids) == 0
 
 
-@given(st.text(min_size=1).filter(lambda text: "<|" not in text and text.encode("utf-8", "ignore").decode() == text))
+@given(st.text(min_size=1).filter(lambda text: "<|" not in text and text.strip()))
 def test_any_text_round_trips(chatml, text):
+    """On its own too, with a byte-level tokenizer; test_encode_families.py has the others."""
     pair = encode(chatml, user("what?"), text)
     assert text_of(chatml, pair.chosen_ids) == text + "<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+@pytest.mark.parametrize("answer", [" ", "\n\t ", "\u3000"])
+def test_blanks_are_no_answer(template, answer):
+    tokenizer = byte_level_tokenizer(template, eos_token="<|im_end|>")
+    assert encode(tokenizer, user("what?"), answer) == Dropped(3, EMPTY_RESPONSE)
+    assert encode(tokenizer, user("what?"), "It is", answer) == Dropped(3, EMPTY_RESPONSE)
+
+
+def test_what_is_too_long_is_cut_at_its_end_and_has_no_end_of_turn(chatml):
+    whole = encode(chatml, user("what?"), "It is Paris, of course", "sorry")
+    asked, said, other = (len(ids) for ids in whole[1:])
+    assert said > other + 1
+    assert same(truncate(whole, asked + said), whole)
+    for room in range(other, said):
+        cut = truncate(whole, asked + room)
+        assert cut.prompt_ids.tolist() == whole.prompt_ids.tolist()
+        assert cut.chosen_ids.tolist() == whole.chosen_ids.tolist()[:room]
+        assert chatml.eos_token_id not in cut.chosen_ids
+        # What fits keeps its end of turn: that is real.
+        assert cut.rejected_ids.tolist() == whole.rejected_ids.tolist()
+
+
+def test_a_prompt_that_leaves_no_room_is_dropped(chatml):
+    pair = encode(chatml, user("what?"))
+    asked = len(pair.prompt_ids)
+    assert len(truncate(pair, asked + 1).chosen_ids) == 1
+    for limit in (asked, asked - 1, 1):
+        assert truncate(pair, limit) == Dropped(3, f"prompt leaves no room for a response in {limit} tokens")
+
+
+def test_what_differs_only_where_it_is_cut_is_dropped(chatml):
+    pair = encode(chatml, user("what?"), "It is Paris", "It is not")
+    assert truncate(pair, len(pair.prompt_ids) + 2) == Dropped(3, SAME_WHEN_CUT)
+    alone = encode(chatml, user("what?"), "It is Paris", "")
+    assert len(truncate(alone, len(alone.prompt_ids) + 2).chosen_ids) == 2
+
+
+def same(left, right):
+    return [np.asarray(ids).tolist() for ids in left] == [np.asarray(ids).tolist() for ids in right]
 
 
 def test_every_dropped_row_is_counted(chatml):
