@@ -67,6 +67,11 @@ TEMPLATES = {
     "no_thoughts_in_prompt": _TURNS + _ASK.replace("assistant\n", "assistant\n" + _NO_THOUGHTS.replace("\\n", "\n")),
     # DeepSeek-R1, QwQ: the model is asked to think, what is rendered afterwards has no thoughts.
     "asks_for_thoughts": _TURNS + _ASK.replace("assistant\n", "assistant\n<think>\n"),
+    # The answer stands right behind a special token.
+    "direct": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    ),
     # No generation prompt at all.
     "no_generation_prompt": _TURNS,
 }

@@ -146,7 +146,7 @@ def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
     if room < 1:
         return Dropped(pair.pair_id, f"prompt leaves no room for a response in {max_length:,} tokens")
     cut = pair._replace(chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
-    if len(cut.rejected_ids) and np.array_equal(cut.chosen_ids, cut.rejected_ids):
+    if np.array_equal(cut.chosen_ids, cut.rejected_ids):
         return Dropped(pair.pair_id, SAME_WHEN_CUT)
     return cut
 

@@ -91,3 +91,19 @@ def test_an_unknown_character_is_no_end_of_turn():
     )
     assert tokenizer("\n", add_special_tokens=False)["input_ids"][-1] == tokenizer.unk_token_id
     assert Encoder(tokenizer).end_of_turn == tokenizer.eos_token_id
+
+
+def test_the_end_of_turn_is_a_special_token_where_there_is_one():
+    """Not a tag before it, though that is an added token too."""
+    tokenizer = with_token(AddedToken("</answer>", special=False, normalized=False))
+    tokenizer.chat_template = TEMPLATES["chatml"].replace("'<|im_end|>'", "'</answer><|im_end|>'")
+    encoder = Encoder(tokenizer)
+    assert encoder.end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    pair = encoder.encode(Pair(0, [{"role": "user", "content": "what?"}], "It is", ""))
+    assert tokenizer.decode(pair.chosen_ids) == "It is</answer><|im_end|>"
+
+
+def test_blanks_that_are_added_tokens_are_text():
+    """Gemma's newline is one, and its template writes it."""
+    tokenizer = with_token(AddedToken("\n", special=False, normalized=False))
+    assert verdict(tokenizer, "so\nnow", "It\nis") == "kept"

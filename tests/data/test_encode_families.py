@@ -12,7 +12,7 @@ QUESTION = [{"role": "user", "content": "what is the capital of France?"}]
 TURNS = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": "not lazy"}, *QUESTION]
 ANSWERS = ["It is Paris, of course.", "sorry! 日本 e\u0301 \U0001f600", "one\n\n two  three", "0"]
 # What follows the end of turn in the whole conversation, which no model is asked to write.
-AFTER = {"llama2": "", "phi3": "\n</s>"}
+AFTER = {"llama2": "", "direct": "", "phi3": "\n</s>"}
 WELL_DEFINED = sorted(set(TEMPLATES) - {"bos", "dated", "no_thoughts_in_prompt", "asks_for_thoughts"})
 
 
@@ -67,6 +67,22 @@ def test_a_response_is_not_the_beginning_of_a_text(family):
     apart = tokenizer("It is Paris<|im_end|>", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(apart)[0].startswith(MARK)
     assert not tokenizer.convert_ids_to_tokens(pair.chosen_ids.tolist())[0].startswith(MARK)
+
+
+@pytest.mark.parametrize("family", ["metaspace_always", "llama2_legacy"])
+def test_the_mark_stays_where_the_whole_conversation_has_it(family):
+    """These put it behind a special token too, and nothing is taken off."""
+    tokenizer = dress(FAMILIES[family](), "direct")
+    pair = Encoder(tokenizer).encode(Pair(0, QUESTION, "It is Paris", "It is"))
+    assert tokenizer.convert_ids_to_tokens(pair.chosen_ids.tolist())[0].startswith(MARK)
+
+
+def test_an_unknown_character_at_the_border_belongs_to_the_response():
+    """Behind an unknown newline it would be one unknown token with it, and the response would lose its beginning."""
+    tokenizer = dress(FAMILIES["unigram"](), "chatml")
+    pair = Encoder(tokenizer).encode(Pair(0, QUESTION, "日本", "It is"))
+    assert pair.prompt_ids.tolist() == whole_ids(tokenizer, QUESTION, add_generation_prompt=True)
+    assert tokenizer.unk_token_id in pair.chosen_ids
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"words"}))
