@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import random
 
 import datasets
 import pyarrow as pa
@@ -137,7 +138,8 @@ def test_a_file_that_cannot_be_trusted_stops_the_run(folder, fault):
 
 
 def test_a_damaged_page_of_parquet(folder):
-    pq.write_table(pa.table({"prompt": [os.urandom(64).hex() for _ in range(1000)]}), "a.parquet")
+    rng = random.Random(0)
+    pq.write_table(pa.table({"prompt": [rng.randbytes(64).hex() for _ in range(1000)]}), "a.parquet")
     data = bytearray((folder / "a.parquet").read_bytes())
     data[2000:40_000] = bytes(38_000)
     (folder / "a.parquet").write_bytes(data)
