@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, SCHEDULERS, SELECTIONS
+from stages.configs import OBJECTIVES, OVERLONG, SCHEDULERS, SELECTIONS
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -75,9 +75,7 @@ Dataset = Annotated[
 ]
 MaxLength = Annotated[
     int,
-    _option(
-        DATA, "Most tokens of prompt and longer response together; longer pairs are dropped and counted. Paper: 2048."
-    ),
+    _option(DATA, "Most tokens of prompt and longer response together. Paper: 2048."),
 ]
 TrustRemoteCode = Annotated[bool, _switch("Run Python code that comes with the model. Never on unless asked for.")]
 MaxTokensPerDevice = Annotated[
@@ -118,6 +116,15 @@ LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.j
 Beta = Annotated[
     float,
     _option(METHOD, "DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1."),
+]
+Overlong = Annotated[
+    str,
+    _option(
+        DATA,
+        "What becomes of a longer pair: drop it; truncate the ends of its responses, without an end of turn; or stop"
+        " with an error. Dropped and truncated pairs are counted.",
+        metavar=_one_of(OVERLONG),
+    ),
 ]
 Columns = Annotated[
     str | None,

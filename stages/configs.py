@@ -15,6 +15,7 @@ from stages.errors import SepoError
 SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
 OBJECTIVES: Final = ("sepo", "simpo")
 SELECTIONS: Final = ("oracle", "random")
+OVERLONG: Final = ("drop", "truncate", "error")
 
 
 def outside(default: Any = None) -> Any:
@@ -85,6 +86,7 @@ class OracleConfig(OptimizerConfig):
     data_fraction: float = 1.0
     eval_fraction: float = 0.05
     columns: str | None = None
+    overlong: str = "drop"
     sft_dataset: str | None = outside(None)
     sft_epochs: int = 1
     sft_learning_rate: float = 1e-5
@@ -95,6 +97,7 @@ class OracleConfig(OptimizerConfig):
         return super()._faults() + _check(
             self,
             columns=_columns,
+            overlong=_one_of(OVERLONG),
             beta=_positive,
             data_fraction=_share,
             eval_fraction=_fraction_below_one,
@@ -116,6 +119,7 @@ class ScoreConfig:
     reference_model: str | None = outside(None)
     columns: str | None = None
     max_length: int = 2048
+    overlong: str = "drop"
     shard_size: int = 4096
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
@@ -125,6 +129,7 @@ class ScoreConfig:
         faults = _check(
             self,
             columns=_columns,
+            overlong=_one_of(OVERLONG),
             max_length=_at_least_two,
             shard_size=_at_least_one,
             max_tokens_per_device=_at_least_two,

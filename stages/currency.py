@@ -57,6 +57,11 @@ class TokenPair(NamedTuple):
     """(J,), empty in SFT data"""
 
 
+def longest(pair: TokenPair) -> int:
+    """Tokens of the longer of a pair's two rows, prompt included."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
 class PairLogps(NamedTuple):
     """Log-probs of the response tokens of one pair under one model, in nats; a value stands at its own token."""
 

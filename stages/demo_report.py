@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig, content_settings
 from stages.currency import Ids, TokenPair
-from stages.data.dataset import load_pairs
+from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
 from stages.errors import SepoError
 from stages.method.selection import Mask, select_key_tokens, select_random
@@ -149,7 +149,7 @@ def _gains(
 ) -> list[Gain]:
     encoder = Encoder(tokenizer)
     source = str(Path(config.demo) / "test.jsonl")
-    pairs, _ = load_pairs(source, encoder, columns={}, max_length=MOST_TOKENS, reporter=reporter)
+    pairs, _ = load_pairs(source, encoder, Limit(MOST_TOKENS), columns={}, reporter=reporter)
     prompts = [pairs[number % len(pairs)].prompt_ids for number in range(config.samples)]
     reference = load_model(folders["reference"], trust_remote_code=False).to(device)
     gains = []

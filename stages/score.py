@@ -14,7 +14,7 @@ import torch
 
 from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import load_pairs
+from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
@@ -78,8 +78,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     pairs, counts = load_pairs(
         config.dataset,
         encoder,
+        Limit(config.max_length, config.overlong),
         columns=column_names(config.columns),
-        max_length=config.max_length,
         reporter=reporter,
     )
     shards = _shards(pairs, config.shard_size)

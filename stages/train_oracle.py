@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import Counts, load_conversations, load_pairs
+from stages.data.dataset import Counts, Limit, load_conversations, load_pairs
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.method.drift import Drift, DriftMeter
@@ -120,8 +120,8 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     pairs, counts = load_pairs(
         config.dataset,
         encoder,
+        Limit(config.max_length, config.overlong),
         columns=column_names(config.columns),
-        max_length=config.max_length,
         reporter=reporter,
     )
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
@@ -197,7 +197,8 @@ def _sft_data(job: Job, split: Split) -> tuple[list[TokenPair], Counts | None]:
     source = job.config.sft_dataset
     if source is None or not job.config.sft_epochs:
         return split.train, None
-    return load_conversations(source, job.encoder, max_length=job.config.max_length, reporter=job.reporter)
+    limit = Limit(job.config.max_length, job.config.overlong)
+    return load_conversations(source, job.encoder, limit, reporter=job.reporter)
 
 
 def _make_oracle(job: Job, split: Split) -> Verdict | None:

@@ -13,11 +13,10 @@ from typing import Any, Final
 import numpy as np
 
 from stages.configs import PolicyConfig, content_settings
-from stages.currency import Example, ScoredPair
+from stages.currency import Example, ScoredPair, longest
 from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
-from stages.model.batches import longest
 from stages.model.card import write_card
 from stages.model.folders import (
     embedding_rows,

@@ -3,17 +3,12 @@
 import numpy as np
 import torch
 
-from stages.currency import Batch, Example, Floats, Ids, TokenPair
+from stages.currency import Batch, Example, Floats, Ids, TokenPair, longest
 
 
 def whole(pair: TokenPair) -> Example:
     """An example in which every response token has weight 1."""
     return Example(pair, np.ones(len(pair.chosen_ids), np.float32), np.ones(len(pair.rejected_ids), np.float32))
-
-
-def longest(pair: TokenPair) -> int:
-    """Tokens of the longer of a pair's two rows, prompt included."""
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def micro_batches(examples: list[Example], max_tokens: int) -> list[list[Example]]:

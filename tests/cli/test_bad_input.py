@@ -102,6 +102,7 @@ def test_unusable_rows_are_dropped_counted_and_shown(sepo, chat_folder, tmp_path
         ("--num-train-epochs", "0", "num_train_epochs must be at least 1, got 0"),
         ("--warmup-ratio", "2", "warmup_ratio must be in [0, 1], got 2.0"),
         ("--lr-scheduler-type", "cosin", "lr_scheduler_type must be one of cosine, linear"),
+        ("--overlong", "cut", "overlong must be one of drop, truncate, error, got 'cut'"),
         ("--columns", "prompt", "columns must be like prompt=question,chosen=good,rejected=bad, got 'prompt'"),
         ("--max-length", "1", "max_length must be at least 2, got 1"),
     ],

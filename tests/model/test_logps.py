@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages.model.batches import collate, longest, micro_batches, whole
+from stages.currency import longest
+from stages.model.batches import collate, micro_batches, whole
 from stages.model.logps import response_logps, token_logps
 from stages.reporting import Quiet
 from tests import reference
