@@ -136,7 +136,7 @@ Columns = Annotated[
 ]
 DataFraction = Annotated[
     float,
-    _option(DATA, "Share of the pairs that DPO trains on, drawn without replacement; 1.0 = all (section 3.2)."),
+    _option(DATA, "Share of the pairs that SFT and DPO train on, drawn without replacement; 1.0 = all (section 3.2)."),
 ]
 EvalFraction = Annotated[
     float, _option(DATA, "Share of the pairs that is never trained on and judges the oracle; 0 = no judgement.")

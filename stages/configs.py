@@ -69,6 +69,7 @@ class OptimizerConfig:
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
             logging_steps=_at_least_one,
+            seed=_not_negative,
         )
 
     def __post_init__(self) -> None:
@@ -168,6 +169,8 @@ class PolicyConfig(OptimizerConfig):
             gamma=_positive,
             margin=_not_negative,
         )
+        if self.objective == "simpo" and self.select != "oracle":
+            faults.append("simpo takes all tokens: select has nothing to decide; leave it out, or use objective sepo")
         return faults
 
 

@@ -7,6 +7,7 @@
 
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,8 +24,10 @@ from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.model.batches import whole
+from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
     embedding_rows,
+    holds_model,
     load_model,
     load_tokenizer,
     model_hash,
@@ -67,11 +70,12 @@ class Job(NamedTuple):
     def save(self, model: Any, name: str) -> None:
         if self.accelerator.is_main_process:
             save_model(model, self.tokenizer, self.work.folder / name)
+            forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
     def done(self, phase: str, name: str) -> bool:
-        """Whether an earlier attempt has written this model already."""
-        if not (self.work.folder / name).exists():
+        """Whether an earlier attempt has written this model already, and nobody took it apart since."""
+        if not holds_model(self.work.folder / name):
             return False
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
@@ -144,14 +148,21 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 def split_pairs(pairs: list[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
     """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
 
-    The held-out pairs do not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
+    Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
+    not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
     """
-    order = list(range(len(pairs)))
-    random.Random(f"split/{seed}").shuffle(order)
-    held = min(math.ceil(eval_fraction * len(pairs)), len(pairs) - 1)
-    rest = order[held:]
+    by_prompt: dict[bytes, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(place)
+    groups = list(by_prompt.values())
+    random.Random(f"split/{seed}").shuffle(groups)
+    held: list[int] = []
+    wanted = math.ceil(eval_fraction * len(pairs))
+    while len(held) < wanted and len(groups) > 1:
+        held += groups.pop(0)
+    rest = [place for group in groups for place in group]
     taken = rest[: max(1, round(data_fraction * len(rest)))]
-    return Split([pairs[place] for place in sorted(taken)], [pairs[place] for place in sorted(order[:held])])
+    return Split([pairs[place] for place in sorted(taken)], [pairs[place] for place in sorted(held)])
 
 
 def _inputs(config: OracleConfig, model_folder: Path, tokenizer: Any) -> dict[str, Input]:
@@ -171,6 +182,9 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     conversations, counts = _sft_data(job, split)
     if job.done("sft", REFERENCE):
         return counts
+    # An oracle is made from its reference: a new reference needs a new oracle.
+    if job.accelerator.is_main_process:
+        shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
     model = job.load(model_folder)
     if config.sft_epochs:
         fit(
@@ -277,7 +291,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         job.reporter.warn(warning)
     if job.accelerator.is_main_process:
         job.work.finish(
-            files=[f"{REFERENCE}/config.json", f"{ORACLE}/config.json", "metrics.jsonl"],
+            files=["metrics.jsonl", *_model_files(folder)],
             device=str(job.accelerator.device),
             counts=counts,
             results=results,
@@ -285,6 +299,10 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         )
     rows += [("reference", str(folder / REFERENCE)), ("oracle", str(folder / ORACLE))]
     return Summary(f"oracle in {folder}", rows)
+
+
+def _model_files(folder: Path) -> list[str]:
+    return [f"{name}/{path.name}" for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
 
 
 def _warnings(verdict: Verdict, token: str) -> list[str]:

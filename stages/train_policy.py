@@ -18,6 +18,7 @@ from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.model.card import write_card
+from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
     embedding_rows,
     load_model,
@@ -77,6 +78,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     )
     if accelerator.is_main_process:
         files = save_model_into(model, tokenizer, work.folder)
+        forget_checkpoints(work.folder)
         write_card(work.folder, config, work.identity["inputs"], counts, last)
         files = [*files, "README.md", "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)

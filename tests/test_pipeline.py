@@ -15,7 +15,7 @@ from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
 from tests import reference
-from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, word_rows, write_lines
+from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, token_pair, word_rows, write_lines
 from tests.world import run_oracle, run_policy, run_score
 
 
@@ -270,21 +270,67 @@ def test_the_token_budget_moves_scores_by_rounding_only(world, tmp_path):
 
 def test_the_held_out_pairs_are_never_trained_on(world):
     counts = manifest(world / "oracle")["counts"]
-    assert (counts["train"], counts["held_out"]) == (32, 8)
-    pairs = list(range(100))
-    split = train_oracle.split_pairs(pairs, 0.1, 0.5, seed=3)
-    assert len(split.held_out) == 10
-    assert len(split.train) == 45
-    assert not set(split.train) & set(split.held_out)
-    assert split.held_out == train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3).held_out
-    assert split.train != train_oracle.split_pairs(pairs, 0.1, 0.5, seed=4).train
-    assert set(split.train) < set(train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3).train)
+    assert (counts["train"], counts["held_out"]) == (30, 10)
+    pairs = [token_pair(number, [number], [1], [2]) for number in range(100)]
+
+    def split(data_fraction, seed):
+        parts = train_oracle.split_pairs(pairs, 0.1, data_fraction, seed)
+        return [{pair.pair_id for pair in part} for part in (parts.train, parts.held_out)]
+
+    train, held_out = split(0.5, 3)
+    assert (len(train), len(held_out)) == (45, 10)
+    assert not train & held_out
+    assert held_out == split(1.0, 3)[1]
+    assert train < split(1.0, 3)[0]
+    assert train != split(0.5, 4)[0]
+
+
+def test_pairs_of_one_prompt_are_held_out_together():
+    pairs = [token_pair(number, [number // 4], [1], [2]) for number in range(100)]
+    split = train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3)
+    prompts = [{int(pair.prompt_ids[0]) for pair in part} for part in split]
+    assert not prompts[0] & prompts[1]
+    assert len(split.held_out) == 12
+
+
+@pytest.mark.parametrize("changed", ["dataset", "model", "sft_dataset"])
+def test_an_oracle_from_other_inputs_is_another_run(world, chat_folder, chatml, tmp_path, changed):
+    """The content decides, under whatever name."""
+    given = {"dataset": tmp_path / "p.jsonl", "sft_dataset": str(tmp_path / "s.jsonl"), "max_steps": 1}
+    write_lines(tmp_path / "p.jsonl", word_rows(20))
+    write_lines(tmp_path / "s.jsonl", word_rows(20))
+    save_model(tiny_llama(len(chatml)), chatml, tmp_path / "m")
+    run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+    if changed == "model":
+        save_model(tiny_llama(len(chatml), seed=1), chatml, tmp_path / "m")
+    else:
+        write_lines(tmp_path / ("p.jsonl" if changed == "dataset" else "s.jsonl"), word_rows(20, seed=1))
+    with pytest.raises(SepoError, match=f"the {changed} differs$"):
+        run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+
+
+def test_scores_and_policies_from_other_models_are_other_runs(world, chatml, tmp_path):
+    for name in ("a", "b", "p"):
+        save_model(tiny_llama(len(chatml), seed=ord(name)), chatml, tmp_path / name)
+    models = {"oracle": None, "oracle_model": str(tmp_path / "a"), "reference_model": str(tmp_path / "b")}
+    run_score(world, output=tmp_path / "s", **models)
+    run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
+    save_model(tiny_llama(len(chatml), seed=5), chatml, tmp_path / "p")
+    with pytest.raises(SepoError, match=r"the model differs$"):
+        run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
+    save_model(tiny_llama(len(chatml), seed=6), chatml, tmp_path / "a")
+    with pytest.raises(SepoError, match=r"the oracle differs$"):
+        run_score(world, output=tmp_path / "s", **models)
+    run_score(world, output=tmp_path / "s", overwrite=True, **models)
+    save_model(tiny_llama(len(chatml), seed=ord("p")), chatml, tmp_path / "p")
+    with pytest.raises(SepoError, match=r"the scores differs$"):
+        run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
 
 
 def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder, tmp_path):
     results = manifest(world / "oracle")["results"]
     accuracy = results["accuracy"]
-    assert accuracy["low"] < accuracy["value"] <= accuracy["high"]
+    assert accuracy["low"] < accuracy["value"] <= accuracy["high"] + 1e-9
     reporter = Quiet()
     run_oracle(world, chat_folder, reporter, output=tmp_path / "o", learning_rate=1e-9, sft_epochs=0)
     assert any("not better than a coin" in warning for warning in reporter.warnings)

@@ -21,8 +21,8 @@ def launch(*arguments, use_cpu=True):
 
 
 def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
-    """Odd steps, small micro-batches and checkpoints included: 40 pairs in steps of 9 are 9, 9, 9, 9 and 4."""
-    odd = {"batch_size": 9, "max_tokens_per_device": 100, "save_steps": 2}
+    """Odd steps, small micro-batches, checkpoints, and a last step with one pair for two processes: 13, 13, 13, 1."""
+    odd = {"batch_size": 13, "max_tokens_per_device": 100, "save_steps": 2}
     run_policy(world, chat_folder, output=tmp_path / "one", **odd)
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**FAST, **odd}.items()]
@@ -32,7 +32,7 @@ def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
-    assert lines[0] == lines[1] == 5
+    assert lines[0] == lines[1] == 4
 
 
 @pytest.mark.parametrize("use_cpu", [True, False])

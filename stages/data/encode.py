@@ -32,6 +32,7 @@ __all__ += ["Encoder", "truncate"]
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
 EMPTY_RESPONSE: Final = "empty response"
+SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
 _NEWLINE: Final = "\n"
 _PROBE: Final = "0"
@@ -73,6 +74,8 @@ class Encoder:
         except UnusableError as reason:
             return Dropped(pair.pair_id, str(reason))
         rejected = responses[1] if pair.rejected else []
+        if responses[0] == rejected:
+            return Dropped(pair.pair_id, SAME_IDS)
         return TokenPair(pair.pair_id, _ids(prompt), _ids(responses[0]), _ids(rejected))
 
     def _with_template(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:

@@ -2,11 +2,19 @@
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 from accelerate import Accelerator
 
 from stages.reporting import Reporter
 from stages.store.files import whole_folder
+
+FOLDER: Final = "checkpoints"
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """The model is saved: the checkpoints of its training are of no more use."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 class Checkpoints:
@@ -17,7 +25,7 @@ class Checkpoints:
 
     def __init__(self, accelerator: Accelerator, folder: Path, phase: str) -> None:
         self._accelerator = accelerator
-        self._folder = folder / "checkpoints"
+        self._folder = folder / FOLDER
         self._phase = phase
 
     def save(self, step: int) -> None:
@@ -42,15 +50,6 @@ class Checkpoints:
         step = int(found[-1].name.rsplit("-", 1)[1])
         reporter.say(f"{self._phase}: goes on after step {step:,}, from {found[-1]}")
         return step
-
-    def clear(self) -> None:
-        """The phase is done: its checkpoints are of no more use."""
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            for path in self._found():
-                shutil.rmtree(path)
-            if self._folder.exists() and not any(self._folder.iterdir()):
-                self._folder.rmdir()
 
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""

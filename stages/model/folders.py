@@ -43,6 +43,11 @@ def resolve_model(name: str, reporter: Reporter) -> Path:
     return folder
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has a configuration and weights."""
+    return (folder / "config.json").exists() and bool(_weight_files(folder))
+
+
 def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: its configuration and its weights."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

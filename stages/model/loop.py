@@ -24,6 +24,7 @@ from stages.model.batches import collate, micro_batches
 from stages.model.checkpoints import Checkpoints
 from stages.model.logps import token_logps
 from stages.model.metrics import MetricLog
+from stages.model.processes import join_processes
 from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
@@ -68,7 +69,9 @@ def make_schedule(pairs: int, config: OptimizerConfig) -> Schedule:
     if config.max_steps:
         epochs = max(1, math.ceil(config.max_steps / math.ceil(pairs / batch_size)))
         steps = config.max_steps
-    return Schedule(pairs, batch_size, epochs, steps, math.ceil(config.warmup_ratio * steps))
+    # The first step of a warm-up has a learning rate of 0: a run of one step would train nothing.
+    warmup_steps = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    return Schedule(pairs, batch_size, epochs, steps, warmup_steps)
 
 
 def fit(
@@ -84,6 +87,8 @@ def fit(
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
+    The last checkpoint stays until the caller has saved the model and calls `forget_checkpoints`.
+
     Args:
         objective: makes one loss a pair of the log-probs of a batch.
         phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
@@ -96,7 +101,7 @@ def fit(
     Raises:
         SepoError: the loss or a gradient is not finite; the weights were not touched by that step.
     """
-    accelerator = Accelerator()
+    accelerator = join_processes()
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     optimizer = torch.optim.AdamW(
@@ -124,9 +129,9 @@ def fit(
             log.end_step(step, scheduler.get_last_lr()[0], norm, last=step + 1 == schedule.steps)
             scheduler.step()
             task.advance(1, log.note)
-            if config.save_steps and (step + 1) % config.save_steps == 0 and step + 1 < schedule.steps:
+            last = step + 1 == schedule.steps
+            if config.save_steps and (last or (step + 1) % config.save_steps == 0):
                 checkpoints.save(step + 1)
-    checkpoints.clear()
     accelerator.free_memory()
     return log.last
 
@@ -154,8 +159,10 @@ def _backward(
             loss = objective(token_logps(model, batch), batch)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
-        if not idle:
-            losses.append(PairLoss(loss.loss_B.detach(), loss.metrics))
+        # An idle process reports no pairs, under the same names as the others.
+        kept = slice(0) if idle else slice(None)
+        metrics = {name: values_B[kept] for name, values_B in loss.metrics.items()}
+        losses.append(PairLoss(loss.loss_B.detach()[kept], metrics))
     return losses
 
 

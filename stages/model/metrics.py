@@ -29,6 +29,9 @@ class MetricLog:
         self.last: dict[str, float] = {}
         if accelerator.is_main_process:
             _forget_after(self._path, phase, first)
+        for record in read_metrics(folder):
+            if record["phase"] == phase and record["step"] <= first:
+                self.last = _values(record)
 
     @property
     def note(self) -> str:
@@ -49,7 +52,7 @@ class MetricLog:
             return
         record = {"phase": self._phase, "step": step + 1, **self._averages()}
         record |= {"learning_rate": learning_rate, "gradient_norm": float(gradient_norm)}
-        self.last = {name: value for name, value in record.items() if isinstance(value, float)}
+        self.last = _values(record)
         if self._accelerator.is_main_process:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -65,12 +68,18 @@ class MetricLog:
         return averages | {name: total / pairs for name, total in zip(names, sums, strict=True)}
 
 
+def _values(record: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if isinstance(value, float)}
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's metrics.jsonl; none if there is no such file."""
     path = folder / FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A killed run may have left half a line at the end.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _forget_after(path: Path, phase: str, step: int) -> None:

@@ -13,7 +13,8 @@ def join_processes() -> Accelerator:
     Raises:
         SepoError: several processes were started, but accelerate sees one: they would all write the same files.
     """
-    accelerator = Accelerator()
+    # Taken from the environment, these would change the result behind the fingerprint's back.
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"

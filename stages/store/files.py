@@ -74,8 +74,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SepoError(f"cannot write {folder}: {reason}", hint="free the space, then run the same again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove the temporary files and folders that killed runs left in `folder` and one level below."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def probe_writable(folder: Path) -> None:

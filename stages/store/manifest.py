@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError
-from stages.store.files import hash_json, probe_writable, write_json
+from stages.store.files import hash_json, probe_writable, sweep_temporary, write_json
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
@@ -64,6 +64,7 @@ class Run:
         }
         write_json(self.folder / FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
         (self.folder / UNFINISHED).unlink(missing_ok=True)
+        shutil.rmtree(_replaced(self.folder), ignore_errors=True)
         self.finished = True
 
 
@@ -71,24 +72,27 @@ def open_run(folder: Path, stage: str, settings: dict[str, Any], inputs: dict[st
     """Claim `folder` for one stage with these settings and inputs.
 
     The same work finished: the run comes back `finished`. The same work unfinished: it goes on. Other work: refused,
-    naming what differs, or removed first where `overwrite` says so.
+    naming what differs, or, where `overwrite` says so and it is of the same stage, put aside until this one is done.
 
     Raises:
         SepoError: the folder cannot be written, or holds something else.
     """
+    _refuse_own_input(folder, inputs)
     identity = _identity(stage, settings, inputs)
     found = _found(folder)
     if found is None and folder.is_dir() and any(folder.iterdir()):
         raise SepoError(f"{folder} is not empty and holds no run of sepo", hint="choose another --output-dir")
-    if found is not None and found.get("fingerprint") != identity["fingerprint"]:
-        if not overwrite:
+    if found is not None and found.get("fingerprint") != identity["fingerprint"] and not _only_claimed(folder):
+        if not overwrite or found.get("stage") != stage:
             raise SepoError(
                 f"{folder} holds another run: {'; '.join(_differences(found, identity))}",
-                hint="choose another --output-dir, or replace it with --overwrite",
+                hint="choose another --output-dir"
+                + (", or replace it with --overwrite" if found.get("stage") == stage else ""),
             )
-        shutil.rmtree(folder)
+        _put_aside(folder)
         found = None
     probe_writable(folder)
+    sweep_temporary(folder)
     finished = found is not None and (folder / FINISHED).exists() and _complete(folder, found)
     if not finished:
         write_json(folder / UNFINISHED, identity)
@@ -113,6 +117,33 @@ def read_manifest(folder: Path, stage: str, remedy: str) -> dict[str, Any]:
     if manifest.get("stage") != stage:
         raise SepoError(f"{folder} was made by `sepo {manifest.get('stage')}`, not by `sepo {stage}`", hint=remedy)
     return manifest
+
+
+def _refuse_own_input(folder: Path, inputs: dict[str, Input]) -> None:
+    """A run must not write into, and so perhaps replace, what it reads."""
+    output = folder.resolve()
+    for name, given in inputs.items():
+        path = Path(given.name).expanduser()
+        if path.exists() and (path.resolve() == output or output in path.resolve().parents):
+            raise SepoError(
+                f"the output folder {folder} holds the {name} it would be made from ({given.name})",
+                hint="choose another --output-dir",
+            )
+
+
+def _only_claimed(folder: Path) -> bool:
+    """Whether a run was claimed here and stopped before it made anything."""
+    return {path.name for path in folder.iterdir()} == {UNFINISHED}
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _put_aside(folder: Path) -> None:
+    """Keep a run that is to be replaced until its replacement has finished."""
+    shutil.rmtree(_replaced(folder), ignore_errors=True)
+    folder.rename(_replaced(folder))
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) -> dict[str, Any]:

@@ -49,8 +49,21 @@ class Scores(NamedTuple):
 
     def rows(self) -> Iterator[ScoredPair]:
         """Every row in data-set order, one shard in memory at a time."""
+        count = 0
         for path in self.shards:
-            yield from read_shard(path, self.fingerprint)
+            _refuse_other_tokenizer(path, self.manifest["tokenizer"]["vocabulary"])
+            for row in read_shard(path, self.fingerprint):
+                count += 1
+                yield row
+        if count != self.manifest["counts"]["kept"]:
+            kept = self.manifest["counts"]["kept"]
+            raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
+
+
+def _refuse_other_tokenizer(path: Path, vocabulary: str) -> None:
+    found = (_read_schema(path).metadata or {}).get(b"sepo.tokenizer", b"").decode()
+    if found != vocabulary:
+        raise SepoError(f"{path} is of another tokenizer than its folder's manifest says", hint=REMEDY)
 
 
 def shard_name(index: int) -> str:
@@ -146,8 +159,18 @@ def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        first_line = str(error).splitlines()[0]
-        raise SepoError(f"cannot read {path}: {first_line}", hint=f"delete it; {REMEDY}") from error
+        raise _unreadable(path, error) from error
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> SepoError:
+    return SepoError(f"cannot read {path}: {str(error).splitlines()[0]}", hint=f"delete it; {REMEDY}")
 
 
 def _arrays(column: pa.Array) -> list[Any]:

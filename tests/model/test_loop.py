@@ -7,9 +7,10 @@ import torch
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.method.losses import sepo, sft
-from stages.model.batches import whole
-from stages.model.checkpoints import Checkpoints
-from stages.model.loop import fit, make_schedule
+from stages.model.batches import collate, whole
+from stages.model.checkpoints import Checkpoints, forget_checkpoints
+from stages.model.logps import token_logps
+from stages.model.loop import _order, fit, make_schedule
 from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama, token_pair
@@ -55,9 +56,6 @@ def test_the_token_budget_does_not_change_the_gradient(tmp_path, max_tokens):
 
 def test_one_step_is_adamw_on_the_mean_of_pair_losses(tmp_path):
     """The plain way: the mean loss of all pairs, one torch.optim.AdamW step, gradients clipped to norm 1."""
-    from stages.model.batches import collate
-    from stages.model.logps import token_logps
-
     model = train(tmp_path, pairs=6, batch_size=6, num_train_epochs=1, max_tokens_per_device=60)
     plain = tiny_llama(50)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
@@ -140,7 +138,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
     resumed = train(tmp_path / "b", save_steps=2)
     assert torch.equal(weights(resumed), weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-    assert not (tmp_path / "b/checkpoints").exists()
 
 
 def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
@@ -154,7 +151,50 @@ def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert saved == [2, 4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000004"]
     train(tmp_path, save_steps=2)
-    assert saved == [2, 4]
+    assert saved == [2, 4, 6]
+
+
+def test_a_trained_model_that_was_not_saved_is_not_trained_again(tmp_path):
+    """The last step has a checkpoint, which stays until the caller forgets it."""
+    first = train(tmp_path, save_steps=4)
+    again = train(tmp_path, save_steps=4)
+    assert torch.equal(weights(first), weights(again))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    forget_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_resume(tmp_path):
+    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
+    examples = [whole(pair) for pair in random_pairs(10, 50)]
+    with pytest.raises(Killed):
+        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(3))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "test", "ste')
+    train(tmp_path, save_steps=2)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_of_one_step_moves_the_weights(tmp_path):
+    model = train(tmp_path, pairs=4, num_train_epochs=1, warmup_ratio=0.05)
+    assert not torch.equal(weights(model), weights(tiny_llama(50)))
+
+
+def test_every_epoch_has_an_order_of_its_own():
+    assert _order(20, 0, 42) != _order(20, 1, 42) != _order(20, 1, 43)
+    assert sorted(_order(20, 1, 42)) == list(range(20))
+
+
+def test_a_smaller_last_step_is_weighted_by_its_own_pairs(tmp_path):
+    """Pairs 8 and 9 of ten make the third step of an epoch of 4, 4 and 2: its logged loss is their mean."""
+    train(tmp_path, learning_rate=1e-9, num_train_epochs=1)
+    order = _order(10, 0, 42)
+    examples = [whole(random_pairs(10, 50)[place]) for place in order[8:]]
+    batch = collate(examples, torch.device("cpu"))
+    with torch.no_grad():
+        expected = objective(token_logps(tiny_llama(50), batch), batch).loss_B.mean().item()
+    record = read_metrics(tmp_path)[2]
+    assert record["loss"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path):
@@ -192,7 +232,7 @@ def test_metrics_are_json_lines_with_the_loss_of_the_batch(tmp_path):
     [
         (640, {"batch_size": 8}, 80, "640 pairs = 80 steps (80 x 8), 4 of them warm-up"),
         (645, {"batch_size": 8, "num_train_epochs": 2}, 162, "645 pairs = 81 steps (80 x 8 + 1 x 5) x 2 epochs = 162 steps, 9 of them warm-up"),
-        (10, {"batch_size": 128}, 1, "10 pairs = 1 steps (1 x 10), 1 of them warm-up"),
+        (10, {"batch_size": 128}, 1, "10 pairs = 1 steps (1 x 10), 0 of them warm-up"),
         (640, {"batch_size": 8, "max_steps": 100}, 100, "640 pairs = 80 steps (80 x 8) x 2 epochs = 160 steps, stopped after 100, 5 of them warm-up"),
     ],
 )  # fmt: skip

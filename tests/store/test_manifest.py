@@ -57,13 +57,14 @@ def test_a_promised_file_that_is_gone_reopens_the_run(tmp_path):
 )
 def test_another_run_is_refused_and_its_difference_named(tmp_path, finished, settings, inputs, stage, said):
     run = claim(tmp_path / "out")
+    (tmp_path / "out/part.txt").write_text("hours of work")
     if finished:
         finish(run)
     before = sorted(path.read_bytes() for path in (tmp_path / "out").iterdir())
     with pytest.raises(SepoError) as caught:
         claim(tmp_path / "out", settings, inputs, stage=stage)
     assert caught.value.message == f"{tmp_path / 'out'} holds another run: {said}"
-    assert "--overwrite" in caught.value.hint
+    assert ("--overwrite" in caught.value.hint) == (stage == "score")
     assert sorted(path.read_bytes() for path in (tmp_path / "out").iterdir()) == before
 
 
@@ -73,6 +74,39 @@ def test_overwrite_replaces_another_run_and_keeps_the_same_one(tmp_path):
     run = claim(tmp_path / "out", {"max_length": 1}, overwrite=True)
     assert not run.finished
     assert not (tmp_path / "out/a.txt").exists()
+    assert (tmp_path / ".out.replaced/a.txt").exists(), "kept until the new run has finished"
+    finish(run)
+    assert not (tmp_path / ".out.replaced").exists()
+
+
+def test_another_stage_is_never_overwritten(tmp_path):
+    finish(claim(tmp_path / "out"))
+    with pytest.raises(SepoError, match="holds another run: of `sepo score`, not of `sepo train-policy`"):
+        claim(tmp_path / "out", stage="train-policy", overwrite=True)
+    assert (tmp_path / "out/a.txt").exists()
+
+
+@pytest.mark.parametrize("place", ["out", "out/inside"])
+def test_a_run_never_replaces_its_own_input(tmp_path, place):
+    finish(claim(tmp_path / "out"))
+    (tmp_path / place).mkdir(exist_ok=True)
+    inputs = {"model": Input(str(tmp_path / place), "sha256:cc")}
+    with pytest.raises(SepoError, match="holds the model it would be made from"):
+        claim(tmp_path / "out", inputs=inputs, overwrite=True)
+    assert (tmp_path / "out/a.txt").exists()
+
+
+def test_a_claim_that_made_nothing_does_not_stand_in_the_way(tmp_path):
+    claim(tmp_path / "out")
+    assert not claim(tmp_path / "out", {"max_length": 1}).finished
+
+
+def test_what_killed_runs_left_is_swept(tmp_path):
+    claim(tmp_path / "out")
+    for name in (".oracle.1.tmp", "checkpoints/.dpo-4.1.tmp"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    claim(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_names_and_paths_do_not_enter_the_fingerprint(tmp_path):

@@ -148,6 +148,17 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path):
         write_shard(run.folder / shard_name(index), rows, run.fingerprint, "t")
     names = [shard_name(index) for index in range(3)]
     run.finish(files=names, device="cpu", counts={"kept": 5}, tokenizer={"vocabulary": "t"})
+    complete = (tmp_path / "s/manifest.json").read_text()
+    for said, wrong in [("holds 5 pairs, its manifest says 6", '"kept": 6'), ("another tokenizer", None)]:
+        text = (
+            complete.replace('"kept": 5', wrong)
+            if wrong
+            else complete.replace('"vocabulary": "t"', '"vocabulary": "u"')
+        )
+        (tmp_path / "s/manifest.json").write_text(text)
+        with pytest.raises(SepoError, match=said):
+            list(open_scores(tmp_path / "s").rows())
+    (tmp_path / "s/manifest.json").write_text(complete)
     assert [row.pair.pair_id for row in open_scores(tmp_path / "s").rows()] == [0, 1, 2, 3, 4]
     (tmp_path / "s" / shard_name(1)).unlink()
     with pytest.raises(SepoError, match=r"lacks scores-00001\.parquet"):
