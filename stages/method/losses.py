@@ -45,7 +45,8 @@ def dpo(logps_RT: Tensor, weights_RT: Tensor, reference_R: Tensor, *, beta: floa
     loss_B = -F.logsigmoid(chosen_B - rejected_B)
     metrics = _pair_metrics(chosen_B, rejected_B)
     if sft_weight > 0:
-        sft_B = -_mean_logps(logps_RT, weights_RT).chunk(2)[0]
+        # With gamma 1 the reward of a response is the mean log-prob of its tokens.
+        sft_B = -selected_reward(logps_RT, weights_RT, gamma=1.0).chunk(2)[0]
         loss_B = loss_B + sft_weight * sft_B
         metrics["sft_loss"] = sft_B.detach()
     return PairLoss(loss_B, metrics)
@@ -54,10 +55,6 @@ def dpo(logps_RT: Tensor, weights_RT: Tensor, reference_R: Tensor, *, beta: floa
 def sft(logps_RT: Tensor, weights_RT: Tensor) -> PairLoss:
     """Negative log-prob summed over the response; the loop divides by the tokens of the step. One row a pair: R = B."""
     return PairLoss(-(logps_RT * weights_RT).sum(-1), {})
-
-
-def _mean_logps(logps_RT: Tensor, weights_RT: Tensor) -> Tensor:
-    return selected_reward(logps_RT, weights_RT, gamma=1.0)
 
 
 def _pair_metrics(chosen_B: Tensor, rejected_B: Tensor) -> dict[str, Tensor]:

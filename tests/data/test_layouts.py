@@ -13,23 +13,12 @@ from stages.currency import Dropped, Pair
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.errors import SepoError
 from tests.conftest import REAL, write_lines
+from tests.data.turns import bot, system, user
 
 NAMING = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
 PAIR_HINT = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{NAMING}"
 CONVERSATION_HINT = "each row needs messages, or prompt and completion, or the columns of preference data"
 TURN_HINT = 'a turn is {"role": "user", "content": "..."}'
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text):
-    return {"role": "assistant", "content": text}
 
 
 def pairs_of(tmp_path, *rows):

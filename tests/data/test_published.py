@@ -13,21 +13,10 @@ from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.data.published import PUBLISHED
 from stages.errors import SepoError
 from tests.conftest import write_lines
+from tests.data.turns import bot, system, user
 
 HINT = "compare with the published columns; other columns are named by --columns prompt=...,chosen=...,rejected=..."
 MIXED_HINT = "give each layout a file of its own"
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text):
-    return {"role": "assistant", "content": text}
 
 
 def said(speaker, text):
