@@ -29,7 +29,8 @@ from stages.model.folders import (
     tokenizer_hash,
     vocabulary_hash,
 )
-from stages.model.logps import response_logps
+from stages.model.logps import Reader, response_logps
+from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Reporter, Summary, Task
 from stages.store.manifest import Input, Run, open_run, read_manifest
@@ -145,22 +146,23 @@ def _write_missing(
     if len(missing) < len(shards):
         reporter.say(f"{len(shards) - len(missing):,} shards are there already")
     loaded = [load_model(folder, trust_remote_code=config.trust_remote_code).to(device) for folder in models]
+    readers = [find_paths(model, reporter) for model in loaded]
     with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
         for name, pairs in missing.items():
-            rows = list(score_pairs(loaded, pairs, config.max_tokens_per_device, device, task))
+            rows = list(score_pairs(readers, pairs, config.max_tokens_per_device, device, task))
             write_shard(work.folder / name, rows, work.fingerprint, vocabulary_hash(tokenizer))
     return min(embedding_rows(model) for model in loaded)
 
 
 def score_pairs(
-    models: Sequence[Any], pairs: list[TokenPair], max_tokens: int, device: torch.device, task: Task
+    readers: Sequence[Reader], pairs: list[TokenPair], max_tokens: int, device: torch.device, task: Task
 ) -> Iterator[ScoredPair]:
     """Oracle minus reference log-prob of every response token, in the order of the pairs.
 
     Args:
-        models: the oracle, then the reference.
+        readers: the oracle, then the reference.
     """
-    oracle, reference = response_logps(models, pairs, max_tokens=max_tokens, device=device, task=task)
+    oracle, reference = response_logps(readers, pairs, max_tokens=max_tokens, device=device, task=task)
     for pair, ours, theirs in zip(pairs, oracle, reference, strict=True):
         scores = PairLogps(ours.chosen - theirs.chosen, ours.rejected - theirs.rejected)
         yield ScoredPair(pair, scores, theirs)

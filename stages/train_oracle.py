@@ -37,6 +37,7 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.paths import find_paths
 from stages.model.processes import join_processes
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, Run, open_run
@@ -84,7 +85,7 @@ class Job(NamedTuple):
         """Log-probs of the pairs' responses under one model."""
         with self.reporter.task(title, len(pairs), "pairs") as task:
             [logps] = response_logps(
-                [model],
+                [find_paths(model, self.reporter)],
                 pairs,
                 max_tokens=self.config.max_tokens_per_device,
                 device=self.accelerator.device,

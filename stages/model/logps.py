@@ -1,19 +1,39 @@
 """The one primitive that turns a model and token ids into log-probs of those tokens. Nobody else shifts.
 
-Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``V`` vocabulary.
+Three ways lead to the same numbers; `stages.model.paths` finds out which of them a model can take.
+
+- packed: pairs in one row, each prompt once, the head in tiles on response rows only (`stages.model.packing`);
+- padded: a row for each response, the head in tiles on response rows only, for models that mix up what is packed;
+- plain: the same rows through the model's own head, for heads that are more than a matrix; training takes it too.
+
+Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N`` response tokens, ``V`` vocabulary.
 """
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import Batch, Example, PairLogps, TokenPair
+from stages.currency import Batch, Floats, PairLogps, TokenPair
+from stages.model.attention import packed_attention
 from stages.model.batches import collate, micro_batches, whole
+from stages.model.head import Head, head_logps
+from stages.model.packing import Packed, pack, packed_groups
 from stages.reporting import Task
+
+
+class Reader(NamedTuple):
+    """A model, and the ways in which it can be read."""
+
+    model: Any
+    packs: bool
+    """what is packed into one row stays apart"""
+    head: Head | None
+    """how its logits come from its last hidden states; None: only the model itself knows"""
 
 
 def token_logps(model: Any, batch: Batch) -> Tensor:
@@ -46,29 +66,87 @@ def token_kl(model: Any, reference: Any, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def response_logps(
-    models: Sequence[Any], pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
+    readers: Sequence[Reader],
+    pairs: list[TokenPair],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    task: Task,
+    share_prompts: bool = True,
 ) -> list[list[PairLogps]]:
     """Log-probs of every response token of every pair under each model.
 
     Batches are made by length, whatever the order of the pairs, and depend on the pairs and `max_tokens` alone.
 
     Args:
-        max_tokens: rows x longest row of one forward pass.
+        max_tokens: tokens of one forward pass (where rows are padded, rows x longest row).
         task: advanced by one for every pair that all models have seen.
+        share_prompts: False computes each prompt twice, once for each answer.
 
     Returns:
         one list a model, in the order of the models; each in the order of the pairs.
     """
-    found: list[dict[int, PairLogps]] = [{} for _ in models]
+    packs = all(reader.packs for reader in readers)
+    groups = packed_groups(pairs, max_tokens) if packs else _padded_groups(pairs, max_tokens)
+    found: list[list[Tensor]] = [[] for _ in readers]
+    for group in groups:
+        chosen = [pairs[place] for place in group]
+        batch = pack(chosen, device, share_prompts=share_prompts) if packs else collate([*map(whole, chosen)], device)
+        for reader, logps in zip(readers, found, strict=True):
+            logps.append(packed_logps(reader, batch) if isinstance(batch, Packed) else padded_logps(reader, batch))
+        task.advance(len(group))
+    places = [place for group in groups for place in group]
+    # Copied once, at the end: a device would wait for every copy.
+    return [_by_pair(torch.cat(logps).cpu().numpy(), places, pairs) if logps else [] for logps in found]
+
+
+@torch.no_grad()
+def packed_logps(reader: Reader, batch: Packed) -> Tensor:
+    """Log-probs of a packed row's response tokens, (N,) float32 nats."""
+    with packed_attention(reader.model, batch.layout):
+        inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
+        if reader.head is None:
+            logits_KV = reader.model.eval()(**inputs, logits_to_keep=batch.sources_N).logits[0].float()
+            return -F.cross_entropy(logits_KV, batch.targets_N, reduction="none")
+        hidden_TH = reader.model.eval().base_model(**inputs).last_hidden_state[0]
+    return head_logps(reader.head, hidden_TH[batch.sources_N], batch.targets_N)
+
+
+@torch.no_grad()
+def padded_logps(reader: Reader, batch: Batch) -> Tensor:
+    """Log-probs of the weighted tokens of padded rows, (N,) float32 nats: of every pair the chosen, then the rejected.
+
+    Rows of a batch are every chosen response, then every rejected one.
+    """
+    order_N = _pair_by_pair(batch)
+    if reader.head is None:
+        return token_logps(reader.model.eval(), batch).flatten()[order_N]
+    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
+    hidden_RTH = reader.model.eval().base_model(**inputs).last_hidden_state
+    return head_logps(reader.head, hidden_RTH.flatten(0, 1)[order_N - 1], batch.ids_RT.flatten()[order_N])
+
+
+def _padded_groups(pairs: list[TokenPair], max_tokens: int) -> list[list[int]]:
     places = {id(pair): place for place, pair in enumerate(pairs)}
-    for examples in micro_batches([whole(pair) for pair in pairs], max_tokens):
-        batch = collate(examples, device)
-        for model, logps in zip(models, found, strict=True):
-            logps_RT = token_logps(model.eval(), batch).cpu().numpy()
-            for row, example in enumerate(examples):
-                logps[places[id(example.pair)]] = _responses(example, logps_RT[row], logps_RT[len(examples) + row])
-        task.advance(len(examples))
-    return [[logps[place] for place in range(len(pairs))] for logps in found]
+    return [
+        [places[id(example.pair)] for example in group] for group in micro_batches([*map(whole, pairs)], max_tokens)
+    ]
+
+
+def _pair_by_pair(batch: Batch) -> Tensor:
+    """Places of the weighted tokens in the flattened rows, (N,): pair by pair, chosen before rejected."""
+    rows, width = batch.ids_RT.shape
+    order_R = torch.arange(rows, device=batch.ids_RT.device).view(2, -1).T.flatten()
+    places_RT = torch.arange(rows * width, device=batch.ids_RT.device).view(rows, width)
+    return places_RT[order_R][batch.weights_RT[order_R] != 0]
+
+
+def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:
+    """Log-probs in the order in which they were computed, as one item a pair in the order of the pairs."""
+    lengths = [length for place in places for length in (len(pairs[place].chosen_ids), len(pairs[place].rejected_ids))]
+    parts = np.split(logps, np.cumsum(lengths)[:-1])
+    found = dict(zip(places, zip(parts[::2], parts[1::2], strict=True), strict=True))
+    return [PairLogps(*found[place]) for place in range(len(pairs))]
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -85,20 +163,14 @@ def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
 def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:
     """Logits at some positions, (R, K, V) float32, by the model's own head: soft-capping and scaling are its own."""
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-    if _keeps_logits(model):
+    if keeps_logits(model):
         kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
         return kept.float()
     every: Tensor = model(**inputs).logits
     return every[:, positions_K].float()
 
 
-def _keeps_logits(model: Any) -> bool:
+def keeps_logits(model: Any) -> bool:
     """Whether the model's forward can run its head on chosen positions only."""
     bare = getattr(model, "module", model)
     return "logits_to_keep" in inspect.signature(bare.forward).parameters
-
-
-def _responses(example: Example, chosen_T: Any, rejected_T: Any) -> PairLogps:
-    start = len(example.pair.prompt_ids)
-    chosen, rejected = len(example.pair.chosen_ids), len(example.pair.rejected_ids)
-    return PairLogps(chosen_T[start : start + chosen].copy(), rejected_T[start : start + rejected].copy())

@@ -5,6 +5,7 @@ import torch
 from stages.currency import longest
 from stages.model.batches import collate, micro_batches, whole
 from stages.model.logps import response_logps, token_logps
+from stages.model.paths import find_paths
 from stages.reporting import Quiet
 from tests import reference
 from tests.conftest import masked, random_pairs, tiny_gpt2, tiny_llama, token_pair
@@ -32,7 +33,7 @@ def model(request):
 @pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
 def test_response_logps_equal_one_unpadded_row_at_a_time(model, max_tokens):
     pairs = random_pairs(7, 50)
-    [found] = response_logps([model], pairs, max_tokens=max_tokens, device=CPU, task=Quiet())
+    [found] = response_logps([find_paths(model, Quiet())], pairs, max_tokens=max_tokens, device=CPU, task=Quiet())
     for pair, logps in zip(pairs, found, strict=True):
         for side in ("chosen", "rejected"):
             expected = reference.response_logps(model, pair.prompt_ids, getattr(pair, f"{side}_ids"))
@@ -47,9 +48,11 @@ def test_a_model_without_logits_to_keep_gives_the_same(model):
 def test_two_models_are_kept_apart():
     pairs = random_pairs(4, 50)
     first, second = tiny_llama(50, seed=1), tiny_llama(50, seed=2)
-    both = response_logps([first, second], pairs, max_tokens=64, device=CPU, task=Quiet())
+    both = response_logps(
+        [find_paths(each, Quiet()) for each in (first, second)], pairs, max_tokens=64, device=CPU, task=Quiet()
+    )
     for model, found in zip((first, second), both, strict=True):
-        [alone] = response_logps([model], pairs, max_tokens=64, device=CPU, task=Quiet())
+        [alone] = response_logps([find_paths(model, Quiet())], pairs, max_tokens=64, device=CPU, task=Quiet())
         assert all(
             (a.chosen == b.chosen).all() and (a.rejected == b.rejected).all() for a, b in zip(found, alone, strict=True)
         )
@@ -59,7 +62,7 @@ def test_the_id_that_means_padding_elsewhere_is_a_token_like_any_other():
     """Id 0 fills the padding; a real token 0 inside and at the end of a response must keep its log-prob."""
     model = tiny_llama(50)
     pair = token_pair(0, [0, 7], [0, 3, 0], [0])
-    [[found]] = response_logps([model], [pair], max_tokens=100, device=CPU, task=Quiet())
+    [[found]] = response_logps([find_paths(model, Quiet())], [pair], max_tokens=100, device=CPU, task=Quiet())
     np.testing.assert_allclose(found.chosen, reference.response_logps(model, [0, 7], [0, 3, 0]), atol=2e-5)
     np.testing.assert_allclose(found.rejected, reference.response_logps(model, [0, 7], [0]), atol=2e-5)
 

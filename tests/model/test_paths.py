@@ -1,0 +1,195 @@
+"""Every way to read a model gives what one unpadded row at a time gives, in families that differ in all that matters."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.model.attention import Layout, lay_out, packed_attention
+from stages.model.head import Head, head_logps
+from stages.model.logps import response_logps
+from stages.model.packing import pack, packed_groups, unique_tokens
+from stages.model.paths import find_paths
+from stages.reporting import Quiet
+from tests import reference
+from tests.conftest import random_pairs, tiny_llama, token_pair
+from tests.model.zoo import PACKED, PADDED, VOCABULARY, tiny
+
+CPU = torch.device("cpu")
+PAIRS = [
+    *random_pairs(5, VOCABULARY, longest=9),
+    token_pair(5, [7], [3], [3, 4]),
+    token_pair(6, [1, 2, 3], [9] * 14, [5]),
+]
+
+
+def read(reader, pairs, max_tokens=64, **options):
+    [found] = response_logps([reader], pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), **options)
+    return [side for logps in found for side in logps]
+
+
+def plain(model, pairs):
+    return [
+        reference.response_logps(model, pair.prompt_ids, response)
+        for pair in pairs
+        for response in (pair.chosen_ids, pair.rejected_ids)
+    ]
+
+
+def assert_close(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-5)
+
+
+class Said(Quiet):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_packed_shared_apart_padded_and_plain_are_one(family):
+    model = tiny(family)
+    said = Said()
+    reader = find_paths(model, said)
+    assert reader.packs
+    assert reader.head is not None
+    assert said.lines == []
+    expected = plain(model, PAIRS)
+    for max_tokens in (1, 40, 10_000):
+        assert_close(read(reader, PAIRS, max_tokens), expected)
+    assert_close(read(reader, PAIRS, share_prompts=False), expected)
+    assert_close(read(reader._replace(head=None), PAIRS), expected)
+    assert_close(read(reader._replace(packs=False), PAIRS), expected)
+    assert_close(read(reader._replace(packs=False, head=None), PAIRS), expected)
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_models_that_mix_what_is_packed_take_padded_rows_and_say_so(family):
+    model = tiny(family)
+    said = Said()
+    reader = find_paths(model, said)
+    assert not reader.packs
+    assert "cannot share a row" in said.lines[0]
+    for max_tokens in (1, 60, 10_000):
+        assert_close(read(reader, PAIRS, max_tokens), plain(model, PAIRS))
+
+
+def test_a_head_that_is_not_what_its_configuration_says_is_left_to_the_model():
+    model = tiny("llama")
+    model.config.logit_scale = 0.5
+    said = Said()
+    reader = find_paths(model, said)
+    assert reader.packs
+    assert reader.head is None
+    assert "more than a matrix" in said.lines[0]
+    assert_close(read(reader, PAIRS), plain(model, PAIRS))
+
+
+def test_a_window_that_no_layer_tells_of_is_not_packed():
+    model = tiny("llama")
+    assert find_paths(model, Quiet()).packs
+    model.config.sliding_window = 4096
+    assert not find_paths(model, Quiet()).packs
+
+
+def test_the_answers_of_a_packed_pair_do_not_see_each_other_nor_the_next_pair():
+    """Another chosen response must leave every rejected log-prob as it was, and the pairs beside it."""
+    reader = find_paths(tiny("llama"), Quiet())
+    changed = [PAIRS[0]._replace(chosen_ids=(PAIRS[0].chosen_ids + 1) % VOCABULARY), *PAIRS[1:]]
+    before, after = read(reader, PAIRS, 10_000), read(reader, changed, 10_000)
+    assert not np.allclose(before[0], after[0])
+    assert_close(after[1:], before[1:])
+
+
+def test_the_order_of_the_pairs_is_kept_whatever_their_lengths():
+    reader = find_paths(tiny("llama"), Quiet())
+    forward, backward = read(reader, PAIRS, 30), read(reader, PAIRS[::-1], 30)
+    turned = [side for place in range(len(PAIRS) - 1, -1, -1) for side in backward[2 * place : 2 * place + 2]]
+    assert_close(forward, turned)
+
+
+def test_the_models_own_attention_comes_back():
+    model = tiny("llama")
+    before = model.config._attn_implementation
+    with packed_attention(model, Layout(lay_out([(1, 1, 1)]), CPU)):
+        assert model.config._attn_implementation == "sepo_packed"
+    assert model.config._attn_implementation == before
+
+
+def test_pack_by_hand():
+    packed = pack([token_pair(0, [1, 2], [3, 4, 5], [6, 7]), token_pair(1, [8], [9], [10])], CPU)
+    assert packed.ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert packed.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 1]
+    assert packed.sources_N.tolist() == [1, 2, 3, 1, 5, 7, 7]
+    assert packed.targets_N.tolist() == [3, 4, 5, 6, 7, 9, 10]
+
+
+def test_pack_apart_by_hand():
+    packed = pack([token_pair(0, [1, 2], [3, 4], [6])], CPU, share_prompts=False)
+    assert packed.ids_T.tolist() == [1, 2, 3, 4, 1, 2, 6]
+    assert packed.positions_T.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert packed.sources_N.tolist() == [1, 2, 5]
+    assert packed.targets_N.tolist() == [3, 4, 6]
+
+
+def test_groups_hold_every_pair_once_within_the_budget_longest_first():
+    pairs = random_pairs(40, 50)
+    groups = packed_groups(pairs, 60)
+    assert sorted(place for group in groups for place in group) == list(range(40))
+    sizes = [[unique_tokens(pairs[place]) for place in group] for group in groups]
+    assert all(sum(size) <= 60 for size in sizes)
+    flat = [tokens for size in sizes for tokens in size]
+    assert flat == sorted(flat, reverse=True)
+    assert packed_groups(pairs, 1) == [[place] for group in groups for place in group]
+
+
+def test_a_sliding_window_is_by_position_by_hand():
+    mask = Layout([], CPU).causal_mask(prompt=2, queries=2, keys=4, window=2, dtype=torch.float32)
+    assert (mask == 0).tolist() == [[False, True, True, False], [False, False, True, True]]
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"softcap": 1.5}, {"scale": 2.0, "softcap": 0.7}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_head_tiles_equal_the_whole_in_float64(options, bias, monkeypatch):
+    """Tiles smaller than rows and vocabulary, with a last one that is not full."""
+    monkeypatch.setattr("stages.model.head._CPU_TILE", (7, 13))
+    torch.manual_seed(0)
+    weight, hidden, targets = torch.randn(50, 8), 9 * torch.randn(20, 8), torch.randint(0, 50, (20,))
+    head = Head(weight, torch.randn(50) if bias else None, options.get("scale", 1.0), options.get("softcap"))
+    logits = hidden.double() @ weight.double().T + (head.bias_V.double() if bias else 0.0)
+    logits = logits * head.scale
+    if head.softcap:
+        logits = torch.tanh(logits / head.softcap) * head.softcap
+    expected = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(head_logps(head, hidden, targets).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_in_bfloat16_computes_its_logits_in_float32():
+    torch.manual_seed(0)
+    weight, hidden, targets = (
+        torch.randn(50, 64).bfloat16(),
+        torch.randn(20, 64).bfloat16(),
+        torch.randint(0, 50, (20,)),
+    )
+    expected = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    found = head_logps(Head(weight, None, 1.0, None), hidden, targets)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_reading_uses_no_tensor_of_tokens_by_vocabulary():
+    """A vocabulary that would need 4 GB for its logits is read in far less."""
+    import resource
+
+    model = tiny_llama(150_000)
+    reader = find_paths(model, Quiet())
+    rng = np.random.default_rng(0)
+    pair = token_pair(0, [5], rng.integers(0, 150_000, 250), rng.integers(0, 150_000, 5))
+    # Warm, so that only what the length adds is measured.
+    read(reader, [token_pair(0, [5], [6], [7])])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pairs = [pair._replace(pair_id=number) for number in range(28)]
+    read(reader, pairs, max_tokens=8000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024
