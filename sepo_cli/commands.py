@@ -70,6 +70,8 @@ def score(
     columns: o.Columns = ScoreConfig.columns,
     max_length: o.MaxLength = ScoreConfig.max_length,
     overlong: o.Overlong = ScoreConfig.overlong,
+    precision: o.Precision = ScoreConfig.precision,
+    noise_check: o.NoiseCheck = ScoreConfig.noise_check,
     max_tokens_per_device: o.MaxTokensPerDevice = ScoreConfig.max_tokens_per_device,
     shard_size: o.ShardSize = ScoreConfig.shard_size,
     trust_remote_code: o.TrustRemoteCode = ScoreConfig.trust_remote_code,

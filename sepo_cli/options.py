@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, OVERLONG, SCHEDULERS, SELECTIONS
+from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -177,6 +177,23 @@ OracleModel = Annotated[
 ReferenceModel = Annotated[
     str | None,
     _option(REQUIRED, "Instead of --oracle: the model that the oracle was trained from.", metavar="FOLDER|NAME"),
+]
+Precision = Annotated[
+    str,
+    _option(
+        METHOD,
+        "How exactly the models are computed; logits are float32 always. A score is a small difference: see what the"
+        " summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA.",
+        metavar=_one_of(PRECISIONS),
+    ),
+]
+NoiseCheck = Annotated[
+    float,
+    _option(
+        METHOD,
+        "Share of the pairs (at least 16) that is scored again in float32, one at a time, to measure the noise of the"
+        " scores; 0 = no check.",
+    ),
 ]
 ShardSize = Annotated[int, _option(MACHINE, "Pairs per Parquet file; a finished file survives an interruption.")]
 

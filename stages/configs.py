@@ -16,6 +16,7 @@ SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
 OBJECTIVES: Final = ("sepo", "simpo")
 SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
+PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
 
 
 def outside(default: Any = None) -> Any:
@@ -121,6 +122,8 @@ class ScoreConfig:
     columns: str | None = None
     max_length: int = 2048
     overlong: str = "drop"
+    precision: str = "float32"
+    noise_check: float = outside(0.01)
     shard_size: int = 4096
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
@@ -132,6 +135,8 @@ class ScoreConfig:
             columns=_columns,
             overlong=_one_of(OVERLONG),
             max_length=_at_least_two,
+            precision=_one_of(PRECISIONS),
+            noise_check=_share_or_zero,
             shard_size=_at_least_one,
             max_tokens_per_device=_at_least_two,
         )

@@ -9,6 +9,7 @@ Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected respon
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -55,6 +56,19 @@ class TokenPair(NamedTuple):
     """(C,)"""
     rejected_ids: Ids
     """(J,), empty in SFT data"""
+
+
+def content_hash(pair: TokenPair) -> int:
+    """64 bits that stand for all of a pair's ids and where each part ends, but not for its number."""
+    lengths = np.array([len(part) for part in pair[1:]], "<i4")
+    return hash_ids(lengths, *(np.ascontiguousarray(part, "<i4") for part in pair[1:]))
+
+
+def hash_ids(*parts: NDArray[np.int32]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.data)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def longest(pair: TokenPair) -> int:

@@ -6,44 +6,39 @@
 side, is decided by `sepo train-policy`.
 """
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from stages.configs import ScoreConfig, column_names, content_settings
-from stages.currency import PairLogps, ScoredPair, TokenPair
+from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
-from stages.method.drift import DriftMeter
+from stages.method.drift import Drift, DriftMeter
+from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
 from stages.model.folders import (
-    embedding_rows,
-    load_model,
     load_tokenizer,
     model_hash,
     resolve_model,
     tokenizer_hash,
     vocabulary_hash,
 )
-from stages.model.logps import Reader, response_logps
-from stages.model.paths import find_paths
+from stages.model.precision import refuse_useless
 from stages.model.processes import join_processes, refuse_several
-from stages.reporting import Reporter, Summary, Task
+from stages.model.scorer import How, Models, Scorer, exact_scores
+from stages.reporting import Reporter, Summary
+from stages.store.files import hash_file
+from stages.store.logps import FILE as KNOWN
+from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input, Run, open_run, read_manifest
 from stages.store.scores import read_shard, shard_matches, shard_name, write_shard
 
 STAGE: Final = "score"
-
-
-class Models(NamedTuple):
-    """The two folders whose difference is a score."""
-
-    oracle: Path
-    reference: Path
+LEAST_NOISE_PAIRS: Final = 16
 
 
 class Verdict(NamedTuple):
@@ -63,6 +58,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     device = accelerator.device
+    refuse_useless(config.precision, device)
     models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
     inputs = {
@@ -71,6 +67,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
+    known = _known_logps(config, inputs, reporter)
     work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
     if work.finished:
         return Summary(f"scores in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
@@ -85,8 +82,10 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     )
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
-    vocabulary = _write_missing(config, work, models, tokenizer, shards, device, reporter)
-    verdict = _judge(work, list(shards), tokenizer, vocabulary)
+    how = How(config.precision, config.max_tokens_per_device, device, config.trust_remote_code)
+    _write_missing(work, Scorer(models, how, known, reporter), vocabulary_hash(tokenizer), shards, reporter)
+    noise = _noise(config.noise_check, work, models, how, shards, reporter)
+    verdict = _judge(work, list(shards), tokenizer, noise)
     for warning in verdict.warnings:
         reporter.warn(warning)
     work.finish(
@@ -133,44 +132,51 @@ def _shards(pairs: list[TokenPair], size: int) -> dict[str, list[TokenPair]]:
 
 
 def _write_missing(
-    config: ScoreConfig,
-    work: Run,
-    models: Models,
-    tokenizer: Any,
-    shards: dict[str, list[TokenPair]],
-    device: torch.device,
-    reporter: Reporter,
-) -> int:
-    """Score and write the shards that are not there yet; returns how many ids the models know."""
+    work: Run, scorer: Scorer, vocabulary: str, shards: dict[str, list[TokenPair]], reporter: Reporter
+) -> None:
+    """Score and write the shards that are not there yet."""
     missing = {name: pairs for name, pairs in shards.items() if not shard_matches(work.folder / name, work.fingerprint)}
     if len(missing) < len(shards):
         reporter.say(f"{len(shards) - len(missing):,} shards are there already")
-    loaded = [load_model(folder, trust_remote_code=config.trust_remote_code).to(device) for folder in models]
-    readers = [find_paths(model, reporter) for model in loaded]
     with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
         for name, pairs in missing.items():
-            rows = list(score_pairs(readers, pairs, config.max_tokens_per_device, device, task))
-            write_shard(work.folder / name, rows, work.fingerprint, vocabulary_hash(tokenizer))
-    return min(embedding_rows(model) for model in loaded)
+            write_shard(work.folder / name, scorer.score(pairs, task), work.fingerprint, vocabulary)
 
 
-def score_pairs(
-    readers: Sequence[Reader], pairs: list[TokenPair], max_tokens: int, device: torch.device, task: Task
-) -> Iterator[ScoredPair]:
-    """Oracle minus reference log-prob of every response token, in the order of the pairs.
+def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Reporter) -> KnownLogps | None:
+    """The reference log-probs that `sepo train-oracle` left beside its models; they become an input.
 
-    Args:
-        readers: the oracle, then the reference.
+    They are float32: beside an oracle in another precision they would add noise that otherwise cancels in part.
     """
-    oracle, reference = response_logps(readers, pairs, max_tokens=max_tokens, device=device, task=task)
-    for pair, ours, theirs in zip(pairs, oracle, reference, strict=True):
-        scores = PairLogps(ours.chosen - theirs.chosen, ours.rejected - theirs.rejected)
-        yield ScoredPair(pair, scores, theirs)
+    if not config.oracle or config.precision != "float32":
+        return None
+    folder = Path(config.oracle)
+    known = read_logps(folder, inputs["reference"].hash)
+    if known is not None:
+        inputs["reference log-probs"] = Input(str(folder / KNOWN), hash_file(folder / KNOWN))
+        reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {folder}")
+    return known
 
 
-def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -> Verdict:
+def _noise(
+    share: float, work: Run, models: Models, how: How, shards: dict[str, list[TokenPair]], reporter: Reporter
+) -> Noise | None:
+    """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
+    if not share:
+        return None
+    pairs = [pair for pairs in shards.values() for pair in pairs]
+    wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))))
+    sample = {pair.pair_id: pair for pair in random.Random("noise").sample(pairs, wanted)}
+    with reporter.task(f"noise check, {wanted:,} pairs", len(models), "models") as task:
+        exact = dict(zip(sample, exact_scores(models, how, list(sample.values()), task), strict=True))
+    rows = [row for name in shards for row in read_shard(work.folder / name, work.fingerprint)]
+    measured = [row for row in rows if row.pair.pair_id in exact]
+    return measure_noise([row.scores for row in measured], [exact[row.pair.pair_id] for row in measured])
+
+
+def _judge(work: Run, shards: list[str], tokenizer: Any, noise: Noise | None) -> Verdict:
     """Read the shards back, as the next stage will, and say what is in them."""
-    meter = DriftMeter(vocabulary_size)
+    meter = DriftMeter(max(tokenizer.get_vocab().values()) + 1)
 
     def rows() -> Iterator[PairLogps]:
         for name in shards:
@@ -185,10 +191,20 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -
         rows=[
             ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
             *drift.rows(token),
+            *(noise.rows() if noise else []),
         ],
-        results={"accuracy": accuracy.as_json(), "drift": {**drift._asdict(), "worst_token": token}},
-        warnings=[drift.warning(token)] if drift.large else [],
+        results={
+            "accuracy": accuracy.as_json(),
+            "drift": {**drift._asdict(), "worst_token": token},
+            "noise": noise.as_json() if noise else None,
+        },
+        warnings=_warnings(drift, token, noise),
     )
+
+
+def _warnings(drift: Drift, token: str, noise: Noise | None) -> list[str]:
+    warnings = [drift.warning(token)] if drift.large else []
+    return warnings + ([noise.warning()] if noise and noise.large else [])
 
 
 def _response_tokens(pairs: list[TokenPair]) -> int:

@@ -20,6 +20,7 @@ from stages.currency import Example, PairLogps, ScoredPair, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
+from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
@@ -39,7 +40,10 @@ from stages.model.logps import response_logps
 from stages.model.loop import fit
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
+from stages.model.scorer import difference
 from stages.reporting import Reporter, Summary
+from stages.store.logps import FILE as LOGPS
+from stages.store.logps import read_logps, write_logps
 from stages.store.manifest import Input, Run, open_run
 
 REFERENCE: Final = "reference"
@@ -52,6 +56,13 @@ class Split(NamedTuple):
 
     train: list[TokenPair]
     held_out: list[TokenPair]
+
+
+class ReferenceLogps(NamedTuple):
+    """The reference's log-probs of the pairs of a `Split`."""
+
+    train: list[PairLogps]
+    held_out: list[PairLogps]
 
 
 class Job(NamedTuple):
@@ -220,13 +231,13 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
     """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
     config = job.config
     model = job.load(job.work.folder / REFERENCE)
-    held_out_reference = job.logps(model, split.held_out, "reference, held-out pairs")
+    reference = _reference_logps(job, model, split)
     if job.done("dpo", ORACLE):
         model = job.load(job.work.folder / ORACLE)
     else:
         fit(
             model,
-            with_reference(split.train, job.logps(model, split.train, "reference, training pairs")),
+            with_reference(split.train, reference.train),
             lambda logps_RT, batch: dpo(
                 logps_RT, batch.weights_RT, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
@@ -239,7 +250,26 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
     if not split.held_out:
         return None
     oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
-    return judge(split.held_out, oracle, held_out_reference, config.beta, embedding_rows(model))
+    return judge(split.held_out, oracle, reference.held_out, config.beta, embedding_rows(model))
+
+
+def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
+    """Log-probs of all pairs under the reference: computed once, by one process, and kept for `sepo score`."""
+    folder, pairs = job.work.folder, [*split.held_out, *split.train]
+    with job.accelerator.main_process_first():
+        known = read_logps(folder, model_hash(folder / REFERENCE))
+        if known is None:
+            write_logps(folder, pairs, job.logps(model, pairs, "reference"), model_hash(folder / REFERENCE))
+            known = read_logps(folder, model_hash(folder / REFERENCE))
+    logps = [known.find(pair) if known else None for pair in pairs]
+    missing = sum(found is None for found in logps)
+    if missing:
+        raise SepoError(
+            f"{folder / LOGPS} lacks {missing:,} of {len(pairs):,} pairs",
+            hint="delete that file, and run the same again",
+        )
+    found = list(filter(None, logps))
+    return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 
 def with_reference(pairs: list[TokenPair], reference: list[PairLogps]) -> list[Example]:
@@ -257,10 +287,7 @@ def judge(
     pairs: list[TokenPair], oracle: list[PairLogps], reference: list[PairLogps], beta: float, vocabulary_size: int
 ) -> Verdict:
     """Accuracy, margin and drift of an oracle on pairs it has not seen."""
-    scores = [
-        PairLogps(ours.chosen - theirs.chosen, ours.rejected - theirs.rejected)
-        for ours, theirs in zip(oracle, reference, strict=True)
-    ]
+    scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
     meter = DriftMeter(vocabulary_size)
     for pair, score in zip(pairs, scores, strict=True):
         meter.add(ScoredPair(pair, score, None))
@@ -292,7 +319,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         job.reporter.warn(warning)
     if job.accelerator.is_main_process:
         job.work.finish(
-            files=["metrics.jsonl", *_model_files(folder)],
+            files=["metrics.jsonl", LOGPS, *_model_files(folder)],
             device=str(job.accelerator.device),
             counts=counts,
             results=results,

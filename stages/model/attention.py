@@ -120,8 +120,8 @@ def _attend_packed(
         prompt, longest = key.shape[2] - query.shape[2], key.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
         if softcap is not None:
-            mask = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
-            parts.append(_capped(query, key, value, mask, scaling, softcap))
+            mask_QS = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
+            parts.append(_capped(query, key, value, mask_QS, scaling, softcap))
             continue
         whole = prompt == 0 and window is None
         mask = None if whole else layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)

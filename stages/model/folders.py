@@ -78,8 +78,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def load_model(folder: Path, *, trust_remote_code: bool) -> Any:
-    """A causal language model in float32, without dropout, every weight of it read from the folder.
+def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model without dropout, every weight of it read from the folder.
 
     Raises:
         SepoError: not a causal language model, or weights that do not fill it (transformers would draw the rest by
@@ -93,7 +93,7 @@ def load_model(folder: Path, *, trust_remote_code: bool) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             trust_remote_code=trust_remote_code,
             weights_only=True,
             output_loading_info=True,

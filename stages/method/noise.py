@@ -1,0 +1,75 @@
+"""How far measured scores are from exact ones, and whether that moves the selection."""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from stages.currency import PairLogps
+from stages.method.selection import select_key_tokens
+
+RATIOS: Final = (0.1, 0.3)
+LEAST_AGREEMENT: Final = 0.9
+
+
+class Noise(NamedTuple):
+    """The noise of a scorer, from pairs that were scored twice."""
+
+    pairs: int
+    mean: float
+    """mean |measured - exact| of a token's score, nats"""
+    p99: float
+    """its 99th percentile, nats"""
+    median_score: float
+    """median |exact score|, nats: what the noise is to be compared with"""
+    agreement: dict[float, float]
+    """selection ratio -> share of selected tokens that agree: those selected both times / those selected either time"""
+
+    @property
+    def large(self) -> bool:
+        return min(self.agreement.values()) < LEAST_AGREEMENT
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "agreement": {str(ratio): share for ratio, share in self.agreement.items()}}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """For a summary."""
+        shares = ", ".join(f"{share:.3f} at k = {ratio}" for ratio, share in self.agreement.items())
+        errors = (
+            f"mean {self.mean:.2g}, p99 {self.p99:.2g} nats, where a score's median size is {self.median_score:.2g}"
+        )
+        return [("noise against float32", f"{errors} ({self.pairs:,} pairs)"), ("same tokens selected", shares)]
+
+    def warning(self) -> str:
+        worst = min(self.agreement, key=lambda ratio: self.agreement[ratio])
+        return (
+            f"rounding decides about tokens: at k = {worst} only {self.agreement[worst]:.2f} of those selected"
+            " are those that float32 selects; score with --precision float32"
+        )
+
+
+def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
+    """Compare scores of the same pairs, token by token, nats."""
+    differences = np.abs(np.concatenate([ours - theirs for ours, theirs in _sides(measured, exact)]))
+    sizes = np.abs(np.concatenate([theirs for _, theirs in _sides(measured, exact)]))
+    return Noise(
+        pairs=len(exact),
+        mean=float(differences.mean()),
+        p99=float(np.quantile(differences, 0.99)),
+        median_score=float(np.median(sizes)),
+        agreement={ratio: _agreement(measured, exact, ratio) for ratio in RATIOS},
+    )
+
+
+def _agreement(measured: list[PairLogps], exact: list[PairLogps], ratio: float) -> float:
+    both = either = 0
+    for ours, theirs in zip(measured, exact, strict=True):
+        for one, other in zip(
+            select_key_tokens(ours, ratio, ratio), select_key_tokens(theirs, ratio, ratio), strict=True
+        ):
+            both += int((one & other).sum())
+            either += int((one | other).sum())
+    return both / either
+
+
+def _sides(measured: list[PairLogps], exact: list[PairLogps]) -> list[tuple[Any, Any]]:
+    return [sides for ours, theirs in zip(measured, exact, strict=True) for sides in zip(ours, theirs, strict=True)]

@@ -1,0 +1,101 @@
+"""Oracle and reference, loaded once, as a function from pairs to scores."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from stages.currency import PairLogps, ScoredPair, TokenPair
+from stages.model.folders import load_model
+from stages.model.logps import Reader, response_logps
+from stages.model.paths import find_paths
+from stages.model.precision import products, weights_of
+from stages.reporting import Quiet, Reporter, Task
+from stages.store.logps import KnownLogps
+
+
+class Models(NamedTuple):
+    """The two folders whose difference is a score."""
+
+    oracle: Path
+    reference: Path
+
+
+class How(NamedTuple):
+    """How the models are computed."""
+
+    precision: str
+    """one of `stages.configs.PRECISIONS`"""
+    max_tokens: int
+    """of one forward pass"""
+    device: torch.device
+    trust_remote_code: bool
+
+
+class Scorer:
+    """Scores pairs. A model is loaded when it is first needed: a reference whose log-probs are all known, never."""
+
+    def __init__(self, models: Models, how: How, known: KnownLogps | None, reporter: Reporter) -> None:
+        self._models = models
+        self._how = how
+        self._known = known
+        self._reporter = reporter
+        self._readers: dict[Path, Reader] = {}
+
+    def score(self, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
+        """Oracle minus reference log-prob of every response token, in the order of the pairs.
+
+        Args:
+            task: advanced by one for every pair.
+        """
+        known = [self._known.find(pair) if self._known else None for pair in pairs]
+        fresh = [place for place, logps in enumerate(known) if logps is None]
+        done = [place for place, logps in enumerate(known) if logps is not None]
+        reference = dict(zip(done, filter(None, known), strict=True))
+        oracle: dict[int, PairLogps] = {}
+        if fresh:
+            [ours, theirs] = self._logps([*self._models], [pairs[place] for place in fresh], task)
+            oracle |= zip(fresh, ours, strict=True)
+            reference |= zip(fresh, theirs, strict=True)
+        if done:
+            [ours] = self._logps([self._models.oracle], [pairs[place] for place in done], task)
+            oracle |= zip(done, ours, strict=True)
+        return [ScoredPair(pair, difference(oracle[n], reference[n]), reference[n]) for n, pair in enumerate(pairs)]
+
+    def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
+        with products(self._how.precision):
+            return response_logps(
+                [self._reader(folder) for folder in folders],
+                pairs,
+                max_tokens=self._how.max_tokens,
+                device=self._how.device,
+                task=task,
+            )
+
+    def _reader(self, folder: Path) -> Reader:
+        if folder not in self._readers:
+            dtype = weights_of(self._how.precision)
+            model = load_model(folder, trust_remote_code=self._how.trust_remote_code, dtype=dtype).to(self._how.device)
+            self._readers[folder] = find_paths(model, self._reporter)
+        return self._readers[folder]
+
+
+def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:
+    """Scores of a pair's tokens, nats."""
+    return PairLogps(oracle.chosen - reference.chosen, oracle.rejected - reference.rejected)
+
+
+def exact_scores(models: Models, how: How, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
+    """Scores in float32, one pair at a time, by the models' own forward and nothing of ours that is fast.
+
+    One model is in memory at a time.
+    """
+    logps = []
+    for folder in models:
+        model = load_model(folder, trust_remote_code=how.trust_remote_code).to(how.device)
+        reader = Reader(model, packs=False, head=None)
+        with products("float32"):
+            [found] = response_logps([reader], pairs, max_tokens=1, device=how.device, task=Quiet())
+        logps.append(found)
+        task.advance()
+    return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]

@@ -1,0 +1,83 @@
+"""Reference log-probs that one stage computed, for the next one that needs them: `sepo train-oracle` writes, `sepo
+score` reads.
+
+One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.currency.content_hash`): it does not
+matter from which data set, or in which order, the pairs come the next time.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.currency import PairLogps, TokenPair, content_hash
+from stages.store.files import write_whole
+
+FILE: Final = "reference-logps.parquet"
+_FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("content_hash", pa.uint64(), nullable=False),
+        pa.field("chosen_logps", _FLOATS, nullable=False),
+        pa.field("rejected_logps", _FLOATS, nullable=False),
+    ]
+)
+_MODEL: Final = b"sepo.model"
+
+
+class KnownLogps:
+    """Log-probs of some pairs under one model, by the pairs' content."""
+
+    def __init__(self, table: pa.Table) -> None:
+        hashes = table["content_hash"].to_numpy()
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+        self._columns = [table[name].combine_chunks() for name in ("chosen_logps", "rejected_logps")]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def find(self, pair: TokenPair) -> PairLogps | None:
+        """The log-probs of a pair's responses, if they are here."""
+        wanted = np.uint64(content_hash(pair))
+        place = int(np.searchsorted(self._hashes, wanted))
+        if place == len(self) or self._hashes[place] != wanted:
+            return None
+        row = int(self._order[place])
+        found = PairLogps(*(column[row].values.to_numpy() for column in self._columns))
+        fits = len(found.chosen) == len(pair.chosen_ids) and len(found.rejected) == len(pair.rejected_ids)
+        return found if fits else None
+
+
+def write_logps(folder: Path, pairs: Iterable[TokenPair], logps: Iterable[PairLogps], model: str) -> None:
+    """Write the log-probs of pairs, whole or not at all.
+
+    Args:
+        model: hash of the model that gave them (`stages.model.folders.model_hash`), in float32.
+    """
+    rows = list(zip(pairs, logps, strict=True))
+    columns = {
+        "content_hash": [content_hash(pair) for pair, _ in rows],
+        "chosen_logps": [each.chosen for _, each in rows],
+        "rejected_logps": [each.rejected for _, each in rows],
+    }
+    table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
+    write_whole(folder / FILE, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read_logps(folder: Path, model: str) -> KnownLogps | None:
+    """The log-probs under the model with this hash; None if there are none, or they cannot be read.
+
+    Nothing is lost with a damaged file: its numbers are computed again.
+    """
+    try:
+        table = pq.read_table(folder / FILE)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    metadata = table.schema.metadata or {}
+    if metadata.get(_MODEL) != model.encode() or not table.schema.equals(_SCHEMA):
+        return None
+    return KnownLogps(table)

@@ -1,0 +1,140 @@
+"""What `score` takes over from `train-oracle`, its named precisions, and the noise it measures of itself."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from stages.errors import SepoError
+from stages.model.precision import products, weights_of
+from stages.reporting import Quiet
+from stages.store.logps import FILE
+from stages.store.scores import open_scores
+from tests.conftest import word_rows, write_lines
+from tests.world import run_score
+
+
+class Titles(Quiet):
+    """Remembers which work was done, and how much of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = {}
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    def task(self, title, total, unit):
+        self.done[title] = total
+        return super().task(title, total, unit)
+
+
+def all_scores(folder):
+    rows = list(open_scores(folder).rows())
+    return np.concatenate([side for row in rows for side in row.scores])
+
+
+def noise_of(folder):
+    return json.loads((folder / "manifest.json").read_text())["results"]["noise"]
+
+
+@pytest.fixture
+def oracle(world, tmp_path):
+    return shutil.copytree(world / "oracle", tmp_path / "oracle")
+
+
+def test_known_reference_logps_are_taken_and_not_computed(world, oracle, tmp_path, monkeypatch):
+    """Of 40 pairs all are known; with a damaged reference the scores still come out, for it is never loaded."""
+    from stages.model import scorer
+
+    loaded = []
+    load = scorer.load_model
+    monkeypatch.setattr(scorer, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
+    run_score(world, output=tmp_path / "s", oracle=str(oracle), noise_check=0.0)
+    assert loaded == ["oracle"]
+    np.testing.assert_allclose(all_scores(tmp_path / "s"), all_scores(world / "scores"), atol=2e-5)
+
+
+def test_pairs_that_are_not_known_are_computed_beside_those_that_are(world, oracle, tmp_path):
+    rows = [*word_rows(10), *word_rows(10, seed=5)]
+    dataset = write_lines(tmp_path / "p.jsonl", rows)
+    run_score(world, output=tmp_path / "a", oracle=str(oracle), dataset=dataset)
+    (oracle / FILE).unlink()
+    run_score(world, output=tmp_path / "b", oracle=str(oracle), dataset=dataset)
+    np.testing.assert_allclose(all_scores(tmp_path / "a"), all_scores(tmp_path / "b"), atol=2e-5)
+
+
+def test_the_known_logps_are_an_input_of_the_run(world, oracle, tmp_path):
+    """Rounding differs with and without them, so shards of the two must never mix."""
+    run_score(world, output=tmp_path / "s", oracle=str(oracle))
+    (oracle / FILE).unlink()
+    with pytest.raises(SepoError, match="the reference log-probs differs"):
+        run_score(world, output=tmp_path / "s", oracle=str(oracle))
+
+
+def test_known_logps_of_another_reference_are_left_alone(world, oracle, tmp_path):
+    from stages.model.folders import load_model, load_tokenizer, save_model
+
+    model = load_model(oracle / "reference", trust_remote_code=False)
+    with torch.no_grad():
+        model.model.norm.weight += 0.5
+    tokenizer = load_tokenizer(oracle / "reference", trust_remote_code=False)
+    save_model(model, tokenizer, oracle / "reference")
+    run_score(world, output=tmp_path / "s", oracle=str(oracle))
+    assert not np.allclose(all_scores(tmp_path / "s"), all_scores(world / "scores"), atol=1e-2)
+
+
+def test_bfloat16_is_another_result_with_more_noise(world, tmp_path):
+    run_score(world, output=tmp_path / "b", precision="bfloat16", noise_check=1.0)
+    run_score(world, output=tmp_path / "f", noise_check=1.0)
+    ours, exact = noise_of(tmp_path / "b"), noise_of(tmp_path / "f")
+    assert exact["mean"] < 1e-5
+    assert exact["agreement"] == {"0.1": 1.0, "0.3": 1.0}
+    assert ours["mean"] > 100 * exact["mean"]
+    difference = np.abs(all_scores(tmp_path / "b") - all_scores(world / "scores"))
+    assert ours["mean"] == pytest.approx(difference.mean(), rel=0.05)
+    assert ours["p99"] == pytest.approx(np.quantile(difference, 0.99), rel=0.05)
+    assert ours["pairs"] == 40
+
+
+def test_a_selection_that_rounding_decides_is_warned_of(world, tmp_path):
+    """An oracle that is its reference: in bfloat16 the scores are nothing but noise... which is exactly 0 here, so the
+    oracle is moved by less than bfloat16 can tell."""
+    from stages.model.folders import load_model, load_tokenizer, save_model
+
+    model = load_model(world / "oracle/reference", trust_remote_code=False)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 1e-4 * torch.randn_like(parameter))
+    save_model(model, load_tokenizer(world / "oracle/reference", trust_remote_code=False), tmp_path / "o")
+    models = {"oracle": None, "oracle_model": str(tmp_path / "o"), "reference_model": str(world / "oracle/reference")}
+    reporter = Quiet()
+    run_score(world, reporter, output=tmp_path / "s", precision="bfloat16", **models)
+    assert any("rounding decides about tokens" in warning for warning in reporter.warnings)
+
+
+@pytest.mark.parametrize(("share", "pairs"), [(0.0, None), (0.01, 16), (0.5, 20), (1.0, 40)])
+def test_the_noise_check_takes_its_share_and_at_least_16(world, tmp_path, share, pairs):
+    run_score(world, output=tmp_path / "s", noise_check=share)
+    noise = noise_of(tmp_path / "s")
+    assert (noise and noise["pairs"]) == pairs
+
+
+def test_tf32_is_refused_where_it_would_be_float32(world, tmp_path):
+    with pytest.raises(SepoError, match="precision tf32 is for CUDA devices, not for cpu"):
+        run_score(world, output=tmp_path / "s", precision="tf32")
+
+
+def test_products_are_set_and_put_back():
+    before = torch.get_float32_matmul_precision()
+    with products("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    with products("float32"):
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == before
+    assert weights_of("bfloat16") == torch.bfloat16
+    assert weights_of("medium") == torch.float32
