@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ def resolve_model(name: str, reporter: Reporter) -> Path:
         raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
+    _refuse_unfit(folder, _read_config(folder))
     return folder
 
 
@@ -50,7 +52,7 @@ def holds_model(folder: Path) -> bool:
 
 def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: its configuration and its weights."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(folder)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
@@ -87,8 +89,7 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if config.is_encoder_decoder:
-            raise SepoError(f"{folder} is an encoder-decoder model; sepo needs a causal language model", hint=REMEDY)
+        _refuse_unfit(folder, config.to_dict())
         _disable_dropout(config)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -149,6 +150,26 @@ def _weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise SepoError(f"{folder}/config.json cannot be read: {_line(error)}", hint=REMEDY) from error
+    if not isinstance(config, dict):
+        raise SepoError(f"{folder}/config.json is not the configuration of a model", hint=REMEDY)
+    return config
+
+
+def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse models that are no causal language models, as their configuration tells."""
+    if config.get("is_encoder_decoder"):
+        raise SepoError(f"{folder} is an encoder-decoder model; sepo needs a causal language model", hint=REMEDY)
+    for sense in ("vision", "audio"):
+        if config.get(f"{sense}_config"):
+            problem = f"{folder} is a model of {sense} and text; sepo needs a causal language model of text alone"
+            raise SepoError(problem, hint="save its language model apart, or give a text model of its family")
 
 
 def _disable_dropout(config: Any) -> None:

@@ -103,6 +103,24 @@ def test_an_encoder_decoder_is_refused_in_words(tmp_path, chatml):
     save_model(T5ForConditionalGeneration(config), chatml, tmp_path / "t5")
     with pytest.raises(SepoError, match="is an encoder-decoder model; sepo needs a causal language model"):
         load_model(tmp_path / "t5", trust_remote_code=False)
+    with pytest.raises(SepoError, match="is an encoder-decoder model"):
+        resolve_model(str(tmp_path / "t5"), Quiet())
+
+
+def test_an_image_model_is_refused_in_words(tmp_path, chatml):
+    save_model(tiny_llama(len(chatml)), chatml, tmp_path / "m")
+    path = tmp_path / "m/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_config": {"hidden_size": 8}}))
+    with pytest.raises(SepoError, match="is a model of vision and text; sepo needs a causal language model of text"):
+        resolve_model(str(tmp_path / "m"), Quiet())
+
+
+@pytest.mark.parametrize("text", ["{broken", "[]", "\udcff"])
+def test_a_configuration_that_is_none_is_one_line(tmp_path, chatml, text):
+    save_model(tiny_llama(len(chatml)), chatml, tmp_path / "m")
+    (tmp_path / "m/config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(SepoError, match=r"config\.json (cannot be read|is not the configuration)"):
+        resolve_model(str(tmp_path / "m"), Quiet())
 
 
 def test_a_hub_name_while_offline_is_one_line():
