@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import SepoError
-from stages.reporting import Reporter
+from stages.model.adapters import CONFIG as ADAPTER_CONFIG
+from stages.model.adapters import base_of, is_adapter, merge
+from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, whole_folder
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -37,11 +39,14 @@ def resolve_model(name: str, reporter: Reporter) -> Path:
         folder = _download(name)
     if not folder.is_dir():
         raise SepoError(f"there is no model folder {name}", hint=REMEDY)
-    if not (folder / "config.json").exists():
+    if is_adapter(folder):
+        resolve_model(base_of(folder), reporter)
+    elif not (folder / "config.json").exists():
         raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
-    _refuse_unfit(folder, _read_config(folder))
+    if not is_adapter(folder):
+        _refuse_unfit(folder, _read_config(folder))
     return folder
 
 
@@ -51,12 +56,20 @@ def holds_model(folder: Path) -> bool:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of what decides a model's outputs: its configuration and its weights."""
+    """Hash of what decides a model's outputs: its configuration and weights; for an adapter, also its base."""
+    if is_adapter(folder):
+        adapter = {path.name: hash_file(path) for path in [folder / ADAPTER_CONFIG, *_weight_files(folder)]}
+        return hash_json({"adapter": adapter, "base": model_hash(base_folder(folder))})
     config = _read_config(folder)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
     return hash_json({"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}})
+
+
+def base_folder(folder: Path) -> Path:
+    """Where the base of an adapter lies."""
+    return resolve_model(base_of(folder), Quiet())
 
 
 def vocabulary_hash(tokenizer: Any) -> str:
@@ -72,6 +85,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The tokenizer of a model folder, with its chat template if it has one."""
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
+        folder = base_folder(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -81,12 +96,14 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
 
 
 def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal language model without dropout, every weight of it read from the folder.
+    """A causal language model without dropout, every weight of it read from the folder; an adapter is merged.
 
     Raises:
         SepoError: not a causal language model, or weights that do not fill it (transformers would draw the rest by
             chance and only warn).
     """
+    if is_adapter(folder):
+        return merge(load_model(base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype), folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _refuse_unfit(folder, config.to_dict())

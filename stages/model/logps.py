@@ -10,7 +10,8 @@ Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N``
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ class Reader(NamedTuple):
     """what is packed into one row stays apart"""
     head: Head | None
     """how its logits come from its last hidden states; None: only the model itself knows"""
+    as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """open while it is read: two readers can share one model, one of them without its adapter"""
 
 
 def token_logps(model: Any, batch: Batch) -> Tensor:
@@ -93,7 +96,8 @@ def response_logps(
         chosen = [pairs[place] for place in group]
         batch = pack(chosen, device, share_prompts=share_prompts) if packs else collate([*map(whole, chosen)], device)
         for reader, logps in zip(readers, found, strict=True):
-            logps.append(packed_logps(reader, batch) if isinstance(batch, Packed) else padded_logps(reader, batch))
+            with reader.as_read():
+                logps.append(packed_logps(reader, batch) if isinstance(batch, Packed) else padded_logps(reader, batch))
         task.advance(len(group))
     places = [place for group in groups for place in group]
     # Copied once, at the end: a device would wait for every copy.

@@ -1,12 +1,13 @@
 """Oracle and reference, loaded once, as a function from pairs to scores."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from stages.currency import PairLogps, ScoredPair, TokenPair
-from stages.model.folders import load_model
+from stages.model.adapters import is_adapter, put_on
+from stages.model.folders import base_folder, load_model
 from stages.model.logps import Reader, response_logps
 from stages.model.paths import find_paths
 from stages.model.precision import products, weights_of
@@ -74,10 +75,24 @@ class Scorer:
 
     def _reader(self, folder: Path) -> Reader:
         if folder not in self._readers:
-            dtype = weights_of(self._how.precision)
-            model = load_model(folder, trust_remote_code=self._how.trust_remote_code, dtype=dtype).to(self._how.device)
-            self._readers[folder] = find_paths(model, self._reporter)
+            if is_adapter(self._models.oracle) and base_folder(self._models.oracle).samefile(self._models.reference):
+                self._read_both_from_one()
+            else:
+                self._readers[folder] = find_paths(self._load(folder), self._reporter)
         return self._readers[folder]
+
+    def _read_both_from_one(self) -> None:
+        """The oracle is an adapter on its reference: with it and without it, one model is both."""
+        adapted = put_on(self._load(self._models.reference), self._models.oracle)
+        oracle = find_paths(adapted.model, self._reporter)
+        self._readers = {
+            self._models.oracle: oracle,
+            self._models.reference: oracle._replace(as_read=adapted.without),
+        }
+
+    def _load(self, folder: Path) -> Any:
+        dtype = weights_of(self._how.precision)
+        return load_model(folder, trust_remote_code=self._how.trust_remote_code, dtype=dtype).to(self._how.device)
 
 
 def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:

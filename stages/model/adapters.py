@@ -1,0 +1,70 @@
+"""Models kept as an adapter beside a base model, as peft writes them (LoRA and its kin).
+
+A folder with ``adapter_config.json`` and no ``config.json`` is such a model; the configuration names its base.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from stages.errors import SepoError
+
+CONFIG: Final = "adapter_config.json"
+_REMEDY: Final = "save the adapter again, or merge it into its base"
+
+
+class Adapted(NamedTuple):
+    """A base model with an adapter inside that can be switched off."""
+
+    model: Any
+    """the base model, whose layers now hold the adapter's"""
+    without: Callable[[], AbstractContextManager[Any]]
+    """while open, the model is its base alone"""
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
+
+
+def base_of(folder: Path) -> str:
+    """The folder or hub name of an adapter's base.
+
+    Raises:
+        SepoError: the configuration cannot be read, or names none.
+    """
+    try:
+        name = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SepoError(f"{folder / CONFIG} cannot be read: {error}", hint=_REMEDY) from error
+    if not isinstance(name, str) or not name:
+        raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
+    return name
+
+
+def put_on(base: Any, folder: Path) -> Adapted:
+    """The base with the adapter of a folder inside.
+
+    Raises:
+        SepoError: peft is not installed, or the adapter is not of this base.
+    """
+    attached = _attached(base, folder)
+    return Adapted(attached.get_base_model(), attached.disable_adapter)
+
+
+def merge(base: Any, folder: Path) -> Any:
+    """The base with the adapter's weights added to its own: an ordinary model."""
+    return _attached(base, folder).merge_and_unload()
+
+
+def _attached(base: Any, folder: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise SepoError(f"{folder} is an adapter, which needs peft", hint="pip install 'sepo[lora]'") from error
+    try:
+        return PeftModel.from_pretrained(base, folder)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SepoError(f"the adapter {folder} does not fit its base: {line}", hint=_REMEDY) from error
