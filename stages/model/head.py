@@ -35,39 +35,104 @@ def find_head(model: Any) -> Head | None:
 
 
 def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    """Log-prob of the target of every row, (N,) float32 nats."""
-    rows, columns = _CPU_TILE if hidden_NH.device.type == "cpu" else _DEVICE_TILE
-    starts = range(0, len(targets_N), rows)
-    return torch.cat(
-        [
-            _rows_logps(head, hidden_NH[start : start + rows], targets_N[start : start + rows], columns)
-            for start in starts
-        ]
+    """Log-prob of the target of every row, (N,) float32 nats.
+
+    Its gradient makes every tile a second time instead of keeping it.
+    """
+    logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, head.weight_VH, head.bias_V, targets_N, head
     )
+    return logps_N
 
 
-def _rows_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> Tensor:
+class _HeadLogps(torch.autograd.Function):
+    """d logp / d logit of column v is [v = target] - softmax of v."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
+    ) -> Tensor:
+        rows, columns = _tile(hidden_NH)
+        totals_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
+        picked_N = torch.empty_like(totals_N)
+        for start in range(0, len(hidden_NH), rows):
+            some = slice(start, start + rows)
+            totals_N[some], picked_N[some] = _rows(head, hidden_NH[some], targets_N[some], columns)
+        context.head = head
+        context.save_for_backward(hidden_NH, weight_VH, targets_N, totals_N)
+        return picked_N - totals_N
+
+    @staticmethod
+    def backward(context: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, targets_N, totals_N = context.saved_tensors
+        head: Head = context.head
+        rows, columns = _tile(hidden_NH)
+        # In float32 whatever the model: sums over many tiles lose too much in half precision.
+        to_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32)
+        to_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
+        to_bias_V = None if head.bias_V is None else torch.zeros_like(head.bias_V, dtype=torch.float32)
+        for start in range(0, len(hidden_NH), rows):
+            some = slice(start, start + rows)
+            hidden = hidden_NH[some].float()
+            for first in range(0, len(weight_VH), columns):
+                part = slice(first, first + columns)
+                slope_NC = _slope(head, hidden, part, targets_N[some] - first, totals_N[some], gradient_N[some])
+                to_hidden_NH[some] += slope_NC @ weight_VH[part].float()
+                to_weight_VH[part] += slope_NC.T @ hidden
+                if to_bias_V is not None:
+                    to_bias_V[part] += slope_NC.sum(0)
+        bias = None if to_bias_V is None or head.bias_V is None else to_bias_V.to(head.bias_V.dtype)
+        return to_hidden_NH.to(hidden_NH.dtype), to_weight_VH.to(weight_VH.dtype), bias, None, None
+
+
+def _tile(hidden_NH: Tensor) -> tuple[int, int]:
+    return _CPU_TILE if hidden_NH.device.type == "cpu" else _DEVICE_TILE
+
+
+def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """log of the sum of exp of all logits, and the target's logit, each (N,)."""
     hidden_NH = hidden_NH.float()
     highest_N1 = torch.full((len(hidden_NH), 1), float("-inf"), device=hidden_NH.device)
     total_N1 = torch.zeros_like(highest_N1)
     picked_N = torch.empty_like(highest_N1).squeeze(1)
     for start in range(0, len(head.weight_VH), columns):
-        logits_NC = _logits(head, hidden_NH, slice(start, start + columns))
-        here_N = (targets_N >= start) & (targets_N < start + logits_NC.shape[1])
-        places_N1 = (targets_N - start).clamp(0, logits_NC.shape[1] - 1)[:, None]
-        picked_N = torch.where(here_N, logits_NC.gather(1, places_N1).squeeze(1), picked_N)
+        logits_NC = _capped(head, _linear(head, hidden_NH, slice(start, start + columns)))
+        inside_N, places_N1 = _places(targets_N - start, logits_NC)
+        picked_N = torch.where(inside_N, logits_NC.gather(1, places_N1).squeeze(1), picked_N)
         rising_N1 = torch.maximum(highest_N1, logits_NC.amax(-1, keepdim=True))
         total_N1 *= (highest_N1 - rising_N1).exp_()
         total_N1 += logits_NC.sub_(rising_N1).exp_().sum(-1, keepdim=True)
         highest_N1 = rising_N1
-    return picked_N - (highest_N1 + total_N1.log()).squeeze(1)
+    return (highest_N1 + total_N1.log()).squeeze(1), picked_N
 
 
-def _logits(head: Head, hidden_NH: Tensor, columns: slice) -> Tensor:
-    bias = None if head.bias_V is None else head.bias_V[columns].float()
-    logits_NC = torch.nn.functional.linear(hidden_NH, head.weight_VH[columns].float(), bias)
-    if head.scale != 1.0:
-        logits_NC *= head.scale
+def _slope(
+    head: Head, hidden_NH: Tensor, part: slice, offsets_N: Tensor, totals_N: Tensor, gradient_N: Tensor
+) -> Tensor:
+    """Gradient of the summed loss with respect to W h + b in the columns of a tile, (N, C)."""
+    logits_NC = _capped(head, _linear(head, hidden_NH, part))
+    slope_NC = (logits_NC - totals_N[:, None]).exp_().neg_()
+    inside_N, places_N1 = _places(offsets_N, slope_NC)
+    slope_NC.scatter_add_(1, places_N1, inside_N[:, None].float())
+    slope_NC *= gradient_N[:, None]
     if head.softcap is not None:
-        logits_NC = torch.tanh(logits_NC / head.softcap) * head.softcap
-    return logits_NC
+        slope_NC *= 1 - (logits_NC / head.softcap) ** 2
+    return slope_NC.mul_(head.scale) if head.scale != 1.0 else slope_NC
+
+
+def _places(offsets_N: Tensor, tile_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each target is in a tile, (N,), and where, (N, 1); somewhere for those that are not."""
+    width = tile_NC.shape[1]
+    return (offsets_N >= 0) & (offsets_N < width), offsets_N.clamp(0, width - 1)[:, None]
+
+
+def _linear(head: Head, hidden_NH: Tensor, columns: slice) -> Tensor:
+    bias = None if head.bias_V is None else head.bias_V[columns].float()
+    return torch.nn.functional.linear(hidden_NH, head.weight_VH[columns].float(), bias)
+
+
+def _capped(head: Head, linear_NC: Tensor) -> Tensor:
+    """Logits of W h + b, which is overwritten."""
+    if head.scale != 1.0:
+        linear_NC *= head.scale
+    return linear_NC if head.softcap is None else torch.tanh(linear_NC / head.softcap) * head.softcap

@@ -167,6 +167,27 @@ def test_head_tiles_equal_the_whole_in_float64(options, bias, monkeypatch):
     torch.testing.assert_close(head_logps(head, hidden, targets).double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"scale": 2.0, "softcap": 0.7}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_gradient_of_head_tiles_is_that_of_the_whole_in_float64(options, bias, monkeypatch):
+    monkeypatch.setattr("stages.model.head._CPU_TILE", (7, 13))
+    torch.manual_seed(0)
+    given = [torch.randn(50, 8), torch.randn(50), 2 * torch.randn(20, 8)]
+    targets, outer = torch.randint(0, 50, (20,)), torch.randn(20)
+    ours, theirs = (
+        [each.detach().to(dtype, copy=True).requires_grad_() for each in given]
+        for dtype in (torch.float32, torch.float64)
+    )
+    head = Head(ours[0], ours[1] if bias else None, options.get("scale", 1.0), options.get("softcap"))
+    (head_logps(head, ours[2], targets) * outer).sum().backward()
+    logits = (theirs[2] @ theirs[0].T + (theirs[1] if bias else 0.0)) * head.scale
+    if head.softcap:
+        logits = torch.tanh(logits / head.softcap) * head.softcap
+    (logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1) * outer).sum().backward()
+    for one, other in zip(ours if bias else ours[::2], theirs if bias else theirs[::2], strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_a_head_in_bfloat16_computes_its_logits_in_float32():
     torch.manual_seed(0)
     weight, hidden, targets = (
