@@ -10,7 +10,7 @@ Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected respon
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,10 +114,22 @@ class Batch(NamedTuple):
     """int64, prompt then response then padding"""
     attention_RT: Tensor
     """int64, 1 on real tokens"""
-    weights_RT: Tensor
-    """float32, the weights at the response tokens, 0 elsewhere"""
+    weights_RW: Tensor
+    """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
     reference_R: Tensor
     """float32, summed reference log-probs"""
+
+
+class Weighted(Protocol):
+    """What an objective sees of a batch: W places a response, in whatever order the batch has its tokens."""
+
+    @property
+    def weights_RW(self) -> Tensor:
+        """The weight of every token of a response, 0 for none."""
+
+    @property
+    def reference_R(self) -> Tensor:
+        """Summed reference log-prob of every response."""
 
 
 class PairLoss(NamedTuple):

@@ -20,7 +20,7 @@ from stages.data.encode import Encoder
 from stages.errors import SepoError
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
-from stages.model.batches import collate, micro_batches, whole
+from stages.model.batches import collate, padded_groups, whole
 from stages.model.demo_model import MOST_TOKENS
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
 from stages.model.generate import sample
@@ -196,7 +196,8 @@ def _kl_per_token(
         for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
     totals, tokens = [], []
-    for examples in micro_batches(responses, KL_TOKENS):
+    for group in padded_groups(responses, KL_TOKENS):
+        examples = [responses[place] for place in group]
         kl_RT = token_kl(model.eval(), reference.eval(), collate(examples, device))
         totals += kl_RT.sum(-1).tolist()
         tokens += [len(example.pair.chosen_ids) for example in examples]

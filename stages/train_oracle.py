@@ -202,7 +202,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
         fit(
             model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
-            lambda logps_RT, batch: sft(logps_RT, batch.weights_RT),
+            lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
             replace(
                 config,
                 learning_rate=config.sft_learning_rate,
@@ -238,8 +238,8 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
         fit(
             model,
             with_reference(split.train, reference.train),
-            lambda logps_RT, batch: dpo(
-                logps_RT, batch.weights_RT, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
+            lambda logps_RW, batch: dpo(
+                logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
             config,
             phase="dpo",

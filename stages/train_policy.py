@@ -70,7 +70,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     last = fit(
         model,
         examples,
-        lambda logps_RT, batch: sepo(logps_RT, batch.weights_RT, gamma=config.gamma, margin=config.margin),
+        lambda logps_RW, batch: sepo(logps_RW, batch.weights_RW, gamma=config.gamma, margin=config.margin),
         config,
         phase=config.objective,
         folder=work.folder,

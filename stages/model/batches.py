@@ -1,5 +1,7 @@
 """Examples as padded tensors, and the grouping of examples into micro-batches of bounded size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -11,19 +13,22 @@ def whole(pair: TokenPair) -> Example:
     return Example(pair, np.ones(len(pair.chosen_ids), np.float32), np.ones(len(pair.rejected_ids), np.float32))
 
 
-def micro_batches(examples: list[Example], max_tokens: int) -> list[list[Example]]:
-    """Group examples, longest first, so that rows x longest row stays within `max_tokens`.
+def padded_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+    """Places of examples that are padded together, longest first: rows x longest row stays within `max_tokens`.
 
-    Longest first, because then memory runs out at once or never. A single pair over the budget makes a batch alone.
+    Longest first, because then memory runs out at once or never. A single pair over the budget makes a group alone.
     """
-    ordered = sorted(examples, key=lambda example: -longest(example.pair))
-    batches: list[list[Example]] = []
-    for example in ordered:
-        if batches and _cost([*batches[-1], example]) <= max_tokens:
-            batches[-1].append(example)
-        else:
-            batches.append([example])
-    return batches
+    groups: list[list[int]] = []
+    rows = width = 0
+    for place in sorted(range(len(examples)), key=lambda place: -longest(examples[place].pair)):
+        pair = examples[place].pair
+        more = 2 if len(pair.rejected_ids) else 1
+        if not groups or (rows + more) * width > max_tokens:
+            groups.append([])
+            rows, width = 0, longest(pair)
+        groups[-1].append(place)
+        rows += more
+    return groups
 
 
 def collate(examples: list[Example], device: torch.device) -> Batch:
@@ -43,11 +48,6 @@ def collate(examples: list[Example], device: torch.device) -> Batch:
     reference_R = torch.tensor([reference for _, _, _, reference in rows], dtype=torch.float32)
     tensors = [torch.from_numpy(array) for array in (ids_RT, attention_RT, weights_RT)]
     return Batch(*(tensor.to(device) for tensor in (*tensors, reference_R)))
-
-
-def _cost(examples: list[Example]) -> int:
-    rows = sum(2 if len(example.pair.rejected_ids) else 1 for example in examples)
-    return rows * max(longest(example.pair) for example in examples)
 
 
 def _fill(ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats) -> None:

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import Batch, Floats, PairLogps, TokenPair
+from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
-from stages.model.batches import collate, micro_batches, whole
+from stages.model.batches import collate, padded_groups, whole
 from stages.model.head import Head, head_logps
 from stages.model.packing import Packed, pack, packed_groups
 from stages.reporting import Task
@@ -37,6 +37,18 @@ class Reader(NamedTuple):
     """how its logits come from its last hidden states; None: only the model itself knows"""
     as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
     """open while it is read: two readers can share one model, one of them without its adapter"""
+
+
+class WeightedLogps(torch.nn.Module):
+    """`weighted_logps` as a module, for engines that wrap one."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.model = reader.model
+        self._reader = reader
+
+    def forward(self, batch: Packed | Batch) -> Tensor:
+        return weighted_logps(self._reader, batch)
 
 
 def token_logps(model: Any, batch: Batch) -> Tensor:
@@ -90,59 +102,65 @@ def response_logps(
         one list a model, in the order of the models; each in the order of the pairs.
     """
     packs = all(reader.packs for reader in readers)
-    groups = packed_groups(pairs, max_tokens) if packs else _padded_groups(pairs, max_tokens)
+    examples = [whole(pair) for pair in pairs]
+    groups = packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
     found: list[list[Tensor]] = [[] for _ in readers]
     for group in groups:
-        chosen = [pairs[place] for place in group]
-        batch = pack(chosen, device, share_prompts=share_prompts) if packs else collate([*map(whole, chosen)], device)
+        chosen = [examples[place] for place in group]
+        batch = pack(chosen, device, share_prompts=share_prompts) if packs else collate(chosen, device)
         for reader, logps in zip(readers, found, strict=True):
-            with reader.as_read():
-                logps.append(packed_logps(reader, batch) if isinstance(batch, Packed) else padded_logps(reader, batch))
+            reader.model.eval()
+            with reader.as_read(), reading(reader, batch):
+                logps.append(pair_by_pair(batch, weighted_logps(reader, batch)))
         task.advance(len(group))
     places = [place for group in groups for place in group]
     # Copied once, at the end: a device would wait for every copy.
     return [_by_pair(torch.cat(logps).cpu().numpy(), places, pairs) if logps else [] for logps in found]
 
 
-@torch.no_grad()
-def packed_logps(reader: Reader, batch: Packed) -> Tensor:
-    """Log-probs of a packed row's response tokens, (N,) float32 nats."""
-    with packed_attention(reader.model, batch.layout):
-        inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
-        if reader.head is None:
-            logits_KV = reader.model.eval()(**inputs, logits_to_keep=batch.sources_N).logits[0].float()
-            return -F.cross_entropy(logits_KV, batch.targets_N, reduction="none")
-        hidden_TH = reader.model.eval().base_model(**inputs).last_hidden_state[0]
+def make_batch(reader: Reader, examples: list[Example], device: torch.device) -> Packed | Batch:
+    """Examples as the tensors of the fastest way in which the model can be read."""
+    return pack(examples, device) if reader.packs else collate(examples, device)
+
+
+def make_groups(reader: Reader, examples: list[Example], max_tokens: int) -> list[list[Example]]:
+    """Examples by the batch they go into, each within the budget."""
+    groups = packed_groups(examples, max_tokens) if reader.packs else padded_groups(examples, max_tokens)
+    return [[examples[place] for place in group] for group in groups]
+
+
+def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
+    """Has to be open while the model reads a batch, and until its backward pass is done."""
+    return packed_attention(reader.model, batch.layout) if isinstance(batch, Packed) else nullcontext()
+
+
+def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the weighted tokens, float32 nats, in the shape of the batch's weights; 0 where these are 0."""
+    if isinstance(batch, Packed):
+        logps_RW = torch.zeros_like(batch.weights_RW)
+        return logps_RW.flatten().index_copy(0, batch.places_N, _packed_logps(reader, batch)).view_as(logps_RW)
+    if reader.head is None:
+        return token_logps(reader.model, batch)
+    places_N = (batch.weights_RW != 0).flatten().nonzero().squeeze(-1)
+    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
+    hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
+    logps_N = head_logps(reader.head, hidden_RTH.flatten(0, 1)[places_N - 1], batch.ids_RT.flatten()[places_N])
+    return torch.zeros_like(batch.weights_RW).flatten().index_copy(0, places_N, logps_N).view_as(batch.weights_RW)
+
+
+def _packed_logps(reader: Reader, batch: Packed) -> Tensor:
+    inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
+    if reader.head is None:
+        logits_NV = reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float()
+        return -F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
+    hidden_TH = reader.model.base_model(**inputs).last_hidden_state[0]
     return head_logps(reader.head, hidden_TH[batch.sources_N], batch.targets_N)
 
 
-@torch.no_grad()
-def padded_logps(reader: Reader, batch: Batch) -> Tensor:
-    """Log-probs of the weighted tokens of padded rows, (N,) float32 nats: of every pair the chosen, then the rejected.
-
-    Rows of a batch are every chosen response, then every rejected one.
-    """
-    order_N = _pair_by_pair(batch)
-    if reader.head is None:
-        return token_logps(reader.model.eval(), batch).flatten()[order_N]
-    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-    hidden_RTH = reader.model.eval().base_model(**inputs).last_hidden_state
-    return head_logps(reader.head, hidden_RTH.flatten(0, 1)[order_N - 1], batch.ids_RT.flatten()[order_N])
-
-
-def _padded_groups(pairs: list[TokenPair], max_tokens: int) -> list[list[int]]:
-    places = {id(pair): place for place, pair in enumerate(pairs)}
-    return [
-        [places[id(example.pair)] for example in group] for group in micro_batches([*map(whole, pairs)], max_tokens)
-    ]
-
-
-def _pair_by_pair(batch: Batch) -> Tensor:
-    """Places of the weighted tokens in the flattened rows, (N,): pair by pair, chosen before rejected."""
-    rows, width = batch.ids_RT.shape
-    order_R = torch.arange(rows, device=batch.ids_RT.device).view(2, -1).T.flatten()
-    places_RT = torch.arange(rows * width, device=batch.ids_RT.device).view(rows, width)
-    return places_RT[order_R][batch.weights_RT[order_R] != 0]
+def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
+    """The weighted tokens' log-probs in a row, (N,): of every pair the chosen ones, then the rejected ones."""
+    order_R = torch.arange(len(logps), device=logps.device).view(2, -1).T.flatten()
+    return logps[order_R][batch.weights_RW[order_R] != 0]
 
 
 def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:
@@ -155,13 +173,13 @@ def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[P
 
 def _targets(batch: Batch) -> Tensor:
     """The positions at which some row has a weighted token, (K,)."""
-    return (batch.weights_RT != 0).any(dim=0).nonzero().squeeze(-1)
+    return (batch.weights_RW != 0).any(dim=0).nonzero().squeeze(-1)
 
 
 def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
     """Values of K positions put back among all T, and 0 wherever a row has no weighted token."""
-    values_RT = torch.zeros_like(batch.weights_RT).index_copy(1, targets_K, values_RK)
-    return torch.where(batch.weights_RT != 0, values_RT, 0.0)
+    values_RT = torch.zeros_like(batch.weights_RW).index_copy(1, targets_K, values_RK)
+    return torch.where(batch.weights_RW != 0, values_RT, 0.0)
 
 
 def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:

@@ -18,20 +18,20 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
-from stages.currency import Batch, Example, PairLoss
+from stages.currency import Example, PairLoss, Weighted
 from stages.errors import SepoError
-from stages.model.batches import collate, micro_batches
 from stages.model.checkpoints import Checkpoints
-from stages.model.logps import token_logps
+from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
 from stages.model.metrics import MetricLog
+from stages.model.paths import find_paths
 from stages.model.processes import join_processes
 from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
 """those of the SePO authors' code; the paper says only "Adam" """
 
-Objective = Callable[[Tensor, Batch], PairLoss]
-"""(logps_RT, batch) -> PairLoss"""
+Objective = Callable[[Tensor, Weighted], PairLoss]
+"""(logps_RW, batch) -> PairLoss"""
 
 
 class Schedule(NamedTuple):
@@ -108,21 +108,22 @@ def fit(
         model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay, fused=True
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    reader = find_paths(model, reporter)
+    module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
     accelerator.register_for_checkpointing(scheduler)
     checkpoints = Checkpoints(accelerator, folder, phase)
     first = checkpoints.resume(reporter)
     log = MetricLog(accelerator, folder, phase, first, config.logging_steps)
-    model.train()
+    module.train()
     with reporter.task(phase, schedule.steps, "steps") as task:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
             chosen = [examples[place] for place in schedule.step_of(order, step)]
             step_size = sum(size(example) for example in chosen)
-            for loss in _backward(accelerator, model, chosen, objective, step_size, config.max_tokens_per_device):
+            for loss in _backward(accelerator, module, reader, chosen, objective, step_size, config):
                 log.add(loss, step_size)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
             _refuse_non_finite(norm, step, chosen)
             optimizer.step()
             optimizer.zero_grad()
@@ -145,18 +146,24 @@ def _order(pairs: int, epoch: int, seed: int) -> list[int]:
 
 
 def _backward(
-    accelerator: Accelerator, model: Any, examples: list[Example], objective: Objective, step_size: float, budget: int
+    accelerator: Accelerator,
+    module: Any,
+    reader: Reader,
+    examples: list[Example],
+    objective: Objective,
+    step_size: float,
+    config: OptimizerConfig,
 ) -> list[PairLoss]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
     mine = examples[accelerator.process_index :: accelerator.num_processes]
     # A process without a pair in a small last step still has to take part in the exchange of gradients.
     idle = not mine
-    batches = micro_batches(mine or examples[:1], budget)
+    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
     losses = []
-    for index, micro_batch in enumerate(batches):
-        batch = collate(micro_batch, accelerator.device)
-        with _exchange(accelerator, model, index + 1 == len(batches)):
-            loss = objective(token_logps(model, batch), batch)
+    for index, group in enumerate(groups):
+        batch = make_batch(reader, group, accelerator.device)
+        with _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
+            loss = objective(module(batch), batch)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
         # An idle process reports no pairs, under the same names as the others.
@@ -166,9 +173,9 @@ def _backward(
     return losses
 
 
-def _exchange(accelerator: Accelerator, model: Any, last: bool) -> Any:
+def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
     """Processes exchange gradients in the last micro-batch of a step only."""
-    return nullcontext() if last else accelerator.no_sync(model)
+    return nullcontext() if last else accelerator.no_sync(module)
 
 
 def _refuse_non_finite(norm: Tensor | float, step: int, examples: list[Example]) -> None:

@@ -1,20 +1,25 @@
 """Pairs packed into one row without padding, and their grouping by a budget of tokens.
 
-Shapes: ``T`` tokens of the row, ``N`` response tokens in it (of every pair the chosen ones, then the rejected ones).
+A response is cut behind its last weighted token: nothing that follows can matter to a causal model.
+
+Shapes: ``T`` tokens of the row; ``N`` weighted response tokens in it (of every pair the chosen ones, then the rejected
+ones); ``R`` responses, every chosen one, then every rejected one; ``W`` weighted tokens of the response that has most.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.currency import Ids, TokenPair
+from stages.currency import Example, Floats, Ids
 from stages.model.attention import Layout, Span, lay_out
 
 
 class Packed(NamedTuple):
-    """Pairs in one row; see `stages.model.attention` for the picture."""
+    """Examples in one row; see `stages.model.attention` for the picture."""
 
     ids_T: Tensor
     """int64"""
@@ -22,73 +27,142 @@ class Packed(NamedTuple):
     """int64, where each token would stand in a row of its own"""
     layout: Layout
     sources_N: Tensor
-    """int64, where in the row the logits of a response token are: at the token before it, for the first token of
+    """int64, where in the row the logits of a weighted token are: at the token before it, for the first token of
     either response the last one of the prompt"""
     targets_N: Tensor
-    """int64, the response tokens' ids"""
+    """int64, the weighted tokens' ids"""
+    places_N: Tensor
+    """int64, where each of them is in the flattened `weights_RW`"""
+    weights_RW: Tensor
+    """float32, the weights of each response's weighted tokens, then 0"""
+    reference_R: Tensor
+    """float32, summed reference log-probs"""
 
 
-def unique_tokens(pair: TokenPair) -> int:
-    """Tokens of a pair in a packed row, the prompt counted once."""
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+class _Response(NamedTuple):
+    """A response on its way into a row."""
+
+    row: int
+    """R"""
+    ids: Ids
+    """up to the last weighted one"""
+    places: NDArray[np.int64]
+    """of the weighted ones among them"""
+    weights: Floats
+    """of these"""
+    reference: float
 
 
-def packed_groups(pairs: list[TokenPair], max_tokens: int) -> list[list[int]]:
-    """Places of pairs that go into a row together, longest first, so that memory runs out at once or never.
+class _Part(NamedTuple):
+    """A prompt and what follows it: its two responses, or one."""
 
-    A pair over the budget has a row to itself.
+    prompt: Ids
+    responses: list[_Response]
+
+
+def unique_tokens(example: Example) -> int:
+    """Tokens of an example in a packed row: the prompt counted once, responses up to their last weighted token."""
+    return len(example.pair.prompt_ids) + _last(example.chosen_weights) + _last(example.rejected_weights)
+
+
+def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+    """Places of examples that go into a row together, longest first, so that memory runs out at once or never.
+
+    An example over the budget has a row to itself.
     """
-    order = sorted(range(len(pairs)), key=lambda place: -unique_tokens(pairs[place]))
+    sizes = [unique_tokens(example) for example in examples]
     groups: list[list[int]] = []
     room = 0
-    for place in order:
-        tokens = unique_tokens(pairs[place])
-        if not groups or tokens > room:
+    for place in sorted(range(len(examples)), key=lambda place: -sizes[place]):
+        if not groups or sizes[place] > room:
             groups.append([])
             room = max_tokens
         groups[-1].append(place)
-        room -= tokens
+        room -= sizes[place]
     return groups
 
 
-def pack(pairs: list[TokenPair], device: torch.device, *, share_prompts: bool = True) -> Packed:
-    """Put pairs into one row.
+def pack(examples: Sequence[Example], device: torch.device, *, share_prompts: bool = True) -> Packed:
+    """Put examples into one row; where none has a rejected response (SFT), R is their number, else twice that.
 
     Args:
         share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
     """
-    rows = [row for pair in pairs for row in (_shared(pair) if share_prompts else _apart(pair))]
-    spans = lay_out([(len(prompt), len(first), len(second)) for prompt, first, second in rows])
-    arrays = [
-        np.concatenate([part for row in rows for part in row]),
-        np.concatenate([_positions(span) for span in spans]),
-        np.concatenate([_sources(span) for span in spans]),
-        np.concatenate([part for _, first, second in rows for part in (first, second)]),
-    ]
-    ids_T, positions_T, sources_N, targets_N = (torch.from_numpy(each.astype(np.int64)).to(device) for each in arrays)
-    return Packed(ids_T, positions_T, Layout(spans, device), sources_N, targets_N)
-
-
-def _shared(pair: TokenPair) -> list[tuple[Ids, Ids, Ids]]:
-    return [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)]
-
-
-def _apart(pair: TokenPair) -> list[tuple[Ids, Ids, Ids]]:
-    nothing = pair.rejected_ids[:0]
-    return [(pair.prompt_ids, response, nothing) for response in (pair.chosen_ids, pair.rejected_ids) if len(response)]
-
-
-def _positions(span: Span) -> Ids:
-    first = np.arange(span.prompt + span.chosen)
-    return np.concatenate([first, np.arange(span.prompt, span.prompt + span.rejected)])
-
-
-def _sources(span: Span) -> Ids:
-    chosen, rejected = (
-        np.arange(span.prompt, span.prompt + span.chosen),
-        np.arange(span.rejected) + span.border - span.start,
+    parts = [_part(row, example, len(examples)) for row, example in enumerate(examples)]
+    if not share_prompts:
+        parts = [_Part(prompt, [response]) for prompt, responses in parts for response in responses]
+    spans = lay_out([_lengths(part) for part in parts])
+    responses = [response for part in parts for response in part.responses]
+    sources = [source for span, part in zip(spans, parts, strict=True) for source in _sources(span, part)]
+    weights_RW, reference_R = _by_response(responses)
+    width = weights_RW.shape[1]
+    return Packed(
+        ids_T=_integers(
+            [ids for part in parts for ids in (part.prompt, *(each.ids for each in part.responses))], device
+        ),
+        positions_T=_integers([_positions(part) for part in parts], device),
+        layout=Layout(spans, device),
+        sources_N=_integers(sources, device),
+        targets_N=_integers([each.ids[each.places] for each in responses], device),
+        places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
+        weights_RW=torch.from_numpy(weights_RW).to(device),
+        reference_R=torch.from_numpy(reference_R).to(device),
     )
-    before = np.concatenate([chosen, rejected]) - 1
-    if span.rejected:
-        before[span.chosen] = span.prompt - 1
-    return before + span.start
+
+
+def _part(row: int, example: Example, count: int) -> _Part:
+    pair = example.pair
+    responses = [_response(row, pair.chosen_ids, example.chosen_weights, example.chosen_reference)]
+    if len(pair.rejected_ids):
+        rejected = _response(count + row, pair.rejected_ids, example.rejected_weights, example.rejected_reference)
+        responses.append(rejected)
+    return _Part(pair.prompt_ids, responses)
+
+
+def _response(row: int, ids: Ids, weights: Floats, reference: float) -> _Response:
+    places = np.flatnonzero(weights)
+    return _Response(row, ids[: _last(weights)], places, weights[places], reference)
+
+
+def _last(weights: Floats) -> int:
+    """How many tokens there are up to the last weighted one."""
+    places = np.flatnonzero(weights)
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def _lengths(part: _Part) -> tuple[int, int, int]:
+    first, *second = (len(response.ids) for response in part.responses)
+    return len(part.prompt), first, sum(second)
+
+
+def _sources(span: Span, part: _Part) -> list[NDArray[Any]]:
+    """Where in the row the logits of each response's weighted tokens are."""
+    behind = span.start + span.prompt
+    starts = (behind, span.border)
+    return [
+        np.where(response.places == 0, behind - 1, start + response.places - 1)
+        for response, start in zip(part.responses, starts, strict=False)
+    ]
+
+
+def _by_response(responses: list[_Response]) -> tuple[Floats, Floats]:
+    """weights_RW and reference_R."""
+    rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
+    weights_RW, reference_R = np.zeros((rows, width), np.float32), np.zeros(rows, np.float32)
+    for each in responses:
+        weights_RW[each.row, : len(each.places)] = each.weights
+        reference_R[each.row] = each.reference
+    return weights_RW, reference_R
+
+
+def _ids(part: _Part) -> list[Ids]:
+    return [part.prompt, *(response.ids for response in part.responses)]
+
+
+def _positions(part: _Part) -> NDArray[Any]:
+    prompt = len(part.prompt)
+    return np.concatenate([np.arange(prompt), *(prompt + np.arange(len(each.ids)) for each in part.responses)])
+
+
+def _integers(parts: list[NDArray[Any]], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.currency import TokenPair
+from stages.currency import Batch, TokenPair
 from stages.model.batches import collate, whole
 from stages.model.head import find_head
-from stages.model.logps import Reader, keeps_logits, packed_logps, padded_logps, token_logps
+from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, token_logps, weighted_logps
 from stages.model.packing import Packed, pack
 from stages.reporting import Reporter
 
@@ -26,23 +26,24 @@ _TOLERANCE: Final = {torch.float32: 5e-4, torch.bfloat16: 0.15, torch.float16: 0
 """nats, mean over the trial's tokens; in half precision rounding alone moves a log-prob by hundredths"""
 
 
+@torch.no_grad()
 def find_paths(model: Any, reporter: Reporter) -> Reader:
     """The model with the fastest ways that give its own log-probs."""
-    trial = _trial(model)
-    expected_N = _one_by_one(model, trial)
+    training = model.training
+    model.eval()
+    examples = [whole(pair) for pair in _trial(model)]
+    padded = collate(examples, model.device)
+    expected = [logp for example in examples for logp in _one_by_one(model, example.pair)]
     reader = Reader(model, packs=False, head=find_head(model))
-    rows = collate([*map(whole, trial)], expected_N.device)
-    if reader.head is not None and not _agrees(lambda: padded_logps(reader, rows), expected_N, model):
+    if reader.head is not None and not _agrees(reader, padded, expected):
         reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
         reader = reader._replace(head=None)
-    packed = pack(trial, expected_N.device)
-    if (
-        _may_pack(reader)
-        and _agrees(lambda: packed_logps(reader, packed), expected_N, model)
-        and _windows_told(reader, packed)
-    ):
-        return reader._replace(packs=True)
-    reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
+    packed = pack(examples, model.device)
+    if _may_pack(reader) and _agrees(reader, packed, expected) and _windows_told(reader, packed):
+        reader = reader._replace(packs=True)
+    else:
+        reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
+    model.train(training)
     return reader
 
 
@@ -57,20 +58,14 @@ def _trial(model: Any) -> list[TokenPair]:
     ]
 
 
-@torch.no_grad()
-def _one_by_one(model: Any, pairs: list[TokenPair]) -> Tensor:
-    """Log-probs by the model's own forward, one unpadded row at a time, (N,)."""
-    nothing = np.empty(0, np.int32)
-    rows = [
-        TokenPair(pair.pair_id, pair.prompt_ids, response, nothing)
-        for pair in pairs
-        for response in (pair.chosen_ids, pair.rejected_ids)
-    ]
+def _one_by_one(model: Any, pair: TokenPair) -> list[Tensor]:
+    """Log-probs of both responses by the model's own forward, one unpadded row at a time."""
     logps = []
-    for row in rows:
+    for response in (pair.chosen_ids, pair.rejected_ids):
+        row = TokenPair(pair.pair_id, pair.prompt_ids, response, response[:0])
         batch = collate([whole(row)], model.device)
-        logps.append(token_logps(model.eval(), batch)[batch.weights_RT != 0])
-    return torch.cat(logps)
+        logps.append(token_logps(model, batch)[batch.weights_RW != 0])
+    return logps
 
 
 def _may_pack(reader: Reader) -> bool:
@@ -89,14 +84,16 @@ def _windows_told(reader: Reader, packed: Packed) -> bool:
     return not (window and slides) or window in packed.layout.windows_seen
 
 
-def _agrees(read: Any, expected_N: Tensor, model: Any) -> bool:
+def _agrees(reader: Reader, batch: Packed | Batch, expected: list[Tensor]) -> bool:
+    """Whether one way of reading gives the expected log-probs, pair by pair, chosen before rejected."""
     try:
-        found_N = read()
+        with reading(reader, batch):
+            logps_RW = weighted_logps(reader, batch)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
         return False
-    difference = (found_N - expected_N).abs().mean().item()
-    return bool(difference <= _TOLERANCE.get(model.dtype, _TOLERANCE[torch.float32]))
+    difference = (pair_by_pair(batch, logps_RW) - torch.cat(expected)).abs().mean().item()
+    return bool(difference <= _TOLERANCE.get(reader.model.dtype, _TOLERANCE[torch.float32]))
 
 
 def _name(model: Any) -> str:

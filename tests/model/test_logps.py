@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stages.currency import longest
-from stages.model.batches import collate, micro_batches, whole
+from stages.model.batches import collate, padded_groups, whole
 from stages.model.logps import response_logps, token_logps
 from stages.model.paths import find_paths
 from stages.reporting import Quiet
@@ -93,7 +93,7 @@ def test_collate_by_hand():
     batch = collate([whole(token_pair(3, [1, 2], [3], [4, 5]))._replace(chosen_reference=-1.5)], CPU)
     assert batch.ids_RT.tolist() == [[1, 2, 3, 0], [1, 2, 4, 5]]
     assert batch.attention_RT.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert batch.weights_RT.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
+    assert batch.weights_RW.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
     assert batch.reference_R.tolist() == [-1.5, 0.0]
 
 
@@ -102,10 +102,10 @@ def test_sft_batches_have_chosen_rows_only():
     assert batch.ids_RT.tolist() == [[1, 3, 4], [1, 2, 3]]
 
 
-def test_micro_batches_hold_every_example_once_within_the_budget():
+def test_padded_groups_hold_every_example_once_within_the_budget():
     examples = [whole(pair) for pair in random_pairs(40, 50)]
-    batches = micro_batches(examples, 60)
-    assert sorted(e.pair.pair_id for batch in batches for e in batch) == list(range(40))
-    assert all(2 * len(b) * max(longest(e.pair) for e in b) <= 60 for b in batches if len(b) > 1)
-    assert max(map(len, batches)) > 1
-    assert longest(batches[0][0].pair) == max(longest(e.pair) for e in examples)
+    groups = padded_groups(examples, 60)
+    assert sorted(place for group in groups for place in group) == list(range(40))
+    assert all(2 * len(g) * max(longest(examples[p].pair) for p in g) <= 60 for g in groups if len(g) > 1)
+    assert max(map(len, groups)) > 1
+    assert longest(examples[groups[0][0]].pair) == max(longest(e.pair) for e in examples)

@@ -18,8 +18,8 @@ from tests.conftest import random_pairs, tiny_llama, token_pair
 SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, "num_train_epochs": 2, "save_steps": 0}
 
 
-def objective(logps_RT, batch):
-    return sepo(logps_RT, batch.weights_RT, gamma=2.1, margin=0.5)
+def objective(logps_RW, batch):
+    return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
 
 
 def train(folder, *, pairs=10, objective=objective, model=None, size=None, **settings):
@@ -69,7 +69,7 @@ def test_one_step_is_adamw_on_the_mean_of_pair_losses(tmp_path):
 def test_sft_divides_by_the_tokens_of_the_step(tmp_path):
     train(
         tmp_path,
-        objective=lambda logps_RT, batch: sft(logps_RT, batch.weights_RT),
+        objective=lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
         size=lambda example: float(len(example.pair.chosen_ids) + len(example.pair.rejected_ids)),
         learning_rate=1e-9,
         batch_size=10,
@@ -201,8 +201,8 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path):
     model = tiny_llama(50)
     before = weights(model)
 
-    def broken(logps_RT, batch):
-        loss = objective(logps_RT, batch)
+    def broken(logps_RW, batch):
+        loss = objective(logps_RW, batch)
         return loss._replace(loss_B=loss.loss_B * float("nan"))
 
     with pytest.raises(SepoError, match=r"gradient is not finite at step 1 \(pairs .*\); that step was not taken"):

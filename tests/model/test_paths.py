@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from stages.method.losses import sepo
 from stages.model.attention import Layout, lay_out, packed_attention
+from stages.model.batches import collate, whole
 from stages.model.head import Head, head_logps
-from stages.model.logps import response_logps
+from stages.model.logps import make_batch, reading, response_logps, token_logps, weighted_logps
 from stages.model.packing import pack, packed_groups, unique_tokens
 from stages.model.paths import find_paths
 from stages.reporting import Quiet
 from tests import reference
-from tests.conftest import random_pairs, tiny_llama, token_pair
-from tests.model.zoo import PACKED, PADDED, VOCABULARY, tiny
+from tests.conftest import masked, random_pairs, tiny_llama, token_pair
+from tests.model.zoo import FAMILIES, PACKED, PADDED, VOCABULARY, tiny
 
 CPU = torch.device("cpu")
 PAIRS = [
@@ -119,31 +121,81 @@ def test_the_models_own_attention_comes_back():
     assert model.config._attn_implementation == before
 
 
+SELECTED = [
+    masked(pair, np.arange(0, len(pair.chosen_ids), 2), np.arange(len(pair.rejected_ids) // 2, len(pair.rejected_ids)))
+    for pair in PAIRS
+]
+
+
+def gradients(reader, examples, *, plainly):
+    """Of SePO's loss over some examples, by parameter."""
+    model = reader.model
+    model.zero_grad()
+    batch = collate(examples, CPU) if plainly else make_batch(reader, examples, CPU)
+    with reading(reader, batch):
+        logps = token_logps(model, batch) if plainly else weighted_logps(reader, batch)
+        loss = sepo(logps, batch.weights_RW, gamma=2.1, margin=0.5).loss_B
+        loss.sum().backward()
+    return loss.detach(), {name: each.grad for name, each in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("own_head", [False, True])
+def test_every_way_has_the_gradient_of_plain_padded_rows(family, own_head):
+    """Cut behind the last selected token, the prompt shared, the head on selected rows: losses and every gradient."""
+    reader = find_paths(tiny(family), Quiet())
+    expected_loss, expected = gradients(reader, SELECTED, plainly=True)
+    loss, found = gradients(reader._replace(head=None) if own_head else reader, SELECTED, plainly=False)
+    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
+    for name, gradient in expected.items():
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
+
+
 def test_pack_by_hand():
-    packed = pack([token_pair(0, [1, 2], [3, 4, 5], [6, 7]), token_pair(1, [8], [9], [10])], CPU)
+    pairs = [token_pair(0, [1, 2], [3, 4, 5], [6, 7]), token_pair(1, [8], [9], [10])]
+    packed = pack([whole(pair)._replace(rejected_reference=-1.5) for pair in pairs], CPU)
     assert packed.ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert packed.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 1]
     assert packed.sources_N.tolist() == [1, 2, 3, 1, 5, 7, 7]
     assert packed.targets_N.tolist() == [3, 4, 5, 6, 7, 9, 10]
+    assert packed.places_N.tolist() == [0, 1, 2, 6, 7, 3, 9]
+    assert packed.weights_RW.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert packed.reference_R.tolist() == [0, 0, -1.5, -1.5]
+
+
+def test_pack_cuts_behind_the_last_weighted_token():
+    packed = pack([masked(token_pair(0, [1, 2], [3, 4, 5, 6], [7, 8, 9]), [0, 2], [1])], CPU)
+    assert packed.ids_T.tolist() == [1, 2, 3, 4, 5, 7, 8]
+    assert packed.sources_N.tolist() == [1, 3, 5]
+    assert packed.targets_N.tolist() == [3, 5, 8]
+    assert packed.weights_RW.tolist() == [[1, 1], [1, 0]]
 
 
 def test_pack_apart_by_hand():
-    packed = pack([token_pair(0, [1, 2], [3, 4], [6])], CPU, share_prompts=False)
+    packed = pack([whole(token_pair(0, [1, 2], [3, 4], [6]))], CPU, share_prompts=False)
     assert packed.ids_T.tolist() == [1, 2, 3, 4, 1, 2, 6]
     assert packed.positions_T.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert packed.sources_N.tolist() == [1, 2, 5]
     assert packed.targets_N.tolist() == [3, 4, 6]
 
 
-def test_groups_hold_every_pair_once_within_the_budget_longest_first():
-    pairs = random_pairs(40, 50)
-    groups = packed_groups(pairs, 60)
+def test_pack_of_responses_without_another():
+    packed = pack([whole(token_pair(0, [1], [3, 4], [])), whole(token_pair(1, [1, 2], [3], []))], CPU)
+    assert packed.ids_T.tolist() == [1, 3, 4, 1, 2, 3]
+    assert packed.sources_N.tolist() == [0, 1, 4]
+    assert packed.weights_RW.tolist() == [[1, 1], [1, 0]]
+
+
+def test_groups_hold_every_example_once_within_the_budget_longest_first():
+    examples = [whole(pair) for pair in random_pairs(40, 50)]
+    groups = packed_groups(examples, 60)
     assert sorted(place for group in groups for place in group) == list(range(40))
-    sizes = [[unique_tokens(pairs[place]) for place in group] for group in groups]
+    sizes = [[unique_tokens(examples[place]) for place in group] for group in groups]
     assert all(sum(size) <= 60 for size in sizes)
     flat = [tokens for size in sizes for tokens in size]
     assert flat == sorted(flat, reverse=True)
-    assert packed_groups(pairs, 1) == [[place] for group in groups for place in group]
+    assert packed_groups(examples, 1) == [[place] for group in groups for place in group]
 
 
 def test_a_sliding_window_is_by_position_by_hand():
