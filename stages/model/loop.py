@@ -105,7 +105,7 @@ def fit(
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=ADAM_BETAS, weight_decay=config.weight_decay, fused=True
+        _decayed(model, config.weight_decay), lr=config.learning_rate, betas=ADAM_BETAS, fused=True
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
@@ -135,6 +135,13 @@ def fit(
                 checkpoints.save(step + 1)
     accelerator.free_memory()
     return log.last
+
+
+def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: norms and biases are not decayed, as in transformers' Trainer."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 @lru_cache(maxsize=1)

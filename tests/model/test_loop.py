@@ -66,6 +66,23 @@ def test_one_step_is_adamw_on_the_mean_of_pair_losses(tmp_path):
     torch.testing.assert_close(weights(model), weights(plain), atol=2e-5, rtol=1e-4)
 
 
+def test_norms_are_not_decayed(tmp_path):
+    """With a learning rate that moves nothing, only decay is left: 0.1 x 0.5 of every matrix in each of the two steps."""
+    start, decayed = tiny_llama(50), tiny_llama(50)
+    train(
+        tmp_path,
+        model=decayed,
+        pairs=4,
+        weight_decay=0.5,
+        learning_rate=1e-1,
+        max_grad_norm=1e-30,
+        lr_scheduler_type="constant",
+    )
+    for (name, before), after in zip(start.named_parameters(), decayed.named_parameters(), strict=True):
+        factor = 0.95**2 if before.ndim > 1 else 1.0
+        torch.testing.assert_close(after[1], before * factor, msg=name)
+
+
 def test_sft_divides_by_the_tokens_of_the_step(tmp_path):
     train(
         tmp_path,
