@@ -22,15 +22,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from stages.currency import Dropped, Ids, Message, Pair, TokenPair
+from stages.currency import Dropped, Ids, Pair, TokenPair
 from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
 from stages.data.control import ControlTokens
+from stages.data.template_arguments import TOOLS, texts_of
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
-__all__ += ["Encoder", "truncate"]
+__all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
 
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
+TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
 EMPTY_RESPONSE: Final = "empty response"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
@@ -59,6 +61,11 @@ class Encoder:
         eos: int | None = self._tokenizer.eos_token_id
         return eos if self._end_of_turn is None else self._end_of_turn
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether a row's ``tools`` make a difference to its prompt."""
+        return self._template is not None and self._template.shows_tools
+
     def encode(self, pair: Pair) -> TokenPair | Dropped:
         """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
 
@@ -70,7 +77,7 @@ class Encoder:
         encode = self._with_template if self._template else self._plain
         answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
         try:
-            prompt, responses = encode(pair.prompt, answers)
+            prompt, responses = encode(pair, answers)
         except UnusableError as reason:
             return Dropped(pair.pair_id, str(reason))
         rejected = responses[1] if pair.rejected else []
@@ -78,20 +85,22 @@ class Encoder:
             return Dropped(pair.pair_id, SAME_IDS)
         return TokenPair(pair.pair_id, _ids(prompt), _ids(responses[0]), _ids(rejected))
 
-    def _with_template(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
+    def _with_template(self, pair: Pair, answers: list[str]) -> tuple[list[int], list[list[int]]]:
         assert self._template
-        prompt_text, texts = self._template.split(prompt, answers)
+        prompt_text, texts = self._template.split(pair.prompt, answers, pair.template_arguments)
         if not all(text.removesuffix(self._after).strip() for text in texts):
             raise UnusableError(EMPTY_RESPONSE)
         prompt_ids = self._tokenise(prompt_text)
         return prompt_ids, self._responses(prompt_text, prompt_ids, texts)
 
-    def _plain(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
-        if len(prompt) > 1:
+    def _plain(self, pair: Pair, answers: list[str]) -> tuple[list[int], list[list[int]]]:
+        if len(pair.prompt) > 1:
             raise UnusableError(NEEDS_TEMPLATE)
+        if TOOLS in pair.template_arguments:
+            raise UnusableError(TOOLS_NEED_TEMPLATE)
         if not all(answer.strip() for answer in answers):
             raise UnusableError(EMPTY_RESPONSE)
-        text = prompt[0]["content"]
+        text = pair.prompt[0]["content"]
         ids = self._tokenise(text)
         return self._before + ids, self._responses(text, ids, answers)
 
@@ -162,7 +171,9 @@ def _before_a_text(tokenizer: Any) -> list[int]:
 
 
 def _texts(pair: Pair) -> list[str]:
-    return [*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected]
+    """All that a row can say to the model."""
+    turns = (message["content"] for message in pair.prompt)
+    return [*turns, pair.chosen, pair.rejected, *texts_of(pair.template_arguments)]
 
 
 def _ids(values: list[int]) -> Ids:
