@@ -25,6 +25,7 @@ import numpy as np
 from stages.currency import Dropped, Ids, Message, Pair, TokenPair
 from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
 from stages.data.control import ControlTokens
+from stages.data.fingerprint import tokenizer_fingerprint
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
 __all__ += ["Encoder", "truncate"]
@@ -58,6 +59,11 @@ class Encoder:
         """The id that ends every response, or None if the tokenizer has nothing for it."""
         eos: int | None = self._tokenizer.eos_token_id
         return eos if self._end_of_turn is None else self._end_of_turn
+
+    @property
+    def fingerprint(self) -> str:
+        """Two encoders of one fingerprint make the same ids of the same text."""
+        return tokenizer_fingerprint(self._tokenizer)
 
     def encode(self, pair: Pair) -> TokenPair | Dropped:
         """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
