@@ -82,9 +82,9 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         columns=column_names(config.columns),
         reporter=reporter,
     )
-    shards = _shards(pairs, config.shard_size)
+    shards = _shards(len(pairs), config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
-    vocabulary = _write_missing(config, work, models, tokenizer, shards, device, reporter)
+    vocabulary = _write_missing(config, work, models, tokenizer, pairs, shards, device, reporter)
     verdict = _judge(work, list(shards), tokenizer, vocabulary)
     for warning in verdict.warnings:
         reporter.warn(warning)
@@ -100,7 +100,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
             "size": len(tokenizer),
         },
     )
-    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{_response_tokens(pairs):,}"), *verdict.rows]
+    response_tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
+    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{response_tokens:,}"), *verdict.rows]
     return Summary(f"scores in {work.folder}", [*rows, ("shards", f"{len(shards):,}")])
 
 
@@ -126,9 +127,10 @@ def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
     return oracle
 
 
-def _shards(pairs: list[TokenPair], size: int) -> dict[str, list[TokenPair]]:
-    starts = range(0, len(pairs), size)
-    return {shard_name(index): pairs[start : start + size] for index, start in enumerate(starts)}
+def _shards(pairs: int, size: int) -> dict[str, range]:
+    """Which of the pairs go into which file."""
+    places = range(pairs)
+    return {shard_name(index): places[start : start + size] for index, start in enumerate(places[::size])}
 
 
 def _write_missing(
@@ -136,18 +138,22 @@ def _write_missing(
     work: Run,
     models: Models,
     tokenizer: Any,
-    shards: dict[str, list[TokenPair]],
+    pairs: Sequence[TokenPair],
+    shards: dict[str, range],
     device: torch.device,
     reporter: Reporter,
 ) -> int:
     """Score and write the shards that are not there yet; returns how many ids the models know."""
-    missing = {name: pairs for name, pairs in shards.items() if not shard_matches(work.folder / name, work.fingerprint)}
+    missing = {
+        name: places for name, places in shards.items() if not shard_matches(work.folder / name, work.fingerprint)
+    }
     if len(missing) < len(shards):
         reporter.say(f"{len(shards) - len(missing):,} shards are there already")
     loaded = [load_model(folder, trust_remote_code=config.trust_remote_code).to(device) for folder in models]
     with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
-        for name, pairs in missing.items():
-            rows = list(score_pairs(loaded, pairs, config.max_tokens_per_device, device, task))
+        for name, places in missing.items():
+            part = [pairs[place] for place in places]
+            rows = list(score_pairs(loaded, part, config.max_tokens_per_device, device, task))
             write_shard(work.folder / name, rows, work.fingerprint, vocabulary_hash(tokenizer))
     return min(embedding_rows(model) for model in loaded)
 
@@ -187,7 +193,3 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -
         results={"accuracy": accuracy.as_json(), "drift": {**drift._asdict(), "worst_token": token}},
         warnings=[drift.warning(token)] if drift.large else [],
     )
-
-
-def _response_tokens(pairs: list[TokenPair]) -> int:
-    return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)

@@ -8,6 +8,7 @@
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -145,7 +146,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     return _conclude(job, all_counts, verdict)
 
 
-def split_pairs(pairs: list[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
+def split_pairs(pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
     """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
 
     Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
@@ -206,7 +207,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     return counts
 
 
-def _sft_data(job: Job, split: Split) -> tuple[list[TokenPair], Counts | None]:
+def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | None]:
     """What the reference is trained on: a data set of its own, or the chosen responses of the training pairs."""
     source = job.config.sft_dataset
     if source is None or not job.config.sft_epochs:

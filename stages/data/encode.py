@@ -25,6 +25,7 @@ import numpy as np
 from stages.currency import Dropped, Ids, Pair, TokenPair
 from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
 from stages.data.control import ControlTokens
+from stages.data.fingerprint import tokenizer_fingerprint
 from stages.data.template_arguments import TOOLS, texts_of
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
@@ -62,6 +63,9 @@ class Encoder:
         return eos if self._end_of_turn is None else self._end_of_turn
 
     @property
+    def fingerprint(self) -> str:
+        """Two encoders of one fingerprint make the same ids of the same text."""
+        return tokenizer_fingerprint(self._tokenizer)
     def shows_tools(self) -> bool:
         """Whether a row's ``tools`` make a difference to its prompt."""
         return self._template is not None and self._template.shows_tools
