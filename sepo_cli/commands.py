@@ -11,7 +11,7 @@ import typer
 
 from sepo_cli import options as o
 from sepo_cli.run import run_stage
-from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig
+from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig, ValidateConfig
 
 
 class Command(NamedTuple):
@@ -21,6 +21,22 @@ class Command(NamedTuple):
     config: type[Any]
     panel: str
     example: str
+
+
+def validate(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    model: o.Model = ValidateConfig.model,
+    dataset: o.Dataset = ValidateConfig.dataset,
+    columns: o.Columns = ValidateConfig.columns,
+    max_length: o.MaxLength = ValidateConfig.max_length,
+    overlong: o.Overlong = ValidateConfig.overlong,
+    strict: o.Strict = ValidateConfig.strict,
+    trust_remote_code: o.TrustRemoteCode = ValidateConfig.trust_remote_code,
+    json: o.Json = ValidateConfig.json,
+) -> None:
+    """Show what a data set becomes and will cost, before any of it is spent."""
+    run_stage(context, ValidateConfig, locals())
 
 
 def train_oracle(
@@ -154,6 +170,12 @@ PIPELINE: Final = "The pipeline"
 DEMO: Final = "The demo with planted truth"
 
 COMMANDS: Final = (
+    Command(
+        validate,
+        ValidateConfig,
+        PIPELINE,
+        "sepo validate --model M --dataset pairs.jsonl",
+    ),
     Command(
         train_oracle,
         OracleConfig,

@@ -175,6 +175,23 @@ class PolicyConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """`sepo validate`: what the stages would make of a data set and what that would cost."""
+
+    model: str = outside()
+    dataset: str = outside()
+    columns: str | None = None
+    max_length: int = 2048
+    overlong: str = "drop"
+    strict: bool = False
+    trust_remote_code: bool = False
+    json: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, columns=_columns, overlong=_one_of(OVERLONG), max_length=_at_least_two))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """`sepo make-demo`: preference pairs in a planted language, and a tiny model for it."""
 

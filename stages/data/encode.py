@@ -66,6 +66,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """Two encoders of one fingerprint make the same ids of the same text."""
         return tokenizer_fingerprint(self._tokenizer)
+
+    @property
     def shows_tools(self) -> bool:
         """Whether a row's ``tools`` make a difference to its prompt."""
         return self._template is not None and self._template.shows_tools

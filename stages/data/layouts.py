@@ -41,7 +41,7 @@ from stages.data.conversations import (
     with_system,
 )
 from stages.data.published import PUBLISHED, Layout, Sides
-from stages.data.read import Row, read_rows
+from stages.data.read import Row, kind, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
 from stages.errors import SepoError
@@ -52,6 +52,18 @@ _CONVERSATION_HINT: Final = "each row needs messages, or prompt and completion, 
 _MIXED_HINT: Final = "give each layout a file of its own"
 _OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "history", *TEMPLATE_COLUMNS}
 _TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+
+
+class Look(NamedTuple):
+    """What the columns of a data set were taken for, going by its first row."""
+
+    layout: str
+    columns: dict[str, str]
+    """what a column is read as, and its own name"""
+    kinds: dict[str, str]
+    """what a column is read as, and what it holds in that row: ``text``, ``a list``"""
+    ignored: list[str]
+    """columns that nothing reads"""
 
 
 def read_pairs(
@@ -98,6 +110,17 @@ def read_conversations(
         answers = list(_answers(row, layout))
         watch.compare(row, layout)
         yield from answers
+
+
+def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
+    """What the columns of a preference data set's first row are taken for; arguments and errors as `read_pairs`."""
+    row = next(_renamed(dataset, columns))
+    layout = _recognised(row, columns, _PAIR_HINT) or _GENERAL[-1]
+    reads = layout.needs | layout.takes | {"system", *TEMPLATE_COLUMNS}
+    read = {name: kind(value) for name, value in row.columns.items() if name in reads}
+    names = {ours: (columns or {}).get(ours, ours) for ours in read}
+    ignored = [str(name) for name in row.columns if name not in reads]
+    return Look(describe_layout(row.columns), names, read, ignored)
 
 
 def describe_layout(columns: Mapping[str, Any]) -> str:
