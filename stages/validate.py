@@ -250,7 +250,7 @@ def _pair_rows(findings: Findings) -> list[tuple[str, str]]:
         ("tokens kept", f"prompt {tokens.prompt:,}, chosen {tokens.chosen:,}, rejected {tokens.rejected:,}"),
     ]
     identical = sum(rows.dropped[reason].count for reason in (SAME, SAME_IDS) if reason in rows.dropped)
-    shown.append(("chosen equals rejected", f"{identical:,} rows (dropped)"))
+    shown.append(("chosen equals rejected", f"{identical:,} rows, dropped" if identical else "0 rows"))
     if findings.repeats is not None:
         again, prompts, most = findings.repeats
         shown.append(("the same pair again", f"{again:,} pairs"))

@@ -103,7 +103,7 @@ def test_dropped_rows_are_shown_with_their_numbers(look):
         ["chosen equals rejected", "5", "38.5%", "row 4, row 9, row 10"],
         ["empty response", "1", "7.7%", "row 5"],
     ]
-    assert rows_of(summary)["chosen equals rejected"] == "5 rows (dropped)"
+    assert rows_of(summary)["chosen equals rejected"] == "5 rows, dropped"
     assert summary.failure is None
 
 
@@ -249,7 +249,7 @@ def test_a_limit_beyond_what_the_model_was_made_for_is_warned_of(look):
 
 def test_a_stage_that_will_not_fit_is_warned_of(look, monkeypatch):
     stages = "SFT (train-oracle), DPO (train-oracle), score, train-policy"
-    said = f"{stages} may need more memory than the 0.0 GB here; lower --max-tokens-per-device"
+    said = f"{stages} may need more memory than the 0.01 GB here; lower --max-tokens-per-device"
     assert said not in warned(look, word_rows(200))
     monkeypatch.setattr(validate, "measure_machine", lambda shape, device: validate.Machine("cpu", 1e9, 10_000_000))
     assert said in warned(look, word_rows(200))

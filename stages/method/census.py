@@ -44,7 +44,7 @@ class Spreads(NamedTuple):
             for name, spread in self.of.items()
         ]
         title = (
-            f"Tokens; a whole row is the prompt with the longer response (bars from {low:,} to {high:,}, logarithmic)"
+            f"Tokens before any limit (whole row: prompt and longer response; bars: {low:,} to {high:,}, logarithmic)"
         )
         return Table(title, ["part", "median", "95%", "longest", "how many"], rows)
 

@@ -28,7 +28,9 @@ FORWARD_BYTES: Final = 4
 LOGIT_BYTES: Final = 12
 """a logit when training: itself, its log-softmax and its gradient"""
 _BENCHMARK_SECONDS: Final = 0.3
-_ROWS: Final = 512
+_PRODUCT: Final = 1 << 30
+"""operations of one product of the benchmark: a few hundredths of a second on a slow machine"""
+_PRODUCTS: Final = 4
 _WIDEST: Final = 4096
 
 
@@ -179,7 +181,7 @@ def cost_table(costs: list[Cost], machine: Machine) -> Table:
         ]
         for cost in costs
     ]
-    speed = f"{machine.speed / 1e9:,.0f} GFLOP/s as measured just now"
+    speed = f"{three_digits(machine.speed / 1e9)} GFLOP/s as measured just now"
     title = f"Estimate for the default settings on {machine.device} ({speed}; {gigabytes(machine.memory)} of memory)"
     return Table(title, ["stage", "tokens seen", "steps", "at least", "memory, at most"], rows)
 
@@ -193,7 +195,11 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB"
+    return f"{three_digits(count / 1e9)} GB"
+
+
+def three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _preference_cost(stage: str, shape: Shape, tokens: Tokens, config: OptimizerConfig, more: float) -> Cost:
@@ -225,19 +231,20 @@ def _scoring_memory(shape: Shape, tokens: Tokens) -> int:
 
 
 def _speed(shape: Shape, device: torch.device) -> float:
-    """Operations a second of matrix products as wide as the model's."""
+    """Operations a second of matrix products as wide as the model's; of several attempts, that of the fastest."""
     hidden, intermediate = min(shape.hidden, _WIDEST), min(shape.intermediate, _WIDEST)
-    left, right = torch.ones(_ROWS, hidden, device=device), torch.ones(hidden, intermediate, device=device)
+    rows = min(OracleConfig.max_tokens_per_device, max(64, _PRODUCT // (FORWARD * hidden * intermediate)))
+    left, right = torch.ones(rows, hidden, device=device), torch.ones(hidden, intermediate, device=device)
     wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     left @ right
     wait()
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < _BENCHMARK_SECONDS:
-        for _ in range(8):
+    fastest, end = float("inf"), time.perf_counter() + _BENCHMARK_SECONDS
+    while (start := time.perf_counter()) < end:
+        for _ in range(_PRODUCTS):
             left @ right
         wait()
-        products += 8
-    return products * FORWARD * left.numel() * intermediate / (time.perf_counter() - start)
+        fastest = min(fastest, time.perf_counter() - start)
+    return _PRODUCTS * FORWARD * rows * hidden * intermediate / fastest
 
 
 def _memory(device: torch.device) -> int:

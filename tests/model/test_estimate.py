@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from stages.errors import SepoError
-from stages.model.estimate import Machine, Tokens, cost_table, duration, measure_machine, model_shape, stage_costs
+from stages.model.estimate import (
+    Machine,
+    Tokens,
+    cost_table,
+    duration,
+    gigabytes,
+    measure_machine,
+    model_shape,
+    stage_costs,
+)
 from tests.conftest import tiny_gpt2, tiny_llama
 
 TOKENS = Tokens(pairs=2000, prompt=20_000, chosen=6_000, rejected=4_000)
@@ -81,3 +90,11 @@ def test_a_faster_machine_needs_less_time(shape):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_bytes_are_never_nothing():
+    assert [gigabytes(count) for count in (1_900_000, 9_851_234_567, 640_000_000_000)] == [
+        "0.0019 GB",
+        "9.85 GB",
+        "640 GB",
+    ]
