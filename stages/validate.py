@@ -254,7 +254,8 @@ def _pair_rows(findings: Findings) -> list[tuple[str, str]]:
     if findings.repeats is not None:
         again, prompts, most = findings.repeats
         shown.append(("the same pair again", f"{again:,} pairs"))
-        shown.append(("prompts", f"{prompts:,} different ones" + (f", up to {most:,} pairs of one" if most > 1 else "")))
+        several = f", up to {most:,} pairs of one" if most > 1 else ""
+        shown.append(("prompts", f"{prompts:,} different ones{several}"))
     if findings.longer is not None:
         shown.append(("chosen is the longer one", f"{findings.longer:.1%} of the pairs whose lengths differ"))
     return shown

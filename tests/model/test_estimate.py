@@ -7,6 +7,7 @@ import torch
 
 from stages.errors import SepoError
 from stages.model.estimate import (
+    EFFICIENCY,
     Machine,
     Tokens,
     cost_table,
@@ -81,7 +82,8 @@ def test_the_machine_is_measured(shape):
 
 def test_a_faster_machine_needs_less_time(shape):
     cost = stage_costs(shape, TOKENS)[0]
-    assert cost.seconds(Machine("cpu", 1e9, 1)) == cost.operations / 1e9
+    assert cost.seconds(Machine("cpu", 1e9, 1)) == cost.operations / (EFFICIENCY * 1e9)
+    assert cost.seconds(Machine("cpu", 2e9, 1)) == cost.operations / (EFFICIENCY * 2e9)
 
 
 @pytest.mark.parametrize(
