@@ -23,8 +23,8 @@ from stages.reporting import Table
 FORWARD: Final = 2
 TRAINING: Final = 6
 EFFICIENCY: Final = 0.4
-"""a model's speed as a share of a bare matrix product's: 0.33 to 0.58 when measured with SmolLM2-135M in float32, forward
-and in training, on two CPU cores that others used too"""
+"""a model's speed as a share of a bare matrix product's: 0.33 to 0.58 when measured with SmolLM2-135M in float32,
+forward and in training, on two CPU cores that others used too"""
 TRAINING_BYTES: Final = 16
 """a parameter: weight, gradient and Adam's two moments, each in float32"""
 FORWARD_BYTES: Final = 4
