@@ -7,7 +7,9 @@ Nothing here holds more than a few chunks of a data set, however long it is.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,10 +18,10 @@ from stages.data.cache import cached
 from stages.data.encode import Encoder
 from stages.data.fingerprint import code_fingerprint
 from stages.data.layouts import read_conversations, read_pairs
-from stages.data.read import dataset_hash
+from stages.data.read import count_rows, dataset_hash
 from stages.data.table import DamagedError, TableWriter, TokenTable
 from stages.data.workers import Encoded, encode_all
-from stages.reporting import Reporter
+from stages.reporting import Reporter, Task
 from stages.store.files import hash_json, write_json
 
 __all__ = ["Reason", "TokenTable", "Tokenised", "tokenised_conversations", "tokenised_pairs"]
@@ -60,13 +62,8 @@ def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str
         SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_pairs`.
     """
     names = dict(columns)
-    return _tokenised(
-        dataset,
-        encoder,
-        ["pairs", names],
-        lambda on_layout: read_pairs(dataset, names, on_layout=on_layout),
-        reporter,
-    )
+    reading = _Reading(["pairs", names], partial(read_pairs, dataset, names), count_rows(dataset))
+    return _tokenised(dataset, encoder, reading, reporter)
 
 
 def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporter) -> Tokenised:
@@ -75,23 +72,23 @@ def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporte
     Raises:
         SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_conversations`.
     """
-    return _tokenised(
-        dataset,
-        encoder,
-        ["conversations"],
-        lambda on_layout: read_conversations(dataset, on_layout=on_layout),
-        reporter,
-    )
+    reading = _Reading(["conversations"], partial(read_conversations, dataset), total=0)
+    return _tokenised(dataset, encoder, reading, reporter)
 
 
-def _tokenised(
-    dataset: str,
-    encoder: Encoder,
-    reading: list[object],
-    read: Callable[[Callable[[str], None]], Items],
-    reporter: Reporter,
-) -> Tokenised:
-    """What the cache has of the data set, or else makes of it now. Args: reading: what tells `read` from others."""
+class _Reading(NamedTuple):
+    """How the rows of a data set are read."""
+
+    key: list[object]
+    """what tells this way of reading from others"""
+    items: Callable[..., Items]
+    """takes `on_layout`, as `read_pairs` does"""
+    total: int
+    """how many items there will be; 0: unknown"""
+
+
+def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Reporter) -> Tokenised:
+    """What the cache has of a data set, or else makes of it now."""
     said: list[str] = []
 
     def say_layout(words: str) -> None:
@@ -101,21 +98,23 @@ def _tokenised(
         said.append(words)
 
     def make(folder: Path) -> None:
-        tally = _write(read(say_layout), encoder, folder, dataset, reporter)
+        items = reading.items(on_layout=say_layout)
+        with reporter.task(f"read {dataset}", reading.total, "rows") as task:
+            tally = _write(items, encoder, folder, task)
         write_json(folder / _SUMMARY, tally | {"layout": said[-1], "dataset": dataset})
 
-    key = hash_json([*reading, dataset_hash(dataset), encoder.fingerprint, code_fingerprint()])
+    key = hash_json([reading.key, dataset_hash(dataset), encoder.fingerprint, code_fingerprint()])
     found = cached(key.removeprefix("sha256:"), _open, make, name=dataset, reporter=reporter)
     if not said:
         say_layout(found.layout)
     return found
 
 
-def _write(items: Items, encoder: Encoder, folder: Path, name: str, reporter: Reporter) -> dict[str, object]:
+def _write(items: Items, encoder: Encoder, folder: Path, task: Task) -> dict[str, object]:
     """Write the table; returns what became of the rows."""
     read, dropped = 0, dict[str, Reason]()
-    with TableWriter.into(folder) as table, reporter.task(f"read {name}", 0, "rows") as task:
-        for encoded in encode_all(items, encoder):
+    with TableWriter.into(folder) as table, closing(encode_all(items, encoder)) as chunks:
+        for encoded in chunks:
             table.write(encoded.chunk)
             _count(dropped, encoded)
             read += encoded.read
