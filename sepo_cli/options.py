@@ -130,6 +130,9 @@ Overlong = Annotated[
         metavar=_one_of(OVERLONG),
     ),
 ]
+Strict = Annotated[
+    bool, _switch("Stop if a row of a data set would be dropped, for whatever reason; the reasons are named.")
+]
 Columns = Annotated[
     str | None,
     _option(

@@ -93,6 +93,7 @@ class OracleConfig(OptimizerConfig):
     sft_learning_rate: float = 1e-5
     sft_batch_size: int = 512
     sft_weight: float = 0.0
+    strict: bool = outside(False)
 
     def _faults(self) -> list[str]:
         return super()._faults() + _check(
@@ -124,6 +125,7 @@ class ScoreConfig:
     shard_size: int = 4096
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
+    strict: bool = outside(False)
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import Limit, load_pairs
+from stages.data.dataset import Limit, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
@@ -82,6 +82,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         columns=column_names(config.columns),
         reporter=reporter,
     )
+    if config.strict:
+        refuse_dropped(counts, config.dataset)
     shards = _shards(len(pairs), config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
     vocabulary = _write_missing(config, work, models, tokenizer, pairs, shards, device, reporter)

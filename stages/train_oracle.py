@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import Counts, Limit, load_conversations, load_pairs
+from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.method.drift import Drift, DriftMeter
@@ -122,13 +122,13 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 
     encoder = Encoder(tokenizer)
     job = Job(config, accelerator, work, tokenizer, encoder, reporter)
-    pairs, counts = load_pairs(
-        config.dataset,
-        encoder,
-        Limit(config.max_length, config.overlong),
-        columns=column_names(config.columns),
-        reporter=reporter,
-    )
+    limit = Limit(config.max_length, config.overlong)
+    with accelerator.main_process_first():
+        pairs, counts = load_pairs(
+            config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter
+        )
+    if config.strict:
+        refuse_dropped(counts, config.dataset)
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
     left_out = len(pairs) - len(split.held_out) - len(split.train)
     reporter.say(
@@ -213,7 +213,11 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
     if source is None or not job.config.sft_epochs:
         return split.train, None
     limit = Limit(job.config.max_length, job.config.overlong)
-    return load_conversations(source, job.encoder, limit, reporter=job.reporter)
+    with job.accelerator.main_process_first():
+        conversations, counts = load_conversations(source, job.encoder, limit, reporter=job.reporter)
+    if job.config.strict:
+        refuse_dropped(counts, source)
+    return conversations, counts
 
 
 def _make_oracle(job: Job, split: Split) -> Verdict | None:

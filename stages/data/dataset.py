@@ -127,6 +127,24 @@ def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> 
     return KeptPairs(found.pairs, places, limit.max_length), counts
 
 
+def refuse_dropped(counts: Counts, name: str) -> None:
+    """
+    Args:
+        name: of the data set, for messages.
+
+    Raises:
+        SepoError: a row was dropped, for whatever reason.
+    """
+    if counts.dropped:
+        reasons = [
+            f"{count:,} {reason} (first: {counts.first[reason]})" for reason, count in counts.dropped.most_common()
+        ]
+        raise SepoError(
+            f"{name}: {counts.dropped.total():,} of {counts.read:,} rows would be dropped: {', '.join(reasons)}",
+            hint="repair or remove these rows (row 0 is the first), or leave out --strict",
+        )
+
+
 def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> NDArray[np.int64]:
     """Where in the table the pairs stand that are kept; counts the others, and those that will be cut."""
     prompts, chosen, rejected = table.lengths.T

@@ -3,11 +3,13 @@
 Nothing here knows what the columns mean, only that a row is an object. Rows come as a stream, whatever the source.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -129,10 +131,17 @@ def _rows_hash(dataset: str) -> str:
 
 def _file_hash(file: File) -> str:
     try:
-        with file.path.open("rb") as opened:
-            return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        state = file.path.stat()
+        return _bytes_hash(file.path, state.st_ino, state.st_size, state.st_ctime_ns)
     except OSError as error:
         raise unreadable(file.name, error) from error
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _bytes_hash(path: Path, *state: int) -> str:
+    """A stage asks for the hash of its data set more than once. Args: state: what changes when the file does."""
+    with path.open("rb") as opened:
+        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _joined_hash(*parts: tuple[Any, ...]) -> str:

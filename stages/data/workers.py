@@ -10,14 +10,16 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from stages.currency import Dropped, Pair, TokenPair
 from stages.data.encode import Encoder
@@ -34,6 +36,7 @@ MOST_WORKERS: Final = 8
 """more than these, and the reader is what everyone waits for"""
 
 Items = list[Pair | Dropped]
+Done = TypeVar("Done")
 
 
 class Encoded(NamedTuple):
@@ -58,12 +61,12 @@ def encode_all(
     chunks = _chunks(items)
     for chunk in itertools.islice(chunks, CHUNKS_ALONE):
         yield encode_chunk(chunk, encoder)
-    number = _cores() if workers is None else workers
-    packed = _packed(encoder) if number else None
     following = next(chunks, None)
     if following is None:
         return
     rest = itertools.chain([following], chunks)
+    number = _cores() if workers is None else workers
+    packed = _packed(encoder) if number else None
     yield from _in_parallel(rest, encoder, packed, number) if packed else (encode_chunk(each, encoder) for each in rest)
 
 
@@ -75,29 +78,39 @@ def encode_chunk(items: Items, encoder: Encoder) -> Encoded:
 
 
 def _in_parallel(chunks: Iterable[Items], encoder: Encoder, packed: bytes, workers: int) -> Iterator[Encoded]:
-    """This process goes on alone until the workers are there, or if they cannot take the encoder."""
+    """This process goes on alone until a worker is there, or if none can take the encoder."""
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(packed,))
-    waiting: deque[Future[Encoded]] = deque()
-    try:
-        with _undisturbed(), _without_main():
-            ready = pool.submit(_has_encoder)
-        for chunk in chunks:
-            if not (ready.done() and ready.result()):
-                yield encode_chunk(chunk, encoder)
-                continue
-            waiting.append(pool.submit(_encode, chunk))
-            if len(waiting) > workers * CHUNKS_AHEAD:
+    # A tokenizer has megabytes. Handed over in the pipe a worker is started through, they would hold this process up
+    # for ever where the worker dies before it has read them.
+    with tempfile.NamedTemporaryFile(prefix="sepo-") as file:
+        file.write(packed)
+        file.flush()
+        pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(file.name,))
+        waiting: deque[Future[Encoded]] = deque()
+        try:
+            ready = _submit(pool, _has_encoder)
+            for chunk in chunks:
+                if not (ready.done() and ready.result()):
+                    yield encode_chunk(chunk, encoder)
+                    continue
+                waiting.append(_submit(pool, _encode, chunk))
+                if len(waiting) > workers * CHUNKS_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except (BrokenProcessPool, OSError) as error:
-        raise SepoError(
-            "a process that tokenised was killed, or could not be started",
-            hint="the system does that where memory is short; `taskset -c 0 sepo ...` tokenises in one process",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except (BrokenProcessPool, OSError) as error:
+            raise SepoError(
+                "a process that tokenised was killed, or could not be started",
+                hint="the system does that where memory is short; `taskset -c 0 sepo ...` tokenises in one process",
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., Done], *arguments: Items) -> "Future[Done]":
+    """Any piece of work may be the one for which the pool starts a worker."""
+    with _undisturbed(), _without_main():
+        return pool.submit(work, *arguments)
 
 
 def _chunks(items: Iterable[Pair | Dropped]) -> Iterator[Items]:
@@ -160,14 +173,14 @@ def _without_main() -> Iterator[None]:
 _encoder: Encoder | None = None
 
 
-def _begin(packed: bytes) -> None:
+def _begin(encoder_file: str) -> None:
     global _encoder
     _end_with_parent()
     # There is a worker for every core already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # A tokenizer whose code came with its model, or from the user's script, is not to be had here.
     with suppress(Exception):
-        _encoder = pickle.loads(packed)
+        _encoder = pickle.loads(Path(encoder_file).read_bytes())
 
 
 def _end_with_parent() -> None:

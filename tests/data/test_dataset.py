@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.data.dataset import Limit, load_pairs
+from stages.data.dataset import Limit, load_pairs, refuse_dropped
 from stages.data.encode import CONTROL, Encoder
 from stages.errors import SepoError
 from stages.reporting import Quiet
@@ -61,3 +61,26 @@ def test_what_becomes_of_a_long_pair(load, chatml):
     assert str(counts) == "2 rows = 2 kept + 0 dropped; 1 of those kept were cut"
     with pytest.raises(SepoError, match=r"d\.jsonl: pair 0 has \d+ tokens, more than max_length 20"):
         load(rows, 20, "error")
+
+
+def test_strict_names_every_reason_and_its_first_row(load):
+    rows = [row(), row(rejected="It is"), row(chosen="It is " * 40), row(chosen=""), row(rejected=" ")]
+    with pytest.raises(SepoError) as caught:
+        refuse_dropped(load(rows, 60)[1], "d.jsonl")
+    assert caught.value.message == (
+        "d.jsonl: 4 of 5 rows would be dropped: 2 empty response (first: row 3), "
+        "1 chosen equals rejected (first: row 1), 1 longer than 60 tokens (first: row 2)"
+    )
+
+
+def test_what_is_kept_is_no_fault_to_strict_also_where_it_is_cut(load):
+    pairs, counts = load([row(), row(chosen="It is " * 40)], 60, "truncate")
+    assert (len(pairs), counts.truncated) == (2, 1)
+    refuse_dropped(counts, "d.jsonl")
+
+
+def test_a_cut_that_leaves_nothing_is_counted_with_its_row(load):
+    pairs, counts = load([row(), row("what " * 60), row(chosen="It is", rejected="It is Paris" * 20)], 20, "truncate")
+    assert [pair.pair_id for pair in pairs[:]] == [0, 2]
+    reason = "prompt leaves no room for a response in 20 tokens"
+    assert (counts.dropped, counts.first) == ({reason: 1}, {reason: "row 1"})
