@@ -113,7 +113,6 @@ SaveSteps = Annotated[
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
 
 # --- validate ---
-Strict = Annotated[bool, _switch("Any row that has to be dropped is an error.")]
 Json = Annotated[bool, _switch("Print one JSON object for programs, and nothing else, on stdout.")]
 
 # --- train-oracle ---

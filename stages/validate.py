@@ -334,7 +334,8 @@ def _failure(findings: Findings) -> SepoError | None:
         )
     if config.strict and rows.dropped:
         return SepoError(
-            f"{config.dataset}: {rows} ({reasons})", hint="mend or remove these rows, or leave out --strict"
+            f"{config.dataset}: {rows} ({reasons})",
+            hint="repair or remove these rows (row 0 is the first), or leave out --strict",
         )
     return None
 
