@@ -11,7 +11,7 @@ import typer
 
 from sepo_cli import options as o
 from sepo_cli.run import run_stage
-from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig
+from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig, ValidateConfig
 
 
 class Command(NamedTuple):
@@ -21,6 +21,22 @@ class Command(NamedTuple):
     config: type[Any]
     panel: str
     example: str
+
+
+def validate(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    model: o.Model = ValidateConfig.model,
+    dataset: o.Dataset = ValidateConfig.dataset,
+    columns: o.Columns = ValidateConfig.columns,
+    max_length: o.MaxLength = ValidateConfig.max_length,
+    overlong: o.Overlong = ValidateConfig.overlong,
+    strict: o.Strict = ValidateConfig.strict,
+    trust_remote_code: o.TrustRemoteCode = ValidateConfig.trust_remote_code,
+    json: o.Json = ValidateConfig.json,
+) -> None:
+    """Show what a data set becomes and will cost, before any of it is spent."""
+    run_stage(context, ValidateConfig, locals())
 
 
 def train_oracle(
@@ -34,6 +50,7 @@ def train_oracle(
     eval_fraction: o.EvalFraction = OracleConfig.eval_fraction,
     max_length: o.MaxLength = OracleConfig.max_length,
     overlong: o.Overlong = OracleConfig.overlong,
+    strict: o.Strict = OracleConfig.strict,
     seed: o.Seed = OracleConfig.seed,
     sft_dataset: o.SftDataset = OracleConfig.sft_dataset,
     sft_epochs: o.SftEpochs = OracleConfig.sft_epochs,
@@ -72,6 +89,7 @@ def score(
     overlong: o.Overlong = ScoreConfig.overlong,
     precision: o.Precision = ScoreConfig.precision,
     noise_check: o.NoiseCheck = ScoreConfig.noise_check,
+    strict: o.Strict = ScoreConfig.strict,
     max_tokens_per_device: o.MaxTokensPerDevice = ScoreConfig.max_tokens_per_device,
     shard_size: o.ShardSize = ScoreConfig.shard_size,
     trust_remote_code: o.TrustRemoteCode = ScoreConfig.trust_remote_code,
@@ -156,6 +174,12 @@ PIPELINE: Final = "The pipeline"
 DEMO: Final = "The demo with planted truth"
 
 COMMANDS: Final = (
+    Command(
+        validate,
+        ValidateConfig,
+        PIPELINE,
+        "sepo validate --model M --dataset pairs.jsonl",
+    ),
     Command(
         train_oracle,
         OracleConfig,

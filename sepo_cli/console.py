@@ -3,6 +3,7 @@
 Texts are printed as they are: never wrapped, never read as markup (a path may hold [brackets]).
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
+from sepo_cli.passages import passage_lines
 from sepo_cli.progress import Clock, Work
 from stages.errors import SepoError
-from stages.reporting import Quiet, Reporter, Summary, Table
+from stages.reporting import Passage, Quiet, Reporter, Summary, Table
 
 SECONDS_BETWEEN_LINES: Final = 10.0
+WIDTH_OF_A_FILE: Final = 120
 
 
 def make_reporter() -> Reporter:
@@ -147,8 +150,11 @@ def _columns() -> list[ProgressColumn]:
 
 
 def print_summary(summary: Summary) -> None:
-    """The end of a stage, on stdout: grids on a terminal, plain aligned text and Markdown in a file."""
+    """The end of a stage, on stdout: grids on a terminal, plain aligned text and Markdown in a file, or only JSON."""
     if _rank() > 0:
+        return
+    if summary.json is not None:
+        print(json.dumps(summary.json, allow_nan=False), flush=True)
         return
     console = Console(highlight=False)
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"
@@ -156,11 +162,11 @@ def print_summary(summary: Summary) -> None:
         _print(console, Text(title, style="bold"))
         console.print(_grid(summary))
         for table in summary.tables:
-            console.print(_grid_with_columns(table))
+            _print_table(console, table)
         return
     width = max((len(label) for label, _ in summary.rows), default=0)
     lines = [title, *(f"  {label:<{width}}  {value}" for label, value in summary.rows)]
-    lines += ["\n" + table.markdown().rstrip("\n") for table in summary.tables]
+    lines += ["\n" + _plain(table) for table in summary.tables]
     # Flushed here, where a reader that has gone away is noticed and forgiven.
     print("\n".join(lines), flush=True)
 
@@ -195,6 +201,22 @@ def _grid_with_columns(table: Table) -> Grid:
     for row in table.rows:
         grid.add_row(*map(Text, row))
     return grid
+
+
+def _print_table(console: Console, table: Table | Passage) -> None:
+    if isinstance(table, Table):
+        console.print(_grid_with_columns(table))
+        return
+    _print(console, Text(table.title, style="bold"))
+    for line in passage_lines(table, console.width):
+        _print(console, line)
+    console.print()
+
+
+def _plain(table: Table | Passage) -> str:
+    if isinstance(table, Table):
+        return table.markdown().rstrip("\n")
+    return "\n".join([table.title, "", *(line.plain for line in passage_lines(table, WIDTH_OF_A_FILE))])
 
 
 def _stderr() -> Console:

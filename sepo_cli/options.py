@@ -112,6 +112,9 @@ SaveSteps = Annotated[
 ]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
 
+# --- validate ---
+Json = Annotated[bool, _switch("Print one JSON object for programs, and nothing else, on stdout.")]
+
 # --- train-oracle ---
 Beta = Annotated[
     float,
@@ -125,6 +128,9 @@ Overlong = Annotated[
         " with an error. Dropped and truncated pairs are counted.",
         metavar=_one_of(OVERLONG),
     ),
+]
+Strict = Annotated[
+    bool, _switch("Stop if a row of a data set would be dropped, for whatever reason; the reasons are named.")
 ]
 Columns = Annotated[
     str | None,

@@ -48,6 +48,8 @@ def run_stage(
         print_interrupted()
         raise typer.Exit(130) from None
     print_summary(summary)
+    if summary.failure is not None:
+        raise summary.failure
 
 
 def _merged(context: typer.Context, config_class: type[Any], options: dict[str, Any]) -> dict[str, Any]:

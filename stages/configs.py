@@ -94,6 +94,7 @@ class OracleConfig(OptimizerConfig):
     sft_learning_rate: float = 1e-5
     sft_batch_size: int = 512
     sft_weight: float = 0.0
+    strict: bool = outside(False)
 
     def _faults(self) -> list[str]:
         return super()._faults() + _check(
@@ -127,6 +128,7 @@ class ScoreConfig:
     shard_size: int = 4096
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
+    strict: bool = outside(False)
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
@@ -177,6 +179,23 @@ class PolicyConfig(OptimizerConfig):
         if self.objective == "simpo" and self.select != "oracle":
             faults.append("simpo takes all tokens: select has nothing to decide; leave it out, or use objective sepo")
         return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig:
+    """`sepo validate`: what the stages would make of a data set and what that would cost."""
+
+    model: str = outside()
+    dataset: str = outside()
+    columns: str | None = None
+    max_length: int = 2048
+    overlong: str = "drop"
+    strict: bool = False
+    trust_remote_code: bool = False
+    json: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, columns=_columns, overlong=_one_of(OVERLONG), max_length=_at_least_two))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected respon
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ Floats = NDArray[np.float32]
 
 Message = dict[str, str]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``."""
+
+_NO_ARGUMENTS: dict[str, Any] = {}
 
 
 class Pair(NamedTuple):
@@ -37,6 +39,8 @@ class Pair(NamedTuple):
     prompt: list[Message]
     chosen: str
     rejected: str
+    template_arguments: dict[str, Any] = _NO_ARGUMENTS
+    """what the row passes to the chat template beside its turns, such as ``{"tools": [...]}``; never changed"""
 
 
 class Dropped(NamedTuple):

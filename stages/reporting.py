@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from stages.errors import SepoError
 
 
 class Task(Protocol):
@@ -38,13 +40,41 @@ class Table(NamedTuple):
         return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+class Piece(NamedTuple):
+    """A part of a text that is shown as one, such as a word or a token."""
+
+    text: str
+    special: bool = False
+    """a control token, which must not be taken for text that looks the same"""
+
+
+class Line(NamedTuple):
+    """A label and the text beside it, which may be long."""
+
+    label: str
+    pieces: list[Piece]
+
+
+class Passage(NamedTuple):
+    """Text to be looked at closely. It is broken between pieces only, wherever that is possible."""
+
+    title: str
+    lines: list[Line]
+    border: str = ""
+    """drawn behind every piece"""
+
+
 class Summary(NamedTuple):
     """The end of a stage: a title and (label, value) rows for a table; not `fresh` where nothing was to be done."""
 
     title: str
     rows: list[tuple[str, str]]
     fresh: bool = True
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Table | Passage, ...] = ()
+    failure: SepoError | None = None
+    """what is wrong in spite of a summary, to be raised once it was shown"""
+    json: dict[str, Any] | None = None
+    """for programs: one JSON value instead of all that"""
 
 
 class Quiet:

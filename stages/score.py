@@ -7,13 +7,13 @@ side, is decided by `sepo train-policy`.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Limit, load_pairs
+from stages.data.dataset import Limit, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
@@ -39,6 +39,7 @@ from stages.store.scores import read_shard, shard_matches, shard_name, write_sha
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
+MOST_NOISE_PAIRS: Final = 512
 
 
 class Verdict(NamedTuple):
@@ -80,11 +81,13 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         columns=column_names(config.columns),
         reporter=reporter,
     )
-    shards = _shards(pairs, config.shard_size)
+    if config.strict:
+        refuse_dropped(counts, config.dataset)
+    shards = _shards(len(pairs), config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
     how = How(config.precision, config.max_tokens_per_device, device, config.trust_remote_code)
-    _write_missing(work, Scorer(models, how, known, reporter), vocabulary_hash(tokenizer), shards, reporter)
-    noise = _noise(config.noise_check, work, models, how, shards, reporter)
+    _write_missing(work, Scorer(models, how, known, reporter), vocabulary_hash(tokenizer), pairs, shards, reporter)
+    noise = _noise(config.noise_check, work, models, how, pairs, shards, reporter)
     verdict = _judge(work, list(shards), tokenizer, noise)
     for warning in verdict.warnings:
         reporter.warn(warning)
@@ -100,7 +103,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
             "size": len(tokenizer),
         },
     )
-    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{_response_tokens(pairs):,}"), *verdict.rows]
+    response_tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
+    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{response_tokens:,}"), *verdict.rows]
     return Summary(f"scores in {work.folder}", [*rows, ("shards", f"{len(shards):,}")])
 
 
@@ -126,21 +130,30 @@ def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
     return oracle
 
 
-def _shards(pairs: list[TokenPair], size: int) -> dict[str, list[TokenPair]]:
-    starts = range(0, len(pairs), size)
-    return {shard_name(index): pairs[start : start + size] for index, start in enumerate(starts)}
+def _shards(pairs: int, size: int) -> dict[str, range]:
+    """Which of the pairs go into which file."""
+    places = range(pairs)
+    return {shard_name(index): places[start : start + size] for index, start in enumerate(places[::size])}
 
 
 def _write_missing(
-    work: Run, scorer: Scorer, vocabulary: str, shards: dict[str, list[TokenPair]], reporter: Reporter
+    work: Run,
+    scorer: Scorer,
+    vocabulary: str,
+    pairs: Sequence[TokenPair],
+    shards: dict[str, range],
+    reporter: Reporter,
 ) -> None:
     """Score and write the shards that are not there yet."""
-    missing = {name: pairs for name, pairs in shards.items() if not shard_matches(work.folder / name, work.fingerprint)}
+    missing = {
+        name: places for name, places in shards.items() if not shard_matches(work.folder / name, work.fingerprint)
+    }
     if len(missing) < len(shards):
         reporter.say(f"{len(shards) - len(missing):,} shards are there already")
     with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
-        for name, pairs in missing.items():
-            write_shard(work.folder / name, scorer.score(pairs, task), work.fingerprint, vocabulary)
+        for name, places in missing.items():
+            rows = scorer.score([pairs[place] for place in places], task)
+            write_shard(work.folder / name, rows, work.fingerprint, vocabulary)
 
 
 def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Reporter) -> KnownLogps | None:
@@ -159,19 +172,30 @@ def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Report
 
 
 def _noise(
-    share: float, work: Run, models: Models, how: How, shards: dict[str, list[TokenPair]], reporter: Reporter
+    share: float,
+    work: Run,
+    models: Models,
+    how: How,
+    pairs: Sequence[TokenPair],
+    shards: dict[str, range],
+    reporter: Reporter,
 ) -> Noise | None:
     """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
     if not share:
         return None
-    pairs = [pair for pairs in shards.values() for pair in pairs]
-    wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))))
-    sample = {pair.pair_id: pair for pair in random.Random("noise").sample(pairs, wanted)}
+    wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))), MOST_NOISE_PAIRS)
+    sample = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
     with reporter.task(f"noise check, {wanted:,} pairs", len(models), "models") as task:
-        exact = dict(zip(sample, exact_scores(models, how, list(sample.values()), task), strict=True))
-    rows = [row for name in shards for row in read_shard(work.folder / name, work.fingerprint)]
-    measured = [row for row in rows if row.pair.pair_id in exact]
-    return measure_noise([row.scores for row in measured], [exact[row.pair.pair_id] for row in measured])
+        exact = exact_scores(models, how, [pairs[place] for place in sample], task)
+    wanted_ids = {pairs[place].pair_id for place in sample}
+    measured = [
+        row.scores
+        for name, places in shards.items()
+        if any(place in places for place in sample)
+        for row in read_shard(work.folder / name, work.fingerprint)
+        if row.pair.pair_id in wanted_ids
+    ]
+    return measure_noise(measured, exact)
 
 
 def _judge(work: Run, shards: list[str], tokenizer: Any, noise: Noise | None) -> Verdict:
@@ -205,7 +229,3 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, noise: Noise | None) ->
 def _warnings(drift: Drift, token: str, noise: Noise | None) -> list[str]:
     warnings = [drift.warning(token)] if drift.large else []
     return warnings + ([noise.warning()] if noise and noise.large else [])
-
-
-def _response_tokens(pairs: list[TokenPair]) -> int:
-    return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)

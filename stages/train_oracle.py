@@ -8,6 +8,7 @@
 import math
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 
 from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
-from stages.data.dataset import Counts, Limit, load_conversations, load_pairs
+from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
@@ -133,13 +134,13 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 
     encoder = Encoder(tokenizer)
     job = Job(config, accelerator, work, tokenizer, encoder, reporter)
-    pairs, counts = load_pairs(
-        config.dataset,
-        encoder,
-        Limit(config.max_length, config.overlong),
-        columns=column_names(config.columns),
-        reporter=reporter,
-    )
+    limit = Limit(config.max_length, config.overlong)
+    with accelerator.main_process_first():
+        pairs, counts = load_pairs(
+            config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter
+        )
+    if config.strict:
+        refuse_dropped(counts, config.dataset)
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
     left_out = len(pairs) - len(split.held_out) - len(split.train)
     reporter.say(
@@ -157,7 +158,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     return _conclude(job, all_counts, verdict)
 
 
-def split_pairs(pairs: list[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
+def split_pairs(pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int) -> Split:
     """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
 
     Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
@@ -218,13 +219,17 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     return counts
 
 
-def _sft_data(job: Job, split: Split) -> tuple[list[TokenPair], Counts | None]:
+def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | None]:
     """What the reference is trained on: a data set of its own, or the chosen responses of the training pairs."""
     source = job.config.sft_dataset
     if source is None or not job.config.sft_epochs:
         return split.train, None
     limit = Limit(job.config.max_length, job.config.overlong)
-    return load_conversations(source, job.encoder, limit, reporter=job.reporter)
+    with job.accelerator.main_process_first():
+        conversations, counts = load_conversations(source, job.encoder, limit, reporter=job.reporter)
+    if job.config.strict:
+        refuse_dropped(counts, source)
+    return conversations, counts
 
 
 def _make_oracle(job: Job, split: Split) -> Verdict | None:

@@ -56,6 +56,12 @@ def byte_level_tokenizer(template, **special):
     return fast
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory):
+    """Tokens are kept here, and never in the home of whoever runs the tests."""
+    os.environ["SEPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def chatml():
     """Like SmolLM2's: the end-of-turn token is eos and pad at once, a newline follows it, and there is no BOS."""
@@ -122,6 +128,7 @@ def masked(pair, chosen_places, rejected_places):
 
 
 def write_lines(path, rows):
+    path = Path(path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -208,6 +208,30 @@ def test_only_a_missing_shard_is_made_again(world, tmp_path):
         assert redone == (name == "scores-00001.parquet")
 
 
+@pytest.mark.parametrize("where", ["dataset", "sft_dataset"])
+def test_strict_refuses_a_dropped_row(world, chat_folder, tmp_path, where):
+    """Before anything is trained or scored; the rows that are kept are as they would be without it."""
+    rows = word_rows(10)
+    good = str(write_lines(tmp_path / "good.jsonl", rows))
+    bad = str(write_lines(tmp_path / "bad.jsonl", [*rows, {**rows[0], "chosen": " "}]))
+    sets = {"dataset": good, "sft_dataset": good} | {where: bad}
+    message = r"bad\.jsonl: 1 of 11 rows would be dropped: 1 empty response \(first: row 10\)$"
+    with pytest.raises(SepoError, match=message):
+        run_oracle(world, chat_folder, output=tmp_path / "o", strict=True, **sets)
+    with pytest.raises(SepoError, match=message):
+        run_score(world, output=tmp_path / "s", dataset=bad, strict=True)
+    assert not (tmp_path / "o/reference").exists()
+    run_score(world, output=tmp_path / "s", dataset=good, strict=True)
+    assert not run_score(world, output=tmp_path / "s", dataset=good).fresh
+
+
+def test_stages_share_what_was_tokenised(world, chat_folder, tmp_path, monkeypatch):
+    write_lines(tmp_path / "p.jsonl", word_rows(12))
+    run_oracle(tmp_path, chat_folder, dataset=tmp_path / "p.jsonl", max_steps=1)
+    monkeypatch.setattr("stages.data.encode.Encoder.encode_all", None)
+    run_score(tmp_path, dataset=tmp_path / "p.jsonl")
+
+
 class Killed(Exception):
     pass
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import word_rows, write_lines
 from tests.world import FAST, run_policy
 
 
@@ -33,6 +34,16 @@ def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
     assert lines[0] == lines[1] == 4
+
+
+def test_two_processes_read_what_the_first_one_tokenised(chat_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
+    write_lines(tmp_path / "pairs.jsonl", word_rows(20))
+    arguments = ["--model", chat_folder, "--dataset", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / "oracle"]
+    done = launch("train-oracle", *arguments, "--max-steps=1", "--batch-size=8", "--sft-batch-size=8")
+    assert done.returncode == 0, done.stderr
+    [entry] = (tmp_path / "cache").iterdir()
+    assert not entry.name.startswith(".")
 
 
 @pytest.mark.parametrize("use_cpu", [True, False])

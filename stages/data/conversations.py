@@ -20,6 +20,7 @@ MORE_DIFFERS: Final = "more than one turn differs"
 NO_ANSWER: Final = "no assistant turn at the end"
 DISORDER: Final = "roles out of order"
 UNKNOWN_ROLE: Final = "role other than system, user and assistant"
+TOOL_CALL: Final = "a turn calls a tool"
 BROKEN_TEXT: Final = "broken Unicode"
 NUL: Final = "NUL character"
 TWO_SYSTEMS: Final = "system column and system turn differ"
@@ -32,6 +33,8 @@ _SHAREGPT_HINT: Final = 'a turn is {"from": "human", "value": "..."}'
 _MARK: Final = re.compile(r"\n\n(Human|Assistant):")
 _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 _SHAREGPT_ROLES: Final = {"human": "user", "gpt": "assistant"}
+# Their content need not be a text.
+_TOOL_ROLES: Final = ("tool", "function", "ipython")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -109,7 +112,10 @@ def check_order(turns: list[Message]) -> None:
 
 
 def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool = False) -> list[Message]:
-    """A list of turns with nothing but their roles and contents, whose names in ShareGPT are from and value."""
+    """A list of turns with nothing but their roles and contents, whose names in ShareGPT are from and value.
+
+    A turn that has more than them to say (a tool is called, or answers) makes the row unusable, whatever its content.
+    """
     keys, turn_hint = (("from", "value"), _SHAREGPT_HINT) if sharegpt else (("role", "content"), _TURN_HINT)
     if not isinstance(value, list):
         raise SepoError(f'{where}: "{column}" is {kind(value)}, not a list of turns', hint=hint)
@@ -123,9 +129,13 @@ def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool =
 def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None:
     if not isinstance(turn, dict):
         raise SepoError(f"{place} is {kind(turn)}, not an object", hint=hint)
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise UnusableError(TOOL_CALL)
     for key in keys:
         if key not in turn:
             raise SepoError(f'{place} has no "{key}"', hint=hint)
+        if turn.get("role") in _TOOL_ROLES:
+            raise UnusableError(UNKNOWN_ROLE)
         if not isinstance(turn[key], str):
             raise SepoError(f'{place}: "{key}" is {kind(turn[key])}, not text', hint=hint)
 

@@ -1,13 +1,16 @@
-"""A data set as token pairs, with every row that was left out counted by reason."""
+"""A data set as token pairs of bounded length, with every row that was left out counted by reason."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from stages.currency import Dropped, Pair, TokenPair, longest
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.currency import Dropped, TokenPair, longest
 from stages.data.encode import Encoder, truncate
-from stages.data.layouts import read_conversations, read_pairs
+from stages.data.tokens import Tokenised, TokenTable, tokenised_conversations, tokenised_pairs
 from stages.errors import SepoError
 from stages.reporting import Reporter
 
@@ -23,6 +26,8 @@ class Counts:
     """pairs kept with a response cut"""
     tokens: Counter[str] = field(default_factory=Counter)
     """prompt, chosen and rejected tokens of what was kept"""
+    first: dict[str, str] = field(default_factory=dict)
+    """the first row that was dropped for a reason, such as ``row 17``"""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +45,10 @@ class Counts:
         text += f" ({', '.join(reasons)})" if reasons else ""
         return text + (f"; {self.truncated:,} of those kept were cut" if self.truncated else "")
 
+    def drop(self, reason: str, count: int, first: str) -> None:
+        self.dropped[reason] += count
+        self.first.setdefault(reason, first)
+
 
 class Limit(NamedTuple):
     """How long a pair may be, and what becomes of a longer one."""
@@ -50,35 +59,55 @@ class Limit(NamedTuple):
     """one of `stages.configs.OVERLONG`: drop the pair, cut the ends of its responses, or refuse the data set"""
 
 
+class KeptPairs(Sequence[TokenPair]):
+    """The pairs of a table that a limit keeps, cut to it on the way out."""
+
+    def __init__(self, table: TokenTable, places: NDArray[np.int64], max_length: int) -> None:
+        self._table = table
+        self._places = places
+        self._max_length = max_length
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[TokenPair]: ...
+    def __getitem__(self, number: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        pair = self._table[int(self._places[number])]
+        cut = pair if longest(pair) <= self._max_length else truncate(pair, self._max_length)
+        assert isinstance(cut, TokenPair)
+        return cut
+
+    def __iter__(self) -> Iterator[TokenPair]:
+        return (self[number] for number in range(len(self)))
+
+
 def load_pairs(
     dataset: str, encoder: Encoder, limit: Limit, *, columns: Mapping[str, str], reporter: Reporter
-) -> tuple[list[TokenPair], Counts]:
-    """A preference data set (files or a hub name) as token pairs; see `tokenise`.
+) -> tuple[Sequence[TokenPair], Counts]:
+    """A preference data set (files or a hub name) as token pairs; see `within`.
 
     Args:
         columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
     """
-    pairs = read_pairs(dataset, columns, on_layout=_layout_sayer(dataset, reporter))
-    return tokenise(pairs, encoder, limit, name=dataset, reporter=reporter)
+    found = tokenised_pairs(dataset, encoder, columns=columns, reporter=reporter)
+    return within(limit, found, name=dataset, reporter=reporter)
 
 
 def load_conversations(
     dataset: str, encoder: Encoder, limit: Limit, *, reporter: Reporter
-) -> tuple[list[TokenPair], Counts]:
-    """A data set for SFT as pairs without a rejected response; see `tokenise`. Every answer counts as a row."""
-    pairs = read_conversations(dataset, on_layout=_layout_sayer(dataset, reporter))
-    return tokenise(pairs, encoder, limit, name=dataset, reporter=reporter)
+) -> tuple[Sequence[TokenPair], Counts]:
+    """A data set for SFT as pairs without a rejected response; see `within`. Every answer counts as a row."""
+    found = tokenised_conversations(dataset, encoder, reporter=reporter)
+    return within(limit, found, name=dataset, reporter=reporter)
 
 
-def _layout_sayer(dataset: str, reporter: Reporter) -> Callable[[str], None]:
-    """Says what the columns of the first row were taken for: a wrong guess has to be seen."""
-    return lambda words: reporter.say(f"{dataset}: {words}")
-
-
-def tokenise(
-    pairs: Iterable[Pair | Dropped], encoder: Encoder, limit: Limit, *, name: str, reporter: Reporter
-) -> tuple[list[TokenPair], Counts]:
-    """Encode every pair, drop the unusable ones, deal with the too long ones, and count.
+def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> tuple[KeptPairs, Counts]:
+    """The pairs that a limit keeps, and what became of all rows.
 
     Args:
         name: of the data set, for messages.
@@ -86,26 +115,48 @@ def tokenise(
     Raises:
         SepoError: no pair is left, or one is too long where that is an error.
     """
-    counts = Counts()
-    kept: list[TokenPair] = []
-    with reporter.task(f"read {name}", 0, "rows") as task:
-        for pair in pairs:
-            counts.read += 1
-            encoded = pair if isinstance(pair, Dropped) else encoder.encode(pair)
-            if isinstance(encoded, TokenPair) and longest(encoded) > limit.max_length:
-                encoded = _shortened(encoded, limit, name)
-                counts.truncated += isinstance(encoded, TokenPair)
-            if isinstance(encoded, Dropped):
-                counts.dropped[encoded.reason] += 1
-            else:
-                kept.append(encoded)
-                _count_tokens(counts, encoded)
-            task.advance()
-    counts.kept = len(kept)
+    counts = Counts(read=found.read)
+    for reason, dropped in found.dropped.items():
+        counts.drop(reason, dropped.count, dropped.examples[0])
+    places = _kept_places(limit, found.pairs, counts, name)
+    counts.kept = len(places)
+    counts.tokens = _tokens(found.pairs.lengths[places], limit.max_length)
     reporter.say(f"{name}: {counts}")
-    if not kept:
+    if not counts.kept:
         raise SepoError(f"{name}: no pair is left: {counts}", hint="see the reasons; --max-length may be too low")
-    return kept, counts
+    return KeptPairs(found.pairs, places, limit.max_length), counts
+
+
+def refuse_dropped(counts: Counts, name: str) -> None:
+    """
+    Args:
+        name: of the data set, for messages.
+
+    Raises:
+        SepoError: a row was dropped, for whatever reason.
+    """
+    if counts.dropped:
+        reasons = [
+            f"{count:,} {reason} (first: {counts.first[reason]})" for reason, count in counts.dropped.most_common()
+        ]
+        raise SepoError(
+            f"{name}: {counts.dropped.total():,} of {counts.read:,} rows would be dropped: {', '.join(reasons)}",
+            hint="repair or remove these rows (row 0 is the first), or leave out --strict",
+        )
+
+
+def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> NDArray[np.int64]:
+    """Where in the table the pairs stand that are kept; counts the others, and those that will be cut."""
+    prompts, chosen, rejected = table.lengths.T
+    keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
+    for place in np.flatnonzero(~keep):
+        shortened = _shortened(table[int(place)], limit, name)
+        if isinstance(shortened, Dropped):
+            counts.drop(shortened.reason, 1, f"row {shortened.pair_id}")
+        else:
+            counts.truncated += 1
+            keep[place] = True
+    return np.flatnonzero(keep)
 
 
 def _shortened(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
@@ -120,6 +171,9 @@ def _shortened(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
     return Dropped(pair.pair_id, f"longer than {limit.max_length:,} tokens")
 
 
-def _count_tokens(counts: Counts, pair: TokenPair) -> None:
-    for side in ("prompt", "chosen", "rejected"):
-        counts.tokens[side] += len(getattr(pair, f"{side}_ids"))
+def _tokens(lengths: NDArray[np.int32], max_length: int) -> Counter[str]:
+    """Tokens by side, the responses cut to the limit."""
+    prompts, chosen, rejected = lengths.T
+    room = max_length - prompts
+    sides = {"prompt": prompts, "chosen": np.minimum(chosen, room), "rejected": np.minimum(rejected, room)}
+    return Counter({side: int(tokens.sum(dtype=np.int64)) for side, tokens in sides.items()})

@@ -18,19 +18,23 @@ across the border (a template that ends in a blank, an answer that begins with a
 the model will be asked with, and the response is tokenised behind a newline, or on its own.
 """
 
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.currency import Dropped, Ids, Message, Pair, TokenPair
+from stages.currency import Dropped, Ids, Pair, TokenPair
 from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
 from stages.data.control import ControlTokens
+from stages.data.fingerprint import tokenizer_fingerprint
+from stages.data.template_arguments import TOOLS, texts_of
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
-__all__ += ["Encoder", "truncate"]
+__all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
 
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
+TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
 EMPTY_RESPONSE: Final = "empty response"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
@@ -38,11 +42,26 @@ _NEWLINE: Final = "\n"
 _PROBE: Final = "0"
 
 
+class _Rendered(NamedTuple):
+    """A pair as the texts that are tokenised."""
+
+    pair_id: int
+    prompt: str
+    end: str
+    """of the prompt, from its last control token on"""
+    responses: list[str]
+
+    def needed(self) -> list[str]:
+        """The texts whose ids are sure to be asked for, or nearly so."""
+        return [self.prompt, *(self.end + text for text in self.responses)]
+
+
 class Encoder:
     """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._ready: dict[str, list[int]] = {}
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self._after = self._template.after if self._template else ""
         self._control = ControlTokens(tokenizer, self._template.own_text if self._template else "")
@@ -59,55 +78,78 @@ class Encoder:
         eos: int | None = self._tokenizer.eos_token_id
         return eos if self._end_of_turn is None else self._end_of_turn
 
+    @property
+    def fingerprint(self) -> str:
+        """Two encoders of one fingerprint make the same ids of the same text."""
+        return tokenizer_fingerprint(self._tokenizer)
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether a row's ``tools`` make a difference to its prompt."""
+        return self._template is not None and self._template.shows_tools
+
     def encode(self, pair: Pair) -> TokenPair | Dropped:
         """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
 
         A response ends with the template's end-of-turn token, once; where a template ends turns with plain text, with
         `eos_token`.
         """
+        return self.encode_all([pair])[0]
+
+    def encode_all(self, pairs: Sequence[Pair]) -> list[TokenPair | Dropped]:
+        """The same of every pair, in less time: their texts are tokenised in one call."""
+        rendered = [self._render(pair) for pair in pairs]
+        self._prepare(text for item in rendered if isinstance(item, _Rendered) for text in item.needed())
+        encoded = [item if isinstance(item, Dropped) else self._encode(item) for item in rendered]
+        self._ready.clear()
+        return encoded
+
+    def _render(self, pair: Pair) -> "_Rendered | Dropped":
         if any(map(self._control.spelled_in, _texts(pair))):
             return Dropped(pair.pair_id, CONTROL)
-        encode = self._with_template if self._template else self._plain
-        answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
+        render = self._with_template if self._template else self._plain
         try:
-            prompt, responses = encode(pair.prompt, answers)
+            prompt, texts = render(pair, [answer for answer in (pair.chosen, pair.rejected) if answer])
         except UnusableError as reason:
             return Dropped(pair.pair_id, str(reason))
-        rejected = responses[1] if pair.rejected else []
-        if responses[0] == rejected:
-            return Dropped(pair.pair_id, SAME_IDS)
-        return TokenPair(pair.pair_id, _ids(prompt), _ids(responses[0]), _ids(rejected))
+        return _Rendered(pair.pair_id, prompt, prompt[self._control.last(prompt) :], texts)
 
-    def _with_template(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
+    def _with_template(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
         assert self._template
-        prompt_text, texts = self._template.split(prompt, answers)
+        prompt_text, texts = self._template.split(pair.prompt, answers, pair.template_arguments)
         if not all(text.removesuffix(self._after).strip() for text in texts):
             raise UnusableError(EMPTY_RESPONSE)
-        prompt_ids = self._tokenise(prompt_text)
-        return prompt_ids, self._responses(prompt_text, prompt_ids, texts)
+        return prompt_text, texts
 
-    def _plain(self, prompt: list[Message], answers: list[str]) -> tuple[list[int], list[list[int]]]:
-        if len(prompt) > 1:
+    def _plain(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
+        if len(pair.prompt) > 1:
             raise UnusableError(NEEDS_TEMPLATE)
+        if TOOLS in pair.template_arguments:
+            raise UnusableError(TOOLS_NEED_TEMPLATE)
         if not all(answer.strip() for answer in answers):
             raise UnusableError(EMPTY_RESPONSE)
-        text = prompt[0]["content"]
-        ids = self._tokenise(text)
-        return self._before + ids, self._responses(text, ids, answers)
+        return pair.prompt[0]["content"], answers
 
-    def _responses(self, prompt_text: str, prompt_ids: list[int], texts: list[str]) -> list[list[int]]:
-        anchor = self._end_of_prompt(prompt_text, prompt_ids)
-        return [self._close(self._behind(text, anchor)) for text in texts]
+    def _encode(self, rendered: "_Rendered") -> TokenPair | Dropped:
+        prompt = self._tokenise(rendered.prompt)
+        anchor = self._end_of_prompt(rendered, prompt)
+        try:
+            responses = [self._close(self._behind(text, anchor)) for text in rendered.responses]
+        except UnusableError as reason:
+            return Dropped(rendered.pair_id, str(reason))
+        rejected = responses[1] if len(responses) > 1 else []
+        if responses[0] == rejected:
+            return Dropped(rendered.pair_id, SAME_IDS)
+        return TokenPair(rendered.pair_id, _ids(self._before + prompt), _ids(responses[0]), _ids(rejected))
 
-    def _end_of_prompt(self, text: str, ids: list[int]) -> tuple[str, list[int]]:
+    def _end_of_prompt(self, rendered: "_Rendered", ids: list[int]) -> tuple[str, list[int]]:
         """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
 
         Where that is not so, which shows in the ids, the whole prompt.
         """
-        end = text[self._control.last(text) :]
-        if end != self._anchor[0]:
-            self._anchor = (end, self._tokenise(end))
-        return self._anchor if ids[-len(self._anchor[1]) :] == self._anchor[1] else (text, ids)
+        if rendered.end != self._anchor[0]:
+            self._anchor = (rendered.end, self._tokenise(rendered.end))
+        return self._anchor if ids[-len(self._anchor[1]) :] == self._anchor[1] else (rendered.prompt, ids)
 
     def _behind(self, text: str, anchor: tuple[str, list[int]]) -> list[int]:
         """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
@@ -136,7 +178,16 @@ class Encoder:
         return response[: response.index(end) + 1] if end in response else [*response, end]
 
     def _tokenise(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if text not in self._ready:
+            self._prepare([text])
+        return self._ready[text]
+
+    def _prepare(self, texts: Iterable[str]) -> None:
+        """Tokenise texts in one call, for `_tokenise` to look up."""
+        each = list(dict.fromkeys(texts))
+        if each:
+            ids = self._tokenizer(each, add_special_tokens=False, verbose=False)["input_ids"]
+            self._ready.update(zip(each, ids, strict=True))
 
 
 def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
@@ -162,7 +213,9 @@ def _before_a_text(tokenizer: Any) -> list[int]:
 
 
 def _texts(pair: Pair) -> list[str]:
-    return [*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected]
+    """All that a row can say to the model."""
+    turns = (message["content"] for message in pair.prompt)
+    return [*turns, pair.chosen, pair.rejected, *texts_of(pair.template_arguments)]
 
 
 def _ids(values: list[int]) -> Ids:

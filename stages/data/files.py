@@ -39,6 +39,8 @@ class Format(NamedTuple):
     name: str
     rows: Callable[[Path, str], Iterator[Placed]]
     """the file, and its name for messages"""
+    count: Callable[[Path], int] = lambda path: 0
+    """how many rows a file has, if it says so itself; else 0"""
 
 
 def format_of(path: Path) -> Format | None:
@@ -198,6 +200,17 @@ def _arrow_rows(path: Path, name: str) -> Iterator[Placed]:
     return _batch_rows(batches(), name, "Arrow")
 
 
+def _parquet_count(path: Path) -> int:
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _arrow_count(path: Path) -> int:
+    # Of a file that is mapped, nothing is read but the heads of its batches.
+    with pa.memory_map(str(path)) as source:
+        return sum(batch.num_rows for batch in _ipc_batches(source))
+
+
 def _ipc_batches(source: Any) -> Iterator[Any]:
     if source.read(6) == b"ARROW1":
         source.seek(0)
@@ -234,4 +247,7 @@ _TEXT: Final = {
     ".json": Format("JSON", _json_rows),
     ".csv": Format("CSV", _csv_rows),
 }
-_BINARY: Final = {".parquet": Format("Parquet", _parquet_rows), ".arrow": Format("Arrow", _arrow_rows)}
+_BINARY: Final = {
+    ".parquet": Format("Parquet", _parquet_rows, _parquet_count),
+    ".arrow": Format("Arrow", _arrow_rows, _arrow_count),
+}

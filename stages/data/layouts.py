@@ -19,6 +19,7 @@ columns is meant. So is a row whose layout is not that of the first row.
 
 Whatever the layout, the last assistant turn is the answer, what precedes it must be the same for both, and turns go
 system (at most once, first), user, assistant, user, assistant ... A text in a ``system`` column is a system turn.
+The columns ``tools`` and ``chat_template_kwargs`` go to the chat template (`stages.data.template_arguments`).
 """
 
 import itertools
@@ -40,15 +41,29 @@ from stages.data.conversations import (
     with_system,
 )
 from stages.data.published import PUBLISHED, Layout, Sides
-from stages.data.read import Row, read_rows
+from stages.data.read import Row, kind, read_rows
+from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
+from stages.data.template_arguments import template_arguments
 from stages.errors import SepoError
 
 _NAMING: Final = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
 _PAIR_HINT: Final = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{_NAMING}"
 _CONVERSATION_HINT: Final = "each row needs messages, or prompt and completion, or the columns of preference data"
 _MIXED_HINT: Final = "give each layout a file of its own"
-_OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "history"}
+_OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "history", *TEMPLATE_COLUMNS}
 _TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+
+
+class Look(NamedTuple):
+    """What the columns of a data set were taken for, going by its first row."""
+
+    layout: str
+    columns: dict[str, str]
+    """what a column is read as, and its own name"""
+    kinds: dict[str, str]
+    """what a column is read as, and what it holds in that row: ``text``, ``a list``"""
+    ignored: list[str]
+    """columns that nothing reads"""
 
 
 def read_pairs(
@@ -97,13 +112,25 @@ def read_conversations(
         yield from answers
 
 
+def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
+    """What the columns of a preference data set's first row are taken for; arguments and errors as `read_pairs`."""
+    row = next(_renamed(dataset, columns))
+    layout = _recognised(row, columns, _PAIR_HINT) or _GENERAL[-1]
+    reads = layout.needs | layout.takes | {"system", *TEMPLATE_COLUMNS}
+    read = {name: kind(value) for name, value in row.columns.items() if name in reads}
+    names = {ours: (columns or {}).get(ours, ours) for ours in read}
+    ignored = [str(name) for name in row.columns if name not in reads]
+    return Look(describe_layout(row.columns), names, read, ignored)
+
+
 def describe_layout(columns: Mapping[str, Any]) -> str:
     """The layout of a row in words, such as ``whole conversations, prompt is their common beginning``."""
     fits = _fitting(columns.keys(), frozenset())
     if len(fits) > 1:
         return f"two layouts at once, {' and '.join(layout.name for layout in fits)}"
     words = fits[0].name if fits and _is_published(fits[0]) else _describe_general(columns)
-    return f"{words}, with a system column" if "system" in columns else words
+    more = [name for name in ("system", *TEMPLATE_COLUMNS) if name in columns]
+    return f"{words}, with a {' and a '.join(more)} column" if more else words
 
 
 def _describe_general(columns: Mapping[str, Any]) -> str:
@@ -256,6 +283,7 @@ def _listed(row: Row) -> str:
 
 
 def _pair(row: Row, layout: Layout | None) -> Pair:
+    arguments = template_arguments(row)
     sides = (layout.read if layout else _general)(row)
     (prompt, chosen), (other_prompt, rejected) = (split(with_system(row, turns)) for turns in sides)
     if prompt != other_prompt:
@@ -264,10 +292,11 @@ def _pair(row: Row, layout: Layout | None) -> Pair:
         raise UnusableError(MORE_DIFFERS if share_a_question else OTHER_PROMPT)
     if chosen == rejected:
         raise UnusableError(SAME)
-    return Pair(row.number, prompt, chosen, rejected)
+    return Pair(row.number, prompt, chosen, rejected, arguments)
 
 
 def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
+    arguments = template_arguments(row)
     try:
         turns = with_system(row, _spoken(row, layout))
         ends = [len(turns)]
@@ -278,7 +307,7 @@ def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
         yield Dropped(row.number, str(reason))
         return
     for end in ends:
-        yield _answer(row.number, turns[:end])
+        yield _answer(row.number, turns[:end], arguments)
 
 
 def _spoken(row: Row, layout: Layout | None) -> list[Message]:
@@ -294,8 +323,8 @@ def _answer_column(row: Row) -> str:
     return next((name for name in ("chosen", "messages", "completion") if name in row.columns), "messages")
 
 
-def _answer(pair_id: int, turns: list[Message]) -> Pair | Dropped:
+def _answer(pair_id: int, turns: list[Message], arguments: dict[str, Any]) -> Pair | Dropped:
     try:
-        return Pair(pair_id, *split(turns), rejected="")
+        return Pair(pair_id, *split(turns), rejected="", template_arguments=arguments)
     except UnusableError as reason:
         return Dropped(pair_id, str(reason))

@@ -28,6 +28,8 @@ class Layout(NamedTuple):
     name: str
     needs: frozenset[str]
     read: Callable[[Row], Sides]
+    takes: frozenset[str] = frozenset()
+    """further columns that it reads where they are there"""
 
 
 def _shp(row: Row) -> Sides:
@@ -236,8 +238,8 @@ def _fault(row: Row, problem: str) -> SepoError:
     return SepoError(f"{row.where}: {problem}", hint=_HINT)
 
 
-def _published(name: str, columns: str, read: Callable[[Row], Sides]) -> Layout:
-    return Layout(f"{name}: {columns}", frozenset(columns.split(", ")), read)
+def _published(name: str, columns: str, read: Callable[[Row], Sides], *takes: str) -> Layout:
+    return Layout(f"{name}: {columns}", frozenset(columns.split(", ")), read, frozenset(takes))
 
 
 PUBLISHED: Final = (
@@ -251,7 +253,7 @@ PUBLISHED: Final = (
     _published("OpenAI summarize_from_feedback", "info, summaries, choice", _summaries),
     _published("OpenAI webgpt_comparisons", "question, answer_0, answer_1, score_0, score_1", _webgpt),
     _published("LLaMA-Factory sharegpt", "conversations, chosen, rejected", _sharegpt),
-    _published("LLaMA-Factory alpaca", "instruction, chosen, rejected", _alpaca),
+    _published("LLaMA-Factory alpaca", "instruction, chosen, rejected", _alpaca, "input", "history"),
     _published("ms-swift", "messages, rejected_response", _swift_response),
     _published("ms-swift", "messages, rejected_messages", _swift_messages),
     _published("NeMo", "context, completions", _nemo),

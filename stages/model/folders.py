@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from stages.store.files import hash_file, hash_json, whole_folder
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
-_WANTED: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def resolve_model(name: str, reporter: Reporter) -> Path:
@@ -33,21 +33,21 @@ def resolve_model(name: str, reporter: Reporter) -> Path:
     Raises:
         SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
     """
-    folder = Path(name).expanduser()
-    if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
-        reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
-        folder = _download(name)
-    if not folder.is_dir():
-        raise SepoError(f"there is no model folder {name}", hint=REMEDY)
-    if is_adapter(folder):
-        resolve_model(base_of(folder), reporter)
-    elif not (folder / "config.json").exists():
-        raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
+    folder = _resolved(name, _download, reporter)
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
     if not is_adapter(folder):
         _refuse_unfit(folder, _read_config(folder))
     return folder
+
+
+def resolve_without_weights(name: str, reporter: Reporter) -> Path:
+    """The folder of a model's configuration and tokenizer; its weights may be missing, and are not downloaded.
+
+    Raises:
+        SepoError: as `resolve_model`.
+    """
+    return _resolved(name, lambda name: _fetched(name, _DESCRIPTION), reporter)
 
 
 def holds_model(folder: Path) -> bool:
@@ -148,16 +148,32 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
+        reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
+        folder = download(name)
+    if not folder.is_dir():
+        raise SepoError(f"there is no model folder {name}", hint=REMEDY)
+    if is_adapter(folder):
+        resolve_model(base_of(folder), reporter)
+    elif not (folder / "config.json").exists():
+        raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
+    return folder
+
+
 def _download(name: str) -> Path:
+    folder = _fetched(name, [*_DESCRIPTION, "*.safetensors"])
+    return folder if _weight_files(folder) else _fetched(name, [*_DESCRIPTION, "pytorch_model*.bin"])
+
+
+def _fetched(name: str, patterns: list[str]) -> Path:
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
-        if not _weight_files(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*_WANTED, "pytorch_model*.bin"]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise SepoError(
             f"there is no folder {name}, and the hub did not give it: {_line(error)}", hint=REMEDY
         ) from error
-    return folder
 
 
 def _weight_files(folder: Path) -> list[Path]:

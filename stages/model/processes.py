@@ -1,10 +1,16 @@
 """How many processes work together, and that they know of each other."""
 
 import os
+from datetime import timedelta
+from typing import Final
 
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from stages.errors import SepoError
+
+PATIENCE: Final = timedelta(hours=2)
+"""How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
 
 
 def join_processes() -> Accelerator:
@@ -14,7 +20,8 @@ def join_processes() -> Accelerator:
         SepoError: several processes were started, but accelerate sees one: they would all write the same files.
     """
     # Taken from the environment, these would change the result behind the fingerprint's back.
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[patience])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"

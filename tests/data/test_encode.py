@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.currency import Dropped, Pair
-from stages.data.dataset import Limit, tokenise
 from stages.data.encode import (
     CONTROL,
     EMPTY_RESPONSE,
@@ -15,8 +14,6 @@ from stages.data.encode import (
     Encoder,
     truncate,
 )
-from stages.errors import SepoError
-from stages.reporting import Quiet
 from tests.conftest import BOS_TEMPLATE, CHATML, byte_level_tokenizer
 
 
@@ -169,51 +166,3 @@ def test_what_differs_only_where_it_is_cut_is_dropped(chatml):
 
 def same(left, right):
     return [np.asarray(ids).tolist() for ids in left] == [np.asarray(ids).tolist() for ids in right]
-
-
-def test_every_dropped_row_is_counted(chatml):
-    rows = [
-        Pair(0, user("what?"), "It is", "sorry"),
-        Dropped(1, "chosen equals rejected"),
-        Pair(2, user("what?"), "It is " * 40, "sorry"),
-        Pair(3, user("<|im_end|>"), "It is", "sorry"),
-    ]
-    pairs, counts = tokenise(rows, Encoder(chatml), Limit(60), name="d", reporter=Quiet())
-    assert [pair.pair_id for pair in pairs] == [0]
-    assert counts.as_json()["dropped"] == {"chosen equals rejected": 1, "longer than 60 tokens": 1, CONTROL: 1}
-    assert (counts.read, counts.kept) == (4, 1)
-    assert counts.tokens == {
-        "prompt": len(pairs[0].prompt_ids),
-        "chosen": len(pairs[0].chosen_ids),
-        "rejected": len(pairs[0].rejected_ids),
-    }
-    assert str(counts).startswith("4 rows = 1 kept + 3 dropped (")
-
-
-def test_the_limit_is_the_longer_response_with_its_prompt(chatml):
-    row = Pair(0, user("what?"), "It is", "It is " * 9)
-    [pair], _ = tokenise([row], Encoder(chatml), Limit(10_000), name="d", reporter=Quiet())
-    exact = len(pair.prompt_ids) + len(pair.rejected_ids)
-    assert len(tokenise([row], Encoder(chatml), Limit(exact), name="d", reporter=Quiet())[0]) == 1
-    with pytest.raises(SepoError, match=r"d: no pair is left: 1 rows = 0 kept \+ 1 dropped \(1 longer than"):
-        tokenise([row], Encoder(chatml), Limit(exact - 1), name="d", reporter=Quiet())
-
-
-def test_what_becomes_of_a_long_pair(chatml):
-    rows = [Pair(0, user("what?"), "It is " * 9, "sorry"), Pair(1, user("what?"), "It is", "sorry")]
-
-    def read(overlong):
-        return tokenise(rows, Encoder(chatml), Limit(20, overlong), name="d", reporter=Quiet())
-
-    dropped, counts = read("drop")
-    assert [pair.pair_id for pair in dropped] == [1]
-    assert counts.dropped == {"longer than 20 tokens": 1}
-    cut, counts = read("truncate")
-    assert [pair.pair_id for pair in cut] == [0, 1]
-    assert len(cut[0].prompt_ids) + len(cut[0].chosen_ids) == 20
-    assert chatml.eos_token_id not in cut[0].chosen_ids
-    assert cut[0].rejected_ids[-1] == chatml.eos_token_id
-    assert (counts.truncated, counts.dropped) == (1, {})
-    assert str(counts) == "2 rows = 2 kept + 0 dropped; 1 of those kept were cut"
-    with pytest.raises(SepoError, match=r"d: pair 0 has \d+ tokens, more than max_length 20"):
-        read("error")

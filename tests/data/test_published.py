@@ -364,7 +364,7 @@ def test_a_mapping_to_nothing(tmp_path):
     assert error_of(tmp_path, *late, columns={"prompt": "question"})[0] == '2: no column "question"'
     message, hint = error_of(tmp_path, TEXT, columns={"promt": "prompt"})
     assert message == "columns: nothing reads a column called promt"
-    assert hint.startswith("name one of answer_0, answer_1, choice, chosen, ")
+    assert hint.startswith("name one of answer_0, answer_1, chat_template_kwargs, choice, chosen, ")
 
 
 def test_the_layout_is_told_once_and_before_the_first_row_fails(tmp_path):

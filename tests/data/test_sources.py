@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.data.read import dataset_hash, read_rows
+from stages.data.read import count_rows, dataset_hash, read_rows
 from stages.errors import SepoError
 
 ROWS = [{"prompt": f"question {number}, or\nnot", "n": f"{number}"} for number in range(600)]
@@ -91,6 +91,19 @@ def test_every_kind_of_file_gives_the_same_rows_and_slices(name):
     assert list(read_rows(f"{name}[255:258]")) == rows[255:258]
     assert list(read_rows(f"{name}[:]")) == rows
     assert list(read_rows(f"{name}[598:9999]")) == rows[598:]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_counted_where_the_file_says_how_many(name):
+    put({name: FILES[name]})
+    told = name.endswith((".parquet", ".arrow"))
+    for rows, expected in (("", 600), ("[:7]", 7), ("[590:]", 10), ("[700:]", 0)):
+        assert count_rows(name + rows) == (expected if told else 0)
+
+
+def test_a_damaged_file_is_not_counted():
+    put({"a.parquet": parquet()[:-9], "a.arrow": arrow()[:-9]})
+    assert count_rows("a.parquet") == count_rows("a.arrow") == 0
 
 
 def test_csv_rows_know_the_line_they_start_on():

@@ -1,0 +1,141 @@
+"""A data set as token pairs, before any limit on their length: made once, and kept for whoever asks next.
+
+    rows --> Pair or Dropped --> chunks --> ids --> a `TokenTable` in the cache (`stages.data.cache`)
+
+Nothing here holds more than a few chunks of a data set, however long it is.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from stages.currency import Dropped, Pair
+from stages.data.cache import cached
+from stages.data.encode import Encoder
+from stages.data.fingerprint import code_fingerprint
+from stages.data.layouts import read_conversations, read_pairs
+from stages.data.read import count_rows, dataset_hash
+from stages.data.table import DamagedError, TableWriter, TokenTable
+from stages.data.workers import Encoded, encode_all
+from stages.reporting import Reporter, Task
+from stages.store.files import hash_json, write_json
+
+__all__ = ["Reason", "TokenTable", "Tokenised", "tokenised_conversations", "tokenised_pairs"]
+
+EXAMPLES: Final = 5
+_SUMMARY: Final = "summary.json"
+Items = Iterator[Pair | Dropped]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why rows were dropped."""
+
+    count: int
+    examples: list[str]
+    """the first of them, such as ``row 17`` (from 0, as in `Pair.pair_id`)"""
+
+
+class Tokenised(NamedTuple):
+    """A data set as token pairs."""
+
+    pairs: TokenTable
+    read: int
+    """rows, or in SFT data answers"""
+    dropped: dict[str, Reason]
+    """the rows that gave no pair, by reason, in the order in which the reasons were met"""
+    layout: str
+    """in words"""
+
+
+def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str], reporter: Reporter) -> Tokenised:
+    """A preference data set (files or a hub name) as ids.
+
+    Args:
+        columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
+
+    Raises:
+        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_pairs`.
+    """
+    names = dict(columns)
+    reading = _Reading(["pairs", names], partial(read_pairs, dataset, names), count_rows(dataset))
+    return _tokenised(dataset, encoder, reading, reporter)
+
+
+def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporter) -> Tokenised:
+    """A data set for SFT as ids, without rejected responses: every answer is a pair.
+
+    Raises:
+        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_conversations`.
+    """
+    reading = _Reading(["conversations"], partial(read_conversations, dataset), total=0)
+    return _tokenised(dataset, encoder, reading, reporter)
+
+
+class _Reading(NamedTuple):
+    """How the rows of a data set are read."""
+
+    key: list[object]
+    """what tells this way of reading from others"""
+    items: Callable[..., Items]
+    """takes `on_layout`, as `read_pairs` does"""
+    total: int
+    """how many items there will be; 0: unknown"""
+
+
+def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Reporter) -> Tokenised:
+    """What the cache has of a data set, or else makes of it now."""
+    said: list[str] = []
+
+    def say_layout(words: str) -> None:
+        # What the columns were taken for: a wrong guess has to be seen, also where nothing is read again.
+        if not said:
+            reporter.say(f"{dataset}: {words}")
+        said.append(words)
+
+    def make(folder: Path) -> None:
+        items = reading.items(on_layout=say_layout)
+        with reporter.task(f"read {dataset}", reading.total, "rows") as task:
+            tally = _write(items, encoder, folder, task)
+        write_json(folder / _SUMMARY, tally | {"layout": said[-1], "dataset": dataset})
+
+    key = hash_json([reading.key, dataset_hash(dataset), encoder.fingerprint, code_fingerprint()])
+    found = cached(key.removeprefix("sha256:"), _open, make, name=dataset, reporter=reporter)
+    if not said:
+        say_layout(found.layout)
+    return found
+
+
+def _write(items: Items, encoder: Encoder, folder: Path, task: Task) -> dict[str, object]:
+    """Write the table; returns what became of the rows."""
+    read, dropped = 0, dict[str, Reason]()
+    with TableWriter.into(folder) as table, closing(encode_all(items, encoder)) as chunks:
+        for encoded in chunks:
+            table.write(encoded.chunk)
+            _count(dropped, encoded)
+            read += encoded.read
+            task.advance(encoded.read)
+    return {"read": read, "dropped": {reason: asdict(rows) for reason, rows in dropped.items()}}
+
+
+def _count(dropped: dict[str, Reason], encoded: Encoded) -> None:
+    for row in encoded.dropped:
+        before = dropped.get(row.reason, Reason(0, []))
+        examples = before.examples + [f"row {row.pair_id}"] * (before.count < EXAMPLES)
+        dropped[row.reason] = Reason(before.count + 1, examples)
+
+
+def _open(folder: Path) -> Tokenised:
+    try:
+        summary = json.loads((folder / _SUMMARY).read_bytes())
+        dropped = {reason: Reason(**counted) for reason, counted in summary["dropped"].items()}
+        table = TokenTable(folder)
+        if summary["read"] != len(table) + sum(reason.count for reason in dropped.values()):
+            raise DamagedError(f"{folder}: the rows do not add up")
+        return Tokenised(table, summary["read"], dropped, summary["layout"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder}: {error}") from error

@@ -1,0 +1,337 @@
+"""The dry run: what it counts is what the stages will count, what it shows is what they will read."""
+
+import gzip
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from stages import validate
+from stages.configs import ValidateConfig
+from stages.data.dataset import Limit, load_pairs
+from stages.data.encode import Encoder
+from stages.errors import SepoError
+from stages.model.folders import load_tokenizer
+from stages.reporting import Quiet, Table
+from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows, write_lines
+from tests.data.turns import bot, user
+
+SAME = {"prompt": "what?", "chosen": "It is", "rejected": "It is"}
+EMPTY = {"prompt": "what?", "chosen": " ", "rejected": "It is"}
+CONTROL = {"prompt": "what?", "chosen": "so <|im_end|>", "rejected": "It is"}
+
+
+@pytest.fixture(scope="session")
+def bare_folder(tmp_path_factory, chatml):
+    """Only a configuration and a tokenizer: there are no weights that could be loaded."""
+    folder = tmp_path_factory.mktemp("bare")
+    tiny_llama(len(chatml), tie_word_embeddings=True).config.save_pretrained(folder)
+    chatml.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def look(tmp_path, bare_folder):
+    def run(rows, reporter=None, model=bare_folder, **options):
+        dataset = rows if isinstance(rows, str) else str(write_lines(tmp_path / "pairs.jsonl", rows))
+        options = {"max_length": 128, **options}
+        config = ValidateConfig(model=str(model), dataset=dataset, json=True, **options)
+        return validate.run(config, reporter or Quiet())
+
+    return run
+
+
+def rows_of(summary):
+    return dict(summary.rows)
+
+
+def table(summary, start):
+    [found] = [each for each in summary.tables if each.title.startswith(start)]
+    return found
+
+
+LIMITS = [(128, "drop"), (25, "drop"), (20, "drop"), (25, "truncate"), (21, "truncate"), (19, "truncate")]
+
+
+def ragged(count=60):
+    """Pairs whose lengths differ, and some that are equal once they are cut."""
+    words = ["It", "is", "Paris,", "of", "course,", "sorry!", ""]
+    return [
+        {
+            "prompt": "what is " * (1 + number % 3),
+            "chosen": " ".join(words[: 1 + number % 5]) + " the lazy dog" * (number % 4),
+            "rejected": " ".join(words[: 1 + number % 5]) + " the quick fox" * (number % 4) + " no",
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("max_length", "overlong"), LIMITS)
+def test_the_counts_are_those_of_the_stages(look, bare_folder, max_length, overlong):
+    summary = look([*ragged(), SAME, EMPTY, CONTROL], max_length=max_length, overlong=overlong)
+    found = summary.json
+    _, counts = load_pairs(
+        found["dataset"],
+        Encoder(load_tokenizer(bare_folder, trust_remote_code=False)),
+        Limit(max_length, overlong),
+        columns={},
+        reporter=Quiet(),
+    )
+    theirs = counts.as_json()
+    assert {reason: dropped["count"] for reason, dropped in found["rows"]["dropped"].items()} == theirs["dropped"]
+    assert [found["rows"][name] for name in ("read", "kept", "truncated")] == [63, theirs["kept"], theirs["truncated"]]
+    assert {side: found["tokens_kept"][side] for side in theirs["tokens"]} == theirs["tokens"]
+    assert found["rows"]["read"] == found["rows"]["kept"] + sum(theirs["dropped"].values())
+
+
+def test_the_limits_above_drop_for_every_reason(look):
+    reasons = {reason for limit in LIMITS for reason in look(ragged(), max_length=limit[0], overlong=limit[1]).json["rows"]["dropped"]}  # fmt: skip
+    assert reasons == {
+        "longer than 25 tokens",
+        "longer than 20 tokens",
+        "prompt leaves no room for a response in 19 tokens",
+        "chosen equals rejected once cut",
+    }
+
+
+def test_dropped_rows_are_shown_with_their_numbers(look):
+    summary = look([*word_rows(4), SAME, EMPTY, *word_rows(3), SAME, SAME, SAME, SAME])
+    assert rows_of(summary)["rows"] == "13 read = 7 kept + 6 dropped"
+    assert table(summary, "Dropped rows").rows == [
+        ["chosen equals rejected", "5", "38.5%", "row 4, row 9, row 10"],
+        ["empty response", "1", "7.7%", "row 5"],
+    ]
+    assert rows_of(summary)["chosen equals rejected"] == "5 rows, dropped"
+    assert summary.failure is None
+
+
+def test_nothing_dropped_has_no_table_of_it(look):
+    assert not [each for each in look(word_rows(4)).tables if each.title.startswith("Dropped")]
+
+
+def test_the_columns_are_said_with_what_they_are_read_as(look):
+    rows = [{"question": "what?", "good": [bot("It is")], "bad": [bot("no")], "id": 1, "note": "x"}]
+    summary = look(rows, columns="prompt=question,chosen=good,rejected=bad")
+    assert rows_of(summary)["layout"] == "prompt, answers as turns"
+    assert rows_of(summary)["columns read"] == "question as prompt (text), good as chosen (a list), bad as rejected (a list)"  # fmt: skip
+    assert rows_of(summary)["columns not read"] == "id, note"
+    assert summary.json["layout"]["columns"] == {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    alpaca = {"instruction": "a", "input": "b", "chosen": "It is", "rejected": "no", "system": "s", "output": "x"}
+    assert look([alpaca]).json["layout"] == {
+        "name": "LLaMA-Factory alpaca: instruction, chosen, rejected, with a system column",
+        "columns": {name: name for name in ("instruction", "input", "chosen", "rejected", "system")},
+        "not_read": ["output"],
+    }
+
+
+def test_the_pair_that_is_shown_is_the_first_that_will_be_used(look):
+    long = {"prompt": "what is " * 40, "chosen": "It is", "rejected": "no"}
+    summary = look([SAME, long, *word_rows(2)], max_length=60)
+    example = summary.json["example"]
+    assert example["pair"]["pair_id"] == 2
+    assert example["pair"]["prompt"] == [user(word_rows(1)[0]["prompt"])]
+    assert [each.title.split(" (")[0] for each in summary.tables if not isinstance(each, Table)] == [
+        "Row 2 as it was understood",
+        "Row 2 as tokens",
+    ]
+
+
+def test_the_ids_that_are_shown_are_the_ids_of_that_row(look, chatml):
+    [row] = word_rows(1)
+    ids = look([row]).json["example"]["ids"]
+    assert chatml.decode(ids["chosen_ids"]) == row["chosen"] + "<|im_end|>"
+    assert row["prompt"] in chatml.decode(ids["prompt_ids"])
+
+
+def test_repeats_and_lengths(look):
+    rows = word_rows(3)
+    summary = look([*rows, rows[1], rows[1], rows[0] | {"chosen": "something else entirely, of course"}])
+    assert rows_of(summary)["the same pair again"] == "2 pairs"
+    prompts = {row["prompt"] for row in rows}
+    assert rows_of(summary)["prompts"].startswith(f"{len(prompts)} different ones")
+    assert summary.json["repeats"]["pairs"] == 2
+    lengths = summary.json["lengths"]
+    assert lengths["whole row"]["max"] >= lengths["prompt"]["max"] + lengths["chosen"]["median"]
+
+
+def test_what_a_limit_would_do_the_other_way(look):
+    dropped, cut, error = (look(ragged(), max_length=25, overlong=how) for how in ("drop", "truncate", "error"))
+    effect = dropped.json["max_length"]
+    assert effect == cut.json["max_length"] == error.json["max_length"]
+    assert effect["pairs"] == dropped.json["rows"]["dropped"]["longer than 25 tokens"]["count"]
+    assert f"--overlong truncate would keep {effect['pairs'] - effect['without_room']} of them" in rows_of(dropped)["longer than 25"]  # fmt: skip
+    assert rows_of(look(ragged()))["longer than 128"] == "no pair"
+    assert error.failure.message.endswith(f": {effect['pairs']} pairs have more than 25 tokens")
+    assert cut.failure is None
+
+
+def test_nothing_usable_is_a_failure_after_everything_was_shown(look):
+    summary = look([SAME, EMPTY, SAME])
+    assert rows_of(summary)["rows"] == "3 read = 0 kept + 3 dropped"
+    assert table(summary, "Dropped rows").rows[0] == ["chosen equals rejected", "2", "66.7%", "row 0, row 2"]
+    assert summary.failure.message.endswith(
+        ": no pair is left: 3 read = 0 kept + 3 dropped (2 chosen equals rejected: row 0, row 2, 1 empty response: row 1)"
+    )
+    assert summary.failure.hint
+    assert summary.json["error"] == summary.failure.message
+    assert summary.json["estimate"]["stages"] == []
+
+
+def test_pairs_that_are_all_too_long_are_still_measured(look):
+    summary = look(word_rows(5), max_length=3)
+    assert "5 longer than 3 tokens: row 0, row 1, row 2" in summary.failure.message
+    assert table(summary, "Tokens").rows
+    assert summary.json["example"]["pair"]["pair_id"] == 0
+
+
+def test_strict_makes_every_drop_a_failure(look):
+    assert look(word_rows(5), strict=True).failure is None
+    assert look([*word_rows(5), SAME]).failure is None
+    failure = look([*word_rows(5), SAME], strict=True).failure
+    assert failure.message.endswith(": 6 read = 5 kept + 1 dropped (1 chosen equals rejected: row 5)")
+    assert "longer than 10 tokens" in look(word_rows(5), strict=True, max_length=10).failure.message
+
+
+def warned(look, rows, **options):
+    reporter = Quiet()
+    summary = look(rows, reporter, **options)
+    assert summary.json["warnings"] == reporter.warnings
+    return "\n".join(reporter.warnings)
+
+
+def test_a_length_that_tells_the_label_is_warned_of(look):
+    longer = [{"prompt": "what?", "chosen": "It is " * (2 + n % 3), "rejected": f"no {n}"} for n in range(40)]
+    assert "the chosen response is the longer one in 100% of pairs" in warned(look, longer)
+    shorter = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in longer]
+    assert "the chosen response is the shorter one in 100% of pairs" in warned(look, shorter)
+    assert "the chosen response" not in warned(look, longer[:20] + shorter[20:])
+
+
+TOOLS = {"tools": [{"type": "function", "function": {"name": "weather"}}]}
+
+
+def test_tools_that_no_model_will_see_are_warned_of(look):
+    assert "rows bring tools, but the chat template does not write them" in warned(look, [*word_rows(3), SAME | TOOLS | {"rejected": "no"}])  # fmt: skip
+    assert "tools" not in warned(look, [row | {"tools": []} for row in word_rows(3)])
+
+
+def folder_with(tmp_path, tokenizer, vocabulary=None):
+    tiny_llama(vocabulary or len(tokenizer)).config.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_facts_of_the_tokenizer(look, tmp_path):
+    facts = rows_of(look(word_rows(2)))
+    assert facts["end of turn"].startswith("<|im_end|> (")
+    assert facts["BOS"] == "none"
+    assert "the same as eos" in facts["padding"]
+    twice = "{{ bos_token + bos_token }}{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '</s>' }}{% endfor %}"
+    model = folder_with(tmp_path, byte_level_tokenizer(twice, bos_token="<s>", eos_token="</s>"))
+    assert "begins with more than one BOS" in warned(look, word_rows(2), model=model)
+    shutil.rmtree(model)
+    model = folder_with(tmp_path, byte_level_tokenizer(None, bos_token="<s>"), vocabulary=50)
+    facts = rows_of(look(word_rows(2), model=model))
+    assert "no chat template" in facts["tokenizer"]
+    assert facts["end of turn"] == "none, eos none"
+    assert facts["padding"] == "none"
+    said = warned(look, word_rows(2), model=model)
+    assert "no response will be taught to end" in said
+    assert "the model has room for 50" in said
+
+
+def test_a_limit_beyond_what_the_model_was_made_for_is_warned_of(look):
+    assert "the model was made for 256 tokens" in warned(look, word_rows(2), max_length=300)
+    assert "the model was made for" not in warned(look, word_rows(2), max_length=256)
+
+
+def test_a_stage_that_will_not_fit_is_warned_of(look, monkeypatch):
+    stages = "SFT (train-oracle), DPO (train-oracle), score, train-policy"
+    said = f"{stages} may need more memory than the 0.01 GB here; lower --max-tokens-per-device"
+    assert said not in warned(look, word_rows(200))
+    monkeypatch.setattr(validate, "measure_machine", lambda shape, device: validate.Machine("cpu", 1e9, 10_000_000))
+    assert said in warned(look, word_rows(200))
+
+
+def test_the_estimate_is_of_what_is_kept(look):
+    costs = look(word_rows(40)).json["estimate"]["stages"]
+    kept = look(word_rows(40)).json["tokens_kept"]
+    assert costs[3]["tokens"] == 2 * kept["prompt"] + kept["chosen"] + kept["rejected"]
+    assert [cost["steps"] for cost in costs] == [1, 1, None, 1]
+
+
+def test_nothing_but_the_cache_is_written(look, tmp_path, bare_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
+    before = sorted(os.listdir(bare_folder))
+    look(word_rows(3))
+    assert sorted(os.listdir(tmp_path)) == ["cache", "pairs.jsonl"]
+    assert sorted(os.listdir(bare_folder)) == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "so"}], ":1: no known layout in the columns text"),
+        ([*word_rows(2), {"prompt": "a", "chosen": "b"}], ':3: no "rejected"'),
+        ([*word_rows(2), TOOLS | {"tools": 3} | SAME], ':3: "tools" is a number'),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(look, rows, said):
+    with pytest.raises(SepoError) as caught:
+        look(rows)
+    assert said in caught.value.message
+
+
+def test_a_folder_that_is_no_model(look, tmp_path):
+    for model in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(SepoError, match="model folder"):
+            look(word_rows(2), model=model)
+
+
+def by_hand(name, tokenizer):
+    """Counts and lengths with nothing of ours: rows as JSON, turns by hand, ids by transformers."""
+    found = {"kept": 0, "prompt": 0, "chosen": 0, "rejected": 0}
+    for line in gzip.decompress((REAL / f"{name}.jsonl.gz").read_bytes()).splitlines():
+        row = json.loads(line)
+        sides = [dialogue(row[side]) if isinstance(row[side], str) else row[side] for side in ("chosen", "rejected")]
+        roles = [turn["role"] for turn in sides[0]]
+        alternate = roles == ["user", "assistant"] * (len(roles) // 2)
+        if not alternate or sides[0][:-1] != sides[1][:-1] or not all(turns[-1]["content"].strip() for turns in sides):
+            continue
+        options = {"tokenize": True, "return_dict": False}
+        prompt = tokenizer.apply_chat_template(sides[0][:-1], add_generation_prompt=True, **options)
+        found["kept"] += 1
+        found["prompt"] += len(prompt)
+        for side, turns in zip(("chosen", "rejected"), sides, strict=True):
+            # The template's newline behind the end of turn is nothing that a model is asked for.
+            found[side] += len(tokenizer.apply_chat_template(turns, **options)) - len(prompt) - 1
+    return found
+
+
+def dialogue(text):
+    parts = [
+        part for part in text.replace("\n\nAssistant:", "\0\nA").replace("\n\nHuman:", "\0\nH").split("\0\n") if part
+    ]
+    return [
+        {"role": "user" if part[0] == "H" else "assistant", "content": part[1:].removeprefix(" ")} for part in parts
+    ]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="shared/real is not here")
+@pytest.mark.parametrize(("name", "read", "kept"), [("hh_harmless", 1500, 1492), ("ultrafeedback_shaped", 1590, 1590)])
+def test_real_data_by_an_independent_count(look, chatml, name, read, kept):
+    found = look(str(REAL / f"{name}.jsonl.gz"), max_length=100_000).json
+    assert (found["rows"]["read"], found["rows"]["kept"]) == (read, kept)
+    assert {key: value for key, value in found["tokens_kept"].items() if key != "pairs"} | {"kept": kept} == by_hand(
+        name, chatml
+    )
+
+
+def test_percentiles_of_a_data_set_by_another_way(look, bare_folder):
+    summary = look(ragged())
+    ids = [look([row]).json["example"]["ids"] for row in ragged(6)]
+    assert summary.json["lengths"]["prompt"]["max"] == max(len(each["prompt_ids"]) for each in ids)
+    assert np.all(np.diff(summary.json["lengths"]["histogram_edges"]) > 0)
