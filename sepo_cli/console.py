@@ -148,7 +148,7 @@ def _columns() -> list[ProgressColumn]:
 
 def print_summary(summary: Summary) -> None:
     """The end of a stage, on stdout: grids on a terminal, plain aligned text and Markdown in a file."""
-    if _rank() > 0:
+    if _rank() > 0 and not summary.every_process:
         return
     console = Console(highlight=False)
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"

@@ -45,6 +45,10 @@ class Summary(NamedTuple):
     rows: list[tuple[str, str]]
     fresh: bool = True
     tables: tuple[Table, ...] = ()
+    sound: bool = True
+    """False where the stage did its work and what it looked at is at fault"""
+    every_process: bool = False
+    """of several processes each one has an end of its own to show, not only the first"""
 
 
 class Quiet:

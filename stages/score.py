@@ -30,10 +30,14 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.logps import response_logps
-from stages.model.processes import join_processes, refuse_several
+from stages.model.processes import Worker, join_processes, this_worker
 from stages.reporting import Reporter, Summary, Task
+from stages.store.check import check_scores
+from stages.store.lock import Lock, held
 from stages.store.manifest import Input, Run, open_run, read_manifest
-from stages.store.scores import read_shard, shard_matches, shard_name, write_shard
+from stages.store.place import place_of
+from stages.store.scores import missing_shards, sound, sweep_seals
+from stages.store.shards import DAMAGED, Seal, read_seal, read_shard, shard_holds, shard_name, write_shard
 
 STAGE: Final = "score"
 
@@ -54,14 +58,15 @@ class Verdict(NamedTuple):
 
 
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
-    """Score every usable pair; shards that an interrupted run has finished are kept.
+    """Score every usable pair, or this worker's share; shards that are there already are kept.
 
     Raises:
-        SepoError: an oracle that never finished, two tokenizers, unusable data or output folder.
+        SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
     """
+    if config.check:
+        return _check(config, reporter)
     accelerator = join_processes()
-    refuse_several(accelerator, STAGE)
-    device = accelerator.device
+    worker = this_worker(accelerator, config.worker)
     models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
     inputs = {
@@ -70,22 +75,54 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(f"scores in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
+    with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
+        work = _claim(config, inputs, lock)
+        if work.finished:
+            there = [("already finished", work.place.at("manifest.json"))]
+            return Summary(f"scores in {work.place}", there, fresh=False)
+        return _score(config, work, worker, models, tokenizer, accelerator.device, reporter)
 
-    encoder = Encoder(tokenizer)
+
+def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
+    settings = content_settings(config)
+    place = place_of(config.output_dir)
+    work = open_run(place, STAGE, settings, inputs, overwrite=config.overwrite, lock=lock, sound=sound)
+    lock.settle()
+    work.refuse_if_lost()
+    if work.finished:
+        # A run that was killed between its manifest and its end left them.
+        sweep_seals(work.place)
+    return work
+
+
+def _score(
+    config: ScoreConfig,
+    work: Run,
+    worker: Worker,
+    models: Models,
+    tokenizer: Any,
+    device: torch.device,
+    reporter: Reporter,
+) -> Summary:
+    """Make this worker's shards; if with them all are there, judge them and finish the run."""
     pairs, counts = load_pairs(
         config.dataset,
-        encoder,
+        Encoder(tokenizer),
         Limit(config.max_length, config.overlong),
         columns=column_names(config.columns),
         reporter=reporter,
     )
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
-    vocabulary = _write_missing(config, work, models, tokenizer, shards, device, reporter)
-    verdict = _judge(work, list(shards), tokenizer, vocabulary)
+    vocabulary = _write_missing(config, work, worker, models, tokenizer, pairs, shards, device, reporter)
+    missing = missing_shards(work.place, len(shards))
+    if missing:
+        rows = [("missing", f"{missing[0]}" + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""))]
+        rows.append(("to finish", "let the other workers end; run again those that died"))
+        title = f"worker {worker} done; {len(missing):,} shards of others are missing in {work.place}"
+        return Summary(title, rows, every_process=True)
+    seals = {name: _seal(work, name) for name in shards}
+    verdict = _judge(work, seals, tokenizer, vocabulary)
     for warning in verdict.warnings:
         reporter.warn(warning)
     work.finish(
@@ -96,12 +133,32 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         warnings=verdict.warnings,
         tokenizer={
             "vocabulary": vocabulary_hash(tokenizer),
-            "hash": inputs["tokenizer"].hash,
+            "hash": tokenizer_hash(tokenizer),
             "size": len(tokenizer),
         },
+        shards={name: seal._asdict() for name, seal in seals.items()},
     )
-    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{_response_tokens(pairs):,}"), *verdict.rows]
-    return Summary(f"scores in {work.folder}", [*rows, ("shards", f"{len(shards):,}")])
+    sweep_seals(work.place)
+    tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
+    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
+    return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
+
+
+def _seal(work: Run, name: str) -> Seal:
+    seal = read_seal(work.place, name)
+    if seal is None:
+        raise SepoError(f"cannot read the checksum beside {work.place.at(name)}", hint=DAMAGED)
+    return seal
+
+
+def _check(config: ScoreConfig, reporter: Reporter) -> Summary:
+    """Verify a folder of scores, against the oracle's tokenizer if one was named."""
+    vocabulary = None
+    if config.oracle or config.oracle_model:
+        name = str(Path(config.oracle) / "oracle") if config.oracle else str(config.oracle_model)
+        folder = resolve_model(name, reporter)
+        vocabulary = vocabulary_hash(load_tokenizer(folder, trust_remote_code=config.trust_remote_code))
+    return check_scores(place_of(str(config.check)), vocabulary, reporter)
 
 
 def _models(config: ScoreConfig, reporter: Reporter) -> Models:
@@ -126,30 +183,42 @@ def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
     return oracle
 
 
-def _shards(pairs: list[TokenPair], size: int) -> dict[str, list[TokenPair]]:
+def _shards(pairs: Sequence[TokenPair], size: int) -> dict[str, slice]:
+    """Shard name -> its place in the pairs."""
     starts = range(0, len(pairs), size)
-    return {shard_name(index): pairs[start : start + size] for index, start in enumerate(starts)}
+    return {shard_name(index): slice(start, min(start + size, len(pairs))) for index, start in enumerate(starts)}
 
 
 def _write_missing(
     config: ScoreConfig,
     work: Run,
+    worker: Worker,
     models: Models,
     tokenizer: Any,
-    shards: dict[str, list[TokenPair]],
+    pairs: Sequence[TokenPair],
+    shards: dict[str, slice],
     device: torch.device,
     reporter: Reporter,
 ) -> int:
-    """Score and write the shards that are not there yet; returns how many ids the models know."""
-    missing = {name: pairs for name, pairs in shards.items() if not shard_matches(work.folder / name, work.fingerprint)}
-    if len(missing) < len(shards):
-        reporter.say(f"{len(shards) - len(missing):,} shards are there already")
+    """Score and write this worker's shards that are not there, whole, yet; returns how many ids the models know."""
+    names = list(shards)
+    mine = [names[index] for index in worker.share(len(names))]
+    missing = [name for name in mine if not _is_there(work, name, pairs, shards[name])]
+    if len(missing) < len(mine):
+        reporter.say(f"{len(mine) - len(missing):,} shards are there already")
     loaded = [load_model(folder, trust_remote_code=config.trust_remote_code).to(device) for folder in models]
-    with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
-        for name, pairs in missing.items():
-            rows = list(score_pairs(loaded, pairs, config.max_tokens_per_device, device, task))
-            write_shard(work.folder / name, rows, work.fingerprint, vocabulary_hash(tokenizer))
+    count = sum(shards[name].stop - shards[name].start for name in missing)
+    with reporter.task("score", count, "pairs") as task:
+        for name in missing:
+            rows = list(score_pairs(loaded, list(pairs[shards[name]]), config.max_tokens_per_device, device, task))
+            work.refuse_if_lost()
+            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(tokenizer))
     return min(embedding_rows(model) for model in loaded)
+
+
+def _is_there(work: Run, name: str, pairs: Sequence[TokenPair], rows: slice) -> bool:
+    ends = (pairs[rows.start].pair_id, pairs[rows.stop - 1].pair_id)
+    return shard_holds(work.place, name, work.fingerprint, ends, rows.stop - rows.start)
 
 
 def score_pairs(
@@ -166,13 +235,13 @@ def score_pairs(
         yield ScoredPair(pair, scores, theirs)
 
 
-def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -> Verdict:
+def _judge(work: Run, seals: dict[str, Seal], tokenizer: Any, vocabulary_size: int) -> Verdict:
     """Read the shards back, as the next stage will, and say what is in them."""
     meter = DriftMeter(vocabulary_size)
 
     def rows() -> Iterator[PairLogps]:
-        for name in shards:
-            for row in read_shard(work.folder / name, work.fingerprint):
+        for name, seal in seals.items():
+            for row in read_shard(work.place, name, work.fingerprint, seal):
                 meter.add(row)
                 yield row.scores
 
@@ -187,7 +256,3 @@ def _judge(work: Run, shards: list[str], tokenizer: Any, vocabulary_size: int) -
         results={"accuracy": accuracy.as_json(), "drift": {**drift._asdict(), "worst_token": token}},
         warnings=[drift.warning(token)] if drift.large else [],
     )
-
-
-def _response_tokens(pairs: list[TokenPair]) -> int:
-    return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
