@@ -92,11 +92,13 @@ def score(
     strict: o.Strict = ScoreConfig.strict,
     max_tokens_per_device: o.MaxTokensPerDevice = ScoreConfig.max_tokens_per_device,
     shard_size: o.ShardSize = ScoreConfig.shard_size,
+    worker: o.Worker = ScoreConfig.worker,
+    check: o.Check = ScoreConfig.check,
     trust_remote_code: o.TrustRemoteCode = ScoreConfig.trust_remote_code,
     overwrite: o.Overwrite = ScoreConfig.overwrite,
 ) -> None:
     """Score every response token: oracle minus reference log-prob."""
-    run_stage(context, ScoreConfig, locals(), _oracle_or_both_models)
+    run_stage(context, ScoreConfig, locals(), _oracle_or_both_models, alone="check")
 
 
 def train_policy(

@@ -151,7 +151,7 @@ def _columns() -> list[ProgressColumn]:
 
 def print_summary(summary: Summary) -> None:
     """The end of a stage, on stdout: grids on a terminal, plain aligned text and Markdown in a file, or only JSON."""
-    if _rank() > 0:
+    if _rank() > 0 and not summary.every_process:
         return
     if summary.json is not None:
         print(json.dumps(summary.json, allow_nan=False), flush=True)

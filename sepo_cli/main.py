@@ -66,7 +66,7 @@ for _command in COMMANDS:
 
 
 def main() -> None:
-    """Run `sepo`. Exit codes: 0 done or nothing to do, 1 a user's mistake, 2 usage, 130 interrupted."""
+    """Run `sepo`. Exit codes: 0 done or nothing to do, 1 a user's mistake, 2 usage, 130 interrupted, 143 terminated."""
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):

@@ -202,9 +202,30 @@ NoiseCheck = Annotated[
     ),
 ]
 ShardSize = Annotated[int, _option(MACHINE, "Pairs per Parquet file; a finished file survives an interruption.")]
+Worker = Annotated[
+    str | None,
+    _option(
+        MACHINE,
+        "Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever"
+        " completes them writes the manifest.",
+        metavar="N/COUNT",
+    ),
+]
+Check = Annotated[
+    str | None,
+    _option(
+        MACHINE,
+        "Only verify a folder of scores, of this program or of another: nothing is scored, no other option is needed."
+        " With --oracle or --oracle-model its tokenizer is compared too.",
+        metavar="FOLDER",
+    ),
+]
 
 # --- train-policy ---
-Scores = Annotated[str | None, _option(REQUIRED, "Folder of `sepo score`.", metavar="FOLDER")]
+Scores = Annotated[
+    str | None,
+    _option(REQUIRED, "Folder of `sepo score`, or its URI, such as s3://bucket/scores.", metavar="FOLDER|URI"),
+]
 Objective = Annotated[
     str,
     _option(

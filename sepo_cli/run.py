@@ -1,6 +1,7 @@
 """From the options of a command to its stage: merge the configuration file, name what is missing, import, run, show."""
 
 import importlib
+import signal
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -15,6 +16,10 @@ from stages.errors import SepoError
 Missing = Callable[[dict[str, Any]], list[str]]
 
 
+class Terminated(BaseException):
+    """SIGTERM, as a scheduler sends it: ends a run as Ctrl-C does. No handler of ordinary errors may swallow it."""
+
+
 class MissingOptions(SepoError):
     """A command was called without what it needs: a usage error, exit code 2."""
 
@@ -24,22 +29,25 @@ def run_stage(
     config_class: type[Any],
     options: dict[str, Any],
     also_missing: Missing = lambda settings: [],
+    alone: str = "",
 ) -> None:
     """Run the stage of a command.
 
     Args:
         options: the `locals()` of the command's function.
         also_missing: names what is missing where one option or another will do.
+        alone: field of an option that needs no other one beside it.
     """
     command = str(context.info_name)
     settings = _merged(context, config_class, options)
     missing = [_spelt(context, name) for name in _required(config_class) if not settings[name]] + also_missing(settings)
-    if missing:
+    if missing and not settings.get(alone):
         raise MissingOptions(
             f"sepo {command} needs {_enumerated(missing)}",
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
     config = config_class(**settings)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         stage = importlib.import_module("stages." + command.replace("-", "_"))
         summary = stage.run(config, make_reporter())
@@ -47,9 +55,16 @@ def run_stage(
         # Here and not in `main`: typer would make an exit of it before `main` sees it.
         print_interrupted()
         raise typer.Exit(130) from None
+    except Terminated:
+        print_interrupted()
+        raise typer.Exit(143) from None
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
 
 
 def _merged(context: typer.Context, config_class: type[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,12 @@ def column_names(columns: str | None) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
 
 
+def worker_numbers(worker: str) -> tuple[int, int]:
+    """``3/16`` as ``(3, 16)``; ``(0, 0)`` for what is no such thing."""
+    number, _, count = worker.partition("/")
+    return (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+
+
 def content_settings(config: Any) -> dict[str, Any]:
     """The settings that decide what a stage makes, by field name."""
     return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("content", True)}
@@ -129,13 +135,16 @@ class ScoreConfig:
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
     strict: bool = outside(False)
+    worker: str | None = outside(None)
     overwrite: bool = outside(False)
+    check: str | None = outside(None)
 
     def __post_init__(self) -> None:
         faults = _check(
             self,
             columns=_columns,
             overlong=_one_of(OVERLONG),
+            worker=_worker,
             max_length=_at_least_two,
             precision=_one_of(PRECISIONS),
             noise_check=_share_or_zero,
@@ -147,7 +156,7 @@ class ScoreConfig:
             faults.append(
                 "oracle already names both models; oracle_model and reference_model are for models kept apart"
             )
-        if not self.oracle and len(apart) < 2:
+        if not self.oracle and len(apart) < 2 and not self.check:
             faults.append("give oracle (a folder of `sepo train-oracle`), or both oracle_model and reference_model")
         _raise(faults)
 
@@ -245,6 +254,12 @@ _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
 _columns: Rule = (
     lambda x: all(ours and theirs for ours, theirs in column_names(x).items()),
     "like prompt=question,chosen=good,rejected=bad",
+)
+
+
+_worker: Rule = (
+    lambda x: x is None or 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
+    "like 3/16: its number, from 1, and how many there are",
 )
 
 

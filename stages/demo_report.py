@@ -68,11 +68,11 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     """Make both tables and write them as report.json and report.md."""
     demo = Path(config.demo)
     read_manifest(demo, "make-demo", "run `sepo make-demo` first")
-    scores = open_scores(Path(config.scores))
+    scores = open_scores(config.scores)
     folders = {"reference": resolve_model(config.reference, reporter)} | _named(config.models, reporter)
     inputs = {name: Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     inputs |= {
-        "scores": Input(config.scores, scores.fingerprint),
+        "scores": Input(str(scores.folder), scores.fingerprint),
         "truth": Input(str(demo), hash_file(demo / "truth.json")),
         "dataset": Input(str(demo / "test.jsonl"), hash_file(demo / "test.jsonl")),
     }

@@ -75,6 +75,8 @@ class Summary(NamedTuple):
     """what is wrong in spite of a summary, to be raised once it was shown"""
     json: dict[str, Any] | None = None
     """for programs: one JSON value instead of all that"""
+    every_process: bool = False
+    """of several processes each one has an end of its own to show, not only the first"""
 
 
 class Quiet:

@@ -20,22 +20,20 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
-from stages.model.folders import (
-    load_tokenizer,
-    model_hash,
-    resolve_model,
-    tokenizer_hash,
-    vocabulary_hash,
-)
+from stages.model.folders import load_tokenizer, model_hash, resolve_model, tokenizer_hash, vocabulary_hash
 from stages.model.precision import refuse_useless
-from stages.model.processes import join_processes, refuse_several
-from stages.model.scorer import How, Models, Scorer, exact_scores
+from stages.model.processes import Worker, join_processes, this_worker
+from stages.model.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
+from stages.store.check import check_scores
 from stages.store.files import hash_file
+from stages.store.lock import Lock, held
 from stages.store.logps import FILE as KNOWN
 from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input, Run, open_run, read_manifest
-from stages.store.scores import read_shard, shard_matches, shard_name, write_shard
+from stages.store.place import place_of
+from stages.store.scores import missing_shards, sound, sweep_seals
+from stages.store.shards import DAMAGED, Seal, read_seal, read_shard, shard_holds, shard_name, write_shard
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
@@ -51,15 +49,16 @@ class Verdict(NamedTuple):
 
 
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
-    """Score every usable pair; shards that an interrupted run has finished are kept.
+    """Score every usable pair, or this worker's share; shards that are there already are kept.
 
     Raises:
-        SepoError: an oracle that never finished, two tokenizers, unusable data or output folder.
+        SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
     """
+    if config.check:
+        return _check(config, reporter)
     accelerator = join_processes()
-    refuse_several(accelerator, STAGE)
-    device = accelerator.device
-    refuse_useless(config.precision, device)
+    worker = this_worker(accelerator, config.worker)
+    refuse_useless(config.precision, accelerator.device)
     models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
     inputs = {
@@ -69,43 +68,93 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
     known = _known_logps(config, inputs, reporter)
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(f"scores in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
+    with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
+        work = _claim(config, inputs, lock)
+        if work.finished:
+            there = [("already finished", work.place.at("manifest.json"))]
+            return Summary(f"scores in {work.place}", there, fresh=False)
+        how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
+        return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, reporter)
 
-    encoder = Encoder(tokenizer)
+
+def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
+    settings = content_settings(config)
+    place = place_of(config.output_dir)
+    work = open_run(place, STAGE, settings, inputs, overwrite=config.overwrite, lock=lock, sound=sound)
+    lock.settle()
+    work.refuse_if_lost()
+    if work.finished:
+        # A run that was killed between its manifest and its end left them.
+        sweep_seals(work.place)
+    return work
+
+
+def _score(
+    config: ScoreConfig,
+    work: Run,
+    worker: Worker,
+    scorer: Scorer,
+    tokenizer: Any,
+    reporter: Reporter,
+) -> Summary:
+    """Make this worker's shards; if with them all are there, judge them and finish the run."""
     pairs, counts = load_pairs(
         config.dataset,
-        encoder,
+        Encoder(tokenizer),
         Limit(config.max_length, config.overlong),
         columns=column_names(config.columns),
         reporter=reporter,
     )
     if config.strict:
         refuse_dropped(counts, config.dataset)
-    shards = _shards(len(pairs), config.shard_size)
+    shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
-    how = How(config.precision, config.max_tokens_per_device, device, config.trust_remote_code)
-    _write_missing(work, Scorer(models, how, known, reporter), vocabulary_hash(tokenizer), pairs, shards, reporter)
-    noise = _noise(config.noise_check, work, models, how, pairs, shards, reporter)
-    verdict = _judge(work, list(shards), tokenizer, noise)
+    _write_missing(work, worker, scorer, vocabulary_hash(tokenizer), pairs, shards, reporter)
+    missing = missing_shards(work.place, len(shards))
+    if missing:
+        rows = [("missing", f"{missing[0]}" + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""))]
+        rows.append(("to finish", "let the other workers end; run again those that died"))
+        title = f"worker {worker} done; {len(missing):,} shards of others are missing in {work.place}"
+        return Summary(title, rows, every_process=True)
+    seals = {name: _seal(work, name) for name in shards}
+    noise = _noise(config.noise_check, work, scorer, pairs, shards, seals, reporter)
+    verdict = _judge(work, seals, tokenizer, noise)
     for warning in verdict.warnings:
         reporter.warn(warning)
     work.finish(
         files=list(shards),
-        device=str(device),
+        device=str(scorer.how.device),
         counts=counts.as_json(),
         results=verdict.results,
         warnings=verdict.warnings,
         tokenizer={
             "vocabulary": vocabulary_hash(tokenizer),
-            "hash": inputs["tokenizer"].hash,
+            "hash": tokenizer_hash(tokenizer),
             "size": len(tokenizer),
         },
+        shards={name: seal._asdict() for name, seal in seals.items()},
     )
-    response_tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
-    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{response_tokens:,}"), *verdict.rows]
-    return Summary(f"scores in {work.folder}", [*rows, ("shards", f"{len(shards):,}")])
+    sweep_seals(work.place)
+    tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
+    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
+    return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
+
+
+def _seal(work: Run, name: str) -> Seal:
+    seal = read_seal(work.place, name)
+    if seal is None:
+        raise SepoError(f"cannot read the checksum beside {work.place.at(name)}", hint=DAMAGED)
+    return seal
+
+
+def _check(config: ScoreConfig, reporter: Reporter) -> Summary:
+    """Verify a folder of scores, against the oracle's tokenizer if one was named."""
+    vocabulary = None
+    if config.oracle or config.oracle_model:
+        name = str(Path(config.oracle) / "oracle") if config.oracle else str(config.oracle_model)
+        folder = resolve_model(name, reporter)
+        vocabulary = vocabulary_hash(load_tokenizer(folder, trust_remote_code=config.trust_remote_code))
+    return check_scores(place_of(str(config.check)), vocabulary, reporter)
 
 
 def _models(config: ScoreConfig, reporter: Reporter) -> Models:
@@ -130,30 +179,38 @@ def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
     return oracle
 
 
-def _shards(pairs: int, size: int) -> dict[str, range]:
-    """Which of the pairs go into which file."""
-    places = range(pairs)
-    return {shard_name(index): places[start : start + size] for index, start in enumerate(places[::size])}
+def _shards(pairs: Sequence[TokenPair], size: int) -> dict[str, slice]:
+    """Shard name -> its place in the pairs."""
+    starts = range(0, len(pairs), size)
+    return {shard_name(index): slice(start, min(start + size, len(pairs))) for index, start in enumerate(starts)}
 
 
 def _write_missing(
     work: Run,
+    worker: Worker,
     scorer: Scorer,
     vocabulary: str,
     pairs: Sequence[TokenPair],
-    shards: dict[str, range],
+    shards: dict[str, slice],
     reporter: Reporter,
 ) -> None:
-    """Score and write the shards that are not there yet."""
-    missing = {
-        name: places for name, places in shards.items() if not shard_matches(work.folder / name, work.fingerprint)
-    }
-    if len(missing) < len(shards):
-        reporter.say(f"{len(shards) - len(missing):,} shards are there already")
-    with reporter.task("score", sum(map(len, missing.values())), "pairs") as task:
-        for name, places in missing.items():
-            rows = scorer.score([pairs[place] for place in places], task)
-            write_shard(work.folder / name, rows, work.fingerprint, vocabulary)
+    """Score and write this worker's shards that are not there, whole, yet."""
+    names = list(shards)
+    mine = [names[index] for index in worker.share(len(names))]
+    missing = [name for name in mine if not _is_there(work, name, pairs, shards[name])]
+    if len(missing) < len(mine):
+        reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+    count = sum(shards[name].stop - shards[name].start for name in missing)
+    with reporter.task("score", count, "pairs") as task:
+        for name in missing:
+            rows = scorer.score(list(pairs[shards[name]]), task)
+            work.refuse_if_lost()
+            write_shard(work.place, name, rows, work.fingerprint, vocabulary)
+
+
+def _is_there(work: Run, name: str, pairs: Sequence[TokenPair], rows: slice) -> bool:
+    ends = (pairs[rows.start].pair_id, pairs[rows.stop - 1].pair_id)
+    return shard_holds(work.place, name, work.fingerprint, ends, rows.stop - rows.start)
 
 
 def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Reporter) -> KnownLogps | None:
@@ -174,37 +231,38 @@ def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Report
 def _noise(
     share: float,
     work: Run,
-    models: Models,
-    how: How,
+    scorer: Scorer,
     pairs: Sequence[TokenPair],
-    shards: dict[str, range],
+    shards: dict[str, slice],
+    seals: dict[str, Seal],
     reporter: Reporter,
 ) -> Noise | None:
     """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
     if not share:
         return None
     wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))), MOST_NOISE_PAIRS)
-    sample = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
-    with reporter.task(f"noise check, {wanted:,} pairs", len(models), "models") as task:
-        exact = exact_scores(models, how, [pairs[place] for place in sample], task)
-    wanted_ids = {pairs[place].pair_id for place in sample}
+    places = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
+    sample = [pairs[place] for place in places]
+    with reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models), "models") as task:
+        exact = scorer.exact(sample, task)
+    ids = {pair.pair_id for pair in sample}
     measured = [
         row.scores
-        for name, places in shards.items()
-        if any(place in places for place in sample)
-        for row in read_shard(work.folder / name, work.fingerprint)
-        if row.pair.pair_id in wanted_ids
+        for name, some in shards.items()
+        if any(some.start <= place < some.stop for place in places)
+        for row in read_shard(work.place, name, work.fingerprint, seals[name])
+        if row.pair.pair_id in ids
     ]
     return measure_noise(measured, exact)
 
 
-def _judge(work: Run, shards: list[str], tokenizer: Any, noise: Noise | None) -> Verdict:
+def _judge(work: Run, seals: dict[str, Seal], tokenizer: Any, noise: Noise | None) -> Verdict:
     """Read the shards back, as the next stage will, and say what is in them."""
     meter = DriftMeter(max(tokenizer.get_vocab().values()) + 1)
 
     def rows() -> Iterator[PairLogps]:
-        for name in shards:
-            for row in read_shard(work.folder / name, work.fingerprint):
+        for name, seal in seals.items():
+            for row in read_shard(work.place, name, work.fingerprint, seal):
                 meter.add(row)
                 yield row.scores
 

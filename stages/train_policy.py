@@ -48,14 +48,14 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
     accelerator = join_processes()
-    scores = open_scores(Path(config.scores))
+    scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     _refuse_other_vocabulary(tokenizer, scores, config)
     inputs = {
         "model": Input(config.model, model_hash(model_folder)),
         "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
-        "scores": Input(config.scores, scores.fingerprint),
+        "scores": Input(str(scores.folder), scores.fingerprint),
     }
     with accelerator.main_process_first():
         work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -46,11 +45,22 @@ def test_two_processes_read_what_the_first_one_tokenised(chat_folder, tmp_path, 
     assert not entry.name.startswith(".")
 
 
-@pytest.mark.parametrize("use_cpu", [True, False])
-def test_processes_that_would_write_over_each_other_are_refused(world, tmp_path, use_cpu):
-    arguments = ["--oracle", world / "oracle", "--dataset", world / "pairs.jsonl", "--output-dir", tmp_path / "out"]
-    done = launch("score", *arguments, use_cpu=use_cpu)
+def score_arguments(world, output):
+    arguments = ["--oracle", world / "oracle", "--dataset", world / "pairs.jsonl", "--output-dir", output]
+    return ["score", *arguments, "--shard-size", "16", "--max-length", "128"]
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(world, tmp_path):
+    done = launch(*score_arguments(world, tmp_path / "out"), use_cpu=False)
     assert done.returncode != 0
-    said = "`sepo score` runs in one process, but 2 were started" if use_cpu else "2 processes were started"
-    assert f"error: {said}" in done.stderr
+    assert "error: 2 processes were started" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_score_as_one_does(world, tmp_path):
+    done = launch(*score_arguments(world, tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert f"scores in {tmp_path}/out" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
+    for shard in (world / "scores").glob("*.parquet"):
+        assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()

@@ -1,16 +1,39 @@
-"""How many processes work together, and that they know of each other."""
+"""How many processes work together, that they know of each other, and what each one's share is."""
 
 import os
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from stages.configs import worker_numbers
 from stages.errors import SepoError
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
+
+
+class Worker(NamedTuple):
+    """One of several that divide pieces of work without talking to each other."""
+
+    number: int
+    """from 1"""
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.workers}"
+
+    def share(self, pieces: int) -> range:
+        """The pieces of this worker, by their index: every `workers`-th one."""
+        return range(self.number - 1, pieces, self.workers)
+
+
+def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
+    """The worker that this process is: given as ``3/16``, a process of `accelerate launch`, or one in the other."""
+    number, count = worker_numbers(given) if given else (1, 1)
+    processes = accelerator.num_processes
+    return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
 
 
 def join_processes() -> Accelerator:

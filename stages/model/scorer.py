@@ -37,8 +37,8 @@ class Scorer:
     """Scores pairs. A model is loaded when it is first needed: a reference whose log-probs are all known, never."""
 
     def __init__(self, models: Models, how: How, known: KnownLogps | None, reporter: Reporter) -> None:
-        self._models = models
-        self._how = how
+        self.models = models
+        self.how = how
         self._known = known
         self._reporter = reporter
         self._readers: dict[Path, Reader] = {}
@@ -55,27 +55,46 @@ class Scorer:
         reference = dict(zip(done, filter(None, known), strict=True))
         oracle: dict[int, PairLogps] = {}
         if fresh:
-            [ours, theirs] = self._logps([*self._models], [pairs[place] for place in fresh], task)
+            [ours, theirs] = self._logps([*self.models], [pairs[place] for place in fresh], task)
             oracle |= zip(fresh, ours, strict=True)
             reference |= zip(fresh, theirs, strict=True)
         if done:
-            [ours] = self._logps([self._models.oracle], [pairs[place] for place in done], task)
+            [ours] = self._logps([self.models.oracle], [pairs[place] for place in done], task)
             oracle |= zip(done, ours, strict=True)
         return [ScoredPair(pair, difference(oracle[n], reference[n]), reference[n]) for n, pair in enumerate(pairs)]
 
+    def exact(self, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
+        """Scores in float32, one pair at a time, by the models' own forward and nothing of ours that is fast.
+
+        One model is in memory at a time; those that `score` used are let go.
+
+        Args:
+            task: advanced by one for every model.
+        """
+        self._readers.clear()
+        logps = []
+        for folder in self.models:
+            model = load_model(folder, trust_remote_code=self.how.trust_remote_code).to(self.how.device)
+            reader = Reader(model, packs=False, head=None)
+            with products("float32"):
+                [found] = response_logps([reader], pairs, max_tokens=1, device=self.how.device, task=Quiet())
+            logps.append(found)
+            task.advance()
+        return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
+
     def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
-        with products(self._how.precision):
+        with products(self.how.precision):
             return response_logps(
                 [self._reader(folder) for folder in folders],
                 pairs,
-                max_tokens=self._how.max_tokens,
-                device=self._how.device,
+                max_tokens=self.how.max_tokens,
+                device=self.how.device,
                 task=task,
             )
 
     def _reader(self, folder: Path) -> Reader:
         if folder not in self._readers:
-            if is_adapter(self._models.oracle) and base_folder(self._models.oracle).samefile(self._models.reference):
+            if is_adapter(self.models.oracle) and base_folder(self.models.oracle).samefile(self.models.reference):
                 self._read_both_from_one()
             else:
                 self._readers[folder] = find_paths(self._load(folder), self._reporter)
@@ -83,34 +102,18 @@ class Scorer:
 
     def _read_both_from_one(self) -> None:
         """The oracle is an adapter on its reference: with it and without it, one model is both."""
-        adapted = put_on(self._load(self._models.reference), self._models.oracle)
+        adapted = put_on(self._load(self.models.reference), self.models.oracle)
         oracle = find_paths(adapted.model, self._reporter)
         self._readers = {
-            self._models.oracle: oracle,
-            self._models.reference: oracle._replace(as_read=adapted.without),
+            self.models.oracle: oracle,
+            self.models.reference: oracle._replace(as_read=adapted.without),
         }
 
     def _load(self, folder: Path) -> Any:
-        dtype = weights_of(self._how.precision)
-        return load_model(folder, trust_remote_code=self._how.trust_remote_code, dtype=dtype).to(self._how.device)
+        dtype = weights_of(self.how.precision)
+        return load_model(folder, trust_remote_code=self.how.trust_remote_code, dtype=dtype).to(self.how.device)
 
 
 def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:
     """Scores of a pair's tokens, nats."""
     return PairLogps(oracle.chosen - reference.chosen, oracle.rejected - reference.rejected)
-
-
-def exact_scores(models: Models, how: How, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
-    """Scores in float32, one pair at a time, by the models' own forward and nothing of ours that is fast.
-
-    One model is in memory at a time.
-    """
-    logps = []
-    for folder in models:
-        model = load_model(folder, trust_remote_code=how.trust_remote_code).to(how.device)
-        reader = Reader(model, packs=False, head=None)
-        with products("float32"):
-            [found] = response_logps([reader], pairs, max_tokens=1, device=how.device, task=Quiet())
-        logps.append(found)
-        task.advance()
-    return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +27,12 @@ def hash_bytes(chunks: Iterator[bytes]) -> str:
 def hash_file(path: Path) -> str:
     """``sha256:...`` of a file's bytes, read in constant memory."""
     with path.open("rb") as file:
-        return hash_bytes(iter(lambda: file.read(CHUNK_BYTES), b""))
+        return hash_open(file)
+
+
+def hash_open(file: Any) -> str:
+    """``sha256:...`` of the rest of an open file, read in constant memory."""
+    return hash_bytes(iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
 def hash_json(value: Any) -> str:
@@ -37,7 +43,8 @@ def hash_json(value: Any) -> str:
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file under a temporary name beside `path`, then rename it: no reader ever sees a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Process ids repeat on the machines that share a folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -53,6 +60,13 @@ def make_durable(file: BinaryIO) -> None:
     """Wait until the disk has what was written: a name must not survive a power cut that its bytes do not."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def sync_into(path: Path, data: Any) -> None:
+    """Write bytes to a file and wait until they are on the disk, so that a rename cannot overtake them."""
+    with path.open("wb") as file:
+        file.write(data)
+        make_durable(file)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ the inputs), never paths, dates or machines.
 import json
 import platform
 import resource
-import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError
-from stages.store.files import hash_json, probe_writable, sweep_temporary, write_json
+from stages.store.files import hash_json, probe_writable, sweep_temporary
+from stages.store.lock import NAME as LOCK
+from stages.store.lock import Lock
+from stages.store.place import Place, is_remote, place_of
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
@@ -36,11 +40,22 @@ class Input(NamedTuple):
 class Run:
     """A stage's output folder, claimed by `open_run`."""
 
-    folder: Path
+    place: Place
     identity: dict[str, Any]
     finished: bool
     """the same work is done already: nothing is left to do"""
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """The place as a path, for the stages that need one.
+
+        Raises:
+            SepoError: it is on an object store.
+        """
+        if self.place.local is None:
+            raise SepoError(f"{self.place} is not a local folder", hint="only `sepo score` writes elsewhere")
+        return self.place.local
 
     @property
     def fingerprint(self) -> str:
@@ -62,45 +77,80 @@ class Run:
             "seconds": round(time.monotonic() - self.started, 1),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        write_json(self.folder / FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
-        shutil.rmtree(_replaced(self.folder), ignore_errors=True)
+        self.refuse_if_lost()
+        self.place.write_json(FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
+        self.place.delete(UNFINISHED)
+        self.place.replaced().clear()
         self.finished = True
 
+    def refuse_if_lost(self) -> None:
+        """Stop before writing into a folder that another run has taken, where no lock could keep it out.
 
-def open_run(folder: Path, stage: str, settings: dict[str, Any], inputs: dict[str, Input], *, overwrite: bool) -> Run:
+        Raises:
+            SepoError: the folder is claimed by another run, or was taken away.
+        """
+        found = _found(self.place)
+        if found is None or found.get("fingerprint") != self.fingerprint:
+            raise SepoError(f"another run has taken {self.place}", hint="give each run an --output-dir of its own")
+
+
+def open_run(
+    folder: str | Path | Place,
+    stage: str,
+    settings: dict[str, Any],
+    inputs: dict[str, Input],
+    *,
+    overwrite: bool,
+    lock: Lock | None = None,
+    sound: Callable[[Place, dict[str, Any]], bool] | None = None,
+) -> Run:
     """Claim `folder` for one stage with these settings and inputs.
 
     The same work finished: the run comes back `finished`. The same work unfinished: it goes on. Other work: refused,
     naming what differs, or, where `overwrite` says so and it is of the same stage, put aside until this one is done.
 
+    Args:
+        lock: how this process holds the folder; without one it is taken to be alone.
+        sound: whether what a manifest promises is there; without it, that the files exist.
+
     Raises:
         SepoError: the folder cannot be written, or holds something else.
     """
-    _refuse_own_input(folder, inputs)
+    place = place_of(folder)
+    _refuse_own_input(place, inputs)
     identity = _identity(stage, settings, inputs)
-    found = _found(folder)
-    if found is None and folder.is_dir() and any(folder.iterdir()):
-        raise SepoError(f"{folder} is not empty and holds no run of sepo", hint="choose another --output-dir")
-    if found is not None and found.get("fingerprint") != identity["fingerprint"] and not _only_claimed(folder):
-        if not overwrite or found.get("stage") != stage:
+    found = _found(place)
+    if found is None and place.names() - {LOCK}:
+        raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
+    company = lock is not None and lock.company
+    if (
+        found is not None
+        and found.get("fingerprint") != identity["fingerprint"]
+        and (company or not _only_claimed(place))
+    ):
+        if company or not overwrite or found.get("stage") != stage:
             raise SepoError(
-                f"{folder} holds another run: {'; '.join(_differences(found, identity))}",
+                f"{place} holds another run: {'; '.join(_differences(found, identity))}",
                 hint="choose another --output-dir"
-                + (", or replace it with --overwrite" if found.get("stage") == stage else ""),
+                + (", or replace it with --overwrite" if found.get("stage") == stage and not company else ""),
             )
-        _put_aside(folder)
+        place.move_to(place.replaced())
         found = None
-    probe_writable(folder)
-    sweep_temporary(folder)
-    finished = found is not None and (folder / FINISHED).exists() and _complete(folder, found)
-    if not finished:
-        write_json(folder / UNFINISHED, identity)
-        (folder / FINISHED).unlink(missing_ok=True)
-    return Run(folder, identity, finished)
+    if place.local is not None:
+        probe_writable(place.local)
+        if lock is None or lock.alone:
+            sweep_temporary(place.local)
+    finished = found is not None and place.has(FINISHED) and (sound or _complete)(place, found)
+    if finished:
+        place.delete(UNFINISHED)
+        place.replaced().clear()
+    else:
+        place.write_json(UNFINISHED, identity)
+        place.delete(FINISHED)
+    return Run(place, identity, finished)
 
 
-def read_manifest(folder: Path, stage: str, remedy: str) -> dict[str, Any]:
+def read_manifest(folder: str | Path | Place, stage: str, remedy: str) -> dict[str, Any]:
     """The manifest of a finished stage.
 
     Args:
@@ -109,41 +159,38 @@ def read_manifest(folder: Path, stage: str, remedy: str) -> dict[str, Any]:
     Raises:
         SepoError: no folder, no manifest, or the manifest of another stage.
     """
-    if not folder.is_dir():
-        raise SepoError(f"there is no folder {folder}", hint=remedy)
-    if not (folder / FINISHED).exists():
-        raise SepoError(f"{folder} has no {FINISHED}: the stage never finished there", hint=remedy)
-    manifest = _load(folder / FINISHED)
+    place = place_of(folder)
+    if not place.names() and (place.local is None or not place.local.is_dir()):
+        raise SepoError(f"there is no folder {place}", hint=remedy)
+    if not place.has(FINISHED):
+        raise SepoError(f"{place} has no {FINISHED}: the stage never finished there", hint=remedy)
+    manifest = _load(place, FINISHED)
     if manifest.get("stage") != stage:
-        raise SepoError(f"{folder} was made by `sepo {manifest.get('stage')}`, not by `sepo {stage}`", hint=remedy)
+        raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {stage}`", hint=remedy)
     return manifest
 
 
-def _refuse_own_input(folder: Path, inputs: dict[str, Input]) -> None:
+def _refuse_own_input(place: Place, inputs: dict[str, Input]) -> None:
     """A run must not write into, and so perhaps replace, what it reads."""
-    output = folder.resolve()
+    if place.local is None:
+        return
+    output = place.local.resolve()
     for name, given in inputs.items():
         path = Path(given.name).expanduser()
-        if path.exists() and (path.resolve() == output or output in path.resolve().parents):
+        if (
+            not is_remote(given.name)
+            and path.exists()
+            and (path.resolve() == output or output in path.resolve().parents)
+        ):
             raise SepoError(
-                f"the output folder {folder} holds the {name} it would be made from ({given.name})",
+                f"the output folder {place} holds the {name} it would be made from ({given.name})",
                 hint="choose another --output-dir",
             )
 
 
-def _only_claimed(folder: Path) -> bool:
+def _only_claimed(place: Place) -> bool:
     """Whether a run was claimed here and stopped before it made anything."""
-    return {path.name for path in folder.iterdir()} == {UNFINISHED}
-
-
-def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
-
-
-def _put_aside(folder: Path) -> None:
-    """Keep a run that is to be replaced until its replacement has finished."""
-    shutil.rmtree(_replaced(folder), ignore_errors=True)
-    folder.rename(_replaced(folder))
+    return place.names() - {LOCK} == {UNFINISHED}
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) -> dict[str, Any]:
@@ -153,25 +200,31 @@ def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) ->
     return {**content, "fingerprint": hash_json(content), "input_names": names}
 
 
-def _found(folder: Path) -> dict[str, Any] | None:
-    for name in (FINISHED, UNFINISHED):
-        if (folder / name).exists():
-            return _load(folder / name)
+def _found(place: Place) -> dict[str, Any] | None:
+    # A worker that finishes at this moment writes the one and removes the other: look again.
+    for name in (FINISHED, UNFINISHED, FINISHED):
+        with suppress(FileNotFoundError):
+            if place.has(name):
+                return _load(place, name)
     return None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(place: Place, name: str) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(place.read(name).decode())
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
-        raise SepoError(f"cannot read {path}: {error}", hint="delete the folder and run the stage again") from error
+        raise SepoError(
+            f"cannot read {place.at(name)}: {error}", hint="delete the folder and run the stage again"
+        ) from error
     if not isinstance(loaded, dict):
-        raise SepoError(f"{path} is not a manifest of sepo", hint="delete the folder and run the stage again")
+        raise SepoError(f"{place.at(name)} is not a manifest of sepo", hint="delete the folder and run the stage again")
     return loaded
 
 
-def _complete(folder: Path, manifest: dict[str, Any]) -> bool:
-    return all((folder / name).exists() for name in manifest.get("files", []))
+def _complete(place: Place, manifest: dict[str, Any]) -> bool:
+    return all(place.has(name) for name in manifest.get("files", []))
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -6,7 +6,9 @@ import pytest
 from stages.currency import PairLogps, ScoredPair
 from stages.errors import SepoError
 from stages.store.manifest import Input, open_run
-from stages.store.scores import SCHEMA, open_scores, read_shard, shard_matches, shard_name, write_shard
+from stages.store.place import place_of
+from stages.store.scores import open_scores
+from stages.store.shards import SCHEMA, read_shard, shard_holds, shard_name, write_shard
 from tests.conftest import random_pairs, token_pair
 
 
@@ -35,13 +37,13 @@ def same(ours, theirs):
 @pytest.mark.parametrize("reference", [True, False])
 def test_what_is_written_is_read(tmp_path, reference):
     rows = [scored(pair, pair.pair_id, reference) for pair in random_pairs(9, 50)]
-    write_shard(tmp_path / "s.parquet", rows, "sha256:f", "sha256:t")
-    for ours, theirs in zip(rows, read_shard(tmp_path / "s.parquet", "sha256:f"), strict=True):
+    write_shard(place_of(tmp_path), "s.parquet", rows, "sha256:f", "sha256:t")
+    for ours, theirs in zip(rows, read_shard(place_of(tmp_path), "s.parquet", "sha256:f"), strict=True):
         same(ours, theirs)
 
 
 def test_the_contract_on_disk(tmp_path):
-    write_shard(tmp_path / "s.parquet", [scored(pair) for pair in random_pairs(3, 50)], "sha256:f", "sha256:t")
+    write_shard(place_of(tmp_path), "s.parquet", [scored(pair) for pair in random_pairs(3, 50)], "sha256:f", "sha256:t")
     table = pq.read_table(tmp_path / "s.parquet")
     assert {field.name: str(field.type) for field in table.schema} == {
         "pair_id": "int64",
@@ -61,7 +63,7 @@ def test_the_contract_on_disk(tmp_path):
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     rows = [scored(pair) for pair in random_pairs(9, 50)]
     for name in ("a", "b"):
-        write_shard(tmp_path / name, rows, "sha256:f", "sha256:t")
+        write_shard(place_of(tmp_path), name, rows, "sha256:f", "sha256:t")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -83,7 +85,7 @@ GOOD = scored(token_pair(7, [1, 2], [3, 4, 5], [6]))
 )  # fmt: skip
 def test_a_row_that_contradicts_itself_is_refused_in_both_directions(tmp_path, row, said):
     with pytest.raises(SepoError, match=said) as caught:
-        write_shard(tmp_path / "s.parquet", [GOOD, row], "sha256:f", "sha256:t")
+        write_shard(place_of(tmp_path), "s.parquet", [GOOD, row], "sha256:f", "sha256:t")
     assert "pair 7" in caught.value.message
     assert not (tmp_path / "s.parquet").exists()
     columns = {
@@ -99,7 +101,7 @@ def test_a_row_that_contradicts_itself_is_refused_in_both_directions(tmp_path, r
     foreign = pa.Table.from_pydict(columns, schema=SCHEMA.with_metadata({"sepo.fingerprint": "sha256:f"}))
     pq.write_table(foreign, tmp_path / "foreign.parquet")
     with pytest.raises(SepoError, match=said):
-        list(read_shard(tmp_path / "foreign.parquet", "sha256:f"))
+        list(read_shard(place_of(tmp_path), "foreign.parquet", "sha256:f"))
 
 
 def test_a_foreign_scorer_needs_six_columns_only(tmp_path):
@@ -114,7 +116,7 @@ def test_a_foreign_scorer_needs_six_columns_only(tmp_path):
         }
     ).replace_schema_metadata({"sepo.fingerprint": "mine"})
     pq.write_table(table, tmp_path / "s.parquet")
-    [row] = read_shard(tmp_path / "s.parquet", "mine")
+    [row] = read_shard(place_of(tmp_path), "s.parquet", "mine")
     assert row.scores.chosen.tolist() == [0.5, -1.0]
     assert row.reference is None
 
@@ -123,21 +125,54 @@ def test_a_missing_column_and_a_foreign_fingerprint(tmp_path):
     table = pa.table({"pair_id": [0], "prompt_ids": [[1]]}).replace_schema_metadata({"sepo.fingerprint": "mine"})
     pq.write_table(table, tmp_path / "s.parquet")
     with pytest.raises(SepoError, match="has no column chosen_ids"):
-        list(read_shard(tmp_path / "s.parquet", "mine"))
+        list(read_shard(place_of(tmp_path), "s.parquet", "mine"))
     with pytest.raises(SepoError, match="is of another run"):
-        list(read_shard(tmp_path / "s.parquet", "yours"))
-    assert shard_matches(tmp_path / "s.parquet", "mine")
-    assert not shard_matches(tmp_path / "s.parquet", "yours")
-    assert not shard_matches(tmp_path / "none.parquet", "mine")
+        list(read_shard(place_of(tmp_path), "s.parquet", "yours"))
 
 
-def test_a_truncated_shard_is_found(tmp_path):
+def flip(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-20],
+        lambda data: b"",
+        lambda data: flip(data, 0),
+        lambda data: flip(data, len(data) // 3),
+        lambda data: flip(data, len(data) - 60),
+        lambda data: data + b" ",
+    ],
+    ids=["truncated", "empty", "magic", "page", "footer", "appended"],
+)
+def test_a_damaged_shard_is_found_before_and_after_the_end(tmp_path, damage):
+    place, path = place_of(tmp_path), tmp_path / "s.parquet"
+    seal = write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
+    assert shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
+    path.write_bytes(damage(path.read_bytes()))
+    assert not shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
+    with pytest.raises(SepoError, match="is damaged: its checksum is not the manifest's"):
+        list(read_shard(place, "s.parquet", "sha256:f", seal))
+
+
+def test_a_truncated_shard_without_a_checksum_is_found(tmp_path):
     path = tmp_path / "s.parquet"
-    write_shard(path, [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
+    write_shard(place_of(tmp_path), "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "f", "t")
     path.write_bytes(path.read_bytes()[:-20])
-    assert not shard_matches(path, "sha256:f")
     with pytest.raises(SepoError, match="cannot read"):
-        list(read_shard(path, "sha256:f"))
+        list(read_shard(place_of(tmp_path), "s.parquet", "f"))
+
+
+def test_a_whole_shard_in_the_wrong_place_is_none_of_ours(tmp_path):
+    place = place_of(tmp_path)
+    write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "f", "t")
+    assert shard_holds(place, "s.parquet", "f", (0, 8), 9)
+    for other in [("g", (0, 8), 9), ("f", (1, 8), 9), ("f", (0, 9), 9), ("f", (0, 8), 8)]:
+        assert not shard_holds(place, "s.parquet", *other)
+    assert not shard_holds(place, "none.parquet", "f", (0, 8), 9)
+    (tmp_path / ".s.parquet.seal").unlink()
+    assert not shard_holds(place, "s.parquet", "f", (0, 8), 9)
 
 
 def test_a_folder_of_shards_is_read_in_order(tmp_path):
@@ -145,7 +180,7 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path):
     pairs = random_pairs(5, 50)
     for index in range(3):
         rows = [scored(pair) for pair in pairs[2 * index : 2 * index + 2]]
-        write_shard(run.folder / shard_name(index), rows, run.fingerprint, "t")
+        write_shard(run.place, shard_name(index), rows, run.fingerprint, "t")
     names = [shard_name(index) for index in range(3)]
     run.finish(files=names, device="cpu", counts={"kept": 5}, tokenizer={"vocabulary": "t"})
     complete = (tmp_path / "s/manifest.json").read_text()

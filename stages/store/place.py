@@ -1,0 +1,182 @@
+"""A folder of files that may stand on this machine or on an object store, in the few words that a run needs.
+
+A name such as ``runs/scores`` is local; a URI such as ``s3://bucket/scores`` is opened by pyarrow, with what it takes
+from the environment (``AWS_ENDPOINT_URL``, keys, region) or from the URI's query. A file is never seen half-written: a
+local one is renamed when whole, an object appears when its upload completes.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+from pyarrow import fs
+
+from stages.errors import SepoError
+from stages.store.files import sync_into, write_whole
+
+OBJECT_STORES: Final = ("s3", "gcs", "abfs")
+"""file systems of pyarrow where an object appears only when its upload has completed"""
+
+
+class Place:
+    """A folder and how to reach it.
+
+    Args:
+        name: as the user gave it, without keys; what messages and manifests say.
+        local: the same folder as a path, if it is one.
+    """
+
+    def __init__(self, name: str, filesystem: Any, root: str, local: Path | None = None) -> None:
+        self.name = name
+        self.local = local
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.name
+
+    def at(self, name: str) -> str:
+        """A file's full name, for messages."""
+        return f"{self.name}/{name}"
+
+    def names(self) -> set[str]:
+        """The files and folders directly inside; none where there is no folder."""
+        if self.local is not None:
+            return {path.name for path in self.local.iterdir()} if self.local.is_dir() else set()
+        selector = fs.FileSelector(self._root, allow_not_found=True)
+        return {info.base_name for info in self._ask(lambda: self._fs.get_file_info(selector))}
+
+    def has(self, name: str) -> bool:
+        if self.local is not None:
+            return (self.local / name).exists()
+        [info] = self._ask(lambda: self._fs.get_file_info([self._path(name)]))
+        return bool(info.type != fs.FileType.NotFound)
+
+    def read(self, name: str) -> bytes:
+        """A small file.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        with self.open(name) as file:
+            return bytes(file.read())
+
+    def open(self, name: str) -> Any:
+        """A file as a seekable `pyarrow.NativeFile`: a local one is read piece by piece, a remote one is fetched once.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        if self.local is not None:
+            return pa.OSFile(str(self.local / name))
+        with self._fs.open_input_stream(self._path(name)) as stream:
+            return pa.BufferReader(stream.read_buffer())
+
+    def write(self, name: str, data: Any) -> None:
+        """Write a file whole.
+
+        Args:
+            data: bytes or a `pyarrow.Buffer`.
+
+        Raises:
+            SepoError: with the system's reason.
+        """
+        if self.local is not None:
+            write_whole(self.local / name, lambda temporary: sync_into(temporary, data))
+            return
+        # Elsewhere than on an object store a file could be seen growing: it is renamed when it is whole.
+        staged = name if self._fs.type_name in OBJECT_STORES else f".{name}.tmp"
+        try:
+            with self._fs.open_output_stream(self._path(staged)) as stream:
+                stream.write(data)
+            if staged != name:
+                self._fs.move(self._path(staged), self._path(name))
+        except OSError as error:
+            raise SepoError(
+                f"cannot write {self.at(name)}: {_line(error)}", hint="see to it, then run again"
+            ) from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file whole, keys in the order given."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        self.write(name, text.encode())
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.local is not None:
+            (self.local / name).unlink(missing_ok=True)
+        elif self.has(name):
+            self._ask(lambda: self._fs.delete_file(self._path(name)))
+
+    def replaced(self) -> "Place":
+        """Where a run that is to be replaced waits until its replacement has finished."""
+        if self.local is not None:
+            return place_of(self.local.with_name(f".{self.local.name}.replaced"))
+        parts = [text.rpartition("/") for text in (self.name, self._root)]
+        name, root = (f"{head}/.{tail}.replaced" for head, _, tail in parts)
+        return Place(name, self._fs, root)
+
+    def move_to(self, other: "Place") -> None:
+        """Take all that is here to another place on the same system, replacing what is there."""
+        other.clear()
+        if self.local is not None and other.local is not None:
+            self.local.rename(other.local)
+            return
+        # What tells whose files these are goes last: a move that was cut off is begun again.
+        for name in sorted(self.names(), key=lambda name: (name.startswith("manifest"), name)):
+            self._ask(lambda name=name: self._fs.move(self._path(name), other._path(name)))
+
+    def clear(self) -> None:
+        """Remove the folder with all that is in it."""
+        if self.local is not None:
+            shutil.rmtree(self.local, ignore_errors=True)
+            return
+        for name in self.names():
+            self.delete(name)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _ask(self, question: Any) -> Any:
+        try:
+            return question()
+        except OSError as error:
+            raise SepoError(
+                f"cannot reach {self.name}: {_line(error)}", hint="check the name, the keys and the network"
+            ) from error
+
+
+def place_of(name: "str | Path | Place") -> Place:
+    """The place that a name or URI means.
+
+    Raises:
+        SepoError: a URI that pyarrow cannot open.
+    """
+    if isinstance(name, Place):
+        return name
+    if isinstance(name, Path) or not is_remote(name):
+        return Place(str(Path(name)), fs.LocalFileSystem(), str(name), Path(name))
+    try:
+        filesystem, root = fs.FileSystem.from_uri(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise SepoError(
+            f"cannot open {_without_keys(name)}: {_line(error)}", hint="such as s3://bucket/folder"
+        ) from error
+    return Place(_without_keys(name), filesystem, root)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is a URI such as ``s3://bucket/folder``."""
+    return "://" in name
+
+
+def _without_keys(uri: str) -> str:
+    """``s3://key:secret@bucket/folder?region=x`` as ``s3://bucket/folder``."""
+    return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0]).rstrip("/")
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
