@@ -50,6 +50,9 @@ class Layout:
 
     def __init__(self, spans: list[Span], device: torch.device) -> None:
         self.spans = spans
+        self.asking = [part for span in spans for part in (span.prompt + span.chosen, span.rejected) if part]
+        """tokens that ask together, one group behind the other"""
+        self.stretches = [part for span in spans for part in (span.prompt, span.chosen, span.rejected) if part]
         self.windows_seen: set[int | None] = set()
         self._device = device
         self._masks: dict[tuple[Any, ...], Tensor] = {}
@@ -115,8 +118,12 @@ def _attend_packed(
         key_HTD, value_HTD = (each.repeat_interleave(groups, dim=1) for each in (key_HTD, value_HTD))
         groups = 1
     parts = []
-    for queries, keys in itertools.chain.from_iterable(map(_reads, layout.spans)):
-        query, key, value = query_HTD[:, :, queries], _taken(key_HTD, keys), _taken(value_HTD, keys)
+    for query, key, value in zip(
+        torch.split(query_HTD, layout.asking, dim=2),
+        _read(key_HTD, layout),
+        _read(value_HTD, layout),
+        strict=True,
+    ):
         prompt, longest = key.shape[2] - query.shape[2], key.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
         if softcap is not None:
@@ -133,17 +140,15 @@ def _attend_packed(
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _reads(span: Span) -> Iterator[tuple[slice, list[slice]]]:
-    """Which tokens ask together, and which stretches of the row they read."""
-    yield slice(span.start, span.border), [slice(span.start, span.border)]
-    if span.rejected:
-        rejected = slice(span.border, span.end)
-        yield rejected, [slice(span.start, span.start + span.prompt), rejected]
-
-
-def _taken(tensor_HTD: Tensor, stretches: list[slice]) -> Tensor:
-    taken = [tensor_HTD[:, :, stretch] for stretch in stretches]
-    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:
+    """For each group of tokens that ask together, the keys (or values) of all they may see."""
+    # Split once: the gradient of a slice is a tensor as large as the row, that of a split is one concatenation.
+    pieces = iter(torch.split(tensor_HTD, layout.stretches, dim=2))
+    for span in layout.spans:
+        prompt = next(pieces)
+        yield torch.cat([prompt, next(pieces)], dim=2)
+        if span.rejected:
+            yield torch.cat([prompt, next(pieces)], dim=2)
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scaling: float | None, cap: float) -> Tensor:
