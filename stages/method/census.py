@@ -15,10 +15,10 @@ from stages.reporting import Table
 Lengths = NDArray[np.int32]
 Hashes = NDArray[np.uint64]
 
-RESPONSES: Final = slice(1, 3)
-"""the columns of the two responses"""
 BINS: Final = 16
 FAR_FROM_HALF: Final = 0.1
+_RESPONSES: Final = [1, 2]
+"""the columns of chosen and rejected"""
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 
 
@@ -103,7 +103,7 @@ def overlong(lengths_N3: Lengths, max_length: int) -> Overlong:
     """What becomes of pairs longer than `max_length` tokens."""
     long_M3 = lengths_N3[whole_lengths(lengths_N3) > max_length]
     room_M = max_length - long_M3[:, 0]
-    excess_M = np.maximum(long_M3[:, RESPONSES] - room_M[:, None], 0).sum(axis=1, dtype=np.int64)
+    excess_M = np.maximum(long_M3[:, _RESPONSES] - room_M[:, None], 0).sum(axis=1, dtype=np.int64)
     fits_M = room_M > 0
     return Overlong(len(long_M3), int(long_M3.sum(dtype=np.int64)), int((~fits_M).sum()), int(excess_M[fits_M].sum()))
 
@@ -111,7 +111,7 @@ def overlong(lengths_N3: Lengths, max_length: int) -> Overlong:
 def cut_to(lengths_N3: Lengths, max_length: int) -> Lengths:
     """The lengths of pairs whose responses are cut to what their prompts leave of `max_length`."""
     room_N1 = max_length - lengths_N3[:, :1]
-    cut_N3: Lengths = np.concatenate([lengths_N3[:, :1], np.minimum(lengths_N3[:, RESPONSES], room_N1)], axis=1)
+    cut_N3: Lengths = np.concatenate([lengths_N3[:, :1], np.minimum(lengths_N3[:, _RESPONSES], room_N1)], axis=1)
     return cut_N3
 
 
