@@ -1,9 +1,11 @@
 """Two processes on this machine, started as a user starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -61,6 +63,50 @@ def test_two_processes_score_as_one_does(world, tmp_path):
     done = launch(*score_arguments(world, tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert f"scores in {tmp_path}/out" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
+    for shard in (world / "scores").glob("*.parquet"):
+        assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def namespaces_can_be_made():
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "sepo-probe"], capture_output=True, check=False).returncode == 0
+    return made and subprocess.run(["ip", "netns", "delete", "sepo-probe"], check=False).returncode == 0
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces joined by a cable: as far as the network goes, two hosts with a shared disk."""
+    if not namespaces_can_be_made():
+        pytest.skip("needs root and the ip command")
+    names = ["sepo-a", "sepo-b"]
+    lines = [f"netns add {name}" for name in names]
+    lines += ["link add sepo-va netns sepo-a type veth peer name sepo-vb netns sepo-b"]
+    for number, (name, cable) in enumerate(zip(names, ("sepo-va", "sepo-vb"), strict=True), 1):
+        lines += [f"-n {name} addr add 10.77.0.{number}/24 dev {cable}", f"-n {name} link set {cable} up"]
+        lines += [f"-n {name} link set lo up"]
+    try:
+        for line in lines:
+            subprocess.run(["ip", *line.split()], check=True)
+        yield list(zip(names, ("sepo-va", "sepo-vb"), strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def test_two_hosts_score_as_one_does(world, tmp_path, hosts):
+    runs = []
+    for rank, (name, cable) in enumerate(hosts):
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+        launcher += ["--num_processes", "2", "--machine_rank", rank, "--main_process_ip", "10.77.0.1"]
+        launcher += ["--main_process_port", "29577", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command = ["ip", "netns", "exec", name, *launcher, "-m", "sepo_cli", *score_arguments(world, tmp_path / "out")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": cable, "ACCELERATE_USE_CPU": "true"}
+        runs.append(subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment))
+    for run in runs:
+        _, err = run.communicate(timeout=240)
+        assert run.returncode == 0, err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
     for shard in (world / "scores").glob("*.parquet"):
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()

@@ -15,14 +15,15 @@ def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **opti
     return train_oracle.run(config, reporter or Quiet())
 
 
-def run_score(root, reporter=None, output="scores", dataset=None, **options):
+def run_score(root, reporter=None, output="scores", dataset=None, output_dir=None, **options):
     settings = {"shard_size": 16, "max_length": 128, "oracle": str(root / "oracle"), **options}
-    config = ScoreConfig(dataset=str(dataset or root / "pairs.jsonl"), output_dir=str(root / output), **settings)
+    output_dir = output_dir or str(root / output)
+    config = ScoreConfig(dataset=str(dataset or root / "pairs.jsonl"), output_dir=output_dir, **settings)
     return score.run(config, reporter or Quiet())
 
 
-def run_policy(root, model, reporter=None, output="policy", scores="scores", **options):
+def run_policy(root, model, reporter=None, output="policy", scores="scores", scores_dir=None, **options):
     config = PolicyConfig(
-        model=str(model), scores=str(root / scores), output_dir=str(root / output), **{**FAST, **options}
+        model=str(model), scores=scores_dir or str(root / scores), output_dir=str(root / output), **{**FAST, **options}
     )
     return train_policy.run(config, reporter or Quiet())

@@ -118,7 +118,7 @@ def probe_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", suffix=".tmp"):
             pass
     except OSError as error:
         reason = error.strerror or str(error)

@@ -120,7 +120,7 @@ def open_run(
     _refuse_own_input(place, inputs)
     identity = _identity(stage, settings, inputs)
     found = _found(place)
-    if found is None and place.names() - {LOCK}:
+    if found is None and _holdings(place):
         raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
     company = lock is not None and lock.company
     if (
@@ -190,7 +190,12 @@ def _refuse_own_input(place: Place, inputs: dict[str, Input]) -> None:
 
 def _only_claimed(place: Place) -> bool:
     """Whether a run was claimed here and stopped before it made anything."""
-    return place.names() - {LOCK} == {UNFINISHED}
+    return _holdings(place) == {UNFINISHED}
+
+
+def _holdings(place: Place) -> set[str]:
+    """What a folder holds, but for what a run that was killed while it claimed the folder left."""
+    return {name for name in place.names() if name != LOCK and not (name.startswith(".") and name.endswith(".tmp"))}
 
 
 def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) -> dict[str, Any]:

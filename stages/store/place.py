@@ -134,8 +134,8 @@ class Place:
         if self.local is not None:
             shutil.rmtree(self.local, ignore_errors=True)
             return
-        for name in self.names():
-            self.delete(name)
+        if self.names():
+            self._ask(lambda: self._fs.delete_dir(self._root))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -118,14 +118,12 @@ def shard_holds(place: Place, name: str, fingerprint: str, pair_ids: tuple[int, 
     try:
         with place.open(name) as file:
             parquet = pq.ParquetFile(file)
-            ids = parquet.read(columns=["pair_id"]).column(0).to_numpy()
+            ids = parquet.read(columns=["pair_id"]).column(0)
             metadata = parquet.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException):
         return False
-    return metadata.get(b"sepo.fingerprint") == fingerprint.encode() and (ids[0], ids[-1], len(ids)) == (
-        *pair_ids,
-        rows,
-    )
+    found = (ids[0].as_py(), ids[-1].as_py(), len(ids))
+    return metadata.get(b"sepo.fingerprint") == fingerprint.encode() and found == (*pair_ids, rows)
 
 
 def read_shard(place: Place, name: str, fingerprint: str, seal: Seal | None = None) -> Iterator[ScoredPair]:

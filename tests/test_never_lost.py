@@ -1,0 +1,272 @@
+"""Nothing is lost and nothing is wrong, whatever happens to a scorer or to its folder."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import duckdb
+import pandas
+import polars
+import pytest
+from datasets import load_dataset
+
+from stages import score
+from stages.configs import ScoreConfig
+from stages.errors import SepoError
+from stages.reporting import Quiet
+from stages.store.lock import held
+from stages.store.manifest import FINISHED, UNFINISHED
+from stages.store.place import place_of
+from stages.store.scores import open_scores
+from tests import lives
+from tests.conftest import word_rows, write_lines
+from tests.world import run_score
+
+KILLS = 50
+
+
+def config(world, output, **options):
+    settings = {"oracle": str(world / "oracle"), "dataset": str(world / "pairs.jsonl"), "max_length": 128, **options}
+    return ScoreConfig(output_dir=str(output), **{"shard_size": 16, **settings})
+
+
+def contents(folder):
+    """Every file's bytes; of the manifest, what does not say who made it."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest = json.loads(found.pop(FINISHED))
+    del manifest["made_by"]
+    return found, manifest
+
+
+def state(folder):
+    """Where a kill landed, told by what it left."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    shards = {name for name in names if name.endswith(".parquet")}
+    seals = {name[1:-5] for name in names if name.endswith(".seal")}
+    growing = [name for name in names if name.endswith(".tmp")]
+    if any(name.startswith(f".{FINISHED}") for name in growing):
+        return "in the manifest's write"
+    if any(".parquet.seal." in name for name in growing):
+        return "in a checksum's write"
+    if any(".parquet." in name for name in growing):
+        return "in a shard's write"
+    if growing:
+        return "in the claim's write"
+    if FINISHED in names:
+        return "after the manifest, before the end" if UNFINISHED in names or seals else "after the end"
+    if seals - shards:
+        return "between a checksum and its shard"
+    return "between shards" if shards else "before the first shard"
+
+
+def wait_for_a_new_shard(folder, life):
+    """The clock of a life runs from its first shard: before it there is little to lose."""
+    before = set(folder.glob("scores-*"))
+    while life.is_alive() and set(folder.glob("scores-*")) == before:
+        time.sleep(0.002)
+
+
+def test_fifty_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
+    """Half die by the clock, half before some act on a file: a rename takes a time that no clock would hit."""
+    write_lines(tmp_path / "pairs.jsonl", word_rows(200))
+    small = {"dataset": str(tmp_path / "pairs.jsonl"), "shard_size": 1}
+    run_score(world, output=tmp_path / "whole", **small)
+    chance = random.Random(7)
+    landed, first_seen = Counter(), {}
+    folder = tmp_path / "killed"
+    lives.start(config(world, tmp_path / "warm", **small)).join()
+    for number in range(KILLS):
+        life = lives.start(config(world, folder, **small), 0 if number % 2 else chance.randint(1, 30))
+        if number % 2:
+            wait_for_a_new_shard(folder, life)
+            life.join(chance.uniform(0, 0.06))
+        else:
+            life.join(60)
+        life.kill()
+        life.join()
+        assert life.exitcode == -9, f"it ended after {landed.total()} kills: {landed}"
+        landed[state(folder)] += 1
+        for path in folder.glob("scores-*.parquet"):
+            first_seen.setdefault(path.name, path.stat().st_mtime_ns)
+    run_score(world, output=folder, **small)
+    print(f"{landed.total()} kills, {len(first_seen)} of 200 shards made on the way; they landed {dict(landed)}")
+    assert contents(folder) == contents(tmp_path / "whole")
+    for name, seen in first_seen.items():
+        assert (folder / name).stat().st_mtime_ns == seen, f"{name} was made twice"
+    assert len(first_seen) > 20
+    assert {"in a shard's write", "in a checksum's write"} <= set(landed)
+
+
+def test_a_kill_before_any_act_on_a_file_is_made_good(world, tmp_path):
+    """Every place at which a run can be cut, one after the other, up to its last act."""
+    landed = Counter()
+    for act in range(1, 100):
+        folder = tmp_path / str(act)
+        life = lives.start(config(world, folder), act)
+        life.join()
+        if life.exitcode == 0:
+            break
+        landed[state(folder)] += 1
+        run_score(world, output=folder)
+        assert contents(folder) == contents(world / "scores"), landed
+    print(f"{landed.total()} places: {dict(landed)}")
+    assert life.exitcode == 0
+    places = {"in the claim's write", "in a checksum's write", "between a checksum and its shard", "in a shard's write"}
+    assert places | {"in the manifest's write", "after the manifest, before the end"} <= set(landed)
+
+
+@pytest.mark.parametrize("share", ["", "1/2"])
+def test_two_runs_started_at_once_end_well_or_say_so(world, tmp_path, capfd, share):
+    both = [lives.start(config(world, tmp_path / "s", worker=share or None)) for _ in range(2)]
+    for life in both:
+        life.join()
+    codes = sorted(life.exitcode for life in both)
+    assert codes in ([[0, 0]] if share else [[0, 0], [0, 3]])
+    if codes == [0, 3]:
+        assert f"refused: another run is at work in {tmp_path}/s" in capfd.readouterr().err
+    run_score(world, output=tmp_path / "s")
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_a_run_at_work_keeps_others_out_and_its_files(world, tmp_path, capfd):
+    (tmp_path / "s").mkdir()
+    growing = tmp_path / "s/.scores-00000.parquet.1.tmp"
+    with held(place_of(tmp_path / "s"), several=False):
+        growing.write_text("half")
+        life = lives.start(config(world, tmp_path / "s", overwrite=True))
+        life.join()
+        assert life.exitcode == 3
+        assert "another run is at work in" in capfd.readouterr().err
+        assert growing.exists()
+    assert run_score(world, output=tmp_path / "s").fresh
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_a_worker_beside_another_one_sweeps_nothing_and_replaces_nothing(world, tmp_path, capfd):
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    growing = tmp_path / "s/.scores-00001.parquet.1.tmp"
+    with held(place_of(tmp_path / "s"), several=True) as lock:
+        lock.settle()
+        growing.write_text("half")
+        for options in ({"max_length": 100, "overwrite": True}, {}):
+            life = lives.start(config(world, tmp_path / "s", worker="2/2", **options))
+            life.join()
+            assert life.exitcode == (3 if options else 0)
+            assert growing.exists()
+    assert "max_length is 128 there and 100 here" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_workers_divide_the_shards_and_the_last_one_judges(world, tmp_path, count):
+    ends = [run_score(world, output=tmp_path / "s", worker=f"{n}/{count}").title for n in range(1, count + 1)]
+    missing = 3 - len(range(0, 3, count))
+    assert ends[0] == f"worker 1/{count} done; {missing} shards of others are missing in {tmp_path}/s"
+    assert ends[min(count, 3) - 1] == f"scores in {tmp_path}/s"
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_a_dead_workers_shards_are_made_by_running_it_again(world, tmp_path):
+    life = lives.start(config(world, tmp_path / "s", worker="1/2"), 12)
+    life.join()
+    assert life.exitcode == -9
+    assert "1/2" not in run_score(world, output=tmp_path / "s", worker="2/2").title
+    assert not (tmp_path / "s" / FINISHED).exists()
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("fault", ["deleted", "truncated", "flipped", "foreign", "exchanged"])
+def test_only_the_faulty_shard_is_made_again(world, tmp_path, fault, finished):
+    folder = tmp_path / "s"
+    run_score(world, output=folder, worker=None if finished else "1/2")
+    path, other = folder / "scores-00000.parquet", folder / "scores-00002.parquet"
+    data = path.read_bytes()
+    if fault == "deleted":
+        path.unlink()
+    elif fault == "exchanged":
+        path.write_bytes(other.read_bytes())
+    elif fault == "foreign":
+        run_score(world, output=tmp_path / "t", max_length=127)
+        shutil.copy(tmp_path / "t/scores-00000.parquet", path)
+    else:
+        path.write_bytes(data[:-9] if fault == "truncated" else data[:200] + bytes([data[200] ^ 4]) + data[201:])
+    before = other.stat().st_mtime_ns
+    if finished:
+        with pytest.raises(SepoError):
+            list(open_scores(folder).rows())
+    assert run_score(world, output=folder).fresh
+    assert other.stat().st_mtime_ns == before
+    assert contents(folder) == contents(world / "scores")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
+    """A limit on the size of a file, which fails a write in its middle as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    smallest = min(path.stat().st_size for path in (world / "scores").glob("*.parquet"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, before[1]))
+    try:
+        with pytest.raises(SepoError, match=r"cannot write .*scores-00000\.parquet: File too large"):
+            run_score(world, output=tmp_path / "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "s").glob("*.parquet"))
+    run_score(world, output=tmp_path / "s")
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_a_clock_that_runs_backwards_changes_nothing(world, tmp_path, monkeypatch):
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    run_score(world, output=tmp_path / "s")
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_in_seconds_and_says_how_to_go_on(world, tmp_path, sent, code):
+    write_lines(tmp_path / "pairs.jsonl", word_rows(4000))
+    arguments = ["--oracle", world / "oracle", "--dataset", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / "s"]
+    command = [sys.executable, "-m", "sepo_cli", "score", *arguments, "--shard-size", "1"]
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not list((tmp_path / "s").glob("*.parquet")):
+        time.sleep(0.05)
+    started = time.monotonic()
+    run.send_signal(sent)
+    _, err = run.communicate(timeout=60)
+    assert time.monotonic() - started < 10
+    assert run.returncode == code
+    assert err.splitlines()[-1] == "interrupted; run the same command again to continue"
+    assert "Traceback" not in err
+
+
+def test_check_says_sound_or_names_file_and_row(world, tmp_path):
+    summary = score.run(ScoreConfig(check=str(world / "scores"), oracle=str(world / "oracle")), Quiet())
+    assert summary.sound
+    shutil.copytree(world / "scores", tmp_path / "s")
+    path = tmp_path / "s/scores-00001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "s/scores-00002.parquet").unlink()
+    summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
+    found = summary.tables[0].markdown()
+    assert not summary.sound
+    assert "scores-00002.parquet is missing" in found
+    assert "scores-00001.parquet is not the file that the manifest's checksum is of" in found
+    assert "scores-00001.parquet, row 0: cannot read" in found
+    assert "16 sound rows, but the manifest says 40" in found
+
+
+def test_others_open_the_same_folder(world):
+    folder = world / "scores"
+    files = f"{folder}/*.parquet"
+    expected = [row.scores.chosen.tolist() for row in open_scores(folder).rows()]
+    assert [row.tolist() for row in pandas.read_parquet(folder)["chosen_scores"]] == expected
+    assert polars.read_parquet(files)["chosen_scores"].to_list() == expected
+    query = f"select chosen_scores from '{files}' order by pair_id"
+    assert [row[0] for row in duckdb.sql(query).fetchall()] == expected
+    assert load_dataset("parquet", data_files=files, split="train")["chosen_scores"][:] == expected
