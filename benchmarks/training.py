@@ -1,0 +1,193 @@
+"""Training beside TRL: the same model, the same pairs, the same pairs a step, the same precision, in turns.
+
+    python benchmarks/training.py --model M --dataset pairs.jsonl.gz --pairs 16 --rounds 3
+
+Every contestant runs in a process of its own, so that its peak memory is its own. The time is that of training alone,
+without imports and loading; for DPO with the reference's log-probs, which TRL computes in every step and sepo once.
+Needs TRL: pip install 'sepo[bench]'.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+STEP = 4
+OURS = ("dpo", "simpo", "sepo")
+THEIRS = ("trl-dpo", "trl-simpo")
+
+
+def pairs_of(options: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
+    """Encoder, pairs as text and the same as ids: the first that are short enough."""
+    from stages.currency import Pair, TokenPair, longest
+    from stages.data.encode import Encoder
+    from stages.data.layouts import read_pairs
+    from stages.model.folders import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(Path(options.model), trust_remote_code=False))
+    texts, ids = [], []
+    for pair in read_pairs(options.dataset):
+        encoded = encoder.encode(pair) if isinstance(pair, Pair) else pair
+        if isinstance(encoded, TokenPair) and longest(encoded) <= options.max_length:
+            texts.append(pair)
+            ids.append(encoded)
+        if len(ids) == options.pairs:
+            break
+    return encoder, texts, ids
+
+
+def ours(options: argparse.Namespace) -> float:
+    from stages.configs import OptimizerConfig
+    from stages.currency import Example, PairLogps
+    from stages.method.losses import dpo, sepo
+    from stages.method.selection import select_key_tokens
+    from stages.model.batches import whole
+    from stages.model.folders import load_model
+    from stages.model.logps import response_logps
+    from stages.model.loop import fit
+    from stages.model.paths import find_paths
+    from stages.reporting import Quiet
+    from stages.train_oracle import with_reference
+
+    _, _, pairs = pairs_of(options)
+    model = load_model(Path(options.model), trust_remote_code=False)
+    config = OptimizerConfig(
+        batch_size=STEP, learning_rate=1e-6, save_steps=0, max_tokens_per_device=options.max_tokens, max_length=4096
+    )
+    start = time.perf_counter()
+    examples = [whole(pair) for pair in pairs]
+    if options.who == "dpo":
+        [logps] = response_logps(
+            [find_paths(model, Quiet())],
+            pairs,
+            max_tokens=options.max_tokens,
+            device=torch.device("cpu"),
+            task=Quiet(),
+        )
+        examples = with_reference(pairs, logps)
+    if options.who == "sepo":
+        # Which tokens are selected does not matter to the cost, only how many, and where the last one is.
+        rng = np.random.default_rng(0)
+        examples = []
+        for pair in pairs:
+            scores = PairLogps(*(rng.standard_normal(len(part)).astype(np.float32) for part in pair[2:]))
+            chosen, rejected = select_key_tokens(scores, 0.3, 0.3)
+            examples.append(Example(pair, chosen.astype(np.float32), rejected.astype(np.float32)))
+
+    def objective(logps_RW: Any, batch: Any) -> Any:
+        if options.who == "dpo":
+            return dpo(logps_RW, batch.weights_RW, batch.reference_R, beta=0.1, sft_weight=0.0)
+        return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, examples, objective, config, phase=options.who, folder=Path(folder), reporter=Quiet())
+    return time.perf_counter() - start
+
+
+def theirs(options: argparse.Namespace) -> float:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    _, texts, _ = pairs_of(options)
+    rows = [
+        {
+            "prompt": pair.prompt,
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in texts
+    ]
+    trainer_class, config_class, more = DPOTrainer, DPOConfig, {"beta": 0.1}
+    if options.who == "trl-simpo":
+        trainer_class, config_class = CPOTrainer, CPOConfig
+        more = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.1, "simpo_gamma": 0.5}
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_class(
+            output_dir=folder,
+            per_device_train_batch_size=STEP,
+            num_train_epochs=1,
+            learning_rate=1e-6,
+            bf16=False,
+            gradient_checkpointing=False,
+            max_length=4096,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1,
+            optim="adamw_torch_fused",
+            **more,
+        )
+        trainer = trainer_class(
+            model=AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32),
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(options.model),
+        )
+        start = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - start
+
+
+def contestant(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    seconds = ours(options) if options.who in OURS else theirs(options)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print("RESULT " + json.dumps({"seconds": seconds, "gigabytes": memory}), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--who", choices=[*OURS, *THEIRS])
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.who:
+        contestant(options)
+        return
+    found: dict[str, list[dict[str, float]]] = {who: [] for who in (*OURS, *THEIRS)}
+    for number in range(options.rounds):
+        for who, results in found.items():
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--who", who], capture_output=True, text=True, check=False
+            )
+            line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+            if line is None:
+                sys.exit(f"{who} failed:\n{done.stderr[-2000:]}")
+            results.append(json.loads(line.removeprefix("RESULT ")))
+            print(number, who, results[-1], flush=True)
+    print(f"{options.pairs} pairs of {options.dataset}, {STEP} a step, float32, {options.threads} threads")
+    print(f"torch {version('torch')}, transformers {version('transformers')}, trl {version('trl')}")
+    print("| who | s a pair | x TRL's pairs/s | peak memory, GB | x TRL's memory |\n|---|---|---|---|---|")
+    for who, results in found.items():
+        rival = found[who if who in THEIRS else "trl-dpo" if who == "dpo" else "trl-simpo"]
+        pace = statistics.median(r["seconds"] / o["seconds"] for r, o in zip(rival, results, strict=True))
+        memory = statistics.median(o["gigabytes"] / r["gigabytes"] for r, o in zip(rival, results, strict=True))
+        seconds = statistics.median(o["seconds"] for o in results) / options.pairs
+        gigabytes = statistics.median(o["gigabytes"] for o in results)
+        print(f"| {who} | {seconds:.2f} | {pace:.2f} | {gigabytes:.1f} | {memory:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
