@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 
 ACTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 NURSERY = multiprocessing.get_context("forkserver")
@@ -15,10 +16,19 @@ NURSERY.set_forkserver_preload(["tests.lives", "tests.world", "transformers.mode
 
 
 def start(config, die_at=0):
-    """A scorer in a process of its own; exit code 0: done, 3: refused or failed in words, which it prints."""
+    """A scorer in a process of its own; exit code 0: done, 3: stopped in words, see `said`."""
     life = NURSERY.Process(target=_live, args=(config, die_at))
     life.start()
     return life
+
+
+def said(config):
+    """The error in which the last life for this folder ended."""
+    return _words(config).read_text()
+
+
+def _words(config):
+    return Path(config.output_dir + ".said")
 
 
 def _live(config, die_at):
@@ -34,7 +44,7 @@ def _live(config, die_at):
     try:
         score.run(config, Quiet())
     except SepoError as error:
-        print(f"refused: {error.message}", file=sys.stderr, flush=True)
+        _words(config).write_text(error.message)
         os._exit(3)
     os._exit(0)
 
