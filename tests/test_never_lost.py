@@ -247,14 +247,14 @@ def test_a_signal_ends_a_run_in_seconds_and_says_how_to_go_on(world, tmp_path, s
 
 def test_check_says_sound_or_names_file_and_row(world, tmp_path):
     summary = score.run(ScoreConfig(check=str(world / "scores"), oracle=str(world / "oracle")), Quiet())
-    assert summary.sound
+    assert summary.failure is None
     shutil.copytree(world / "scores", tmp_path / "s")
     path = tmp_path / "s/scores-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "s/scores-00002.parquet").unlink()
     summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
     found = summary.tables[0].markdown()
-    assert not summary.sound
+    assert not summary.failure is None
     assert "scores-00002.parquet is missing" in found
     assert "scores-00001.parquet is not the file that the manifest's checksum is of" in found
     assert "scores-00001.parquet, row 0: cannot read" in found
