@@ -254,7 +254,7 @@ def test_check_says_sound_or_names_file_and_row(world, tmp_path):
     (tmp_path / "s/scores-00002.parquet").unlink()
     summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
     found = summary.tables[0].markdown()
-    assert not summary.failure is None
+    assert summary.failure is not None
     assert "scores-00002.parquet is missing" in found
     assert "scores-00001.parquet is not the file that the manifest's checksum is of" in found
     assert "scores-00001.parquet, row 0: cannot read" in found

@@ -1,8 +1,8 @@
 """What the stages will cost on this machine, estimated without a model's weights.
 
 A token costs 2 floating-point operations a parameter forward, and 6 forward and backward (arXiv 2001.08361). The
-embedding is a look-up and costs nothing; the output head is counted for response tokens only. Attention over long
-contexts, padding and the disk are not counted: `EFFICIENCY` stands for all of that.
+embedding is a look-up and costs nothing; the output head is counted for response tokens only, which is too much where a
+policy selects some of them. Attention over long contexts and the disk are not counted: `EFFICIENCY` stands for that.
 """
 
 import os
@@ -28,8 +28,6 @@ forward and in training, on two CPU cores that others used too"""
 TRAINING_BYTES: Final = 16
 """a parameter: weight, gradient and Adam's two moments, each in float32"""
 FORWARD_BYTES: Final = 4
-LOGIT_BYTES: Final = 12
-"""a logit when training: itself, its log-softmax and its gradient"""
 _BENCHMARK_SECONDS: Final = 0.3
 _PRODUCT: Final = 1 << 30
 """operations of one product of the benchmark: a few hundredths of a second on a slow machine"""
@@ -81,9 +79,9 @@ class Tokens(NamedTuple):
         return self.chosen + self.rejected
 
     @property
-    def rows(self) -> int:
-        """Tokens of both rows of every pair; each of them begins with the prompt."""
-        return 2 * self.prompt + self.responses
+    def unique(self) -> int:
+        """Tokens that a model sees of every pair: the prompt is computed once for both answers."""
+        return self.prompt + self.responses
 
 
 class Machine(NamedTuple):
@@ -167,7 +165,7 @@ def stage_costs(shape: Shape, tokens: Tokens) -> list[Cost]:
             _training_memory(shape, tokens, oracle.max_tokens_per_device),
         ),
         _preference_cost("DPO (train-oracle)", shape, train, oracle, judging),
-        Cost("score", 2 * tokens.rows, None, 2 * _forward(shape, tokens), _scoring_memory(shape, tokens)),
+        Cost("score", 2 * tokens.unique, None, 2 * _forward(shape, tokens), _scoring_memory(shape, tokens)),
         _preference_cost("train-policy", shape, tokens, policy, 0.0),
     ]
 
@@ -209,7 +207,7 @@ def _preference_cost(stage: str, shape: Shape, tokens: Tokens, config: Optimizer
     training = config.num_train_epochs * TRAINING / FORWARD * _forward(shape, tokens)
     return Cost(
         stage,
-        config.num_train_epochs * tokens.rows,
+        config.num_train_epochs * tokens.unique,
         make_schedule(max(1, tokens.pairs), config).steps,
         training + more,
         _training_memory(shape, tokens, config.max_tokens_per_device),
@@ -217,19 +215,18 @@ def _preference_cost(stage: str, shape: Shape, tokens: Tokens, config: Optimizer
 
 
 def _forward(shape: Shape, tokens: Tokens) -> float:
-    """Operations of one forward pass over both rows of every pair."""
-    return FORWARD * (shape.body * tokens.rows + shape.head * tokens.responses)
+    """Operations of one forward pass over every pair."""
+    return FORWARD * (shape.body * tokens.unique + shape.head * tokens.responses)
 
 
 def _training_memory(shape: Shape, tokens: Tokens, max_tokens: int) -> int:
-    per_token = FORWARD_BYTES * shape.activations + LOGIT_BYTES * shape.vocabulary
-    return TRAINING_BYTES * shape.parameters + min(max_tokens, tokens.rows) * per_token
+    return TRAINING_BYTES * shape.parameters + min(max_tokens, tokens.unique) * FORWARD_BYTES * shape.activations
 
 
 def _scoring_memory(shape: Shape, tokens: Tokens) -> int:
-    """Two models side by side; a layer's activations go again, the logits stay."""
-    per_token = FORWARD_BYTES * shape.activations // shape.layers + LOGIT_BYTES * shape.vocabulary
-    seen_at_once = min(ScoreConfig.max_tokens_per_device, tokens.rows)
+    """Two models side by side; a layer's activations go again, and logits are never whole."""
+    per_token = FORWARD_BYTES * shape.activations // shape.layers
+    seen_at_once = min(ScoreConfig.max_tokens_per_device, tokens.unique)
     return 2 * FORWARD_BYTES * shape.parameters + seen_at_once * per_token
 
 
