@@ -47,7 +47,7 @@ def run_stage(
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
     config = config_class(**settings)
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         stage = importlib.import_module("stages." + command.replace("-", "_"))
         summary = stage.run(config, make_reporter())
@@ -58,6 +58,8 @@ def run_stage(
     except Terminated:
         print_interrupted()
         raise typer.Exit(143) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -199,3 +200,11 @@ def test_library_noise_is_off_unless_asked_for():
             check=True,
         )
         assert done.stdout.splitlines()[-1] == expected
+
+
+def test_sigterm_says_how_to_continue_and_leaves_no_handler(sepo, stage):
+    before = signal.getsignal(signal.SIGTERM)
+    stage(lambda config, reporter: os.kill(os.getpid(), signal.SIGTERM))
+    expected = "interrupted; run the same command again to continue\n"
+    assert sepo("make-demo", "--output-dir", "x") == (143, "", expected)
+    assert signal.getsignal(signal.SIGTERM) is before
