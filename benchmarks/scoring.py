@@ -33,6 +33,7 @@ from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
 from stages.model import scorer
 from stages.model.attention import packed_attention
+from stages.model.batches import whole
 from stages.model.folders import load_model, load_tokenizer, model_hash
 from stages.model.logps import Reader, response_logps
 from stages.model.packing import pack, packed_groups
@@ -47,8 +48,9 @@ HEAD_ROWS = 256
 
 @torch.inference_mode()
 def floor(readers: list[Reader], pairs: list[TokenPair], max_tokens: int) -> None:
-    for group in packed_groups(pairs, max_tokens):
-        batch = pack([pairs[place] for place in group], CPU)
+    examples = [whole(pair) for pair in pairs]
+    for group in packed_groups(examples, max_tokens):
+        batch = pack([examples[place] for place in group], CPU)
         for reader in readers:
             with packed_attention(reader.model, batch.layout):
                 inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
