@@ -24,11 +24,14 @@ class Head(NamedTuple):
     softcap: float | None
 
 
-def find_head(model: Any) -> Head | None:
-    """The head as its configuration describes it, or None; `stages.model.paths` tries whether that is the truth."""
+def has_head(model: Any) -> bool:
+    """Whether a model's last layer is a matrix, so that `find_head` has something to say of it."""
+    return isinstance(model.get_output_embeddings(), torch.nn.Linear)
+
+
+def find_head(model: Any) -> Head:
+    """The head as its configuration describes it; `stages.model.paths` tries whether that is the truth."""
     output = model.get_output_embeddings()
-    if not isinstance(output, torch.nn.Linear):
-        return None
     scaling = getattr(model.config, "logits_scaling", None)
     scale = 1.0 / scaling if scaling else float(getattr(model.config, "logit_scale", None) or 1.0)
     return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))

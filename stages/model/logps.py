@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
 from stages.model.batches import collate, padded_groups, whole
-from stages.model.head import Head, head_logps
+from stages.model.head import find_head, head_logps
 from stages.model.packing import Packed, pack, packed_groups
 from stages.reporting import Task
 
@@ -33,8 +33,10 @@ class Reader(NamedTuple):
     model: Any
     packs: bool
     """what is packed into one row stays apart"""
-    head: Head | None
-    """how its logits come from its last hidden states; None: only the model itself knows"""
+    tiled: bool
+    """its logits are what `stages.model.head.find_head` says; else only the model itself knows"""
+    alone: bool = False
+    """a response's log-probs depend on what else is in the batch: every response is read by itself"""
     as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
     """open while it is read: two readers can share one model, one of them without its adapter"""
 
@@ -139,22 +141,44 @@ def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
     if isinstance(batch, Packed):
         logps_RW = torch.zeros_like(batch.weights_RW)
         return logps_RW.flatten().index_copy(0, batch.places_N, _packed_logps(reader, batch)).view_as(logps_RW)
-    if reader.head is None:
+    if reader.alone:
+        return _one_by_one(reader, batch)
+    if not reader.tiled:
         return token_logps(reader.model, batch)
     places_N = (batch.weights_RW != 0).flatten().nonzero().squeeze(-1)
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
     hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
-    logps_N = head_logps(reader.head, hidden_RTH.flatten(0, 1)[places_N - 1], batch.ids_RT.flatten()[places_N])
+    logps_N = head_logps(
+        find_head(reader.model), hidden_RTH.flatten(0, 1)[places_N - 1], batch.ids_RT.flatten()[places_N]
+    )
     return torch.zeros_like(batch.weights_RW).flatten().index_copy(0, places_N, logps_N).view_as(batch.weights_RW)
 
 
 def _packed_logps(reader: Reader, batch: Packed) -> Tensor:
     inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
-    if reader.head is None:
+    if not reader.tiled:
         logits_NV = reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float()
         return -F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
     hidden_TH = reader.model.base_model(**inputs).last_hidden_state[0]
-    return head_logps(reader.head, hidden_TH[batch.sources_N], batch.targets_N)
+    # The head is looked up at every call: an engine that shards a model replaces its parameters.
+    return head_logps(find_head(reader.model), hidden_TH[batch.sources_N], batch.targets_N)
+
+
+def _one_by_one(reader: Reader, batch: Batch) -> Tensor:
+    """The rows of a batch, each in a batch of its own and without padding."""
+    rows = []
+    for row in range(len(batch.ids_RT)):
+        length = int(batch.attention_RT[row].sum())
+        this = (slice(row, row + 1), slice(length))
+        part = Batch(
+            batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], batch.reference_R[row : row + 1]
+        )
+        with torch.no_grad():
+            # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
+            reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        logps_T = weighted_logps(reader._replace(alone=False), part)[0]
+        rows.append(F.pad(logps_T, (0, batch.ids_RT.shape[1] - length)))
+    return torch.stack(rows)
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import get_scheduler
 
@@ -29,6 +30,8 @@ from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
 """those of the SePO authors' code; the paper says only "Adam" """
+
+_WHOLE_MODELS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 Objective = Callable[[Tensor, Weighted], PairLoss]
 """(logps_RW, batch) -> PairLoss"""
@@ -109,6 +112,9 @@ def fit(
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
+    if accelerator.distributed_type not in _WHOLE_MODELS:
+        # Where every process holds a part of the model, only its own forward brings the head together.
+        reader = reader._replace(tiled=False)
     module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
     accelerator.register_for_checkpointing(scheduler)
     checkpoints = Checkpoints(accelerator, folder, phase)

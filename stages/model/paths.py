@@ -6,6 +6,7 @@ each response in a row of its own through the model's own forward, and then by e
 log-probs is not taken, and the log says so.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from stages.currency import Batch, TokenPair
 from stages.model.batches import collate, whole
-from stages.model.head import find_head
+from stages.model.head import has_head
 from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, token_logps, weighted_logps
 from stages.model.packing import Packed, pack
 from stages.reporting import Reporter
@@ -34,12 +35,14 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     examples = [whole(pair) for pair in _trial(model)]
     padded = collate(examples, model.device)
     expected = [logp for example in examples for logp in _one_by_one(model, example.pair)]
-    reader = Reader(model, packs=False, head=find_head(model))
-    if reader.head is not None and not _agrees(reader, padded, expected):
+    reader = Reader(model, packs=False, tiled=has_head(model), alone=_looks_at_the_batch(model))
+    if reader.tiled and not _agrees(reader, padded, expected):
         reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
-        reader = reader._replace(head=None)
+        reader = reader._replace(tiled=False)
     packed = pack(examples, model.device)
-    if _may_pack(reader) and _agrees(reader, packed, expected) and _windows_told(reader, packed):
+    if reader.alone:
+        reporter.say(f"{_name(model)}: positions depend on the longest row of a batch; responses are read one by one")
+    elif _may_pack(reader) and _agrees(reader, packed, expected) and _windows_told(reader, packed):
         reader = reader._replace(packs=True)
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
@@ -68,11 +71,25 @@ def _one_by_one(model: Any, pair: TokenPair) -> list[Tensor]:
     return logps
 
 
+def _looks_at_the_batch(model: Any) -> bool:
+    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
+    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
+
+
+def _rope_kinds(config: Any) -> Iterator[str]:
+    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _rope_kinds(value)
+        elif name == "rope_type" and isinstance(value, str):
+            yield value
+
+
 def _may_pack(reader: Reader) -> bool:
     # Chunked attention cuts by position in the row, and tells only its mask about it.
     chunked = getattr(reader.model.config, "attention_chunk_size", None) is not None
     backend = getattr(reader.model, "_supports_attention_backend", False)
-    return bool(backend) and not chunked and (reader.head is not None or keeps_logits(reader.model))
+    return bool(backend) and not chunked and (reader.tiled or keeps_logits(reader.model))
 
 
 def _windows_told(reader: Reader, packed: Packed) -> bool:

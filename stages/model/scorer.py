@@ -75,7 +75,7 @@ class Scorer:
         logps = []
         for folder in self.models:
             model = load_model(folder, trust_remote_code=self.how.trust_remote_code).to(self.how.device)
-            reader = Reader(model, packs=False, head=None)
+            reader = Reader(model, packs=False, tiled=False, alone=True)
             with products("float32"):
                 [found] = response_logps([reader], pairs, max_tokens=1, device=self.how.device, task=Quiet())
             logps.append(found)

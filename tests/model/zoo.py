@@ -60,7 +60,25 @@ PADDED = {
     "lfm2, a convolution": _sized(t.Lfm2Config, layer_types=["conv", "full_attention"]),
     "bloom, distances as biases": _bloom,
 }
-FAMILIES = {**PACKED, **PADDED}
+_FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 6.0, 8.0]}
+ALONE = {
+    "phi3, longrope beyond 12 positions": _sized(
+        t.Phi3Config,
+        original_max_position_embeddings=12,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            **_FACTORS,
+            "original_max_position_embeddings": 12,
+        },
+    ),
+    "llama, dynamic beyond 12 positions": _sized(
+        t.LlamaConfig,
+        max_position_embeddings=12,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+    ),
+}
+FAMILIES = {**PACKED, **PADDED, **ALONE}
 
 
 def tiny(family, seed=0):
