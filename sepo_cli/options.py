@@ -197,8 +197,8 @@ NoiseCheck = Annotated[
     float,
     _option(
         METHOD,
-        "Share of the pairs (at least 16) that is scored again in float32, one at a time, to measure the noise of the"
-        " scores; 0 = no check.",
+        "Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure the"
+        " noise of the scores; 0 = no check.",
     ),
 ]
 ShardSize = Annotated[int, _option(MACHINE, "Pairs per Parquet file; a finished file survives an interruption.")]

@@ -71,10 +71,13 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
         work = _claim(config, inputs, lock)
         if work.finished:
-            there = [("already finished", work.place.at("manifest.json"))]
-            return Summary(f"scores in {work.place}", there, fresh=False)
+            return _already(work)
         how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
         return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, reporter)
+
+
+def _already(work: Run) -> Summary:
+    return Summary(f"scores in {work.place}", [("already finished", work.place.at("manifest.json"))], fresh=False)
 
 
 def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
@@ -109,8 +112,12 @@ def _score(
         refuse_dropped(counts, config.dataset)
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
+    if work.finished_by_another():
+        return _already(work)
     _write_missing(work, worker, scorer, vocabulary_hash(tokenizer), pairs, shards, reporter)
     missing = missing_shards(work.place, len(shards))
+    if missing and work.finished_by_another():
+        return _already(work)
     if missing:
         rows = [("missing", f"{missing[0]}" + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""))]
         rows.append(("to finish", "let the other workers end; run again those that died"))
@@ -137,6 +144,8 @@ def _score(
     sweep_seals(work.place)
     tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
     rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
+    # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
+    rows += [("warning", warning) for warning in verdict.warnings]
     return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
 
 

@@ -32,6 +32,7 @@ from stages.method.census import (
     whole_lengths,
 )
 from stages.method.statistics import Interval
+from stages.model.adapters import is_adapter
 from stages.model.estimate import (
     Cost,
     Machine,
@@ -43,7 +44,7 @@ from stages.model.estimate import (
     model_shape,
     stage_costs,
 )
-from stages.model.folders import load_tokenizer, resolve_without_weights
+from stages.model.folders import base_folder, load_tokenizer, resolve_without_weights
 from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Passage, Reporter, Summary, Table
 
@@ -104,7 +105,8 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     refuse_several(accelerator, STAGE)
     folder = resolve_without_weights(config.model, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-    shape = model_shape(folder, trust_remote_code=config.trust_remote_code)
+    described = base_folder(folder) if is_adapter(folder) else folder
+    shape = model_shape(described, trust_remote_code=config.trust_remote_code)
     encoder = Encoder(tokenizer)
     columns = column_names(config.columns)
     seen = look(config.dataset, columns)

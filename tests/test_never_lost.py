@@ -245,6 +245,75 @@ def test_a_signal_ends_a_run_in_seconds_and_says_how_to_go_on(world, tmp_path, s
     assert "Traceback" not in err
 
 
+def test_a_worker_that_comes_late_to_a_finished_run_scores_nothing(world, tmp_path, monkeypatch):
+    """The others finish while it still reads its data: their checksums have gone into the manifest by then."""
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    load = score.load_pairs
+
+    def slow(*given, **named):
+        found = load(*given, **named)
+        monkeypatch.setattr(score, "load_pairs", load)
+        run_score(world, output=tmp_path / "s", worker="2/2")
+        return found
+
+    monkeypatch.setattr(score, "load_pairs", slow)
+    summary = run_score(world, output=tmp_path / "s", worker="1/2")
+    assert not summary.fresh
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_path, monkeypatch):
+    run_score(world, output=tmp_path / "s")
+    whole = contents(tmp_path / "s")
+    monkeypatch.setattr(score, "load_pairs", lambda *given, **named: 1 / 0)
+    for length in (100, 101):
+        with pytest.raises(ZeroDivisionError):
+            run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)
+    assert contents(tmp_path / ".s.replaced") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"files": [{}]}, "its files are not a list of names"),
+        ({"files": "abc"}, "its files are not a list of names"),
+        ({"counts": {"kept": "300"}}, "40 sound rows, but the manifest says 300"),
+        ({"files": ["scores-00000.parquet", "scores-00001.parquet"]}, "scores-00002.parquet is not the manifest's"),
+    ],
+)
+def test_check_names_what_is_wrong_with_a_manifest(world, tmp_path, change, said):
+    shutil.copytree(world / "scores", tmp_path / "s")
+    manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
+    (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest | change))
+    summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
+    assert summary.failure is not None
+    assert said in summary.tables[0].markdown()
+
+
+def test_check_of_a_foreign_folder_and_of_another_tokenizer(world, tmp_path):
+    """Without checksums it is sound; against a model of another vocabulary it is not."""
+    from stages.model.folders import save_model
+    from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
+
+    shutil.copytree(world / "scores", tmp_path / "s")
+    manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
+    del manifest["shards"]
+    (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest))
+    assert score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet()).failure is None
+    oracle = str(world / "oracle/oracle")
+    assert score.run(ScoreConfig(check=str(tmp_path / "s"), oracle_model=oracle), Quiet()).failure is None
+    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
+    save_model(tiny_llama(len(other)), other, tmp_path / "m")
+    summary = score.run(ScoreConfig(check=str(tmp_path / "s"), oracle_model=str(tmp_path / "m")), Quiet())
+    assert summary.failure is not None
+    assert "is not that of the model" in summary.tables[0].markdown()
+
+
+def test_a_folder_by_uri_is_made(world, tmp_path):
+    run_score(world, output=f"file://{tmp_path}/new/scores")
+    assert contents(tmp_path / "new/scores") == contents(world / "scores")
+
+
 def test_check_says_sound_or_names_file_and_row(world, tmp_path):
     summary = score.run(ScoreConfig(check=str(world / "scores"), oracle=str(world / "oracle")), Quiet())
     assert summary.failure is None

@@ -100,6 +100,40 @@ def test_bfloat16_is_another_result_with_more_noise(world, tmp_path):
     assert ours["pairs"] == 40
 
 
+def test_the_noise_check_is_not_fooled_by_the_fast_way(world, tmp_path, monkeypatch):
+    """A mask that lets rejected tokens see ahead, and the next pair's: the exact scores must not share the fault."""
+    from stages.model.attention import Layout
+
+    monkeypatch.setattr(
+        Layout, "causal_mask", lambda self, prompt, queries, keys, window, dtype: torch.zeros(queries, keys)
+    )
+    monkeypatch.setattr("stages.model.paths._TOLERANCE", {torch.float32: 1e9})
+    run_score(world, output=tmp_path / "s", noise_check=1.0)
+    assert noise_of(tmp_path / "s")["mean"] > 1e-2
+
+
+def test_exact_scores_have_float32_products_whatever_the_recipe(world, tmp_path, monkeypatch):
+    from stages.model import scorer
+
+    seen = []
+    read = scorer.response_logps
+    monkeypatch.setattr(
+        scorer, "response_logps", lambda *a, **k: seen.append(torch.get_float32_matmul_precision()) or read(*a, **k)
+    )
+    run_score(world, output=tmp_path / "s", precision="medium")
+    assert set(seen[:3]) == {"medium"}
+    assert seen[3:] == ["highest", "highest"]
+
+
+def test_known_logps_are_for_float32_alone(world, tmp_path):
+    titles = Titles()
+    run_score(world, titles, output=tmp_path / "s", precision="bfloat16", noise_check=0.0)
+    assert not any("are known" in line for line in titles.lines)
+    titles = Titles()
+    run_score(world, titles, output=tmp_path / "t", noise_check=0.0)
+    assert any("log-probs of 40 pairs are known" in line for line in titles.lines)
+
+
 def test_a_selection_that_rounding_decides_is_warned_of(world, tmp_path):
     """An oracle that is its reference: in bfloat16 the scores are nothing but noise... which is exactly 0 here, so the
     oracle is moved by less than bfloat16 can tell."""

@@ -53,7 +53,6 @@ _FAILURES: Final = (TemplateError, TypeError, ValueError, AttributeError, Lookup
 _MANNERS_KEPT: Final = 256
 _EMPTY_BLOCK: Final = re.compile(r"\s*<(\w+)>\s*</\1>\s*")
 _THINK: Final = re.compile(r"</?think\w*>")
-_REPAIR: Final = "repair the model's chat template"
 _DIRECTIVES: Final = ("%-d", "%-m", *(f"%{letter}" for letter in "aAbBcCdDeFHIjmMpRSTuUVwWxXyYzZ"))
 
 

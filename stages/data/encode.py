@@ -36,6 +36,7 @@ CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
 TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
 EMPTY_RESPONSE: Final = "empty response"
+NO_PROMPT_IDS: Final = "the tokenizer has no token for the prompt"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
 _NEWLINE: Final = "\n"
@@ -132,6 +133,8 @@ class Encoder:
 
     def _encode(self, rendered: "_Rendered") -> TokenPair | Dropped:
         prompt = self._tokenise(rendered.prompt)
+        if not self._before + prompt:
+            return Dropped(rendered.pair_id, NO_PROMPT_IDS)
         anchor = self._end_of_prompt(rendered, prompt)
         try:
             responses = [self._close(self._behind(text, anchor)) for text in rendered.responses]

@@ -13,6 +13,8 @@ from stages.errors import SepoError
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
+_BEFORE_THE_PROMPT: Final = ("PROMPT", "P_TUNING", "PREFIX", "CPT")
+"""in the names of the kinds that put tokens of their own before a prompt; only peft's own forward reads those"""
 
 
 class Adapted(NamedTuple):
@@ -32,12 +34,15 @@ def base_of(folder: Path) -> str:
     """The folder or hub name of an adapter's base.
 
     Raises:
-        SepoError: the configuration cannot be read, or names none.
+        SepoError: the configuration cannot be read, names none, or is of a kind that cannot be read token by token.
     """
     try:
-        name = json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path")
+        config = json.loads((folder / CONFIG).read_bytes())
+        name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
     except (OSError, ValueError, AttributeError) as error:
         raise SepoError(f"{folder / CONFIG} cannot be read: {error}", hint=_REMEDY) from error
+    if any(part in kind for part in _BEFORE_THE_PROMPT):
+        raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
     if not isinstance(name, str) or not name:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
     return name

@@ -8,7 +8,7 @@ from stages.reporting import Reporter, Summary, Table
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
 from stages.store.scores import NEEDED, lookup, seals_of
-from stages.store.shards import REMEDY, keeps_seal, read_shard, tokenizer_of
+from stages.store.shards import DAMAGED, REMEDY, keeps_seal, read_shard, tokenizer_of
 
 SHOWN: Final = 3
 """faults of a kind that are named one by one"""
@@ -43,22 +43,27 @@ def check_scores(place: Place, vocabulary: str | None, reporter: Reporter) -> Su
     findings = Findings()
     manifest = _manifest(place, findings)
     there = place.names()
-    names = manifest.get("files") or sorted(name for name in there if name.endswith(".parquet"))
+    parquet = sorted(name for name in there if name.endswith(".parquet"))
+    names = _files(manifest, findings) or parquet
     fingerprint = str(manifest.get("fingerprint", ""))
     present = [name for name in names if name in there]
     for name in names:
         if name not in there:
             findings.add("shards", f"{name} is missing")
+    for name in parquet:
+        if name not in names:
+            findings.add("shards", f"{name} is not the manifest's, but whoever reads *.parquet reads it")
     findings.notes["shards"] = f"{len(present):,} of {len(names):,} are there"
     _check_seals(place, manifest, present, findings)
     rows = _check_rows(place, present, fingerprint, findings, reporter)
     kept = lookup(manifest, ("counts", "kept"))
     if kept is not None and kept != rows:
-        findings.add("rows", f"{rows:,} sound rows, but the manifest says {kept:,}")
+        findings.add("rows", f"{rows:,} sound rows, but the manifest says {kept}")
     findings.notes["rows"] = f"{rows:,}, all of them sound"
     _check_tokenizers(place, manifest, present, vocabulary, findings)
     faults = sum(map(len, findings.faults.values()))
-    failure = SepoError(f"{place} has {faults:,} faults", hint=REMEDY) if faults else None
+    remedy = DAMAGED if manifest else REMEDY
+    failure = SepoError(f"{place} has {faults:,} faults", hint=remedy) if faults else None
     title = f"{place} was checked" if faults else f"{place} is sound"
     return Summary(title, [], tables=(findings.table(),), failure=failure)
 
@@ -73,6 +78,14 @@ def _manifest(place: Place, findings: Findings) -> dict[str, Any]:
         if lookup(manifest, path) is None:
             findings.add("manifest", f"it has no {'.'.join(path)}")
     return manifest
+
+
+def _files(manifest: dict[str, Any], findings: Findings) -> list[str]:
+    files = manifest.get("files", [])
+    if isinstance(files, list) and all(isinstance(name, str) for name in files):
+        return files
+    findings.add("manifest", "its files are not a list of names")
+    return []
 
 
 def _check_seals(place: Place, manifest: dict[str, Any], present: list[str], findings: Findings) -> None:

@@ -83,6 +83,12 @@ class Run:
         self.place.replaced().clear()
         self.finished = True
 
+    def finished_by_another(self) -> bool:
+        """Whether another worker has finished this run since it was opened."""
+        with suppress(FileNotFoundError):
+            return self.place.has(FINISHED) and _load(self.place, FINISHED).get("fingerprint") == self.fingerprint
+        return False
+
     def refuse_if_lost(self) -> None:
         """Stop before writing into a folder that another run has taken, where no lock could keep it out.
 
@@ -134,7 +140,11 @@ def open_run(
                 hint="choose another --output-dir"
                 + (", or replace it with --overwrite" if found.get("stage") == stage and not company else ""),
             )
-        place.move_to(place.replaced())
+        if place.has(FINISHED) or not place.replaced().names():
+            place.move_to(place.replaced())
+        else:
+            # What never finished is not worth the finished run that waits there.
+            place.clear()
         found = None
     if place.local is not None:
         probe_writable(place.local)

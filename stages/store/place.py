@@ -90,13 +90,15 @@ class Place:
         # Elsewhere than on an object store a file could be seen growing: it is renamed when it is whole.
         staged = name if self._fs.type_name in OBJECT_STORES else f".{name}.tmp"
         try:
+            if staged != name:
+                self._fs.create_dir(self._root, recursive=True)
             with self._fs.open_output_stream(self._path(staged)) as stream:
                 stream.write(data)
             if staged != name:
                 self._fs.move(self._path(staged), self._path(name))
         except OSError as error:
             raise SepoError(
-                f"cannot write {self.at(name)}: {_line(error)}", hint="see to it, then run again"
+                f"cannot write {self.at(name)}: {_line(error)}", hint="check the name, your rights and the space"
             ) from error
 
     def write_json(self, name: str, value: Any) -> None:

@@ -29,6 +29,18 @@ def text_of(tokenizer, ids):
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
+def test_a_prompt_without_a_token_is_dropped_and_counted():
+    """A vocabulary without unk knows nothing of it: there would be nothing to answer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bare = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "</s>": 2}, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>"))
+    found = encoder.encode(Pair(4, [{"role": "user", "content": "日本"}], "a", "b"))
+    assert found == Dropped(4, "the tokenizer has no token for the prompt")
+
+
 def test_pad_equal_to_eos_is_still_an_end_of_turn(chatml):
     """SmolLM2's case: the end of turn is eos and pad at once, a newline follows it in the template."""
     assert chatml.pad_token_id == chatml.eos_token_id

@@ -70,6 +70,24 @@ def test_an_adapter_without_a_base_is_refused_in_words(adapter, config):
         resolve_model(str(adapter), Quiet())
 
 
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT"])
+def test_an_adapter_that_adds_tokens_to_prompts_is_refused_in_words(adapter, kind):
+    """Its tokens would be left out, and every score would be 0."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": kind}))
+    with pytest.raises(SepoError, match=f"is an adapter of kind {kind}, which adds tokens to prompts"):
+        resolve_model(str(adapter), Quiet())
+
+
+def test_validate_takes_an_adapter(adapter, tmp_path):
+    from stages import validate
+    from stages.configs import ValidateConfig
+
+    write_lines(tmp_path / "p.jsonl", word_rows(5))
+    found = validate.run(ValidateConfig(model=str(adapter), dataset=str(tmp_path / "p.jsonl")), Quiet())
+    assert found.failure is None
+
+
 def test_an_adapter_of_another_base_is_refused_in_words(adapter, chatml):
     save_model(_narrow(len(chatml)), chatml, adapter.parent / "base")
     with pytest.raises(SepoError, match="does not fit its base"):

@@ -270,6 +270,18 @@ def test_a_head_in_bfloat16_computes_its_logits_in_float32():
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_gradient_of_a_head_in_bfloat16_is_summed_in_float32():
+    """4,000 rows add up to a gradient in which bfloat16 sums would lose the small ones."""
+    torch.manual_seed(0)
+    weight, hidden, targets = torch.randn(50, 8), torch.randn(4000, 8), torch.randint(0, 50, (4000,))
+    half = [each.bfloat16().requires_grad_() for each in (weight, hidden)]
+    head_logps(Head(half[0], None, 1.0, None), half[1], targets).sum().backward()
+    exact = [each.detach().double().requires_grad_() for each in half]
+    (exact[1] @ exact[0].T).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
+    error = (half[0].grad.double() - exact[0].grad).abs() / exact[0].grad.abs().clamp(min=1)
+    assert error.max() < 2**-8 * 1.1
+
+
 def test_reading_uses_no_tensor_of_tokens_by_vocabulary():
     """A vocabulary that would need 4 GB for its logits is read in far less."""
     import resource
