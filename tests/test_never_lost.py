@@ -269,6 +269,7 @@ def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_
     for length in (100, 101):
         with pytest.raises(ZeroDivisionError):
             run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)
+    (tmp_path / ".s.replaced/.sepo.lock").unlink()
     assert contents(tmp_path / ".s.replaced") == whole
 
 
@@ -310,7 +311,7 @@ def test_check_of_a_foreign_folder_and_of_another_tokenizer(world, tmp_path):
 
 
 def test_a_folder_by_uri_is_made(world, tmp_path):
-    run_score(world, output=f"file://{tmp_path}/new/scores")
+    score.run(config(world, f"file://{tmp_path}/new/scores"), Quiet())
     assert contents(tmp_path / "new/scores") == contents(world / "scores")
 
 
