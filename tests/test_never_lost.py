@@ -265,7 +265,8 @@ def test_a_worker_that_comes_late_to_a_finished_run_scores_nothing(world, tmp_pa
 def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_path, monkeypatch):
     run_score(world, output=tmp_path / "s")
     whole = contents(tmp_path / "s")
-    monkeypatch.setattr(score, "load_pairs", lambda *given, **named: 1 / 0)
+    # Interrupted when there is something to lose: behind the last shard.
+    monkeypatch.setattr(score, "missing_shards", lambda *given: 1 / 0)
     for length in (100, 101):
         with pytest.raises(ZeroDivisionError):
             run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)
