@@ -221,6 +221,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
     assert contents(tmp_path / "s") == contents(world / "scores")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder that nobody can write, not even root")
+def test_a_read_only_folder_is_one_line(world):
+    with pytest.raises(SepoError, match="cannot write to /proc/sepo") as caught:
+        score.run(config(world, "/proc/sepo"), Quiet())
+    assert caught.value.hint == "choose another --output-dir"
+
+
 def test_a_clock_that_runs_backwards_changes_nothing(world, tmp_path, monkeypatch):
     run_score(world, output=tmp_path / "s", worker="1/2")
     monkeypatch.setattr(time, "time", lambda: 0.0)
