@@ -16,3 +16,8 @@ class SepoError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what another library's error says, or else its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

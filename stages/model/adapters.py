@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
@@ -71,5 +71,4 @@ def _attached(base: Any, folder: Path) -> Any:
     try:
         return PeftModel.from_pretrained(base, folder)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SepoError(f"the adapter {folder} does not fit its base: {line}", hint=_REMEDY) from error
+        raise SepoError(f"the adapter {folder} does not fit its base: {one_line(error)}", hint=_REMEDY) from error

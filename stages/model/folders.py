@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 from stages.model.adapters import CONFIG as ADAPTER_CONFIG
 from stages.model.adapters import base_of, is_adapter, merge
 from stages.reporting import Quiet, Reporter
@@ -91,7 +91,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise SepoError(
-            f"{folder} holds no tokenizer that transformers can load: {_line(error)}", hint=REMEDY
+            f"{folder} holds no tokenizer that transformers can load: {one_line(error)}", hint=REMEDY
         ) from error
 
 
@@ -117,7 +117,7 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SepoError(f"cannot load {folder} as a causal language model: {_line(error)}", hint=REMEDY) from error
+        raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
@@ -172,7 +172,7 @@ def _fetched(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
         raise SepoError(
-            f"there is no folder {name}, and the hub did not give it: {_line(error)}", hint=REMEDY
+            f"there is no folder {name}, and the hub did not give it: {one_line(error)}", hint=REMEDY
         ) from error
 
 
@@ -189,7 +189,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError) as error:
-        raise SepoError(f"{folder}/config.json cannot be read: {_line(error)}", hint=REMEDY) from error
+        raise SepoError(f"{folder}/config.json cannot be read: {one_line(error)}", hint=REMEDY) from error
     if not isinstance(config, dict):
         raise SepoError(f"{folder}/config.json is not the configuration of a model", hint=REMEDY)
     return config
@@ -211,8 +211,3 @@ def _disable_dropout(config: Any) -> None:
         value = getattr(config, name)
         if isinstance(value, float) and (name.endswith(("dropout", "pdrop")) or "dropout" in name):
             setattr(config, name, 0.0)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an exception's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

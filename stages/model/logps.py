@@ -105,11 +105,11 @@ def response_logps(
     """
     packs = all(reader.packs for reader in readers)
     examples = [whole(pair) for pair in pairs]
-    groups = packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
+    groups = _groups(packs, examples, max_tokens)
     found: list[list[Tensor]] = [[] for _ in readers]
     for group in groups:
         chosen = [examples[place] for place in group]
-        batch = pack(chosen, device, share_prompts=share_prompts) if packs else collate(chosen, device)
+        batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
         for reader, logps in zip(readers, found, strict=True):
             reader.model.eval()
             with reader.as_read(), reading(reader, batch):
@@ -120,15 +120,16 @@ def response_logps(
     return [_by_pair(torch.cat(logps).cpu().numpy(), places, pairs) if logps else [] for logps in found]
 
 
-def make_batch(reader: Reader, examples: list[Example], device: torch.device) -> Packed | Batch:
-    """Examples as the tensors of the fastest way in which the model can be read."""
-    return pack(examples, device) if reader.packs else collate(examples, device)
+def make_batch(
+    examples: list[Example], device: torch.device, *, packs: bool, share_prompts: bool = True
+) -> Packed | Batch:
+    """Examples as the tensors of one row, where the models that read them can do that, or of padded rows."""
+    return pack(examples, device, share_prompts=share_prompts) if packs else collate(examples, device)
 
 
 def make_groups(reader: Reader, examples: list[Example], max_tokens: int) -> list[list[Example]]:
     """Examples by the batch they go into, each within the budget."""
-    groups = packed_groups(examples, max_tokens) if reader.packs else padded_groups(examples, max_tokens)
-    return [[examples[place] for place in group] for group in groups]
+    return [[examples[place] for place in group] for group in _groups(reader.packs, examples, max_tokens)]
 
 
 def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
@@ -139,8 +140,7 @@ def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[Non
 def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
     """Log-probs of the weighted tokens, float32 nats, in the shape of the batch's weights; 0 where these are 0."""
     if isinstance(batch, Packed):
-        logps_RW = torch.zeros_like(batch.weights_RW)
-        return logps_RW.flatten().index_copy(0, batch.places_N, _packed_logps(reader, batch)).view_as(logps_RW)
+        return _placed(batch.weights_RW, batch.places_N, _packed_logps(reader, batch))
     if reader.alone:
         return _one_by_one(reader, batch)
     if not reader.tiled:
@@ -151,7 +151,16 @@ def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
     logps_N = head_logps(
         find_head(reader.model), hidden_RTH.flatten(0, 1)[places_N - 1], batch.ids_RT.flatten()[places_N]
     )
-    return torch.zeros_like(batch.weights_RW).flatten().index_copy(0, places_N, logps_N).view_as(batch.weights_RW)
+    return _placed(batch.weights_RW, places_N, logps_N)
+
+
+def _groups(packs: bool, examples: list[Example], max_tokens: int) -> list[list[int]]:
+    return packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
+
+
+def _placed(like_RW: Tensor, places_N: Tensor, values_N: Tensor) -> Tensor:
+    """Values at some places of a flattened (R, W), and 0 elsewhere."""
+    return torch.zeros_like(like_RW).flatten().index_copy(0, places_N, values_N).view_as(like_RW)
 
 
 def _packed_logps(reader: Reader, batch: Packed) -> Tensor:

@@ -174,7 +174,7 @@ def _backward(
     groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
     losses = []
     for index, group in enumerate(groups):
-        batch = make_batch(reader, group, accelerator.device)
+        batch = make_batch(group, accelerator.device, packs=reader.packs)
         with _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
             loss = objective(module(batch), batch)
             share = 0.0 if idle else accelerator.num_processes / step_size

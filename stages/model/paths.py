@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.currency import Batch, TokenPair
 from stages.model.batches import collate, whole
 from stages.model.head import has_head
-from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, token_logps, weighted_logps
+from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, weighted_logps
 from stages.model.packing import Packed, pack
 from stages.reporting import Reporter
 
@@ -34,15 +34,16 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     model.eval()
     examples = [whole(pair) for pair in _trial(model)]
     padded = collate(examples, model.device)
-    expected = [logp for example in examples for logp in _one_by_one(model, example.pair)]
+    expected_RW = weighted_logps(Reader(model, packs=False, tiled=False, alone=True), padded)
+    expected_N = pair_by_pair(padded, expected_RW)
     reader = Reader(model, packs=False, tiled=has_head(model), alone=_looks_at_the_batch(model))
-    if reader.tiled and not _agrees(reader, padded, expected):
+    if reader.tiled and not _agrees(reader, padded, expected_N):
         reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
         reader = reader._replace(tiled=False)
     packed = pack(examples, model.device)
     if reader.alone:
         reporter.say(f"{_name(model)}: positions depend on the longest row of a batch; responses are read one by one")
-    elif _may_pack(reader) and _agrees(reader, packed, expected) and _windows_told(reader, packed):
+    elif _may_pack(reader) and _agrees(reader, packed, expected_N) and _windows_told(reader, packed):
         reader = reader._replace(packs=True)
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
@@ -59,16 +60,6 @@ def _trial(model: Any) -> list[TokenPair]:
         TokenPair(number, *(rng.integers(0, high, length + more).astype(np.int32) for length in lengths))
         for number, lengths in enumerate(_LENGTHS)
     ]
-
-
-def _one_by_one(model: Any, pair: TokenPair) -> list[Tensor]:
-    """Log-probs of both responses by the model's own forward, one unpadded row at a time."""
-    logps = []
-    for response in (pair.chosen_ids, pair.rejected_ids):
-        row = TokenPair(pair.pair_id, pair.prompt_ids, response, response[:0])
-        batch = collate([whole(row)], model.device)
-        logps.append(token_logps(model, batch)[batch.weights_RW != 0])
-    return logps
 
 
 def _looks_at_the_batch(model: Any) -> bool:
@@ -101,7 +92,7 @@ def _windows_told(reader: Reader, packed: Packed) -> bool:
     return not (window and slides) or window in packed.layout.windows_seen
 
 
-def _agrees(reader: Reader, batch: Packed | Batch, expected: list[Tensor]) -> bool:
+def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor) -> bool:
     """Whether one way of reading gives the expected log-probs, pair by pair, chosen before rejected."""
     try:
         with reading(reader, batch):
@@ -109,7 +100,7 @@ def _agrees(reader: Reader, batch: Packed | Batch, expected: list[Tensor]) -> bo
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
         return False
-    difference = (pair_by_pair(batch, logps_RW) - torch.cat(expected)).abs().mean().item()
+    difference = (pair_by_pair(batch, logps_RW) - expected_N).abs().mean().item()
     return bool(difference <= _TOLERANCE.get(reader.model.dtype, _TOLERANCE[torch.float32]))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import fs
 
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 from stages.store.files import sync_into, write_whole
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
@@ -98,7 +98,7 @@ class Place:
                 self._fs.move(self._path(staged), self._path(name))
         except OSError as error:
             raise SepoError(
-                f"cannot write {self.at(name)}: {_line(error)}", hint="check the name, your rights and the space"
+                f"cannot write {self.at(name)}: {one_line(error)}", hint="check the name, your rights and the space"
             ) from error
 
     def write_json(self, name: str, value: Any) -> None:
@@ -147,7 +147,7 @@ class Place:
             return question()
         except OSError as error:
             raise SepoError(
-                f"cannot reach {self.name}: {_line(error)}", hint="check the name, the keys and the network"
+                f"cannot reach {self.name}: {one_line(error)}", hint="check the name, the keys and the network"
             ) from error
 
 
@@ -165,7 +165,7 @@ def place_of(name: "str | Path | Place") -> Place:
         filesystem, root = fs.FileSystem.from_uri(name)
     except (OSError, ValueError, ImportError) as error:
         raise SepoError(
-            f"cannot open {_without_keys(name)}: {_line(error)}", hint="such as s3://bucket/folder"
+            f"cannot open {_without_keys(name)}: {one_line(error)}", hint="such as s3://bucket/folder"
         ) from error
     return Place(_without_keys(name), filesystem, root)
 
@@ -178,7 +178,3 @@ def is_remote(name: str) -> bool:
 def _without_keys(uri: str) -> str:
     """``s3://key:secret@bucket/folder?region=x`` as ``s3://bucket/folder``."""
     return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0]).rstrip("/")
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

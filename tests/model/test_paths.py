@@ -149,7 +149,7 @@ def gradients(reader, examples, *, plainly):
     """Of SePO's loss over some examples, by parameter."""
     model = reader.model
     model.zero_grad()
-    batch = collate(examples, CPU) if plainly else make_batch(reader, examples, CPU)
+    batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=reader.packs)
     with reading(reader, batch):
         logps = token_logps(model, batch) if plainly else weighted_logps(reader, batch)
         loss = sepo(logps, batch.weights_RW, gamma=2.1, margin=0.5).loss_B
