@@ -108,7 +108,22 @@ LrSchedulerType = Annotated[
 WeightDecay = Annotated[float, _option(OPTIMISER, "AdamW's weight decay; 0 = none, as in the authors' code.")]
 MaxGradNorm = Annotated[float, _option(OPTIMISER, "Gradients are scaled down to this norm.")]
 SaveSteps = Annotated[
-    int, _option(MACHINE, "Steps between checkpoints, from which an interrupted run goes on; 0 = no checkpoints.")
+    int,
+    _option(
+        MACHINE,
+        "Steps between checkpoints, from which an interrupted run goes on; SIGTERM and Ctrl-C leave one too;"
+        " 0 = no checkpoints.",
+    ),
+]
+SaveTotalLimit = Annotated[
+    int, _option(MACHINE, "Checkpoints to keep: the newest ones; an older one serves where the newest is damaged.")
+]
+Resume = Annotated[
+    bool,
+    _switch(
+        "Go on with an interrupted run of the same settings; --no-resume deletes what it made and starts anew."
+        " A finished run is left as it is either way."
+    ),
 ]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
 

@@ -58,6 +58,8 @@ class OptimizerConfig:
     trust_remote_code: bool = False
     max_tokens_per_device: int = outside(4096)
     save_steps: int = outside(100)
+    save_total_limit: int = outside(1)
+    resume: bool = outside(True)
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 
@@ -75,6 +77,7 @@ class OptimizerConfig:
             max_length=_at_least_two,
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
+            save_total_limit=_at_least_one,
             logging_steps=_at_least_one,
             seed=_not_negative,
         )

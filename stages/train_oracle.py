@@ -39,6 +39,7 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.metrics import training_warnings
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
 from stages.model.scorer import difference
@@ -128,7 +129,15 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     inputs = _inputs(config, model_folder, tokenizer)
     with accelerator.main_process_first():
-        work = open_run(folder, STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+        work = open_run(
+            folder,
+            STAGE,
+            content_settings(config),
+            inputs,
+            overwrite=config.overwrite,
+            # Only the first process clears: the others come when it may have begun.
+            resume=config.resume or not accelerator.is_main_process,
+        )
     if work.finished:
         return Summary(f"oracle in {folder}", [("already finished", str(folder / "manifest.json"))], fresh=False)
 
@@ -322,7 +331,10 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         }
     for warning in warnings:
         job.reporter.warn(warning)
+    warnings += training_warnings(folder)
     if job.accelerator.is_main_process:
+        # A kill may have left some of it behind.
+        forget_checkpoints(folder)
         job.work.finish(
             files=["metrics.jsonl", LOGPS, *_model_files(folder)],
             device=str(job.accelerator.device),

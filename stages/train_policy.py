@@ -30,6 +30,7 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.loop import fit
+from stages.model.metrics import training_warnings
 from stages.model.processes import join_processes
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
@@ -58,8 +59,17 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         "scores": Input(str(scores.folder), scores.fingerprint),
     }
     with accelerator.main_process_first():
-        work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+        work = open_run(
+            Path(config.output_dir),
+            STAGE,
+            content_settings(config),
+            inputs,
+            overwrite=config.overwrite,
+            # Only the first process clears: the others come when it may have begun.
+            resume=config.resume or not accelerator.is_main_process,
+        )
     if work.finished:
+        forget_checkpoints(work.folder)
         return Summary(f"policy in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
     warnings = _warnings(tokenizer, scores)
     for warning in warnings:
@@ -76,12 +86,14 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         folder=work.folder,
         reporter=reporter,
     )
+    warnings += training_warnings(work.folder)
     if accelerator.is_main_process:
         files = save_model_into(model, tokenizer, work.folder)
-        forget_checkpoints(work.folder)
         write_card(work.folder, config, work.identity["inputs"], counts, last)
         files = [*files, "README.md", "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)
+        # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
+        forget_checkpoints(work.folder)
     return Summary(f"policy in {work.folder}", _rows(counts, last))
 
 

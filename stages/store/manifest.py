@@ -107,6 +107,7 @@ def open_run(
     inputs: dict[str, Input],
     *,
     overwrite: bool,
+    resume: bool = True,
     lock: Lock | None = None,
     sound: Callable[[Place, dict[str, Any]], bool] | None = None,
 ) -> Run:
@@ -116,6 +117,7 @@ def open_run(
     naming what differs, or, where `overwrite` says so and it is of the same stage, put aside until this one is done.
 
     Args:
+        resume: False removes what the same work left unfinished, and begins it anew.
         lock: how this process holds the folder; without one it is taken to be alone.
         sound: whether what a manifest promises is there; without it, that the files exist.
 
@@ -146,6 +148,8 @@ def open_run(
             # What never finished is not worth the finished run that waits there.
             place.clear()
         found = None
+    if found is not None and not resume and not place.has(FINISHED):
+        place.clear()
     if place.local is not None:
         probe_writable(place.local)
         if lock is None or lock.alone:
