@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
+from stages.configs import MIXED_PRECISIONS, OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -106,6 +106,19 @@ LrSchedulerType = Annotated[
     ),
 ]
 WeightDecay = Annotated[float, _option(OPTIMISER, "AdamW's weight decay; 0 = none, as in the authors' code.")]
+MixedPrecision = Annotated[
+    str,
+    _option(
+        OPTIMISER,
+        "no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights,"
+        " moments, logits and losses stay float32.",
+        metavar=_one_of(MIXED_PRECISIONS),
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool, _switch("Compute every layer twice instead of keeping it for the backward pass: less memory, a third slower.")
+]
+Compile = Annotated[bool, _switch("Compile the layers with torch.compile: minutes at first, faster steps after that.")]
 MaxGradNorm = Annotated[float, _option(OPTIMISER, "Gradients are scaled down to this norm.")]
 SaveSteps = Annotated[
     int,

@@ -17,6 +17,7 @@ OBJECTIVES: Final = ("sepo", "simpo")
 SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
+MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
 
 
 def outside(default: Any = None) -> Any:
@@ -56,6 +57,9 @@ class OptimizerConfig:
     max_length: int = 2048
     seed: int = 42
     trust_remote_code: bool = False
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = outside(False)
+    compile: bool = outside(False)
     max_tokens_per_device: int = outside(4096)
     save_steps: int = outside(100)
     save_total_limit: int = outside(1)
@@ -75,6 +79,7 @@ class OptimizerConfig:
             weight_decay=_not_negative,
             max_grad_norm=_positive,
             max_length=_at_least_two,
+            mixed_precision=_one_of(MIXED_PRECISIONS),
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
             save_total_limit=_at_least_one,

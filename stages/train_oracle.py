@@ -43,6 +43,7 @@ from stages.model.metrics import training_warnings
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
 from stages.model.scorer import difference
+from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_logps, write_logps
@@ -123,7 +124,8 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
+    refuse_impossible(config, accelerator.device)
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

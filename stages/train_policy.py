@@ -32,6 +32,7 @@ from stages.model.folders import (
 from stages.model.loop import fit
 from stages.model.metrics import training_warnings
 from stages.model.processes import join_processes
+from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
@@ -48,7 +49,8 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
+    refuse_impossible(config, accelerator.device)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

@@ -42,9 +42,10 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
     Its gradient makes every tile a second time instead of keeping it.
     """
-    logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight_VH, head.bias_V, targets_N, head
-    )
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight_VH, head.bias_V, targets_N, head
+        )
     return logps_N
 
 

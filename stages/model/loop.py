@@ -32,6 +32,7 @@ from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
+from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
@@ -117,7 +118,7 @@ def fit(
     Raises:
         SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     optimizer = torch.optim.AdamW(
@@ -135,8 +136,8 @@ def fit(
     checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit)
     first = checkpoints.resume(reporter)
     log.start(first)
-    module.train()
-    with reporter.task(phase, schedule.steps, "steps") as task, Interrupts() as interrupts:
+    task_of_steps = reporter.task(phase, schedule.steps, "steps")
+    with training_mode(model, config), task_of_steps as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
@@ -152,6 +153,10 @@ def fit(
             for _, loss in done:
                 log.add(loss, step_size)
             norm = float(accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm))
+            if accelerator.scaler is not None and not math.isfinite(norm):
+                # fp16 overflowed: the scaler passes over this step and takes a smaller scale for the next one.
+                reporter.say(f"{phase}: step {step + 1:,} overflowed in fp16 and was not taken")
+                norm = 0.0
             interrupted = _agree(accelerator, done, norm, step, interrupts)
             optimizer.step()
             optimizer.zero_grad()

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from stages.configs import worker_numbers
@@ -36,7 +37,7 @@ def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
 
 
-def join_processes() -> Accelerator:
+def join_processes(mixed_precision: str = "no") -> Accelerator:
     """This process's accelerator, as `accelerate launch` or torchrun configured it.
 
     Raises:
@@ -44,7 +45,11 @@ def join_processes() -> Accelerator:
     """
     # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[patience])
+    # Of two stages in one process each may have a precision of its own; the group of processes stays.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, gradient_accumulation_steps=1, kwargs_handlers=[patience]
+    )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"
