@@ -30,7 +30,7 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.loop import fit
-from stages.model.processes import join_processes
+from stages.model.processes import gather_weights, join_processes
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
@@ -76,8 +76,9 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         folder=work.folder,
         reporter=reporter,
     )
+    weights = gather_weights(model)
     if accelerator.is_main_process:
-        files = save_model_into(model, tokenizer, work.folder)
+        files = save_model_into(model, tokenizer, work.folder, weights)
         forget_checkpoints(work.folder)
         write_card(work.folder, config, work.identity["inputs"], counts, last)
         files = [*files, "README.md", "metrics.jsonl"]

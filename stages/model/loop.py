@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import get_scheduler
 
@@ -25,13 +24,11 @@ from stages.model.checkpoints import Checkpoints
 from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
 from stages.model.metrics import MetricLog
 from stages.model.paths import find_paths
-from stages.model.processes import join_processes
+from stages.model.processes import join_processes, refuse_divided
 from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
 """those of the SePO authors' code; the paper says only "Adam" """
-
-_WHOLE_MODELS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 Objective = Callable[[Tensor, Weighted], PairLoss]
 """(logps_RW, batch) -> PairLoss"""
@@ -112,9 +109,8 @@ def fit(
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
-    if accelerator.distributed_type not in _WHOLE_MODELS:
-        # Where every process holds a part of the model, only its own forward brings the head together.
-        reader = reader._replace(tiled=False)
+    if reader.alone:
+        refuse_divided(accelerator, "this model's responses are read one by one")
     module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
     accelerator.register_for_checkpointing(scheduler)
     checkpoints = Checkpoints(accelerator, folder, phase)
@@ -168,22 +164,36 @@ def _backward(
     config: OptimizerConfig,
 ) -> list[PairLoss]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
-    mine = examples[accelerator.process_index :: accelerator.num_processes]
-    # A process without a pair in a small last step still has to take part in the exchange of gradients.
-    idle = not mine
-    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
+    groups, rounds = _groups(accelerator, reader, examples, config.max_tokens_per_device)
     losses = []
-    for index, group in enumerate(groups):
-        batch = make_batch(group, accelerator.device, packs=reader.packs)
-        with _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
+    for index in range(rounds):
+        # A process with nothing left to do still takes part: with a pair that counts for nothing.
+        idle = index >= len(groups)
+        batch = make_batch(examples[:1] if idle else groups[index], accelerator.device, packs=reader.packs)
+        with _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
             loss = objective(module(batch), batch)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
-        # An idle process reports no pairs, under the same names as the others.
+        # What is idle reports no pairs, under the same names as the others.
         kept = slice(0) if idle else slice(None)
         metrics = {name: values_B[kept] for name, values_B in loss.metrics.items()}
         losses.append(PairLoss(loss.loss_B.detach()[kept], metrics))
     return losses
+
+
+def _groups(
+    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int
+) -> tuple[list[list[Example]], int]:
+    """This process's micro-batches of a step, and how many it has to take part in."""
+
+    def groups_of(process: int) -> list[list[Example]]:
+        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens)
+
+    mine = groups_of(accelerator.process_index)
+    if not accelerator.is_fsdp2:
+        return mine, max(1, len(mine))
+    # Every forward pass brings the parts of the model together: all processes have to make as many.
+    return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
 def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
