@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
@@ -41,7 +42,7 @@ from stages.model.logps import response_logps
 from stages.model.loop import fit
 from stages.model.metrics import training_warnings
 from stages.model.paths import find_paths
-from stages.model.processes import join_processes
+from stages.model.processes import gather_weights, join_processes
 from stages.model.scorer import difference
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
@@ -83,20 +84,22 @@ class Job(NamedTuple):
         return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
 
     def save(self, model: Any, name: str) -> None:
+        weights = gather_weights(model)
         if self.accelerator.is_main_process:
-            save_model(model, self.tokenizer, self.work.folder / name)
+            save_model(model, self.tokenizer, self.work.folder / name, weights)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
     def done(self, phase: str, name: str) -> bool:
         """Whether an earlier attempt has written this model already, and nobody took it apart since."""
-        if not holds_model(self.work.folder / name):
+        # Agreed on before one of the processes writes it.
+        if not all(gather_object([holds_model(self.work.folder / name)])):
             return False
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
 
     def logps(self, model: Any, pairs: list[TokenPair], title: str) -> list[PairLogps]:
-        """Log-probs of the pairs' responses under one model."""
+        """Log-probs of the pairs' responses under one model; each process computes its share, and has them all."""
         with self.reporter.task(title, len(pairs), "pairs") as task:
             [logps] = response_logps(
                 [find_paths(model, self.reporter)],
@@ -104,6 +107,7 @@ class Job(NamedTuple):
                 max_tokens=self.config.max_tokens_per_device,
                 device=self.accelerator.device,
                 task=task,
+                accelerator=self.accelerator,
             )
         return logps
 
@@ -263,6 +267,9 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
             reporter=job.reporter,
         )
         job.save(model, ORACLE)
+        if job.accelerator.is_fsdp2:
+            # Its parts are spread over the processes; each of them reads a whole one.
+            model = job.load(job.work.folder / ORACLE)
     if not split.held_out:
         return None
     oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
@@ -270,21 +277,25 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
 
 
 def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
-    """Log-probs of all pairs under the reference: computed once, by one process, and kept for `sepo score`."""
+    """Log-probs of all pairs under the reference: computed once, by all processes, and kept for `sepo score`."""
     folder, pairs = job.work.folder, [*split.held_out, *split.train]
-    with job.accelerator.main_process_first():
-        known = read_logps(folder, model_hash(folder / REFERENCE))
-        if known is None:
-            write_logps(folder, pairs, job.logps(model, pairs, "reference"), model_hash(folder / REFERENCE))
-            known = read_logps(folder, model_hash(folder / REFERENCE))
-    logps = [known.find(pair) if known else None for pair in pairs]
-    missing = sum(found is None for found in logps)
+    identity = model_hash(folder / REFERENCE)
+    known = read_logps(folder, identity)
+    # One process that cannot read them needs the help of all.
+    if any(gather_object([known is None])):
+        logps = job.logps(model, pairs, "reference")
+        if job.accelerator.is_main_process:
+            write_logps(folder, pairs, logps, identity)
+        job.accelerator.wait_for_everyone()
+        known = read_logps(folder, identity)
+    kept = [known.find(pair) if known else None for pair in pairs]
+    missing = sum(found is None for found in kept)
     if missing:
         raise SepoError(
             f"{folder / LOGPS} lacks {missing:,} of {len(pairs):,} pairs",
             hint="delete that file, and run the same again",
         )
-    found = list(filter(None, logps))
+    found = list(filter(None, kept))
     return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 

@@ -31,7 +31,7 @@ from stages.model.folders import (
 )
 from stages.model.loop import fit
 from stages.model.metrics import training_warnings
-from stages.model.processes import join_processes
+from stages.model.processes import gather_weights, join_processes
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
@@ -89,8 +89,9 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         reporter=reporter,
     )
     warnings += training_warnings(work.folder)
+    weights = gather_weights(model)
     if accelerator.is_main_process:
-        files = save_model_into(model, tokenizer, work.folder)
+        files = save_model_into(model, tokenizer, work.folder, weights)
         write_card(work.folder, config, work.identity["inputs"], counts, last)
         files = [*files, "README.md", "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)

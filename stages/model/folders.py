@@ -24,6 +24,9 @@ WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model"]
 
+Weights = dict[str, torch.Tensor] | None
+"""of a model by name, as `stages.model.processes.gather_weights` gives them"""
+
 
 def resolve_model(name: str, reporter: Reporter) -> Path:
     """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
@@ -124,17 +127,21 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
     return model
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all."""
+def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> None:
+    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
+
+    Args:
+        weights: those of a model that holds only a part of them here.
+    """
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
 
 
-def save_model_into(model: Any, tokenizer: Any, folder: Path) -> list[str]:
+def save_model_into(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> list[str]:
     """The same into a folder that holds other files too; returns the names written. A reader checks the manifest."""
     with whole_folder(folder / ".model") as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import get_scheduler
 
@@ -31,7 +31,7 @@ from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, r
 from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
 from stages.model.paths import find_paths
-from stages.model.processes import join_processes
+from stages.model.processes import join_processes, refuse_divided
 from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
 
@@ -40,8 +40,6 @@ ADAM_BETAS = (0.9, 0.95)
 
 SHOWN = 8
 """pairs that a message names"""
-
-_WHOLE_MODELS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 Objective = Callable[[Tensor, Weighted], PairLoss]
 """(logps_RW, batch) -> PairLoss"""
@@ -126,9 +124,8 @@ def fit(
     )
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
-    if accelerator.distributed_type not in _WHOLE_MODELS:
-        # Where every process holds a part of the model, only its own forward brings the head together.
-        reader = reader._replace(tiled=False)
+    if reader.alone:
+        refuse_divided(accelerator, "this model's responses are read one by one")
     module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
     accelerator.register_for_checkpointing(scheduler)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
@@ -198,21 +195,21 @@ def _backward(
     config: OptimizerConfig,
 ) -> list[Done]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
-    mine = examples[accelerator.process_index :: accelerator.num_processes]
-    # A process without a pair in a small last step still has to take part in the exchange of gradients.
-    idle = not mine
-    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
+    groups, rounds = _groups(accelerator, reader, examples, config.max_tokens_per_device)
     done: list[Done] = []
-    for index, group in enumerate(groups):
+    for index in range(rounds):
+        # A process with nothing left to do still takes part: with a pair that counts for nothing.
+        idle = index >= len(groups)
+        group = examples[:1] if idle else groups[index]
         batch = make_batch(group, accelerator.device, packs=reader.packs)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), config.max_tokens_per_device)
-        with memory, _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
+        with memory, _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
             logps_RW = module(batch)
             loss = objective(logps_RW, batch)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
-        # An idle process reports no pairs, under the same names as the others.
+        # What is idle reports no pairs, under the same names as the others.
         kept = slice(0) if idle else slice(None)
         metrics = {name: values_B[kept] for name, values_B in (loss.metrics | _watched(logps_RW, batch, group)).items()}
         done.append((group[kept], PairLoss(loss.loss_B.detach()[kept], metrics)))
@@ -227,6 +224,21 @@ def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[st
         shares = [selected_share(example) for example in group]
         metrics["selected_share"] = torch.tensor(shares, device=logps_RW.device)
     return metrics
+
+
+def _groups(
+    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int
+) -> tuple[list[list[Example]], int]:
+    """This process's micro-batches of a step, and how many it has to take part in."""
+
+    def groups_of(process: int) -> list[list[Example]]:
+        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens)
+
+    mine = groups_of(accelerator.process_index)
+    if not accelerator.is_fsdp2:
+        return mine, max(1, len(mine))
+    # Every forward pass brings the parts of the model together: all processes have to make as many.
+    return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
 def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
