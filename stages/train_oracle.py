@@ -25,6 +25,7 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.model.adapters import is_adapter
 from stages.model.batches import whole
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
@@ -39,8 +40,11 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
+from stages.model.quantization import load_trainable
 from stages.model.scorer import difference
 from stages.reporting import Reporter, Summary
 from stages.store.logps import FILE as LOGPS
@@ -80,9 +84,16 @@ class Job(NamedTuple):
         """A model on this process's device."""
         return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
 
-    def save(self, model: Any, name: str) -> None:
+    def load_trainable(self, folder: Path) -> Any:
+        """The same, its weights held as they are while an adapter is trained."""
+        return load_trainable(folder, self.config, self.accelerator.device)
+
+    def adapt(self, model: Any, base: Path) -> Trainee:
+        return make_trainee(model, self.config, str(base.resolve()), self.reporter)
+
+    def save(self, trainee: Trainee, name: str, *, merged: bool) -> None:
         if self.accelerator.is_main_process:
-            save_model(model, self.tokenizer, self.work.folder / name)
+            save_model(trainee.finished(merged=merged), self.tokenizer, self.work.folder / name)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
@@ -126,6 +137,8 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_lora(config, model_folder, keeps_base=True)
     inputs = _inputs(config, model_folder, tokenizer)
     with accelerator.main_process_first():
         work = open_run(folder, STAGE, content_settings(config), inputs, overwrite=config.overwrite)
@@ -198,10 +211,11 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     # An oracle is made from its reference: a new reference needs a new oracle.
     if job.accelerator.is_main_process:
         shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
-    model = job.load(model_folder)
+    trainee = Trainee(job.load(model_folder), None)
     if config.sft_epochs:
+        trainee = job.adapt(job.load_trainable(model_folder), model_folder)
         fit(
-            model,
+            trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
             lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
             replace(
@@ -215,7 +229,8 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
             reporter=job.reporter,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
-    job.save(model, REFERENCE)
+    # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
+    job.save(trainee, REFERENCE, merged=True)
     return counts
 
 
@@ -235,23 +250,26 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
 def _make_oracle(job: Job, split: Split) -> Verdict | None:
     """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
     config = job.config
-    model = job.load(job.work.folder / REFERENCE)
+    folder = job.work.folder
+    model = job.load_trainable(folder / REFERENCE)
     reference = _reference_logps(job, model, split)
     if job.done("dpo", ORACLE):
-        model = job.load(job.work.folder / ORACLE)
+        adapter = is_adapter(folder / ORACLE)
+        model = trained_again(model, folder / ORACLE) if adapter else job.load(folder / ORACLE)
     else:
+        trainee = job.adapt(model, folder / REFERENCE)
         fit(
-            model,
+            trainee.model,
             with_reference(split.train, reference.train),
             lambda logps_RW, batch: dpo(
                 logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
             config,
             phase="dpo",
-            folder=job.work.folder,
+            folder=folder,
             reporter=job.reporter,
         )
-        job.save(model, ORACLE)
+        job.save(trainee, ORACLE, merged=config.merge)
     if not split.held_out:
         return None
     oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
@@ -262,10 +280,14 @@ def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
     """Log-probs of all pairs under the reference: computed once, by one process, and kept for `sepo score`."""
     folder, pairs = job.work.folder, [*split.held_out, *split.train]
     with job.accelerator.main_process_first():
-        known = read_logps(folder, model_hash(folder / REFERENCE))
+        measured = model_hash(folder / REFERENCE)
+        if job.config.quantize:
+            # `sepo score` reads the reference in full, whose log-probs are others.
+            measured = f"{measured} in {job.config.quantize}"
+        known = read_logps(folder, measured)
         if known is None:
-            write_logps(folder, pairs, job.logps(model, pairs, "reference"), model_hash(folder / REFERENCE))
-            known = read_logps(folder, model_hash(folder / REFERENCE))
+            write_logps(folder, pairs, job.logps(model, pairs, "reference"), measured)
+            known = read_logps(folder, measured)
     logps = [known.find(pair) if known else None for pair in pairs]
     missing = sum(found is None for found in logps)
     if missing:

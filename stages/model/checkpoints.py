@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from accelerate import Accelerator
 
@@ -17,8 +17,23 @@ def forget_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
+def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Takes the weights that are not trained, and what belongs to them, out of the state that is about to be saved."""
+    for model, state in zip(models, weights, strict=False):
+        if _frozen_names(model):
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            for name in [name for name in state if name not in trained]:
+                del state[name]
+
+
+def _frozen_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
 class Checkpoints:
     """The newest checkpoint of one phase: model, optimiser, schedule and random states, as accelerate saves them.
+
+    Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
     That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of.
     """
@@ -27,6 +42,7 @@ class Checkpoints:
         self._accelerator = accelerator
         self._folder = folder / FOLDER
         self._phase = phase
+        accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
         """Save after `step` steps, then let the older one go."""
@@ -46,7 +62,7 @@ class Checkpoints:
         found = self._found()
         if not found:
             return 0
-        self._accelerator.load_state(str(found[-1]))
+        self._accelerator.load_state(str(found[-1]), strict=not self._partly_trained())
         step = int(found[-1].name.rsplit("-", 1)[1])
         reporter.say(f"{self._phase}: goes on after step {step:,}, from {found[-1]}")
         return step
@@ -59,6 +75,9 @@ class Checkpoints:
         if self._accelerator.is_main_process:
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
+
+    def _partly_trained(self) -> bool:
+        return any(_frozen_names(model) for model in self._accelerator._models)
 
     def _found(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._phase}-*"))

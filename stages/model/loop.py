@@ -12,7 +12,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
@@ -24,12 +23,10 @@ from stages.errors import SepoError
 from stages.model.checkpoints import Checkpoints
 from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
 from stages.model.metrics import MetricLog
+from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
 from stages.reporting import Reporter
-
-ADAM_BETAS = (0.9, 0.95)
-"""those of the SePO authors' code; the paper says only "Adam" """
 
 _WHOLE_MODELS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
@@ -107,9 +104,7 @@ def fit(
     accelerator = join_processes()
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
-    optimizer = torch.optim.AdamW(
-        _decayed(model, config.weight_decay), lr=config.learning_rate, betas=ADAM_BETAS, fused=True
-    )
+    optimizer = make_optimizer(model, config)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
     if accelerator.distributed_type not in _WHOLE_MODELS:
@@ -141,13 +136,6 @@ def fit(
                 checkpoints.save(step + 1)
     accelerator.free_memory()
     return log.last
-
-
-def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases are not decayed, as in transformers' Trainer."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 @lru_cache(maxsize=1)
