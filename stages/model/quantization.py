@@ -1,5 +1,6 @@
 """Weights held in 4 or 8 bits while an adapter on them is trained (QLoRA, arXiv 2305.14314), by bitsandbytes."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) 
         return load_model(folder, trust_remote_code=config.trust_remote_code).to(device)
     # Weights are packed as they are read: they are never whole on the device.
     held = {"quantization_config": _how(config.quantize), "device_map": {"": device}}
-    return load_model(folder, trust_remote_code=config.trust_remote_code, held=held)
+    model = load_model(folder, trust_remote_code=config.trust_remote_code, held=held)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On a CPU that can, evaluation would round the constants to bfloat16, for training too.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _how(quantize: str) -> BitsAndBytesConfig:
     if quantize == "8bit":
+        # It says at every product that activations are rounded, which is what was asked for.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     # NF4 with quantised constants, as in the paper. Products are float32: log-probs are compared.
     return BitsAndBytesConfig(
