@@ -9,13 +9,23 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import MIXED_PRECISIONS, OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
+from stages.configs import (
+    MIXED_PRECISIONS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    OVERLONG,
+    PRECISIONS,
+    QUANTIZATIONS,
+    SCHEDULERS,
+    SELECTIONS,
+)
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
 METHOD: Final = "Method"
 REFERENCE: Final = "Reference (supervised fine-tuning)"
 OPTIMISER: Final = "Optimiser"
+LORA: Final = "LoRA and QLoRA"
 MACHINE: Final = "Machine and output"
 SWITCHES: Final = "Switches"
 
@@ -89,7 +99,12 @@ MaxTokensPerDevice = Annotated[
 
 # --- the optimiser ---
 LearningRate = Annotated[
-    float, _option(OPTIMISER, "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more.")
+    float,
+    _option(
+        OPTIMISER,
+        "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more, and LoRA about ten times"
+        " as much.",
+    ),
 ]
 BatchSize = Annotated[int, _option(OPTIMISER, "Pairs per optimiser step, over all devices. Paper: 128.")]
 NumTrainEpochs = Annotated[int, _option(OPTIMISER, "Times that every pair is seen. Paper: 1.")]
@@ -120,6 +135,51 @@ GradientCheckpointing = Annotated[
 ]
 Compile = Annotated[bool, _switch("Compile the layers with torch.compile: minutes at first, faster steps after that.")]
 MaxGradNorm = Annotated[float, _option(OPTIMISER, "Gradients are scaled down to this norm.")]
+Optim = Annotated[
+    str,
+    _option(
+        OPTIMISER,
+        "8bit: AdamW with its two moments in 8 bits; paged: moments move to the host's memory where a GPU's runs out."
+        " Both by bitsandbytes.",
+        metavar=_one_of(OPTIMIZERS),
+    ),
+]
+AdamBeta1 = Annotated[float, _option(OPTIMISER, "AdamW's beta1. Authors' code: 0.9.")]
+AdamBeta2 = Annotated[float, _option(OPTIMISER, "AdamW's beta2. Authors' code: 0.95.")]
+AdamEpsilon = Annotated[float, _option(OPTIMISER, "AdamW's epsilon.")]
+
+# --- LoRA ---
+LoraRank = Annotated[
+    int,
+    _option(
+        LORA,
+        "Train an adapter of this rank and leave the model's own weights alone; 0 = train all weights. Wants about ten"
+        " times the learning rate.",
+    ),
+]
+LoraAlpha = Annotated[
+    float | None,
+    _option(LORA, "Scale of the adapter: what it adds is times alpha / rank. Without it, twice the rank."),
+]
+LoraTargetModules = Annotated[
+    str | None,
+    _option(
+        LORA,
+        "Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head.",
+        metavar="NAMES",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    _option(
+        LORA,
+        "Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is"
+        " LLM.int8.",
+        metavar=_one_of(QUANTIZATIONS),
+    ),
+]
+Merge = Annotated[bool, _switch("Add the adapter to its model's weights at the end: an ordinary model folder.")]
+
 SaveSteps = Annotated[
     int,
     _option(

@@ -18,6 +18,8 @@ SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
 MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
+OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
+QUANTIZATIONS: Final = ("4bit", "8bit")
 
 
 def outside(default: Any = None) -> Any:
@@ -29,6 +31,11 @@ def column_names(columns: str | None) -> dict[str, str]:
     """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
     items = [item.partition("=") for item in columns.split(",")] if columns else []
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
+
+
+def module_names(modules: str) -> list[str]:
+    """``q_proj, v_proj`` as ``["q_proj", "v_proj"]``."""
+    return [name.strip() for name in modules.split(",")]
 
 
 def worker_numbers(worker: str) -> tuple[int, int]:
@@ -54,6 +61,15 @@ class OptimizerConfig:
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    optim: str = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_target_modules: str | None = None
+    quantize: str | None = None
+    merge: bool = False
     max_length: int = 2048
     seed: int = 42
     trust_remote_code: bool = False
@@ -68,7 +84,7 @@ class OptimizerConfig:
     overwrite: bool = outside(False)
 
     def _faults(self) -> list[str]:
-        return _check(
+        return self._lora_faults() + _check(
             self,
             learning_rate=_positive,
             batch_size=_at_least_one,
@@ -78,6 +94,14 @@ class OptimizerConfig:
             lr_scheduler_type=_one_of(SCHEDULERS),
             weight_decay=_not_negative,
             max_grad_norm=_positive,
+            optim=_one_of(OPTIMIZERS),
+            adam_beta1=_fraction_below_one,
+            adam_beta2=_fraction_below_one,
+            adam_epsilon=_positive,
+            lora_rank=_not_negative,
+            lora_alpha=_positive_if_given,
+            lora_target_modules=_modules,
+            quantize=_one_of_if_given(QUANTIZATIONS),
             max_length=_at_least_two,
             mixed_precision=_one_of(MIXED_PRECISIONS),
             max_tokens_per_device=_at_least_two,
@@ -86,6 +110,12 @@ class OptimizerConfig:
             logging_steps=_at_least_one,
             seed=_not_negative,
         )
+
+    def _lora_faults(self) -> list[str]:
+        """Options that say how an adapter is trained, where none is."""
+        names = ("lora_alpha", "lora_target_modules", "quantize", "merge")
+        idle = [] if self.lora_rank else [name for name in names if getattr(self, name) not in (None, False)]
+        return [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
 
     def __post_init__(self) -> None:
         _raise(self._faults())
@@ -259,6 +289,12 @@ _share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
 
 
+_positive_if_given: Rule = (lambda x: x is None or 0 < x < math.inf, _positive[1])
+
+
+_modules: Rule = (lambda x: x is None or all(module_names(x)), "names of layers, like q_proj,v_proj")
+
+
 _columns: Rule = (
     lambda x: all(ours and theirs for ours, theirs in column_names(x).items()),
     "like prompt=question,chosen=good,rejected=bad",
@@ -273,6 +309,10 @@ _worker: Rule = (
 
 def _one_of(names: tuple[str, ...]) -> Rule:
     return (lambda x: x in names, "one of " + ", ".join(names))
+
+
+def _one_of_if_given(names: tuple[str, ...]) -> Rule:
+    return (lambda x: x is None or x in names, _one_of(names)[1])
 
 
 def _check(config: Any, **rules: Rule) -> list[str]:

@@ -26,6 +26,7 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.model.adapters import is_adapter
 from stages.model.batches import whole
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
@@ -40,9 +41,12 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
 from stages.model.metrics import training_warnings
+from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import gather_weights, join_processes
+from stages.model.quantization import load_trainable
 from stages.model.scorer import difference
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
@@ -83,10 +87,17 @@ class Job(NamedTuple):
         """A model on this process's device."""
         return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
 
-    def save(self, model: Any, name: str) -> None:
-        weights = gather_weights(model)
+    def load_trainable(self, folder: Path) -> Any:
+        """The same, its weights held as they are while an adapter is trained."""
+        return load_trainable(folder, self.config, self.accelerator.device)
+
+    def adapt(self, model: Any, base: Path) -> Trainee:
+        return make_trainee(model, self.config, str(base.resolve()), self.reporter)
+
+    def save(self, trainee: Trainee, name: str, *, merged: bool) -> None:
+        weights = gather_weights(trainee.model)
         if self.accelerator.is_main_process:
-            save_model(model, self.tokenizer, self.work.folder / name, weights)
+            save_model(trainee.finished(merged=merged), self.tokenizer, self.work.folder / name, weights)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
@@ -133,6 +144,8 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_lora(config, model_folder, keeps_base=True)
     inputs = _inputs(config, model_folder, tokenizer)
     with accelerator.main_process_first():
         work = open_run(
@@ -213,10 +226,11 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     # An oracle is made from its reference: a new reference needs a new oracle.
     if job.accelerator.is_main_process:
         shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
-    model = job.load(model_folder)
+    trainee = Trainee(job.load(model_folder), None)
     if config.sft_epochs:
+        trainee = job.adapt(job.load_trainable(model_folder), model_folder)
         fit(
-            model,
+            trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
             lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
             replace(
@@ -230,7 +244,8 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
             reporter=job.reporter,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
-    job.save(model, REFERENCE)
+    # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
+    job.save(trainee, REFERENCE, merged=True)
     return counts
 
 
@@ -250,26 +265,29 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
 def _make_oracle(job: Job, split: Split) -> Verdict | None:
     """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
     config = job.config
-    model = job.load(job.work.folder / REFERENCE)
+    folder = job.work.folder
+    model = job.load_trainable(folder / REFERENCE)
     reference = _reference_logps(job, model, split)
     if job.done("dpo", ORACLE):
-        model = job.load(job.work.folder / ORACLE)
+        adapter = is_adapter(folder / ORACLE)
+        model = trained_again(model, folder / ORACLE) if adapter else job.load(folder / ORACLE)
     else:
+        trainee = job.adapt(model, folder / REFERENCE)
         fit(
-            model,
+            trainee.model,
             with_reference(split.train, reference.train),
             lambda logps_RW, batch: dpo(
                 logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
             config,
             phase="dpo",
-            folder=job.work.folder,
+            folder=folder,
             reporter=job.reporter,
         )
-        job.save(model, ORACLE)
+        job.save(trainee, ORACLE, merged=config.merge)
         if job.accelerator.is_fsdp2:
             # Its parts are spread over the processes; each of them reads a whole one.
-            model = job.load(job.work.folder / ORACLE)
+            model = job.load(folder / ORACLE)
     if not split.held_out:
         return None
     oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
@@ -280,6 +298,9 @@ def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
     """Log-probs of all pairs under the reference: computed once, by all processes, and kept for `sepo score`."""
     folder, pairs = job.work.folder, [*split.held_out, *split.train]
     identity = model_hash(folder / REFERENCE)
+    if job.config.quantize:
+        # `sepo score` reads the reference in full, whose log-probs are others.
+        identity = f"{identity} in {job.config.quantize}"
     known = read_logps(folder, identity)
     # One process that cannot read them needs the help of all.
     if any(gather_object([known is None])):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Final
+from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -27,8 +27,23 @@ def forget_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
+def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Takes the weights that are not trained, and what belongs to them, out of the state that is about to be saved."""
+    for model, state in zip(models, weights, strict=False):
+        if _frozen_names(model):
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            for name in [name for name in state if name not in trained]:
+                del state[name]
+
+
+def _frozen_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
+
+    Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
     That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of; that it is as it
     was written, its checksums.
@@ -44,6 +59,7 @@ class Checkpoints:
         self._keep = keep
         self.newest = 0
         """steps that are safe"""
+        accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
         """Save after `step` steps, then let the oldest go.
@@ -75,7 +91,7 @@ class Checkpoints:
         if name[0]:
             path = self._folder / name[0]
             with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
-                self._accelerator.load_state(str(path))
+                self._accelerator.load_state(str(path), strict=not self._partly_trained())
             self.newest = int(name[0].rsplit("-", 1)[1])
             reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
         return self.newest
@@ -104,6 +120,9 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
+
+    def _partly_trained(self) -> bool:
+        return any(_frozen_names(model) for model in self._accelerator._models)
 
     def _found(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._phase}-*"))

@@ -30,13 +30,11 @@ from stages.model.interrupts import Interrupts
 from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
 from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
+from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_divided
 from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
-
-ADAM_BETAS = (0.9, 0.95)
-"""those of the SePO authors' code; the paper says only "Adam" """
 
 SHOWN = 8
 """pairs that a message names"""
@@ -119,9 +117,9 @@ def fit(
     accelerator = join_processes(config.mixed_precision)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
-    optimizer = torch.optim.AdamW(
-        _decayed(model, config.weight_decay), lr=config.learning_rate, betas=ADAM_BETAS, fused=True
-    )
+    if config.lora_rank:
+        refuse_divided(accelerator, "an adapter is trained")
+    optimizer = make_optimizer(model, config)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
     if reader.alone:
@@ -168,13 +166,6 @@ def fit(
                 interrupts.leave(interrupted)
     accelerator.free_memory()
     return log.last
-
-
-def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases are not decayed, as in transformers' Trainer."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 @lru_cache(maxsize=1)
