@@ -71,7 +71,7 @@ class Checkpoints:
         with _told(f"cannot write {target}", "free the space, then run the same again"):
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
-                    self._accelerator.save_state(str(temporary))
+                    self._accelerator.save_state(str(temporary), safe_serialization=False)
                     _seal(temporary)
             else:
                 self._save_together(target)
@@ -113,7 +113,7 @@ class Checkpoints:
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
-        self._accelerator.save_state(str(temporary))
+        self._accelerator.save_state(str(temporary), safe_serialization=False)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             _seal(temporary)
