@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
+from stages.configs import OBJECTIVES, ORACLE_SIZES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -258,7 +258,30 @@ Margin = Annotated[
     ),
 ]
 
+# --- weak to strong ---
+Layers = Annotated[
+    int | None,
+    _option(REQUIRED, "Layers to keep, counted from the embedding; fewer than the model has.", metavar="N"),
+]
+OtherTokenizer = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "Tokenizer that the scores were made with; without it, the one that the scores' manifest names.",
+        metavar="FOLDER|NAME",
+    ),
+]
+
 # --- the demo ---
+OracleSize = Annotated[
+    str,
+    _option(
+        DATA,
+        "same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the layers"
+        " and half the width, and the same tokenizer.",
+        metavar=_one_of(ORACLE_SIZES),
+    ),
+]
 TrainPairs = Annotated[int, _option(DATA, "Pairs in train.jsonl.")]
 TestPairs = Annotated[int, _option(DATA, "Pairs in test.jsonl, whose prompts train.jsonl does not have.")]
 Demo = Annotated[str | None, _option(REQUIRED, "Folder of `sepo make-demo`.", metavar="FOLDER")]
