@@ -11,7 +11,16 @@ import typer
 
 from sepo_cli import options as o
 from sepo_cli.run import run_stage
-from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig, ValidateConfig
+from stages.configs import (
+    CutModelConfig,
+    DemoConfig,
+    DemoReportConfig,
+    OracleConfig,
+    PolicyConfig,
+    ProjectScoresConfig,
+    ScoreConfig,
+    ValidateConfig,
+)
 
 
 class Command(NamedTuple):
@@ -161,12 +170,42 @@ def train_policy(
     run_stage(context, PolicyConfig, locals())
 
 
+def cut_model(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    model: o.Model = CutModelConfig.model,
+    layers: o.Layers = CutModelConfig.layers,
+    output_dir: o.OutputDir = CutModelConfig.output_dir,
+    trust_remote_code: o.TrustRemoteCode = CutModelConfig.trust_remote_code,
+    overwrite: o.Overwrite = CutModelConfig.overwrite,
+) -> None:
+    """Cut a model to its first layers, to fine-tune a weak oracle from."""
+    run_stage(context, CutModelConfig, locals())
+
+
+def project_scores(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    scores: o.Scores = ProjectScoresConfig.scores,
+    model: o.Model = ProjectScoresConfig.model,
+    dataset: o.Dataset = ProjectScoresConfig.dataset,
+    output_dir: o.OutputDir = ProjectScoresConfig.output_dir,
+    tokenizer: o.OtherTokenizer = ProjectScoresConfig.tokenizer,
+    columns: o.Columns = ProjectScoresConfig.columns,
+    trust_remote_code: o.TrustRemoteCode = ProjectScoresConfig.trust_remote_code,
+    overwrite: o.Overwrite = ProjectScoresConfig.overwrite,
+) -> None:
+    """Carry scores over to the tokens of a model with another tokenizer."""
+    run_stage(context, ProjectScoresConfig, locals())
+
+
 def make_demo(
     context: typer.Context,
     config: o.ConfigFile = None,
     output_dir: o.OutputDir = DemoConfig.output_dir,
     train_pairs: o.TrainPairs = DemoConfig.train_pairs,
     test_pairs: o.TestPairs = DemoConfig.test_pairs,
+    oracle_size: o.OracleSize = DemoConfig.oracle_size,
     seed: o.Seed = DemoConfig.seed,
     overwrite: o.Overwrite = DemoConfig.overwrite,
 ) -> None:
@@ -201,6 +240,7 @@ def _oracle_or_both_models(settings: dict[str, Any]) -> list[str]:
 
 
 PIPELINE: Final = "The pipeline"
+WEAK_TO_STRONG: Final = "Weak to strong"
 DEMO: Final = "The demo with planted truth"
 
 COMMANDS: Final = (
@@ -227,6 +267,18 @@ COMMANDS: Final = (
         PolicyConfig,
         PIPELINE,
         "sepo train-policy --model P --scores runs/scores --output-dir runs/policy",
+    ),
+    Command(
+        cut_model,
+        CutModelConfig,
+        WEAK_TO_STRONG,
+        "sepo cut-model --model M --layers 6 --output-dir runs/small",
+    ),
+    Command(
+        project_scores,
+        ProjectScoresConfig,
+        WEAK_TO_STRONG,
+        "sepo project-scores --scores runs/scores --model P --dataset pairs.jsonl --output-dir runs/scores-of-p",
     ),
     Command(
         make_demo,

@@ -13,6 +13,7 @@ from stages.configs import (
     MIXED_PRECISIONS,
     OBJECTIVES,
     OPTIMIZERS,
+    ORACLE_SIZES,
     OVERLONG,
     PRECISIONS,
     QUANTIZATIONS,
@@ -346,7 +347,30 @@ Margin = Annotated[
     ),
 ]
 
+# --- weak to strong ---
+Layers = Annotated[
+    int | None,
+    _option(REQUIRED, "Layers to keep, counted from the embedding; fewer than the model has.", metavar="N"),
+]
+OtherTokenizer = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "Tokenizer that the scores were made with; without it, the one that the scores' manifest names.",
+        metavar="FOLDER|NAME",
+    ),
+]
+
 # --- the demo ---
+OracleSize = Annotated[
+    str,
+    _option(
+        DATA,
+        "same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the layers"
+        " and half the width, and the same tokenizer.",
+        metavar=_one_of(ORACLE_SIZES),
+    ),
+]
 TrainPairs = Annotated[int, _option(DATA, "Pairs in train.jsonl.")]
 TestPairs = Annotated[int, _option(DATA, "Pairs in test.jsonl, whose prompts train.jsonl does not have.")]
 Demo = Annotated[str | None, _option(REQUIRED, "Folder of `sepo make-demo`.", metavar="FOLDER")]

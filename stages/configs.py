@@ -20,11 +20,17 @@ PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
 MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
 OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
 QUANTIZATIONS: Final = ("4bit", "8bit")
+ORACLE_SIZES: Final = ("same", "small")
 
 
 def outside(default: Any = None) -> Any:
     """A field that does not decide the content of what a stage makes."""
     return field(default=default, metadata={"content": False})
+
+
+def required() -> Any:
+    """A field that decides the content and has no default: None stands for "not given"."""
+    return field(default=None)
 
 
 def column_names(columns: str | None) -> dict[str, str]:
@@ -229,6 +235,37 @@ class PolicyConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutModelConfig:
+    """`sepo cut-model`: the first layers of a model, to make a small oracle of."""
+
+    model: str = outside()
+    layers: int = required()
+    output_dir: str = outside()
+    trust_remote_code: bool = False
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, layers=_at_least_one))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectScoresConfig:
+    """`sepo project-scores`: scores carried over to the tokens of another tokenizer."""
+
+    scores: str = outside()
+    model: str = outside()
+    dataset: str = outside()
+    output_dir: str = outside()
+    tokenizer: str | None = outside(None)
+    columns: str | None = None
+    trust_remote_code: bool = False
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, columns=_columns))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
     """`sepo validate`: what the stages would make of a data set and what that would cost."""
 
@@ -252,11 +289,13 @@ class DemoConfig:
     output_dir: str = outside()
     train_pairs: int = 4096
     test_pairs: int = 512
+    oracle_size: str = "same"
     seed: int = 42
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        _raise(_check(self, train_pairs=_at_least_one, test_pairs=_at_least_one))
+        rules = {"train_pairs": _at_least_one, "test_pairs": _at_least_one, "oracle_size": _one_of(ORACLE_SIZES)}
+        _raise(_check(self, **rules))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def _refuse_other_vocabulary(tokenizer: Any, scores: Scores, config: PolicyConfi
     sizes = f"{len(tokenizer):,} and {theirs.get('size', 0):,} tokens"
     raise SepoError(
         f"the token->id map of {config.model} is not the one {config.scores} was made with ({sizes})",
-        hint="oracle and policy must share a tokenizer: score with an oracle of the policy's family",
+        hint="`sepo project-scores` carries scores over to another tokenizer, or score with an oracle of its family",
     )
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -98,12 +98,33 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
         ) from error
 
 
+def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A model's configuration.
+
+    Raises:
+        SepoError: transformers does not know such a model, or it is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
+    _refuse_unfit(folder, config.to_dict())
+    return config
+
+
 def load_model(
-    folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32, held: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    change: Callable[[Any], Any] = lambda config: config,
+    held: dict[str, Any] | None = None,
 ) -> Any:
     """A causal language model without dropout, every weight of it read from the folder; an adapter is merged.
 
     Args:
+        dtype: "auto" takes that of the weights.
+        change: of the configuration, before the model is built from it.
         held: more of `from_pretrained`, about where and in how many bits weights are held
             (`stages.model.quantization`).
 
@@ -113,9 +134,9 @@ def load_model(
     """
     if is_adapter(folder):
         return merge(load_model(base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype), folder)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _refuse_unfit(folder, config.to_dict())
+        config = change(config)
         _disable_dropout(config)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,

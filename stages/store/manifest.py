@@ -164,10 +164,11 @@ def open_run(
     return Run(place, identity, finished)
 
 
-def read_manifest(folder: str | Path | Place, stage: str, remedy: str) -> dict[str, Any]:
+def read_manifest(folder: str | Path | Place, stages: str | tuple[str, ...], remedy: str) -> dict[str, Any]:
     """The manifest of a finished stage.
 
     Args:
+        stages: the one, or the several, whose manifest is wanted; messages speak of the first.
         remedy: the hint if there is none, such as ``run `sepo score` first``.
 
     Raises:
@@ -179,8 +180,9 @@ def read_manifest(folder: str | Path | Place, stage: str, remedy: str) -> dict[s
     if not place.has(FINISHED):
         raise SepoError(f"{place} has no {FINISHED}: the stage never finished there", hint=remedy)
     manifest = _load(place, FINISHED)
-    if manifest.get("stage") != stage:
-        raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {stage}`", hint=remedy)
+    wanted = (stages,) if isinstance(stages, str) else stages
+    if manifest.get("stage") not in wanted:
+        raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {wanted[0]}`", hint=remedy)
     return manifest
 
 
