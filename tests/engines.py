@@ -29,11 +29,12 @@ from tests.model.test_loop import Killed, KilledAfter
 from tests.model.zoo import VOCABULARY, tiny
 
 SETTINGS = {
-    "learning_rate": 1e-2, "batch_size": 8, "warmup_ratio": 0.0, "num_train_epochs": 1, "max_grad_norm": 1e9,
-    "max_tokens_per_device": 60, "save_steps": 0,
+    "learning_rate": 1e-2, "batch_size": 5, "warmup_ratio": 0.0, "num_train_epochs": 1, "max_grad_norm": 1e9,
+    "max_tokens_per_device": 30, "save_steps": 0,
 }  # fmt: skip
-PAIRS = 17
-"""steps of 8, 8 and 1: the last one leaves a second process idle"""
+PAIRS = 11
+"""steps of 5, 5 and 1: the last one leaves a second process idle"""
+KILLED = {"save_steps": 1, "max_grad_norm": 0.1}
 
 
 def packed():
@@ -45,7 +46,7 @@ def untied():
 
 
 def padded():
-    return tiny("bloom, distances as biases")
+    return tiny("lfm2, a convolution")
 
 
 def key_tokens(logps_RW, batch):
@@ -62,6 +63,8 @@ def chosen(logps_RW, batch):
 
 CASES = [(model, objective) for model in (packed, padded) for objective in (key_tokens, preferences, chosen)]
 UNTIED = (untied, key_tokens)
+IN_TWO = [*CASES[:3], (padded, preferences)]
+DIVIDED = [(packed, key_tokens), (padded, preferences), UNTIED]
 
 
 def name_of(engine, case):
@@ -100,6 +103,9 @@ class Watch:
         return self._objective(logps_RW, batch)
 
     def _keep(self, optimizer, *_):
+        if not self._calls:
+            # torch takes a step without a gradient before it loads an optimiser's state.
+            return
         gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
         whole_ones = [each.full_tensor() if isinstance(each, DTensor) else each.clone() for each in gradients]
         self.gradients.append(torch.cat([each.flatten() for each in whole_ones]))
@@ -145,7 +151,7 @@ def divide_on_cpu(**options):
 
 
 class Tiles:
-    """Counts how often the tiled head is used."""
+    """Counts how often the tiled head is used in training."""
 
     def __enter__(self):
         self.used, self._head_logps = 0, reading.head_logps
@@ -156,26 +162,25 @@ class Tiles:
         reading.head_logps = self._head_logps
 
     def _count(self, *arguments):
-        self.used += 1
+        self.used += torch.is_grad_enabled()
         return self._head_logps(*arguments)
 
 
 def runs(folder):
     """Every run that the tests compare, as (name, what came out)."""
     yield "logps", logps_of(join_processes())
-    for case in CASES:
+    for case in IN_TWO:
         yield name_of("ddp", case), train(case, folder / name_of("ddp", case))
-    divide_on_cpu()
-    for case in [*CASES, UNTIED]:
+    for case in DIVIDED:
+        divide_on_cpu()
         with Tiles() as tiles:
             found = train(case, folder / name_of("fsdp2", case))
         yield name_of("fsdp2", case), {**found, "tiles": tiles.used}
-    yield "clipped", train(CASES[0], folder / "clipped", max_grad_norm=0.1)
     for kind in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
         divide_on_cpu(state_dict_type=kind)
         with contextlib.suppress(Killed):
-            train(CASES[0], folder / kind, save_steps=1, reporter=KilledAfter(2))
-        yield kind, train(CASES[0], folder / kind, save_steps=1)
+            train(CASES[0], folder / kind, reporter=KilledAfter(2), **KILLED)
+        yield kind, train(CASES[0], folder / kind, **KILLED)
     divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)
     with Tiles() as tiles:
         found = train(UNTIED, folder / "apart")
