@@ -12,8 +12,8 @@ from stages.errors import SepoError
 from stages.model.batches import collate, whole
 from stages.model.extras import refuse_without
 from stages.model.logps import token_logps
-from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
 from stages.model.loop import fit
+from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
 from stages.model.optimizers import make_optimizer, refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.quantization import load_trainable
