@@ -84,7 +84,6 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
         target_modules=module_names(modules) if modules else "all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
     )
     try:
         with torch.random.fork_rng(devices=[]):
@@ -95,7 +94,7 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
             f"lora_target_modules {modules or 'all-linear'} does not fit {type(model).__name__}: {one_line(error)}",
             hint=f"its linear layers are {', '.join(_linear_names(model))}",
         ) from error
-    # peft takes the name that the model was loaded by.
+    # peft takes the name that the model was loaded by, and warns of any other.
     adapter.active_peft_config.base_model_name_or_path = base
     trained, every = adapter.get_nb_trainable_parameters()
     reporter.say(f"LoRA: {trained:,} weights of an adapter are trained, {every - trained:,} of the model are not")
@@ -114,6 +113,7 @@ def _merged(adapter: Any) -> Any:
         return adapter.merge_and_unload()
     # peft would add to weights of few bits, and round the sum to as few again.
     settings, weights = adapter.active_peft_config, get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    settings.base_model_name_or_path = None
     exact = get_peft_model(adapter.unload().dequantize(), settings)
     set_peft_model_state_dict(exact, weights)
     return exact.merge_and_unload()
