@@ -17,7 +17,8 @@ from stages.currency import Example, ScoredPair, longest
 from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
-from stages.model.card import write_card
+from stages.model.card import FILE as CARD
+from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
     embedding_rows,
@@ -89,8 +90,8 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     warnings += training_warnings(work.folder)
     if accelerator.is_main_process:
         files = save_model_into(model, tokenizer, work.folder)
-        write_card(work.folder, config, work.identity["inputs"], counts, last)
-        files = [*files, "README.md", "metrics.jsonl"]
+        write_policy_card(work.folder, Made(config, work.identity["inputs"], counts), last)
+        files = [*files, CARD, "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
