@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
+from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS, TRACKERS
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -123,6 +123,15 @@ Resume = Annotated[
     _switch(
         "Go on with an interrupted run of the same settings; --no-resume deletes what it made and starts anew."
         " A finished run is left as it is either way."
+    ),
+]
+ReportTo = Annotated[
+    str,
+    _option(
+        MACHINE,
+        f"Where metrics go beside metrics.jsonl: {', '.join(TRACKERS)}. Needs that package; for tensorboard:"
+        " pip install 'sepo[report]'.",
+        metavar="NAME",
     ),
 ]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]

@@ -17,6 +17,9 @@ OBJECTIVES: Final = ("sepo", "simpo")
 SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
+TRACKERS: Final = (
+    "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
 
 
 def outside(default: Any = None) -> Any:
@@ -60,6 +63,7 @@ class OptimizerConfig:
     save_steps: int = outside(100)
     save_total_limit: int = outside(1)
     resume: bool = outside(True)
+    report_to: str = outside("none")
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 
@@ -78,6 +82,7 @@ class OptimizerConfig:
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
             save_total_limit=_at_least_one,
+            report_to=_one_of(TRACKERS),
             logging_steps=_at_least_one,
             seed=_not_negative,
         )

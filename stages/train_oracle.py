@@ -126,7 +126,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.report_to)
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

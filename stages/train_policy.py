@@ -49,7 +49,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.report_to)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)

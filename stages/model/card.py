@@ -1,11 +1,10 @@
 """The model card beside weights: where they come from, in the form the Hugging Face hub reads."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.configs import OracleConfig, PolicyConfig
+from stages.configs import OracleConfig, PolicyConfig, content_settings
 from stages.model.curves import FILE as CURVES
 from stages.model.curves import draw_curves
 from stages.model.metrics import read_metrics
@@ -112,7 +111,7 @@ def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: st
         title=title,
         what=what,
         picture=f"\n![{phase} by step]({CURVES})\n" if records else "",
-        settings=_table(asdict(made.config)),
+        settings=_table(content_settings(made.config)),
         counts=_table({name: f"{count:,}" for name, count in _flat(made.counts)}),
         results_of="last logged step" if records else "training",
         results=_table({name: f"{value:.6g}" for name, value in results.items()} or {"steps": 0}),

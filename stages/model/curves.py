@@ -32,6 +32,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     """
     # No pyplot: it would look for a display.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = [panel for panel in PANELS if any(name in record for record in records for name in panel.lines)]
     figure = Figure(figsize=(4.6 * min(2, len(panels)), 3.2 * ((len(panels) + 1) // 2)), layout="constrained", dpi=110)
@@ -46,6 +47,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
                 )
         axes.set_title(panel.title, fontsize="medium")
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if len(panel.lines) > 1 and len(axes.lines) > 1:
             axes.legend()

@@ -32,6 +32,8 @@ from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
+from stages.model.trackers import FOLDER as TRACKERS
+from stages.model.trackers import tracking
 from stages.reporting import Reporter
 
 ADAM_BETAS = (0.9, 0.95)
@@ -117,7 +119,7 @@ def fit(
     Raises:
         SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     optimizer = torch.optim.AdamW(
@@ -136,7 +138,8 @@ def fit(
     first = checkpoints.resume(reporter)
     log.start(first)
     module.train()
-    with reporter.task(phase, schedule.steps, "steps") as task, Interrupts() as interrupts:
+    tracked = tracking(accelerator, config, first)
+    with tracked, reporter.task(phase, schedule.steps, "steps") as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)

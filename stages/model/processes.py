@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from stages.configs import worker_numbers
 from stages.errors import SepoError
+from stages.model.trackers import refuse_missing_tracker
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
@@ -36,15 +38,28 @@ def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
 
 
-def join_processes() -> Accelerator:
+def join_processes(report_to: str = "none", folder: Path | None = None) -> Accelerator:
     """This process's accelerator, as `accelerate launch` or torchrun configured it.
 
+    Args:
+        report_to: the tracker that `stages.model.trackers.tracking` opens.
+        folder: where a tracker that writes files puts them.
+
     Raises:
-        SepoError: several processes were started, but accelerate sees one: they would all write the same files.
+        SepoError: several processes were started, but accelerate sees one: they would all write the same files; or the
+            tracker is not installed.
     """
+    refuse_missing_tracker(report_to)
     # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[patience])
+    log_with = report_to if folder is not None and report_to != "none" else None
+    accelerator = Accelerator(
+        mixed_precision="no",
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[patience],
+        log_with=log_with,
+        project_dir=folder,
+    )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"
