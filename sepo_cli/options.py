@@ -19,6 +19,7 @@ from stages.configs import (
     QUANTIZATIONS,
     SCHEDULERS,
     SELECTIONS,
+    TRACKERS,
 )
 
 REQUIRED: Final = "Required"
@@ -197,6 +198,15 @@ Resume = Annotated[
     _switch(
         "Go on with an interrupted run of the same settings; --no-resume deletes what it made and starts anew."
         " A finished run is left as it is either way."
+    ),
+]
+ReportTo = Annotated[
+    str,
+    _option(
+        MACHINE,
+        f"Where metrics go beside metrics.jsonl: {', '.join(TRACKERS)}. Needs that package; for tensorboard:"
+        " pip install 'sepo[report]'.",
+        metavar="NAME",
     ),
 ]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]

@@ -21,6 +21,9 @@ MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
 OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
 QUANTIZATIONS: Final = ("4bit", "8bit")
 ORACLE_SIZES: Final = ("same", "small")
+TRACKERS: Final = (
+    "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
 
 
 def outside(default: Any = None) -> Any:
@@ -86,6 +89,7 @@ class OptimizerConfig:
     save_steps: int = outside(100)
     save_total_limit: int = outside(1)
     resume: bool = outside(True)
+    report_to: str = outside("none")
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 
@@ -113,6 +117,7 @@ class OptimizerConfig:
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
             save_total_limit=_at_least_one,
+            report_to=_one_of(TRACKERS),
             logging_steps=_at_least_one,
             seed=_not_negative,
         )

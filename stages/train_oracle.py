@@ -28,7 +28,10 @@ from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.model.adapters import is_adapter
 from stages.model.batches import whole
+from stages.model.card import FILE as CARD
+from stages.model.card import Made, write_oracle_card, write_reference_card
 from stages.model.checkpoints import forget_checkpoints
+from stages.model.curves import FILE as CURVES
 from stages.model.folders import (
     embedding_rows,
     holds_model,
@@ -139,7 +142,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = join_processes(config.mixed_precision)
+    accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
@@ -367,6 +370,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         job.reporter.warn(warning)
     warnings += training_warnings(folder)
     if job.accelerator.is_main_process:
+        _write_cards(job, counts, verdict)
         # A kill may have left some of it behind.
         forget_checkpoints(folder)
         job.work.finish(
@@ -380,8 +384,17 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
     return Summary(f"oracle in {folder}", rows)
 
 
+def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> None:
+    folder, made = job.work.folder, Made(job.config, job.work.identity["inputs"], counts)
+    held_out = {"accuracy": verdict.accuracy.value, "reward margin": verdict.margin.value} if verdict else {}
+    write_reference_card(folder / REFERENCE, folder, made)
+    write_oracle_card(folder / ORACLE, folder, made, held_out)
+
+
 def _model_files(folder: Path) -> list[str]:
-    return [f"{name}/{path.name}" for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
+    """What a model needs: without its card and picture it is still whole, and not to be trained again."""
+    paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
+    return [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]
 
 
 def _warnings(verdict: Verdict, token: str) -> list[str]:

@@ -18,7 +18,8 @@ from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.model.adapters import base_name
-from stages.model.card import write_card
+from stages.model.card import FILE as CARD
+from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
     embedding_rows,
@@ -52,7 +53,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
-    accelerator = join_processes(config.mixed_precision)
+    accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
@@ -98,8 +99,8 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
         files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
-        write_card(work.folder, config, work.identity["inputs"], counts, last)
-        files = [*files, "README.md", "metrics.jsonl"]
+        write_policy_card(work.folder, Made(config, work.identity["inputs"], counts), last)
+        files = [*files, CARD, "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)

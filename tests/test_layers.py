@@ -56,8 +56,11 @@ def test_imports_run_one_way(module):
         assert inside <= LEAVES | {"method"}
     elif mine == "store":
         assert inside <= LEAVES | {"store"}
-    elif mine in {"data", "model"}:
-        assert inside <= LEAVES | {mine, "store"}
+    elif mine == "data":
+        assert inside <= LEAVES | {"data", "store"}
+    elif mine == "model":
+        # The loop watches what it trains by functions of the science, which knows nothing of it.
+        assert inside <= LEAVES | {"model", "store", "method"}
     else:
         assert inside <= LEAVES | PACKAGES
 

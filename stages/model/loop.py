@@ -33,6 +33,8 @@ from stages.model.metrics import MetricLog
 from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_divided
+from stages.model.trackers import FOLDER as TRACKERS
+from stages.model.trackers import tracking
 from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
 
@@ -114,7 +116,7 @@ def fit(
     Raises:
         SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
     """
-    accelerator = join_processes(config.mixed_precision)
+    accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     if config.lora_rank:
@@ -132,7 +134,8 @@ def fit(
     first = checkpoints.resume(reporter)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
-    with training_mode(model, config), task_of_steps as task, Interrupts() as interrupts:
+    tracked = tracking(accelerator, config, first)
+    with training_mode(model, config), tracked, task_of_steps as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
