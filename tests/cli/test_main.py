@@ -47,7 +47,9 @@ def test_version(sepo):
     assert out.startswith("sepo 0.")
 
 
-@pytest.mark.parametrize("command", ["train-oracle", "score", "train-policy", "make-demo", "demo-report"])
+@pytest.mark.parametrize(
+    "command", ["train-oracle", "score", "train-policy", "cut-model", "project-scores", "make-demo", "demo-report"]
+)
 def test_help_of_a_command_ends_with_an_example(sepo, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = sepo(command, "--help")

@@ -1,5 +1,7 @@
 """The projection of scores, against a slow one that hands out every token's score letter by letter."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,11 +28,11 @@ def letter_by_letter(scores, borders, other_borders, parts=12):
     for at in range(*last):
         stretches[at] += waiting / (last[1] - last[0])
     cuts = [0, *(round(end * parts) for end in other_borders)]
-    return [sum(stretches[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [sum(stretches[a:b]) for a, b in itertools.pairwise(cuts)]
 
 
 def test_a_token_cut_in_two_gives_each_part_by_its_letters():
-    """"splendid" (8 letters, 2.0) as "splen" (5) and "did" (3): 2 * 5/8 and 2 * 3/8; " lake" as it is."""
+    """ "splendid" (8 letters, 2.0) as "splen" (5) and "did" (3): 2 * 5/8 and 2 * 3/8; " lake" as it is."""
     found = project(np.array([2.0, -0.5], np.float32), array(8, 13), array(5, 8, 13))
     assert found.tolist() == [1.25, 0.75, -0.5]
     assert found.dtype == np.float32
