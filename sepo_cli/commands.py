@@ -280,7 +280,7 @@ COMMANDS: Final = (
         project_scores,
         ProjectScoresConfig,
         WEAK_TO_STRONG,
-        "sepo project-scores --scores runs/scores --model P --dataset pairs.jsonl --output-dir runs/scores-of-p",
+        "sepo project-scores --scores S --model P --dataset pairs.jsonl --output-dir runs/projected",
     ),
     Command(
         make_demo,
