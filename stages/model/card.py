@@ -52,7 +52,7 @@ def write_card(
         rejected=f"{counts['selected']['rejected']:,}",
         chosen_tokens=counts["tokens"]["chosen"],
         rejected_tokens=counts["tokens"]["rejected"],
-        settings=_table(asdict(config)),
+        settings=_table({name: value for name, value in asdict(config).items() if value is not None}),
         results=_table({name: f"{value:.6g}" for name, value in last.items()}),
         scores=inputs["scores"],
     )

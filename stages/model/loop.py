@@ -22,7 +22,7 @@ from stages.configs import OptimizerConfig
 from stages.currency import Example, PairLoss, Weighted
 from stages.errors import SepoError
 from stages.model.checkpoints import Checkpoints
-from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
+from stages.model.logps import LogpsAndKl, Reader, Reference, WeightedLogps, make_batch, make_groups, reading
 from stages.model.metrics import MetricLog
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes
@@ -87,6 +87,7 @@ def fit(
     folder: Path,
     reporter: Reporter,
     size: Callable[[Example], float] = lambda example: 1.0,
+    reference: Reference | None = None,
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
@@ -97,6 +98,7 @@ def fit(
         phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
         size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
+        reference: a second model, from which the divergence at every response token is given to the objective.
 
     Returns:
         the averages of the last logged steps, by name.
@@ -115,7 +117,13 @@ def fit(
     if accelerator.distributed_type not in _WHOLE_MODELS:
         # Where every process holds a part of the model, only its own forward brings the head together.
         reader = reader._replace(tiled=False)
-    module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
+    if reference is not None:
+        # Both read the same batches.
+        packs = reader.packs and reference.reader.packs
+        reader, reference = reader._replace(packs=packs), reference.packed(packs)
+    module, optimizer = accelerator.prepare(
+        LogpsAndKl(reader, reference) if reference else WeightedLogps(reader), optimizer
+    )
     accelerator.register_for_checkpointing(scheduler)
     checkpoints = Checkpoints(accelerator, folder, phase)
     first = checkpoints.resume(reporter)
@@ -127,7 +135,9 @@ def fit(
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
             chosen = [examples[place] for place in schedule.step_of(order, step)]
             step_size = sum(size(example) for example in chosen)
-            for loss in _backward(accelerator, module, reader, chosen, objective, step_size, config):
+            for loss in _backward(
+                accelerator, module, reader, chosen, objective, step_size, config, with_kl=reference is not None
+            ):
                 log.add(loss, step_size)
             norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
             _refuse_non_finite(norm, step, chosen)
@@ -166,17 +176,20 @@ def _backward(
     objective: Objective,
     step_size: float,
     config: OptimizerConfig,
+    with_kl: bool,
 ) -> list[PairLoss]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
     mine = examples[accelerator.process_index :: accelerator.num_processes]
     # A process without a pair in a small last step still has to take part in the exchange of gradients.
     idle = not mine
-    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
+    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device, every_token=with_kl)
     losses = []
     for index, group in enumerate(groups):
-        batch = make_batch(group, accelerator.device, packs=reader.packs)
+        batch = make_batch(group, accelerator.device, packs=reader.packs, every_token=with_kl)
         with _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
-            loss = objective(module(batch), batch)
+            values = module(batch)
+            logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
+            loss = objective(logps_RW, seen)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
         # An idle process reports no pairs, under the same names as the others.
