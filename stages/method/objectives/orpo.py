@@ -9,7 +9,7 @@ from stages.method.rewards import anchors, pair_loss, weighted_mean
 
 
 def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, kl_weight: float = 0.0) -> PairLoss:
-    """SFT loss of y_w - beta * log sigmoid(log-odds of y_w - log-odds of y_l), arXiv 2403.07691 Eq. 6-7
+    """SFT loss of y_w - beta * log sigmoid(log-odds of y_w - log-odds of y_l), arXiv 2403.07691
 
     odds = p / (1 - p), where log p is the mean log-prob of a response's tokens; beta is its lambda. The SFT loss is
     the mean negative log-prob of the chosen tokens.

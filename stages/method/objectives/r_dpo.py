@@ -12,7 +12,7 @@ NEEDS: Final = ("reference",)
 
 
 def r_dpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, alpha: float = 0.01) -> PairLoss:
-    """DPO with alpha * (|y_w| - |y_l|) added inside the sigmoid, arXiv 2403.19159 Eq. 9
+    """DPO with alpha * (|y_w| - |y_l|) added inside the sigmoid, arXiv 2403.19159
 
     A pair whose chosen response is the longer one counts as partly explained, and pulls less. |y| is the number of
     weighted tokens.

@@ -13,7 +13,7 @@ DIVERGENCE: Final = "reference||policy"
 
 
 def tdpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, alpha: float = 0.5) -> PairLoss:
-    """-log sigmoid(u - alpha * delta), delta with a fixed KL of y_w: TDPO2, arXiv 2404.11999 Eq. 17-18
+    """-log sigmoid(u - alpha * delta), delta with a fixed KL of y_w: TDPO2 of arXiv 2404.11999
 
     u is DPO's margin, delta = beta * (KL of y_l - stopgrad(KL of y_w)). KL is the sequential KL(pi_ref || pi_theta):
     over the whole vocabulary at each position, summed over the *weighted* tokens, which are all of the response unless

@@ -13,7 +13,7 @@ DIVERGENCE: Final = "reference||policy"
 
 
 def tdpo1(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1) -> PairLoss:
-    """-log sigmoid(u - delta), u DPO's margin, delta = beta * (KL of y_l - KL of y_w), arXiv 2404.11999 Eq. 16
+    """-log sigmoid(u - delta), u DPO's margin, delta = beta * (KL of y_l - KL of y_w), TDPO1 of arXiv 2404.11999
 
     KL is the sequential KL(pi_ref || pi_theta): over the whole vocabulary at each position, summed over the *weighted*
     tokens, which are all of the response unless a selection was asked for.
