@@ -139,6 +139,19 @@ def train_policy(
     rejected_ratio: o.RejectedRatio = PolicyConfig.rejected_ratio,
     gamma: o.Gamma = PolicyConfig.gamma,
     margin: o.Margin = PolicyConfig.margin,
+    beta: o.PolicyBeta = PolicyConfig.beta,
+    alpha: o.Alpha = PolicyConfig.alpha,
+    sft_weight: o.PolicySftWeight = PolicyConfig.sft_weight,
+    kl_weight: o.KlWeight = PolicyConfig.kl_weight,
+    anchor_margin: o.AnchorMargin = PolicyConfig.anchor_margin,
+    reference_model: o.PolicyReference = PolicyConfig.reference_model,
+    authors_rule: o.AuthorsRule = PolicyConfig.authors_rule,
+    threshold: o.Threshold = PolicyConfig.threshold,
+    soft_k: o.SoftK = PolicyConfig.soft_k,
+    soft_mu: o.SoftMu = PolicyConfig.soft_mu,
+    soft_low: o.SoftLow = PolicyConfig.soft_low,
+    soft_high: o.SoftHigh = PolicyConfig.soft_high,
+    auto_share: o.AutoShare = PolicyConfig.auto_share,
     learning_rate: o.LearningRate = PolicyConfig.learning_rate,
     batch_size: o.BatchSize = PolicyConfig.batch_size,
     num_train_epochs: o.NumTrainEpochs = PolicyConfig.num_train_epochs,
@@ -168,7 +181,7 @@ def train_policy(
     trust_remote_code: o.TrustRemoteCode = PolicyConfig.trust_remote_code,
     overwrite: o.Overwrite = PolicyConfig.overwrite,
 ) -> None:
-    """Train a policy on the tokens that matter, without a reference model."""
+    """Train a policy on the tokens that matter; by default without a reference model."""
     run_stage(context, PolicyConfig, locals())
 
 

@@ -10,6 +10,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +25,8 @@ from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
-from stages.method.losses import dpo, sft
+from stages.method.objectives.dpo import dpo
+from stages.method.objectives.sft import sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.model.adapters import is_adapter
 from stages.model.batches import whole
@@ -235,7 +237,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
         fit(
             trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
-            lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
+            sft,
             replace(
                 config,
                 learning_rate=config.sft_learning_rate,
@@ -279,9 +281,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
         fit(
             trainee.model,
             with_reference(split.train, reference.train),
-            lambda logps_RW, batch: dpo(
-                logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
-            ),
+            partial(dpo, beta=config.beta, sft_weight=config.sft_weight),
             config,
             phase="dpo",
             folder=folder,

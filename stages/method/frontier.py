@@ -1,5 +1,6 @@
 """How much true reward a policy gained for how much divergence, along its training, over several runs of one recipe."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -42,7 +43,7 @@ def reward_at(path: Sequence[Point], kl: float) -> float | None:
     Args:
         path: the points of one run by step, the reference first (step 0, kl 0).
     """
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in itertools.pairwise(path):
         if before.kl <= kl <= after.kl:
             share = (kl - before.kl) / (after.kl - before.kl) if after.kl > before.kl else 1.0
             return before.reward + share * (after.reward - before.reward)

@@ -113,7 +113,7 @@ def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: st
         title=title,
         what=what,
         picture=f"\n![{phase} by step]({CURVES})\n" if records else "",
-        settings=_table(content_settings(made.config)),
+        settings=_table({name: value for name, value in content_settings(made.config).items() if value is not None}),
         counts=_table({name: f"{count:,}" for name, count in _flat(made.counts)}),
         results_of="last logged step" if records else "training",
         results=_table({name: f"{value:.6g}" for name, value in results.items()} or {"steps": 0}),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method.losses import sepo
+from stages.method.objectives.sepo import sepo
 from stages.model.attention import Layout, lay_out, packed_attention
 from stages.model.batches import collate, whole
 from stages.model.head import Head, _HeadLogps, head_logps
@@ -152,7 +152,7 @@ def gradients(reader, examples, *, plainly):
     batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=reader.packs)
     with reading(reader, batch):
         logps = token_logps(model, batch) if plainly else weighted_logps(reader, batch)
-        loss = sepo(logps, batch.weights_RW, gamma=2.1, margin=0.5).loss_B
+        loss = sepo(logps, batch, gamma=2.1, margin=0.5).loss_B
         loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in model.named_parameters()}
 
