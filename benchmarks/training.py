@@ -58,7 +58,7 @@ def ours(options: argparse.Namespace) -> float:
     from stages.model.loop import fit
     from stages.model.paths import find_paths
     from stages.reporting import Quiet
-    from stages.train_oracle import with_reference
+    from stages.model.verdict import with_reference
 
     _, _, pairs = pairs_of(options)
     model = load_model(Path(options.model), trust_remote_code=False)

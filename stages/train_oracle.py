@@ -19,15 +19,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names, content_settings
-from stages.currency import Example, PairLogps, ScoredPair, TokenPair
+from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
-from stages.method.drift import Drift, DriftMeter
 from stages.method.objectives.dpo import dpo
 from stages.method.objectives.sft import sft
-from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.model.adapters import is_adapter
 from stages.model.batches import whole
 from stages.model.card import FILE as CARD
@@ -52,8 +50,8 @@ from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import gather_weights, join_processes
 from stages.model.quantization import load_trainable
-from stages.model.scorer import difference
 from stages.model.training_mode import refuse_impossible
+from stages.model.verdict import Verdict, judge, with_reference
 from stages.reporting import Reporter, Summary
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_logps, write_logps
@@ -126,16 +124,6 @@ class Job(NamedTuple):
                 accelerator=self.accelerator,
             )
         return logps
-
-
-class Verdict(NamedTuple):
-    """What the held-out pairs say of an oracle."""
-
-    accuracy: Interval
-    """share of pairs whose implicit reward prefers the chosen response"""
-    margin: Interval
-    """beta * (summed score of chosen - of rejected), mean over pairs, nats"""
-    drift: Drift
 
 
 def run(config: OracleConfig, reporter: Reporter) -> Summary:
@@ -323,29 +311,6 @@ def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
     return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 
-def with_reference(pairs: list[TokenPair], reference: list[PairLogps]) -> list[Example]:
-    """Examples over whole responses that carry their summed reference log-probs."""
-    return [
-        whole(pair)._replace(
-            chosen_reference=float(logps.chosen.sum(dtype=np.float64)),
-            rejected_reference=float(logps.rejected.sum(dtype=np.float64)),
-        )
-        for pair, logps in zip(pairs, reference, strict=True)
-    ]
-
-
-def judge(
-    pairs: list[TokenPair], oracle: list[PairLogps], reference: list[PairLogps], beta: float, vocabulary_size: int
-) -> Verdict:
-    """Accuracy, margin and drift of an oracle on pairs it has not seen."""
-    scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
-    meter = DriftMeter(vocabulary_size)
-    for pair, score in zip(pairs, scores, strict=True):
-        meter.add(ScoredPair(pair, score, None))
-    margins = np.array([beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores])
-    return Verdict(preference_accuracy(scores), mean_interval(margins), meter.read())
-
-
 def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summary:
     """Warn, write the manifest, and make the summary."""
     folder = job.work.folder
@@ -355,17 +320,8 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         warnings = ["no pair was held out (eval_fraction 0): nothing tells whether the oracle learnt"]
     else:
         token = job.tokenizer.decode([verdict.drift.worst_id]) if verdict.drift.worst_id >= 0 else ""
-        warnings = _warnings(verdict, token)
-        rows += [
-            ("held-out accuracy", f"{verdict.accuracy:.3f}"),
-            ("held-out reward margin", f"{verdict.margin:+.3f}"),
-            *verdict.drift.rows(token),
-        ]
-        results = {
-            "accuracy": verdict.accuracy.as_json(),
-            "reward_margin": verdict.margin.as_json(),
-            "drift": {**verdict.drift._asdict(), "worst_token": token},
-        }
+        warnings, results = verdict.warnings(token), verdict.as_json(token)
+        rows += verdict.rows(token)
     for warning in warnings:
         job.reporter.warn(warning)
     warnings += training_warnings(folder)
@@ -395,15 +351,3 @@ def _model_files(folder: Path) -> list[str]:
     """What a model needs: without its card and picture it is still whole, and not to be trained again."""
     paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
     return [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]
-
-
-def _warnings(verdict: Verdict, token: str) -> list[str]:
-    warnings = []
-    if verdict.accuracy.low <= 0.5:
-        warnings.append(
-            f"on held-out pairs the oracle is not better than a coin: accuracy {verdict.accuracy:.3f}; "
-            "its scores would select noise (more data, a higher --learning-rate or more epochs may help)"
-        )
-    if verdict.drift.large:
-        warnings.append(verdict.drift.warning(token))
-    return warnings

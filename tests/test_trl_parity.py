@@ -26,7 +26,7 @@ from stages.model.loop import _order, fit
 from stages.model.metrics import read_metrics
 from stages.model.paths import find_paths
 from stages.reporting import Quiet
-from stages.train_oracle import with_reference
+from stages.model.verdict import with_reference
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows
 
 trl = pytest.importorskip("trl")

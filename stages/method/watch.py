@@ -15,8 +15,8 @@ def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor |
     """Mean log-prob of the tokens that take part, a response each, nats; detached, each (B,).
 
     With a reference also `kl_estimate`: the weighted mean of log pi - log pi_ref over the tokens of both responses,
-    nats a token. It estimates the distance from the reference on the data's responses, not on samples of the policy, and
-    may be negative.
+    nats a token. It estimates the distance from the reference on the responses of the data, not on samples of the
+    policy, and may be negative.
 
     Args:
         reference_R: weighted sums of reference log-probs; None where there is no reference.

@@ -1,0 +1,49 @@
+"""One frozen dataclass per command: every option, its default and its limits. Loads nothing heavy.
+
+A field marked ``content=False`` decides where or how fast something is made, not what is made; all the others enter
+the fingerprint of the stage (`stages.store.manifest`). Faults are collected and raised together, before any model
+loads.
+"""
+
+from stages.configs.demo import DemoConfig, DemoReportConfig
+from stages.configs.fields import (
+    MIXED_PRECISIONS,
+    OPTIMIZERS,
+    ORACLE_SIZES,
+    OVERLONG,
+    PRECISIONS,
+    QUANTIZATIONS,
+    SCHEDULERS,
+    TRACKERS,
+    column_names,
+    content_settings,
+    module_names,
+    worker_numbers,
+)
+from stages.configs.policy import PolicyConfig
+from stages.configs.scores import CutModelConfig, ProjectScoresConfig, ScoreConfig, ValidateConfig
+from stages.configs.training import OptimizerConfig, OracleConfig
+
+__all__ = [
+    "MIXED_PRECISIONS",
+    "OPTIMIZERS",
+    "ORACLE_SIZES",
+    "OVERLONG",
+    "PRECISIONS",
+    "QUANTIZATIONS",
+    "SCHEDULERS",
+    "TRACKERS",
+    "CutModelConfig",
+    "DemoConfig",
+    "DemoReportConfig",
+    "OptimizerConfig",
+    "OracleConfig",
+    "PolicyConfig",
+    "ProjectScoresConfig",
+    "ScoreConfig",
+    "ValidateConfig",
+    "column_names",
+    "content_settings",
+    "module_names",
+    "worker_numbers",
+]
