@@ -132,3 +132,14 @@ def test_a_hub_name_while_offline_is_one_line():
 
 def test_embedding_rows_may_exceed_the_tokenizer(chatml):
     assert embedding_rows(tiny_llama(len(chatml) + 64)) == len(chatml) + 64
+
+
+def test_gathered_weights_are_what_is_saved(tmp_path, chat_folder, chatml):
+    """As they come out of a divided model: copies, in which tied weights are no longer one tensor."""
+    model = load_model(chat_folder, trust_remote_code=False)
+    gathered = {name: weights + 1 for name, weights in model.state_dict().items()}
+    save_model(model, chatml, tmp_path / "saved", gathered)
+    saved = load_model(tmp_path / "saved", trust_remote_code=False)
+    assert saved.lm_head.weight is saved.model.embed_tokens.weight
+    for name, weights in saved.state_dict().items():
+        assert torch.equal(weights, gathered[name]), name
