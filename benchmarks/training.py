@@ -57,8 +57,8 @@ def ours(options: argparse.Namespace) -> float:
     from stages.model.logps import response_logps
     from stages.model.loop import fit
     from stages.model.paths import find_paths
-    from stages.reporting import Quiet
     from stages.model.verdict import with_reference
+    from stages.reporting import Quiet
 
     _, _, pairs = pairs_of(options)
     model = load_model(Path(options.model), trust_remote_code=False)

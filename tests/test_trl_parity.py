@@ -25,8 +25,8 @@ from stages.model.logps import response_logps
 from stages.model.loop import _order, fit
 from stages.model.metrics import read_metrics
 from stages.model.paths import find_paths
-from stages.reporting import Quiet
 from stages.model.verdict import with_reference
+from stages.reporting import Quiet
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows
 
 trl = pytest.importorskip("trl")
