@@ -11,7 +11,15 @@ import typer
 
 from sepo_cli import options as o
 from sepo_cli.run import run_stage
-from stages.configs import DemoConfig, DemoReportConfig, OracleConfig, PolicyConfig, ScoreConfig, ValidateConfig
+from stages.configs import (
+    DemoConfig,
+    DemoReportConfig,
+    EvaluateConfig,
+    OracleConfig,
+    PolicyConfig,
+    ScoreConfig,
+    ValidateConfig,
+)
 
 
 class Command(NamedTuple):
@@ -133,6 +141,30 @@ def train_policy(
     run_stage(context, PolicyConfig, locals())
 
 
+def evaluate(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    models: o.Evaluated = None,
+    dataset: o.HeldOut = EvaluateConfig.dataset,
+    reference_model: o.EvaluationReference = EvaluateConfig.reference_model,
+    output: o.Output = EvaluateConfig.output,
+    training_data: o.TrainingData = None,
+    columns: o.Columns = EvaluateConfig.columns,
+    max_length: o.MaxLength = EvaluateConfig.max_length,
+    overlong: o.Overlong = EvaluateConfig.overlong,
+    strict: o.Strict = EvaluateConfig.strict,
+    samples: o.EvaluationSamples = EvaluateConfig.samples,
+    max_new_tokens: o.MaxNewTokens = EvaluateConfig.max_new_tokens,
+    demo: o.EvaluationDemo = EvaluateConfig.demo,
+    seed: o.Seed = EvaluateConfig.seed,
+    max_tokens_per_device: o.MaxTokensPerDevice = EvaluateConfig.max_tokens_per_device,
+    trust_remote_code: o.TrustRemoteCode = EvaluateConfig.trust_remote_code,
+    overwrite: o.Overwrite = EvaluateConfig.overwrite,
+) -> None:
+    """Is it better? Judge models on held-out pairs and by their samples, and compare them."""
+    run_stage(context, EvaluateConfig, locals(), _dataset_or_demo)
+
+
 def make_demo(
     context: typer.Context,
     config: o.ConfigFile = None,
@@ -172,6 +204,10 @@ def _oracle_or_both_models(settings: dict[str, Any]) -> list[str]:
     return [f"--oracle (or {' and '.join(apart)})"]
 
 
+def _dataset_or_demo(settings: dict[str, Any]) -> list[str]:
+    return [] if settings["dataset"] or settings["demo"] else ["--dataset (or --demo)"]
+
+
 PIPELINE: Final = "The pipeline"
 DEMO: Final = "The demo with planted truth"
 
@@ -199,6 +235,12 @@ COMMANDS: Final = (
         PolicyConfig,
         PIPELINE,
         "sepo train-policy --model P --scores runs/scores --output-dir runs/policy",
+    ),
+    Command(
+        evaluate,
+        EvaluateConfig,
+        PIPELINE,
+        "sepo evaluate --model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
     ),
     Command(
         make_demo,

@@ -24,6 +24,11 @@ def outside(default: Any = None) -> Any:
     return field(default=default, metadata={"content": False})
 
 
+def optional(default: Any) -> Any:
+    """The same, of a list that may stay empty."""
+    return field(default=default, metadata={"content": False, "may_be_empty": True})
+
+
 def column_names(columns: str | None) -> dict[str, str]:
     """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
     items = [item.partition("=") for item in columns.split(",")] if columns else []
@@ -240,12 +245,50 @@ class DemoReportConfig:
         _raise(faults)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`sepo evaluate`: what held-out pairs and samples say of models, each by itself and one against the other."""
+
+    models: tuple[str, ...] = outside(())
+    dataset: str | None = outside(None)
+    demo: str | None = outside(None)
+    reference_model: str | None = outside(None)
+    training_data: tuple[str, ...] = optional(())
+    output: str | None = outside(None)
+    columns: str | None = None
+    max_length: int = 2048
+    overlong: str = "drop"
+    samples: int = 64
+    max_new_tokens: int = 256
+    seed: int = 42
+    strict: bool = outside(False)
+    trust_remote_code: bool = False
+    max_tokens_per_device: int = outside(4096)
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        faults = _check(
+            self,
+            columns=_columns,
+            overlong=_one_of(OVERLONG),
+            max_length=_at_least_two,
+            samples=_none_or_two,
+            max_new_tokens=_at_least_one,
+            seed=_not_negative,
+            max_tokens_per_device=_at_least_two,
+        )
+        if self.demo and not self.samples:
+            faults.append("demo tells the true reward of samples: samples must be at least 2 with it, got 0")
+        _raise(faults)
+
+
 Rule = tuple[Callable[[Any], bool], str]
 
 _positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
 _not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
 _at_least_one: Rule = (lambda x: x >= 1, "at least 1")
 _at_least_two: Rule = (lambda x: x >= 2, "at least 2")
+_none_or_two: Rule = (lambda x: x == 0 or x >= 2, "0 (none) or at least 2")
 _share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
 _share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
