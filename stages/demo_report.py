@@ -20,7 +20,7 @@ from stages.data.encode import Encoder
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
 from stages.model.demo_model import MOST_TOKENS
-from stages.model.divergence import response_kl
+from stages.model.divergence import as_pair, response_kl
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
 from stages.model.generate import sample
 from stages.model.named import named_models
@@ -180,8 +180,9 @@ def _kl_per_token(
 ) -> Interval:
     """Mean KL from the reference over all sampled tokens, with a bootstrap interval over responses."""
     ours, theirs = (find_paths(each, Quiet()) for each in (model, reference))
-    kl = response_kl(ours, theirs, list(prompts), list(answers), device=device, task=Quiet())
-    return bootstrap_ratio(kl, np.array([len(answer) for answer in answers]), seed=seed)
+    pairs = [as_pair(number, *each) for number, each in enumerate(zip(prompts, answers, strict=True))]
+    kl_N2 = response_kl(ours, theirs, pairs, device=device, task=Quiet())
+    return bootstrap_ratio(kl_N2[:, 0], np.array([len(answer) for answer in answers]), seed=seed)
 
 
 def _as_json(line: Finding | Gain) -> dict[str, Any]:

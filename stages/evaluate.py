@@ -8,7 +8,7 @@ once is not measured again when it is compared with others.
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,15 @@ from stages.currency import Ids, TokenPair
 from stages.data.arrays import Arrays, kept_arrays
 from stages.data.dataset import Limit, load_pairs
 from stages.data.demo_language import TRUTH, load_rewards, true_reward
-from stages.data.held_out import HeldOut, Prompt, draw_prompts, read_held_out, refuse_other_ids, scored_pairs
+from stages.data.held_out import (
+    HeldOut,
+    Prompt,
+    content_of,
+    draw_prompts,
+    read_held_out,
+    refuse_other_ids,
+    scored_pairs,
+)
 from stages.data.read import dataset_hash
 from stages.data.training import Hashes, Trained, hashes_of, recorded_sources, source_hash, trained_on
 from stages.errors import SepoError
@@ -35,6 +43,7 @@ from stages.method.evaluation import (
     sums_of,
 )
 from stages.method.evaluation_report import build_report, summarise
+from stages.model.divergence import as_pair
 from stages.model.folders import (
     load_tokenizer,
     model_hash,
@@ -65,21 +74,33 @@ class Model(NamedTuple):
     held_out: HeldOut
 
 
+class Chosen(NamedTuple):
+    """What is to be evaluated: folders of models, each with the hash of the model in it."""
+
+    models: dict[str, tuple[Path, str]]
+    """by name"""
+    reference: tuple[Path, str] | None
+
+
 class Job(NamedTuple):
     """What every part of the stage needs."""
 
     config: EvaluateConfig
-    dataset: str
     models: list[Model]
+    """one for each line of the tables"""
     reference: Model | None
     judged: Judged
     reporter: Reporter
+    known: dict[str, Arrays]
+    """what was measured so far, where the cache cannot hold it"""
 
-    def keep(self, what: str, model: Model, key: list[Any], make: Callable[[], Arrays]) -> Arrays:
+    def keep(self, what: str, model: Model, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """Arrays that are measured once. Another version of a library may measure another number."""
-        versions = [version(library) for library in LIBRARIES]
-        name = f"{model.name}: {what}"
-        return kept_arrays([STAGE, what, versions, model.hash, *key], make, name=name, reporter=self.reporter)
+        key = [STAGE, what, [version(library) for library in LIBRARIES], model.hash, *more]
+        name = hash_json(key)
+        if name not in self.known:
+            self.known[name] = kept_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
+        return self.known[name]
 
 
 def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
@@ -92,22 +113,13 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     dataset = config.dataset or str(Path(str(config.demo)) / "test.jsonl")
-    folders = named_models(config.models, reporter, taken=(REFERENCE,))
-    hashes = {name: model_hash(folder) for name, folder in folders.items()}
-    _refuse_twins(hashes)
-    if config.reference_model:
-        folders[REFERENCE] = resolve_model(config.reference_model, reporter)
-        hashes[REFERENCE] = model_hash(folders[REFERENCE])
-    identity = identity_of(STAGE, content_settings(config), _inputs(config, dataset, folders, hashes))
+    chosen = _chosen(config, reporter)
+    identity = identity_of(STAGE, content_settings(config), _inputs(config, dataset, chosen))
     finished = claim_results(config.output, identity, overwrite=config.overwrite)
     if finished is not None:
         return summarise(finished, output=config.output, fresh=False)
 
-    models = _read(config, dataset, folders, hashes, reporter)
-    reference = models.pop(REFERENCE, None)
-    rows = list(models.values())
-    if reference and reference.hash not in [model.hash for model in rows]:
-        rows.insert(0, reference)
+    models, reference = _read(config, dataset, chosen, reporter)
     judged = Judged(
         reference.folder if reference else None,
         max_tokens=config.max_tokens_per_device,
@@ -115,11 +127,11 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
         trust_remote_code=config.trust_remote_code,
         reporter=reporter,
     )
-    job = Job(config, dataset, rows, reference, judged, reporter)
+    job = Job(config, models, reference, judged, reporter, known={})
     warnings = [*_too_few(job), *_other_tokenizers(job), *_trained_on(job)]
     for warning in warnings:
         reporter.warn(warning)
-    measured = {model.name: _measure(job, model) for model in rows}
+    measured = {model.name: _measure(job, model) for model in models}
     report = _report(job, measured, identity, warnings)
     report["made_by"] = made_just_now(str(accelerator.device), started)
     if config.output:
@@ -127,49 +139,69 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     return summarise(report, output=config.output)
 
 
-def _refuse_twins(hashes: dict[str, str]) -> None:
-    for (first, a), (second, b) in pairwise(sorted(hashes.items(), key=lambda item: item[1])):
+def _chosen(config: EvaluateConfig, reporter: Reporter) -> Chosen:
+    """The models that were asked for.
+
+    Raises:
+        SepoError: one of them is no model, or two are the same, or have the same name.
+    """
+    folders = named_models(config.models, reporter)
+    models = {name: (folder, model_hash(folder)) for name, folder in folders.items()}
+    for (first, (_, a)), (second, (_, b)) in combinations(models.items(), 2):
         if a == b:
             raise SepoError(f"{first} and {second} are one and the same model", hint="give each model once")
+    if not config.reference_model:
+        return Chosen(models, None)
+    folder = resolve_model(config.reference_model, reporter)
+    reference = (folder, model_hash(folder))
+    if REFERENCE in models and models[REFERENCE][1] != reference[1]:
+        raise SepoError(
+            f"a model is named {REFERENCE!r} and is not the reference {config.reference_model}",
+            hint="give it another name: --model NAME=FOLDER",
+        )
+    return Chosen(models, reference)
 
 
-def _inputs(config: EvaluateConfig, dataset: str, folders: dict[str, Path], hashes: dict[str, str]) -> dict[str, Input]:
+def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, Input]:
     scores = scored_pairs(dataset)
-    inputs = {f"model {name}": Input(str(folder), hashes[name]) for name, folder in folders.items()}
+    inputs = {f"model {name}": Input(str(folder), hash_) for name, (folder, hash_) in chosen.models.items()}
     inputs["dataset"] = Input(dataset, scores.fingerprint if scores else dataset_hash(dataset))
+    if chosen.reference:
+        inputs[REFERENCE] = Input(str(config.reference_model), chosen.reference[1])
     if config.demo:
         read_manifest(Path(config.demo), "make-demo", "run `sepo make-demo` first")
         inputs["truth"] = Input(config.demo, hash_file(Path(config.demo) / TRUTH))
     return inputs | {f"training data {name}": Input(name, source_hash(name)) for name in config.training_data}
 
 
-def _read(
-    config: EvaluateConfig, dataset: str, folders: dict[str, Path], hashes: dict[str, str], reporter: Reporter
-) -> dict[str, Model]:
-    """The models with the pairs in their ids; the reference, if there is one, with those of the first model."""
-    tokenizers = {
-        name: load_tokenizer(folder, trust_remote_code=config.trust_remote_code) for name, folder in folders.items()
-    }
-    vocabularies = {name: vocabulary_hash(tokenizer) for name, tokenizer in tokenizers.items()}
-    reference = tokenizers.pop(REFERENCE, None)
+def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Reporter) -> tuple[list[Model], Model | None]:
+    """The models with the pairs in their ids, and the reference: it comes first, unless it is one of them already."""
     read: dict[str, HeldOut] = {}
-    models = {}
-    for name, tokenizer in tokenizers.items():
-        if reference and vocabularies[name] != vocabularies[REFERENCE]:
+    models = []
+    theirs = _tokenizer(chosen.reference[0], config) if chosen.reference else None
+    for name, (folder, hash_) in chosen.models.items():
+        tokenizer = _tokenizer(folder, config)
+        if theirs is not None and vocabulary_hash(tokenizer) != vocabulary_hash(theirs):
             raise SepoError(
                 f"{name} and the reference {config.reference_model} do not share a token->id map"
-                f" ({len(tokenizer):,} and {len(reference):,} tokens)",
+                f" ({len(tokenizer):,} and {len(theirs):,} tokens)",
                 hint="give the model that it was trained from, or leave out --reference-model",
             )
-        refuse_other_ids(dataset, vocabularies[name], name)
+        refuse_other_ids(dataset, vocabulary_hash(tokenizer), name)
         key = tokenizer_hash(tokenizer)
         if key not in read:
             read[key] = read_held_out(dataset, tokenizer, config, reporter)
-        models[name] = Model(name, folders[name], hashes[name], read[key])
-    if reference:
-        first = next(iter(models.values()))
-        models[REFERENCE] = Model(REFERENCE, folders[REFERENCE], hashes[REFERENCE], first.held_out)
-    return models
+        models.append(Model(name, folder, hash_, read[key]))
+    if chosen.reference is None:
+        return models, None
+    # Without a name of its own it is asked in the words of the first model: the ids are the same.
+    own = [model for model in models if model.hash == chosen.reference[1]]
+    reference = own[0] if own else Model(REFERENCE, *chosen.reference, models[0].held_out)
+    return (models if own else [reference, *models]), reference
+
+
+def _tokenizer(folder: Path, config: EvaluateConfig) -> Any:
+    return load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
 
 
 def _too_few(job: Job) -> list[str]:
@@ -239,25 +271,25 @@ def _overlap(model: Model, trained: list[Hashes]) -> list[str]:
 def _measure(job: Job, model: Model) -> Measured:
     """All that is wanted of one model; what the cache has is not measured again."""
     pairs = model.held_out.pairs
+    sums = _sums(job, model)
+    reference = _sums(job, job.reference._replace(held_out=model.held_out)) if job.reference else None
+    kl = _kl(job, model, "pairs", pairs)
     prompts = _prompts(job, model)
     answers = _answers(job, model, prompts)
-    kl, sample_kl = None, None
-    if job.reference:
-        both = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-        kl = _kl(job, model, "pairs", [pair.prompt_ids for pair in pairs] * 2, both, model.held_out.content)
-        sample_kl = _kl(job, model, "samples", [prompt.ids for prompt in prompts], answers, _content(prompts, answers))
+    sampled = [as_pair(number, prompts[number].ids, answer) for number, answer in enumerate(answers)]
+    sample_kl = _kl(job, model, "samples", sampled)
     texts = model.held_out.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
     planted = load_rewards(Path(job.config.demo)) if job.config.demo else None
     return Measured(
         pair_ids=np.array([pair.pair_id for pair in pairs], np.int64),
-        sums=_sums(job, model),
-        reference=_sums(job, job.reference._replace(held_out=model.held_out)) if job.reference else None,
+        sums=sums,
+        reference=reference,
         kl=kl,
         sample_keys=np.array([prompt.key for prompt in prompts], np.int64),
         sample_pair_ids=np.array([prompt.pair_id for prompt in prompts], np.int64),
         responses=texts,
         samples=describe(answers, model.held_out.encoder.end_of_turn),
-        sample_kl=sample_kl,
+        sample_kl=None if sample_kl is None else sample_kl[:, 0],
         rewards=None if planted is None else np.array([true_reward(text, planted) for text in texts]),
     )
 
@@ -268,19 +300,20 @@ def _sums(job: Job, model: Model) -> PairSums:
     def make() -> Arrays:
         return sums_of(job.judged.logps(model.folder, model.held_out.pairs, model.name))._asdict()
 
-    return PairSums(**job.keep("log-probs", model, [model.held_out.content], make))
+    return PairSums(**job.keep("log-probs", model, [content_of(model.held_out.pairs)], make))
 
 
-def _kl(job: Job, model: Model, what: str, prompts: list[Ids], responses: list[Ids], content: str) -> Floats64:
-    """KL from the reference, summed over each response; that of the reference from itself is 0."""
-    assert job.reference
-    if model.hash == job.reference.hash or not responses:
-        return np.zeros(len(responses))
+def _kl(job: Job, model: Model, what: str, pairs: list[TokenPair]) -> Floats64 | None:
+    """KL from the reference, summed over each response, (N, 2); that of the reference from itself is 0."""
+    if job.reference is None:
+        return None
+    if model.hash == job.reference.hash or not pairs:
+        return np.zeros((len(pairs), 2))
 
     def make() -> Arrays:
-        return {"kl": job.judged.kl(model.folder, prompts, responses, f"{model.name}: KL, {what}")}
+        return {"kl_N2": job.judged.kl(model.folder, pairs, f"{model.name}: KL, {what}")}
 
-    return job.keep(f"KL of {what}", model, [job.reference.hash, content], make)["kl"]
+    return job.keep(f"KL of {what}", model, [job.reference.hash, content_of(pairs)], make)["kl_N2"]
 
 
 def _prompts(job: Job, model: Model) -> list[Prompt]:
@@ -311,12 +344,10 @@ def _answers(job: Job, model: Model, prompts: list[Prompt]) -> list[Ids]:
         answers = job.judged.answers(model.folder, [prompt.ids for prompt in prompts], how, model.name)
         return {"ids": np.concatenate(answers), "lengths": np.array([len(answer) for answer in answers])}
 
-    found = job.keep("samples", model, [_content(prompts, []), SAMPLE_BATCH, how._asdict()], make)
+    found = job.keep(
+        "samples", model, [hash_json([prompt.ids.tolist() for prompt in prompts]), SAMPLE_BATCH, how._asdict()], make
+    )
     return np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
-
-
-def _content(prompts: list[Prompt], answers: list[Ids]) -> str:
-    return hash_json([[prompt.ids.tolist() for prompt in prompts], [answer.tolist() for answer in answers]])
 
 
 def _report(job: Job, measured: dict[str, Measured], identity: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
@@ -329,7 +360,6 @@ def _report(job: Job, measured: dict[str, Measured], identity: dict[str, Any], w
         }
         for model in job.models
     }
-    rivals = [model.name for model in job.models if job.reference and model.hash == job.reference.hash]
-    rival = measured[rivals[0]] if rivals else None
+    rival = measured[job.reference.name] if job.reference else None
     figures = {name: figures_of(found, rival) for name, found in measured.items()}
     return {**identity, **build_report(figures, about, job.config.seed), "warnings": warnings}

@@ -25,12 +25,6 @@ class HeldOut(NamedTuple):
     pairs: list[TokenPair]
     counts: Counts
 
-    @property
-    def content(self) -> str:
-        """Hash of all ids and of the pairs' numbers."""
-        numbers = np.array([(pair.pair_id, content_hash(pair)) for pair in self.pairs], np.uint64)
-        return hash_bytes(iter([numbers.tobytes()]))
-
 
 class Prompt(NamedTuple):
     """A prompt to be answered."""
@@ -46,6 +40,11 @@ def scored_pairs(dataset: str) -> Scores | None:
     """The scores in a folder of `sepo score`, whose pairs can be a data set too; None for any other data set."""
     folder = Path(dataset).expanduser()
     return open_scores(folder) if (folder / FINISHED).exists() else None
+
+
+def content_of(pairs: list[TokenPair]) -> str:
+    """Hash of the ids of some pairs in their order, whatever their numbers."""
+    return hash_bytes(iter([np.array([content_hash(pair) for pair in pairs], np.uint64).tobytes()]))
 
 
 def refuse_other_ids(dataset: str, vocabulary: str, name: str) -> None:

@@ -52,7 +52,7 @@ class Measured(NamedTuple):
     reference: PairSums | None
     """of the reference, on the same ids"""
     kl: Array | None
-    """(2N,) KL from the reference, summed over each chosen response, then over each rejected one"""
+    """(N, 2) KL from the reference, summed over each chosen and each rejected response"""
     sample_keys: Array
     """(S,), the same number for an answer to the same prompt"""
     sample_pair_ids: Array
@@ -176,7 +176,7 @@ def figures_of(measured: Measured, rival: Measured | None) -> Figures:
     pairs = preference_figures(measured.sums, measured.reference)
     if measured.kl is not None:
         tokens = measured.sums.chosen_tokens + measured.sums.rejected_tokens
-        pairs |= divergence_figures("kl", np.add(*np.split(measured.kl, 2)), tokens, responses=2)
+        pairs |= divergence_figures("kl", measured.kl.sum(1), tokens, responses=2)
     samples = sample_figures(measured.samples) if len(measured.sample_keys) else {}
     if samples and measured.sample_kl is not None:
         lengths = measured.samples.tokens + measured.samples.ended
@@ -205,7 +205,7 @@ def pair_rows(measured: Mapping[str, Measured]) -> dict[str, Array]:
         if found.reference is not None and found.kl is not None:
             part |= {"chosen_reference_logp": found.reference.chosen}
             part |= {"rejected_reference_logp": found.reference.rejected}
-            part |= dict(zip(("chosen_kl", "rejected_kl"), np.split(found.kl, 2), strict=True))
+            part |= dict(zip(("chosen_kl", "rejected_kl"), found.kl.T, strict=True))
         parts.append(part)
     return _stacked(parts)
 

@@ -55,12 +55,12 @@ class Judged:
             [found] = response_logps([reader], pairs, max_tokens=self._max_tokens, device=self.device, task=task)
         return found
 
-    def kl(self, folder: Path, prompts: list[Ids], responses: list[Ids], title: str) -> NDArray[np.float64]:
-        """KL from the reference, summed over each response, (N,) nats."""
+    def kl(self, folder: Path, pairs: list[TokenPair], title: str) -> NDArray[np.float64]:
+        """KL from the reference, summed over each chosen and each rejected response, (N, 2) nats."""
         assert self._reference is not None
         readers = [self._reader(self._reference), self._reader(folder)]
-        with self._reporter.task(title, len(responses), "responses") as task:
-            return response_kl(readers[1], readers[0], prompts, responses, device=self.device, task=task)
+        with self._reporter.task(title, len(pairs), "pairs") as task:
+            return response_kl(readers[1], readers[0], pairs, device=self.device, task=task)
 
     def answers(self, folder: Path, prompts: list[Ids], how: Sampling, name: str) -> list[Ids]:
         """One answer for each prompt, at temperature 1; prompts of one length are asked together."""
