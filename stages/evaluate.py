@@ -271,10 +271,10 @@ def _overlap(model: Model, trained: list[Hashes]) -> list[str]:
 def _measure(job: Job, model: Model) -> Measured:
     """All that is wanted of one model; what the cache has is not measured again."""
     pairs = model.held_out.pairs
+    prompts = _prompts(job, model)
     sums = _sums(job, model)
     reference = _sums(job, job.reference._replace(held_out=model.held_out)) if job.reference else None
     kl = _kl(job, model, "pairs", pairs)
-    prompts = _prompts(job, model)
     answers = _answers(job, model, prompts)
     sampled = [as_pair(number, prompts[number].ids, answer) for number, answer in enumerate(answers)]
     sample_kl = _kl(job, model, "samples", sampled)

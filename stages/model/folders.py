@@ -171,7 +171,9 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) ->
     if is_adapter(folder):
         resolve_model(base_of(folder), reporter)
     elif not (folder / "config.json").exists():
-        raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
+        inside = folder / "oracle" / "config.json"
+        hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
+        raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
     return folder
 
 
