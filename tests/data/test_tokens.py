@@ -353,7 +353,7 @@ def test_nowhere_to_write(chatml, monkeypatch, tmp_path):
     Path("occupied").write_text("")
     monkeypatch.setenv("SEPO_CACHE", "occupied/cache")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(SepoError, match=r"^cannot write tokens to .*gone: No such file or directory$"):
+    with pytest.raises(SepoError, match=r"^cannot write to .*gone: No such file or directory$"):
         make(chatml, word_rows(3))
 
 
