@@ -9,17 +9,20 @@ from typing import Any, Final, NamedTuple
 
 import typer
 
+from sepo_cli import evaluation_options as e
 from sepo_cli import options as o
 from sepo_cli.run import run_stage
 from stages.configs import (
+    CutModelConfig,
     DemoConfig,
     DemoReportConfig,
-    EvaluateConfig,
     OracleConfig,
     PolicyConfig,
+    ProjectScoresConfig,
     ScoreConfig,
     ValidateConfig,
 )
+from stages.evaluation_config import EvaluateConfig
 
 
 class Command(NamedTuple):
@@ -74,9 +77,23 @@ def train_oracle(
     lr_scheduler_type: o.LrSchedulerType = OracleConfig.lr_scheduler_type,
     weight_decay: o.WeightDecay = OracleConfig.weight_decay,
     max_grad_norm: o.MaxGradNorm = OracleConfig.max_grad_norm,
+    mixed_precision: o.MixedPrecision = OracleConfig.mixed_precision,
+    optim: o.Optim = OracleConfig.optim,
+    adam_beta1: o.AdamBeta1 = OracleConfig.adam_beta1,
+    adam_beta2: o.AdamBeta2 = OracleConfig.adam_beta2,
+    adam_epsilon: o.AdamEpsilon = OracleConfig.adam_epsilon,
+    lora_rank: o.LoraRank = OracleConfig.lora_rank,
+    lora_alpha: o.LoraAlpha = OracleConfig.lora_alpha,
+    lora_target_modules: o.LoraTargetModules = OracleConfig.lora_target_modules,
+    quantize: o.Quantize = OracleConfig.quantize,
     max_tokens_per_device: o.MaxTokensPerDevice = OracleConfig.max_tokens_per_device,
     save_steps: o.SaveSteps = OracleConfig.save_steps,
+    save_total_limit: o.SaveTotalLimit = OracleConfig.save_total_limit,
+    resume: o.Resume = OracleConfig.resume,
     logging_steps: o.LoggingSteps = OracleConfig.logging_steps,
+    gradient_checkpointing: o.GradientCheckpointing = OracleConfig.gradient_checkpointing,
+    compile: o.Compile = OracleConfig.compile,
+    merge: o.Merge = OracleConfig.merge,
     trust_remote_code: o.TrustRemoteCode = OracleConfig.trust_remote_code,
     overwrite: o.Overwrite = OracleConfig.overwrite,
 ) -> None:
@@ -131,9 +148,23 @@ def train_policy(
     lr_scheduler_type: o.LrSchedulerType = PolicyConfig.lr_scheduler_type,
     weight_decay: o.WeightDecay = PolicyConfig.weight_decay,
     max_grad_norm: o.MaxGradNorm = PolicyConfig.max_grad_norm,
+    mixed_precision: o.MixedPrecision = PolicyConfig.mixed_precision,
+    optim: o.Optim = PolicyConfig.optim,
+    adam_beta1: o.AdamBeta1 = PolicyConfig.adam_beta1,
+    adam_beta2: o.AdamBeta2 = PolicyConfig.adam_beta2,
+    adam_epsilon: o.AdamEpsilon = PolicyConfig.adam_epsilon,
+    lora_rank: o.LoraRank = PolicyConfig.lora_rank,
+    lora_alpha: o.LoraAlpha = PolicyConfig.lora_alpha,
+    lora_target_modules: o.LoraTargetModules = PolicyConfig.lora_target_modules,
+    quantize: o.Quantize = PolicyConfig.quantize,
     max_tokens_per_device: o.MaxTokensPerDevice = PolicyConfig.max_tokens_per_device,
     save_steps: o.SaveSteps = PolicyConfig.save_steps,
+    save_total_limit: o.SaveTotalLimit = PolicyConfig.save_total_limit,
+    resume: o.Resume = PolicyConfig.resume,
     logging_steps: o.LoggingSteps = PolicyConfig.logging_steps,
+    gradient_checkpointing: o.GradientCheckpointing = PolicyConfig.gradient_checkpointing,
+    compile: o.Compile = PolicyConfig.compile,
+    merge: o.Merge = PolicyConfig.merge,
     trust_remote_code: o.TrustRemoteCode = PolicyConfig.trust_remote_code,
     overwrite: o.Overwrite = PolicyConfig.overwrite,
 ) -> None:
@@ -144,18 +175,18 @@ def train_policy(
 def evaluate(
     context: typer.Context,
     config: o.ConfigFile = None,
-    models: o.Evaluated = None,
-    dataset: o.HeldOut = EvaluateConfig.dataset,
-    reference_model: o.EvaluationReference = EvaluateConfig.reference_model,
-    output: o.Output = EvaluateConfig.output,
-    training_data: o.TrainingData = None,
+    models: e.Evaluated = None,
+    dataset: e.HeldOut = EvaluateConfig.dataset,
+    reference_model: e.EvaluationReference = EvaluateConfig.reference_model,
+    output: e.Output = EvaluateConfig.output,
+    training_data: e.TrainingData = None,
     columns: o.Columns = EvaluateConfig.columns,
     max_length: o.MaxLength = EvaluateConfig.max_length,
     overlong: o.Overlong = EvaluateConfig.overlong,
     strict: o.Strict = EvaluateConfig.strict,
-    samples: o.EvaluationSamples = EvaluateConfig.samples,
-    max_new_tokens: o.MaxNewTokens = EvaluateConfig.max_new_tokens,
-    demo: o.EvaluationDemo = EvaluateConfig.demo,
+    samples: e.EvaluationSamples = EvaluateConfig.samples,
+    max_new_tokens: e.MaxNewTokens = EvaluateConfig.max_new_tokens,
+    demo: e.EvaluationDemo = EvaluateConfig.demo,
     seed: o.Seed = EvaluateConfig.seed,
     max_tokens_per_device: o.MaxTokensPerDevice = EvaluateConfig.max_tokens_per_device,
     trust_remote_code: o.TrustRemoteCode = EvaluateConfig.trust_remote_code,
@@ -165,12 +196,42 @@ def evaluate(
     run_stage(context, EvaluateConfig, locals(), _dataset_or_demo)
 
 
+def cut_model(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    model: o.Model = CutModelConfig.model,
+    layers: o.Layers = CutModelConfig.layers,
+    output_dir: o.OutputDir = CutModelConfig.output_dir,
+    trust_remote_code: o.TrustRemoteCode = CutModelConfig.trust_remote_code,
+    overwrite: o.Overwrite = CutModelConfig.overwrite,
+) -> None:
+    """Cut a model to its first layers, to fine-tune a weak oracle from."""
+    run_stage(context, CutModelConfig, locals())
+
+
+def project_scores(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    scores: o.Scores = ProjectScoresConfig.scores,
+    model: o.Model = ProjectScoresConfig.model,
+    dataset: o.Dataset = ProjectScoresConfig.dataset,
+    output_dir: o.OutputDir = ProjectScoresConfig.output_dir,
+    tokenizer: o.OtherTokenizer = ProjectScoresConfig.tokenizer,
+    columns: o.Columns = ProjectScoresConfig.columns,
+    trust_remote_code: o.TrustRemoteCode = ProjectScoresConfig.trust_remote_code,
+    overwrite: o.Overwrite = ProjectScoresConfig.overwrite,
+) -> None:
+    """Carry scores over to the tokens of a model with another tokenizer."""
+    run_stage(context, ProjectScoresConfig, locals())
+
+
 def make_demo(
     context: typer.Context,
     config: o.ConfigFile = None,
     output_dir: o.OutputDir = DemoConfig.output_dir,
     train_pairs: o.TrainPairs = DemoConfig.train_pairs,
     test_pairs: o.TestPairs = DemoConfig.test_pairs,
+    oracle_size: o.OracleSize = DemoConfig.oracle_size,
     seed: o.Seed = DemoConfig.seed,
     overwrite: o.Overwrite = DemoConfig.overwrite,
 ) -> None:
@@ -209,6 +270,7 @@ def _dataset_or_demo(settings: dict[str, Any]) -> list[str]:
 
 
 PIPELINE: Final = "The pipeline"
+WEAK_TO_STRONG: Final = "Weak to strong"
 DEMO: Final = "The demo with planted truth"
 
 COMMANDS: Final = (
@@ -241,6 +303,18 @@ COMMANDS: Final = (
         EvaluateConfig,
         PIPELINE,
         "sepo evaluate --model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
+    ),
+    Command(
+        cut_model,
+        CutModelConfig,
+        WEAK_TO_STRONG,
+        "sepo cut-model --model M --layers 6 --output-dir runs/small",
+    ),
+    Command(
+        project_scores,
+        ProjectScoresConfig,
+        WEAK_TO_STRONG,
+        "sepo project-scores --scores runs/scores --model P --dataset pairs.jsonl --output-dir runs/scores-of-p",
     ),
     Command(
         make_demo,

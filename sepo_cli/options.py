@@ -9,13 +9,24 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from stages.configs import OBJECTIVES, OVERLONG, PRECISIONS, SCHEDULERS, SELECTIONS
+from stages.configs import (
+    MIXED_PRECISIONS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    ORACLE_SIZES,
+    OVERLONG,
+    PRECISIONS,
+    QUANTIZATIONS,
+    SCHEDULERS,
+    SELECTIONS,
+)
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
 METHOD: Final = "Method"
 REFERENCE: Final = "Reference (supervised fine-tuning)"
 OPTIMISER: Final = "Optimiser"
+LORA: Final = "LoRA and QLoRA"
 MACHINE: Final = "Machine and output"
 SWITCHES: Final = "Switches"
 
@@ -89,7 +100,12 @@ MaxTokensPerDevice = Annotated[
 
 # --- the optimiser ---
 LearningRate = Annotated[
-    float, _option(OPTIMISER, "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more.")
+    float,
+    _option(
+        OPTIMISER,
+        "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more, and LoRA about ten times"
+        " as much.",
+    ),
 ]
 BatchSize = Annotated[int, _option(OPTIMISER, "Pairs per optimiser step, over all devices. Paper: 128.")]
 NumTrainEpochs = Annotated[int, _option(OPTIMISER, "Times that every pair is seen. Paper: 1.")]
@@ -106,9 +122,82 @@ LrSchedulerType = Annotated[
     ),
 ]
 WeightDecay = Annotated[float, _option(OPTIMISER, "AdamW's weight decay; 0 = none, as in the authors' code.")]
+MixedPrecision = Annotated[
+    str,
+    _option(
+        OPTIMISER,
+        "no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights,"
+        " moments, logits and losses stay float32.",
+        metavar=_one_of(MIXED_PRECISIONS),
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool, _switch("Compute every layer twice instead of keeping it for the backward pass: less memory, a third slower.")
+]
+Compile = Annotated[bool, _switch("Compile the layers with torch.compile: minutes at first, faster steps after that.")]
 MaxGradNorm = Annotated[float, _option(OPTIMISER, "Gradients are scaled down to this norm.")]
+Optim = Annotated[
+    str,
+    _option(
+        OPTIMISER,
+        "8bit: AdamW with its two moments in 8 bits; paged: moments move to the host's memory where a GPU's runs out."
+        " Both by bitsandbytes.",
+        metavar=_one_of(OPTIMIZERS),
+    ),
+]
+AdamBeta1 = Annotated[float, _option(OPTIMISER, "AdamW's beta1. Authors' code: 0.9.")]
+AdamBeta2 = Annotated[float, _option(OPTIMISER, "AdamW's beta2. Authors' code: 0.95.")]
+AdamEpsilon = Annotated[float, _option(OPTIMISER, "AdamW's epsilon.")]
+
+# --- LoRA ---
+LoraRank = Annotated[
+    int,
+    _option(
+        LORA,
+        "Train an adapter of this rank and leave the model's own weights alone; 0 = train all weights. Wants about ten"
+        " times the learning rate.",
+    ),
+]
+LoraAlpha = Annotated[
+    float | None,
+    _option(LORA, "Scale of the adapter: what it adds is times alpha / rank. Without it, twice the rank."),
+]
+LoraTargetModules = Annotated[
+    str | None,
+    _option(
+        LORA,
+        "Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head.",
+        metavar="NAMES",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    _option(
+        LORA,
+        "Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is"
+        " LLM.int8.",
+        metavar=_one_of(QUANTIZATIONS),
+    ),
+]
+Merge = Annotated[bool, _switch("Add the adapter to its model's weights at the end: an ordinary model folder.")]
+
 SaveSteps = Annotated[
-    int, _option(MACHINE, "Steps between checkpoints, from which an interrupted run goes on; 0 = no checkpoints.")
+    int,
+    _option(
+        MACHINE,
+        "Steps between checkpoints, from which an interrupted run goes on; SIGTERM and Ctrl-C leave one too;"
+        " 0 = no checkpoints.",
+    ),
+]
+SaveTotalLimit = Annotated[
+    int, _option(MACHINE, "Checkpoints to keep: the newest ones; an older one serves where the newest is damaged.")
+]
+Resume = Annotated[
+    bool,
+    _switch(
+        "Go on with an interrupted run of the same settings; --no-resume deletes what it made and starts anew."
+        " A finished run is left as it is either way."
+    ),
 ]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
 
@@ -258,7 +347,30 @@ Margin = Annotated[
     ),
 ]
 
+# --- weak to strong ---
+Layers = Annotated[
+    int | None,
+    _option(REQUIRED, "Layers to keep, counted from the embedding; fewer than the model has.", metavar="N"),
+]
+OtherTokenizer = Annotated[
+    str | None,
+    _option(
+        DATA,
+        "Tokenizer that the scores were made with; without it, the one that the scores' manifest names.",
+        metavar="FOLDER|NAME",
+    ),
+]
+
 # --- the demo ---
+OracleSize = Annotated[
+    str,
+    _option(
+        DATA,
+        "same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the layers"
+        " and half the width, and the same tokenizer.",
+        metavar=_one_of(ORACLE_SIZES),
+    ),
+]
 TrainPairs = Annotated[int, _option(DATA, "Pairs in train.jsonl.")]
 TestPairs = Annotated[int, _option(DATA, "Pairs in test.jsonl, whose prompts train.jsonl does not have.")]
 Demo = Annotated[str | None, _option(REQUIRED, "Folder of `sepo make-demo`.", metavar="FOLDER")]
@@ -276,65 +388,3 @@ DemoReference = Annotated[
     _option(REQUIRED, "Model from which KL is measured: where every policy started.", "--reference", metavar="FOLDER"),
 ]
 Samples = Annotated[int, _option(DATA, "Responses to sample from each model, to held-out prompts.")]
-
-# --- evaluate ---
-Evaluated = Annotated[
-    list[str] | None,
-    _option(
-        REQUIRED,
-        "A model to evaluate, and its name in the tables (else that of its folder). Give several, each with a --model"
-        " of its own (or --compare): they are compared on the same pairs and prompts.",
-        "--model",
-        "--compare",
-        metavar="[NAME=]FOLDER",
-    ),
-]
-HeldOut = Annotated[
-    str | None,
-    _option(
-        REQUIRED,
-        "Held-out preference pairs: files or a hub name, as for the other commands. With --demo, its test.jsonl.",
-        "--dataset",
-        metavar="FILE|NAME",
-    ),
-]
-EvaluationReference = Annotated[
-    str | None,
-    _option(
-        METHOD,
-        "Model from which implicit reward and KL are counted: where the policy started. Without one they are left out.",
-        "--reference-model",
-        metavar="FOLDER|NAME",
-    ),
-]
-Output = Annotated[
-    str | None,
-    _option(
-        MACHINE,
-        "JSON file for all figures; FILE.pairs.parquet and FILE.samples.parquet beside it have a row for each pair and"
-        " each sample.",
-        metavar="FILE.json",
-    ),
-]
-TrainingData = Annotated[
-    list[str] | None,
-    _option(
-        DATA,
-        "Pairs that a model was trained on: a folder of `sepo score`, `train-oracle` or `train-policy`, or a data set."
-        " What the manifests beside a model tell is looked at anyway. May be given several times.",
-        metavar="FOLDER|FILE",
-    ),
-]
-EvaluationDemo = Annotated[
-    str | None,
-    _option(
-        DATA,
-        "Folder of `sepo make-demo`, whose planted rewards tell the true reward of samples.",
-        "--demo",
-        metavar="FOLDER",
-    ),
-]
-EvaluationSamples = Annotated[
-    int, _option(DATA, "Responses to sample from each model, at temperature 1; 0 = none.", "--samples")
-]
-MaxNewTokens = Annotated[int, _option(DATA, "Tokens at which a sampled response is cut.")]

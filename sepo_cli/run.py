@@ -4,7 +4,7 @@ import importlib
 import signal
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 
 import typer
 
@@ -14,6 +14,8 @@ from sepo_cli.spelling import flag
 from stages.errors import SepoError
 
 Missing = Callable[[dict[str, Any]], list[str]]
+_NOTHING: Final = (None, "", ())
+"""an option that was not given; 0 is a value, if perhaps a wrong one"""
 
 
 class Terminated(BaseException):
@@ -40,7 +42,8 @@ def run_stage(
     """
     command = str(context.info_name)
     settings = _merged(context, config_class, options)
-    missing = [_spelt(context, name) for name in _required(config_class) if not settings[name]] + also_missing(settings)
+    missing = [_spelt(context, name) for name in _required(config_class) if settings[name] in _NOTHING]
+    missing += also_missing(settings)
     if missing and not settings.get(alone):
         raise MissingOptions(
             f"sepo {command} needs {_enumerated(missing)}",
@@ -90,7 +93,7 @@ def _required(config_class: type[Any]) -> list[str]:
     return [
         field.name
         for field in fields(config_class)
-        if (kinds[field.name] is str and field.default is None)
+        if (kinds[field.name] in (str, int) and field.default is None)
         or (_is_tuple(kinds[field.name]) and not field.metadata.get("may_be_empty"))
     ]
 

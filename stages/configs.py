@@ -17,6 +17,10 @@ OBJECTIVES: Final = ("sepo", "simpo")
 SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
+MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
+OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
+QUANTIZATIONS: Final = ("4bit", "8bit")
+ORACLE_SIZES: Final = ("same", "small")
 
 
 def outside(default: Any = None) -> Any:
@@ -24,15 +28,20 @@ def outside(default: Any = None) -> Any:
     return field(default=default, metadata={"content": False})
 
 
-def optional(default: Any) -> Any:
-    """The same, of a list that may stay empty."""
-    return field(default=default, metadata={"content": False, "may_be_empty": True})
+def required() -> Any:
+    """A field that decides the content and has no default: None stands for "not given"."""
+    return field(default=None)
 
 
 def column_names(columns: str | None) -> dict[str, str]:
     """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
     items = [item.partition("=") for item in columns.split(",")] if columns else []
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
+
+
+def module_names(modules: str) -> list[str]:
+    """``q_proj, v_proj`` as ``["q_proj", "v_proj"]``."""
+    return [name.strip() for name in modules.split(",")]
 
 
 def worker_numbers(worker: str) -> tuple[int, int]:
@@ -58,16 +67,30 @@ class OptimizerConfig:
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    optim: str = "adamw"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_target_modules: str | None = None
+    quantize: str | None = None
+    merge: bool = False
     max_length: int = 2048
     seed: int = 42
     trust_remote_code: bool = False
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = outside(False)
+    compile: bool = outside(False)
     max_tokens_per_device: int = outside(4096)
     save_steps: int = outside(100)
+    save_total_limit: int = outside(1)
+    resume: bool = outside(True)
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 
     def _faults(self) -> list[str]:
-        return _check(
+        return self._lora_faults() + _check(
             self,
             learning_rate=_positive,
             batch_size=_at_least_one,
@@ -77,12 +100,28 @@ class OptimizerConfig:
             lr_scheduler_type=_one_of(SCHEDULERS),
             weight_decay=_not_negative,
             max_grad_norm=_positive,
+            optim=_one_of(OPTIMIZERS),
+            adam_beta1=_fraction_below_one,
+            adam_beta2=_fraction_below_one,
+            adam_epsilon=_positive,
+            lora_rank=_not_negative,
+            lora_alpha=_positive_if_given,
+            lora_target_modules=_modules,
+            quantize=_one_of_if_given(QUANTIZATIONS),
             max_length=_at_least_two,
+            mixed_precision=_one_of(MIXED_PRECISIONS),
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
+            save_total_limit=_at_least_one,
             logging_steps=_at_least_one,
             seed=_not_negative,
         )
+
+    def _lora_faults(self) -> list[str]:
+        """Options that say how an adapter is trained, where none is."""
+        names = ("lora_alpha", "lora_target_modules", "quantize", "merge")
+        idle = [] if self.lora_rank else [name for name in names if getattr(self, name) not in (None, False)]
+        return [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
 
     def __post_init__(self) -> None:
         _raise(self._faults())
@@ -196,6 +235,37 @@ class PolicyConfig(OptimizerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutModelConfig:
+    """`sepo cut-model`: the first layers of a model, to make a small oracle of."""
+
+    model: str = outside()
+    layers: int = required()
+    output_dir: str = outside()
+    trust_remote_code: bool = False
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, layers=_at_least_one))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectScoresConfig:
+    """`sepo project-scores`: scores carried over to the tokens of another tokenizer."""
+
+    scores: str = outside()
+    model: str = outside()
+    dataset: str = outside()
+    output_dir: str = outside()
+    tokenizer: str | None = outside(None)
+    columns: str | None = None
+    trust_remote_code: bool = False
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        _raise(_check(self, columns=_columns))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidateConfig:
     """`sepo validate`: what the stages would make of a data set and what that would cost."""
 
@@ -219,11 +289,13 @@ class DemoConfig:
     output_dir: str = outside()
     train_pairs: int = 4096
     test_pairs: int = 512
+    oracle_size: str = "same"
     seed: int = 42
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        _raise(_check(self, train_pairs=_at_least_one, test_pairs=_at_least_one))
+        rules = {"train_pairs": _at_least_one, "test_pairs": _at_least_one, "oracle_size": _one_of(ORACLE_SIZES)}
+        _raise(_check(self, **rules))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,53 +317,21 @@ class DemoReportConfig:
         _raise(faults)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """`sepo evaluate`: what held-out pairs and samples say of models, each by itself and one against the other."""
-
-    models: tuple[str, ...] = outside(())
-    dataset: str | None = outside(None)
-    demo: str | None = outside(None)
-    reference_model: str | None = outside(None)
-    training_data: tuple[str, ...] = optional(())
-    output: str | None = outside(None)
-    columns: str | None = None
-    max_length: int = 2048
-    overlong: str = "drop"
-    samples: int = 64
-    max_new_tokens: int = 256
-    seed: int = 42
-    strict: bool = outside(False)
-    trust_remote_code: bool = False
-    max_tokens_per_device: int = outside(4096)
-    overwrite: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        faults = _check(
-            self,
-            columns=_columns,
-            overlong=_one_of(OVERLONG),
-            max_length=_at_least_two,
-            samples=_none_or_two,
-            max_new_tokens=_at_least_one,
-            seed=_not_negative,
-            max_tokens_per_device=_at_least_two,
-        )
-        if self.demo and not self.samples:
-            faults.append("demo tells the true reward of samples: samples must be at least 2 with it, got 0")
-        _raise(faults)
-
-
 Rule = tuple[Callable[[Any], bool], str]
 
 _positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
 _not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
 _at_least_one: Rule = (lambda x: x >= 1, "at least 1")
 _at_least_two: Rule = (lambda x: x >= 2, "at least 2")
-_none_or_two: Rule = (lambda x: x == 0 or x >= 2, "0 (none) or at least 2")
 _share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
 _share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
+
+
+_positive_if_given: Rule = (lambda x: x is None or 0 < x < math.inf, _positive[1])
+
+
+_modules: Rule = (lambda x: x is None or all(module_names(x)), "names of layers, like q_proj,v_proj")
 
 
 _columns: Rule = (
@@ -308,6 +348,10 @@ _worker: Rule = (
 
 def _one_of(names: tuple[str, ...]) -> Rule:
     return (lambda x: x in names, "one of " + ", ".join(names))
+
+
+def _one_of_if_given(names: tuple[str, ...]) -> Rule:
+    return (lambda x: x is None or x in names, _one_of(names)[1])
 
 
 def _check(config: Any, **rules: Rule) -> list[str]:

@@ -111,6 +111,12 @@ class Example(NamedTuple):
     rejected_reference: float = 0.0
 
 
+def selected_share(example: Example) -> float:
+    """The share of a pair's response tokens that take part."""
+    weights = (example.chosen_weights, example.rejected_weights)
+    return float(sum(np.count_nonzero(each) for each in weights) / sum(map(len, weights)))
+
+
 class Batch(NamedTuple):
     """Examples as padded tensors. Rows: every chosen response, then every rejected one (SFT data: chosen only)."""
 

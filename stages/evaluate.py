@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.configs import EvaluateConfig, column_names, content_settings
+from stages.configs import column_names, content_settings
 from stages.currency import Ids, TokenPair
 from stages.data.arrays import Arrays, kept_arrays
 from stages.data.dataset import Limit, load_pairs
@@ -32,6 +32,7 @@ from stages.data.held_out import (
 from stages.data.read import dataset_hash
 from stages.data.training import Hashes, Trained, hashes_of, recorded_sources, source_hash, trained_on
 from stages.errors import SepoError
+from stages.evaluation_config import EvaluateConfig
 from stages.method.evaluation import (
     FEWEST,
     Measured,

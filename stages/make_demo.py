@@ -1,6 +1,7 @@
 """`sepo make-demo`: preference pairs in a language whose token rewards are known, and a tiny model to learn it.
 
-Writes D/train.jsonl, D/test.jsonl (prompts that train has not), D/truth.json (word -> planted reward), D/model/.
+Writes D/train.jsonl, D/test.jsonl (prompts that train has not), D/truth.json (word -> planted reward), D/model/,
+and, where the oracle shall be weaker than the policy, D/oracle-model/.
 """
 
 import json
@@ -9,7 +10,7 @@ from typing import Final
 
 from stages.configs import DemoConfig, content_settings
 from stages.data.demo_language import REWARDS, VOCABULARY, draw_splits
-from stages.model.demo_model import build_demo_model
+from stages.model.demo_model import HALF, build_demo_model
 from stages.reporting import Reporter, Summary
 from stages.store.files import write_json, write_text
 from stages.store.manifest import open_run
@@ -32,13 +33,19 @@ def run(config: DemoConfig, reporter: Reporter) -> Summary:
         f"{len(train):,} pairs to train on, {len(test):,} with other prompts, {len(REWARDS)} words with a reward"
     )
     build_demo_model(work.folder / "model", VOCABULARY, config.seed)
-    work.finish(files=["train.jsonl", "test.jsonl", "truth.json", "model/config.json"], device="cpu")
+    files = ["train.jsonl", "test.jsonl", "truth.json", "model/config.json"]
+    if config.oracle_size == "small":
+        build_demo_model(work.folder / "oracle-model", VOCABULARY, config.seed, HALF)
+        files.append("oracle-model/config.json")
+    work.finish(files=files, device="cpu")
     summary = [
         ("train pairs", f"{len(train):,} in {work.folder / 'train.jsonl'}"),
         ("test pairs", f"{len(test):,} in {work.folder / 'test.jsonl'}"),
         ("planted rewards", str(work.folder / "truth.json")),
         ("model", str(work.folder / "model")),
     ]
+    if config.oracle_size == "small":
+        summary.append(("weaker model for the oracle", str(work.folder / "oracle-model")))
     return Summary(f"demo in {work.folder}", summary)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names, content_settings
 from stages.currency import Example, PairLogps, ScoredPair, TokenPair
@@ -25,6 +26,7 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.losses import dpo, sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.model.adapters import is_adapter
 from stages.model.batches import whole
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
@@ -39,9 +41,14 @@ from stages.model.folders import (
 )
 from stages.model.logps import response_logps
 from stages.model.loop import fit
+from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.model.metrics import training_warnings
+from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
-from stages.model.processes import join_processes
+from stages.model.processes import gather_weights, join_processes
+from stages.model.quantization import load_trainable
 from stages.model.scorer import difference
+from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_logps, write_logps
@@ -80,21 +87,30 @@ class Job(NamedTuple):
         """A model on this process's device."""
         return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
 
-    def save(self, model: Any, name: str) -> None:
+    def load_trainable(self, folder: Path) -> Any:
+        """The same, its weights held as they are while an adapter is trained."""
+        return load_trainable(folder, self.config, self.accelerator.device)
+
+    def adapt(self, model: Any, base: Path) -> Trainee:
+        return make_trainee(model, self.config, str(base.resolve()), self.reporter)
+
+    def save(self, trainee: Trainee, name: str, *, merged: bool) -> None:
+        weights = gather_weights(trainee.model)
         if self.accelerator.is_main_process:
-            save_model(model, self.tokenizer, self.work.folder / name)
+            save_model(trainee.finished(merged=merged), self.tokenizer, self.work.folder / name, weights)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
     def done(self, phase: str, name: str) -> bool:
         """Whether an earlier attempt has written this model already, and nobody took it apart since."""
-        if not holds_model(self.work.folder / name):
+        # Agreed on before one of the processes writes it.
+        if not all(gather_object([holds_model(self.work.folder / name)])):
             return False
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
 
     def logps(self, model: Any, pairs: list[TokenPair], title: str) -> list[PairLogps]:
-        """Log-probs of the pairs' responses under one model."""
+        """Log-probs of the pairs' responses under one model; each process computes its share, and has them all."""
         with self.reporter.task(title, len(pairs), "pairs") as task:
             [logps] = response_logps(
                 [find_paths(model, self.reporter)],
@@ -102,6 +118,7 @@ class Job(NamedTuple):
                 max_tokens=self.config.max_tokens_per_device,
                 device=self.accelerator.device,
                 task=task,
+                accelerator=self.accelerator,
             )
         return logps
 
@@ -122,13 +139,24 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
+    refuse_impossible(config, accelerator.device)
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_lora(config, model_folder, keeps_base=True)
     inputs = _inputs(config, model_folder, tokenizer)
     with accelerator.main_process_first():
-        work = open_run(folder, STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+        work = open_run(
+            folder,
+            STAGE,
+            content_settings(config),
+            inputs,
+            overwrite=config.overwrite,
+            # Only the first process clears: the others come when it may have begun.
+            resume=config.resume or not accelerator.is_main_process,
+        )
     if work.finished:
         return Summary(f"oracle in {folder}", [("already finished", str(folder / "manifest.json"))], fresh=False)
 
@@ -198,10 +226,11 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     # An oracle is made from its reference: a new reference needs a new oracle.
     if job.accelerator.is_main_process:
         shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
-    model = job.load(model_folder)
+    trainee = Trainee(job.load(model_folder), None)
     if config.sft_epochs:
+        trainee = job.adapt(job.load_trainable(model_folder), model_folder)
         fit(
-            model,
+            trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
             lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
             replace(
@@ -215,7 +244,8 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
             reporter=job.reporter,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
-    job.save(model, REFERENCE)
+    # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
+    job.save(trainee, REFERENCE, merged=True)
     return counts
 
 
@@ -235,23 +265,29 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
 def _make_oracle(job: Job, split: Split) -> Verdict | None:
     """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
     config = job.config
-    model = job.load(job.work.folder / REFERENCE)
+    folder = job.work.folder
+    model = job.load_trainable(folder / REFERENCE)
     reference = _reference_logps(job, model, split)
     if job.done("dpo", ORACLE):
-        model = job.load(job.work.folder / ORACLE)
+        adapter = is_adapter(folder / ORACLE)
+        model = trained_again(model, folder / ORACLE) if adapter else job.load(folder / ORACLE)
     else:
+        trainee = job.adapt(model, folder / REFERENCE)
         fit(
-            model,
+            trainee.model,
             with_reference(split.train, reference.train),
             lambda logps_RW, batch: dpo(
                 logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
             ),
             config,
             phase="dpo",
-            folder=job.work.folder,
+            folder=folder,
             reporter=job.reporter,
         )
-        job.save(model, ORACLE)
+        job.save(trainee, ORACLE, merged=config.merge)
+        if job.accelerator.is_fsdp2:
+            # Its parts are spread over the processes; each of them reads a whole one.
+            model = job.load(folder / ORACLE)
     if not split.held_out:
         return None
     oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
@@ -259,21 +295,28 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
 
 
 def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
-    """Log-probs of all pairs under the reference: computed once, by one process, and kept for `sepo score`."""
+    """Log-probs of all pairs under the reference: computed once, by all processes, and kept for `sepo score`."""
     folder, pairs = job.work.folder, [*split.held_out, *split.train]
-    with job.accelerator.main_process_first():
-        known = read_logps(folder, model_hash(folder / REFERENCE))
-        if known is None:
-            write_logps(folder, pairs, job.logps(model, pairs, "reference"), model_hash(folder / REFERENCE))
-            known = read_logps(folder, model_hash(folder / REFERENCE))
-    logps = [known.find(pair) if known else None for pair in pairs]
-    missing = sum(found is None for found in logps)
+    identity = model_hash(folder / REFERENCE)
+    if job.config.quantize:
+        # `sepo score` reads the reference in full, whose log-probs are others.
+        identity = f"{identity} in {job.config.quantize}"
+    known = read_logps(folder, identity)
+    # One process that cannot read them needs the help of all.
+    if any(gather_object([known is None])):
+        logps = job.logps(model, pairs, "reference")
+        if job.accelerator.is_main_process:
+            write_logps(folder, pairs, logps, identity)
+        job.accelerator.wait_for_everyone()
+        known = read_logps(folder, identity)
+    kept = [known.find(pair) if known else None for pair in pairs]
+    missing = sum(found is None for found in kept)
     if missing:
         raise SepoError(
             f"{folder / LOGPS} lacks {missing:,} of {len(pairs):,} pairs",
             hint="delete that file, and run the same again",
         )
-    found = list(filter(None, logps))
+    found = list(filter(None, kept))
     return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 
@@ -322,7 +365,10 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         }
     for warning in warnings:
         job.reporter.warn(warning)
+    warnings += training_warnings(folder)
     if job.accelerator.is_main_process:
+        # A kill may have left some of it behind.
+        forget_checkpoints(folder)
         job.work.finish(
             files=["metrics.jsonl", LOGPS, *_model_files(folder)],
             device=str(job.accelerator.device),

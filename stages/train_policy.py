@@ -17,11 +17,11 @@ from stages.currency import Example, ScoredPair, longest
 from stages.errors import SepoError
 from stages.method.losses import sepo
 from stages.method.selection import Mask, select_key_tokens, select_random
+from stages.model.adapters import base_name
 from stages.model.card import write_card
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.folders import (
     embedding_rows,
-    load_model,
     load_tokenizer,
     model_hash,
     resolve_model,
@@ -30,7 +30,12 @@ from stages.model.folders import (
     vocabulary_hash,
 )
 from stages.model.loop import fit
-from stages.model.processes import join_processes
+from stages.model.lora import make_trainee, refuse_useless_lora
+from stages.model.metrics import training_warnings
+from stages.model.optimizers import refuse_useless_optimizer
+from stages.model.processes import gather_weights, join_processes
+from stages.model.quantization import load_trainable
+from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
@@ -47,28 +52,41 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
+    refuse_impossible(config, accelerator.device)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     _refuse_other_vocabulary(tokenizer, scores, config)
+    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_lora(config, model_folder, keeps_base=False)
     inputs = {
         "model": Input(config.model, model_hash(model_folder)),
         "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
         "scores": Input(str(scores.folder), scores.fingerprint),
     }
     with accelerator.main_process_first():
-        work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+        work = open_run(
+            Path(config.output_dir),
+            STAGE,
+            content_settings(config),
+            inputs,
+            overwrite=config.overwrite,
+            # Only the first process clears: the others come when it may have begun.
+            resume=config.resume or not accelerator.is_main_process,
+        )
     if work.finished:
+        forget_checkpoints(work.folder)
         return Summary(f"policy in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
     warnings = _warnings(tokenizer, scores)
     for warning in warnings:
         reporter.warn(warning)
     examples, counts = _examples(scores, rule_of(config), config.max_length, reporter)
-    model = load_model(model_folder, trust_remote_code=config.trust_remote_code).to(accelerator.device)
+    model = load_trainable(model_folder, config, accelerator.device)
     _refuse_unknown_ids(model, examples, config.model)
+    trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
     last = fit(
-        model,
+        trainee.model,
         examples,
         lambda logps_RW, batch: sepo(logps_RW, batch.weights_RW, gamma=config.gamma, margin=config.margin),
         config,
@@ -76,12 +94,15 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         folder=work.folder,
         reporter=reporter,
     )
+    warnings += training_warnings(work.folder)
+    weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
-        files = save_model_into(model, tokenizer, work.folder)
-        forget_checkpoints(work.folder)
+        files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
         write_card(work.folder, config, work.identity["inputs"], counts, last)
         files = [*files, "README.md", "metrics.jsonl"]
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)
+        # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
+        forget_checkpoints(work.folder)
     return Summary(f"policy in {work.folder}", _rows(counts, last))
 
 
@@ -103,7 +124,7 @@ def _refuse_other_vocabulary(tokenizer: Any, scores: Scores, config: PolicyConfi
     sizes = f"{len(tokenizer):,} and {theirs.get('size', 0):,} tokens"
     raise SepoError(
         f"the token->id map of {config.model} is not the one {config.scores} was made with ({sizes})",
-        hint="oracle and policy must share a tokenizer: score with an oracle of the policy's family",
+        hint="`sepo project-scores` carries scores over to another tokenizer, or score with an oracle of its family",
     )
 
 

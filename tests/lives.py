@@ -1,4 +1,4 @@
-"""Scorers that are killed: each life is a process of its own, forked from one that has imported everything.
+"""Stages that are killed: each life is a process of its own, forked from one that has imported everything.
 
 A life dies from outside, at a moment of the clock, or by its own hand just before its n-th act on a file of its output
 folder (opened for writing, renamed or removed), which no clock would ever hit.
@@ -16,7 +16,7 @@ NURSERY.set_forkserver_preload(["tests.lives", "tests.world", "transformers.mode
 
 
 def start(config, die_at=0):
-    """A scorer in a process of its own; exit code 0: done, 3: stopped in words, see `said`."""
+    """The stage of a configuration in a process of its own; exit code 0: done, 3: stopped in words, see `said`."""
     life = NURSERY.Process(target=_live, args=(config, die_at))
     life.start()
     return life
@@ -34,7 +34,8 @@ def _words(config):
 def _live(config, die_at):
     import torch
 
-    from stages import score
+    from stages import score, train_oracle, train_policy
+    from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
     from stages.errors import SepoError
     from stages.reporting import Quiet
 
@@ -42,7 +43,8 @@ def _live(config, die_at):
     if die_at:
         sys.addaudithook(_Trap(os.path.realpath(config.output_dir), die_at))
     try:
-        score.run(config, Quiet())
+        stages = {ScoreConfig: score, OracleConfig: train_oracle, PolicyConfig: train_policy}
+        stages[type(config)].run(config, Quiet())
     except SepoError as error:
         _words(config).write_text(error.message)
         os._exit(3)
@@ -64,3 +66,8 @@ class _Trap:
             self.left -= 1
             if not self.left:
                 os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child_of(number):
+    """A process that another one started."""
+    return int(Path(f"/proc/{number}/task/{number}/children").read_text().split()[-1])

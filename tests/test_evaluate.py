@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import evaluate, make_demo
-from stages.configs import DemoConfig, EvaluateConfig
+from stages.configs import DemoConfig
 from stages.data.demo_language import VOCABULARY
 from stages.data.held_out import draw_prompts, read_held_out
 from stages.data.training import hashes_of, recorded_sources, trained_on
 from stages.errors import SepoError
+from stages.evaluation_config import EvaluateConfig
 from stages.model.demo_model import build_demo_model
 from stages.model.folders import load_model, load_tokenizer, save_model, tokenizer_hash
 from stages.reporting import Quiet

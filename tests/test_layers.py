@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"configs", "errors", "currency", "reporting"}
+LEAVES = {"configs", "evaluation_config", "errors", "currency", "reporting"}
 PACKAGES = {"method", "data", "model", "store"}
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from stages.currency import Dropped, Ids, Pair, TokenPair
+from stages.data.borders import Located, LocatedPair, locate
 from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
 from stages.data.control import ControlTokens
 from stages.data.fingerprint import tokenizer_fingerprint
@@ -105,6 +106,29 @@ class Encoder:
         self._ready.clear()
         return encoded
 
+    def locate(self, pair: Pair) -> LocatedPair | Dropped:
+        """The ids of a pair as `encode` makes them, and where in the text of its responses each of their tokens stands.
+
+        The tokenizer has to be one that knows (a "fast" one).
+        """
+        rendered = self._render(pair)
+        encoded = rendered if isinstance(rendered, Dropped) else self._encode(rendered)
+        self._ready.clear()
+        if isinstance(rendered, Dropped) or isinstance(encoded, Dropped):
+            return rendered if isinstance(rendered, Dropped) else Dropped(*encoded)
+        anchor = self._end_of_prompt(rendered, encoded.prompt_ids[len(self._before) :].tolist())
+        sides = zip(rendered.responses, (encoded.chosen_ids, encoded.rejected_ids), strict=True)
+        return LocatedPair(*encoded[:2], *(self._locate(text, ids, anchor) for text, ids in sides))
+
+    def _locate(self, text: str, ids: Ids, anchor: tuple[str, list[int]]) -> Located:
+        before, known = self._border(text, anchor)
+        found = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = found["offset_mapping"][len(known) :][: len(ids)]
+        offsets = [(max(0, start - len(before)), max(0, end - len(before))) for start, end in spans]
+        # An end of turn that the text does not spell is one id more.
+        offsets += [(len(text), len(text))] * (len(ids) - len(offsets))
+        return locate(ids, text, offsets, text.removesuffix(self._after), ended=self.end_of_turn is not None)
+
     def _render(self, pair: Pair) -> "_Rendered | Dropped":
         if any(map(self._control.spelled_in, _texts(pair))):
             return Dropped(pair.pair_id, CONTROL)
@@ -156,11 +180,16 @@ class Encoder:
 
     def _behind(self, text: str, anchor: tuple[str, list[int]]) -> list[int]:
         """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
+        before, ids = self._border(text, anchor)
+        return self._tokenise(before + text)[len(ids) :]
+
+    def _border(self, text: str, anchor: tuple[str, list[int]]) -> tuple[str, list[int]]:
+        """What a text is tokenised behind, and the ids of that, which are not the text's: the anchor or less."""
         for before, ids in (anchor, self._newline):
             whole = self._tokenise(before + text)
             if ids and whole[: len(ids)] == ids and not self._grown(before, text, ids):
-                return whole[len(ids) :]
-        return self._tokenise(text)
+                return before, ids
+        return "", []
 
     def _grown(self, before: str, text: str, ids: list[int]) -> bool:
         """Whether the last of the ids is an unknown token that took in the beginning of the text: no id shows that."""

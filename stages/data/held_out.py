@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.configs import EvaluateConfig, column_names
+from stages.configs import column_names
 from stages.currency import Ids, TokenPair, content_hash, longest
 from stages.data.dataset import Counts, Limit, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.errors import SepoError
+from stages.evaluation_config import EvaluateConfig
 from stages.reporting import Reporter
 from stages.store.files import hash_bytes
 from stages.store.manifest import FINISHED

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError, one_line
+from stages.store.files import write_json
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
 _BEFORE_THE_PROMPT: Final = ("PROMPT", "P_TUNING", "PREFIX", "CPT")
 """in the names of the kinds that put tokens of their own before a prompt; only peft's own forward reads those"""
+
+
+_SETS: Final = ("target_modules", "exclude_modules")
+_NOT_CONTENT: Final = ("base_model_name_or_path", "peft_version")
 
 
 class Adapted(NamedTuple):
@@ -45,7 +50,30 @@ def base_of(folder: Path) -> str:
         raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
     if not isinstance(name, str) or not name:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
-    return name
+    return name if Path(name).expanduser().exists() else _beside(folder, name)
+
+
+def base_name(name: str, folder: Path) -> str:
+    """How an adapter names its base for good: a folder from the root, and a model of the hub as the hub does."""
+    return str(folder.resolve()) if Path(name).expanduser().is_dir() else name
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says, but for where its base lies and who wrote it."""
+    config = json.loads((folder / CONFIG).read_bytes())
+    return {key: value for key, value in config.items() if key not in _NOT_CONTENT}
+
+
+def save(adapter: Any, folder: Path) -> None:
+    """Write an adapter as peft does, the same bytes in every process."""
+    # What embeddings an adapter adds to are the base's: peft would look for them on the hub, and copy them.
+    adapter.save_pretrained(folder, save_embedding_layers=False)
+    # A card to be filled in; a policy has one that is.
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / CONFIG).read_bytes())
+    # Sets, which every process lists in an order of its own.
+    ordered = {key: sorted(value) if key in _SETS and value else value for key, value in config.items()}
+    write_json(folder / CONFIG, ordered)
 
 
 def put_on(base: Any, folder: Path) -> Adapted:
@@ -61,6 +89,12 @@ def put_on(base: Any, folder: Path) -> Adapted:
 def merge(base: Any, folder: Path) -> Any:
     """The base with the adapter's weights added to its own: an ordinary model."""
     return _attached(base, folder).merge_and_unload()
+
+
+def _beside(folder: Path, name: str) -> str:
+    """The folder of the base's name beside the adapter, if there is one: the two were moved together."""
+    moved = folder.resolve().parent / Path(name).name
+    return str(moved) if Path(name).is_absolute() and moved.is_dir() else name
 
 
 def _attached(base: Any, folder: Path) -> Any:

@@ -96,6 +96,8 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+# Every row has a layout of its own, for which a compiler would compile anew.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_packed(
     module: Any,
     query_HTD: Tensor,

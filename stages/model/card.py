@@ -8,7 +8,7 @@ from stages.configs import PolicyConfig
 from stages.store.files import write_text
 
 TEMPLATE = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 base_model: {model}
 tags:
@@ -45,6 +45,7 @@ def write_card(
         last: averages of the last logged step.
     """
     card = TEMPLATE.format(
+        library="peft" if config.lora_rank and not config.merge else "transformers",
         model=Path(config.model).name,
         objective=config.objective,
         kept=counts["kept"],

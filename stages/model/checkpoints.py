@@ -1,15 +1,25 @@
 """Checkpoints of a training phase: everything that the next step depends on, whole or absent."""
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from pickle import UnpicklingError
+from typing import Any, Final
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
+from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
-from stages.store.files import whole_folder
+from stages.store.files import hash_file, make_durable, whole_folder, write_json
 
 FOLDER: Final = "checkpoints"
+SEAL: Final = "checksums.json"
+FAULTS: Final = (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
+"""what torch, safetensors and the disk raise for a file that cannot be written or read"""
 
 
 def forget_checkpoints(folder: Path) -> None:
@@ -17,48 +27,128 @@ def forget_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
-class Checkpoints:
-    """The newest checkpoint of one phase: model, optimiser, schedule and random states, as accelerate saves them.
+def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Takes the weights that are not trained, and what belongs to them, out of the state that is about to be saved."""
+    for model, state in zip(models, weights, strict=False):
+        if _frozen_names(model):
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            for name in [name for name in state if name not in trained]:
+                del state[name]
 
-    That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of.
+
+def _frozen_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+class Checkpoints:
+    """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
+
+    Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
+
+    That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of; that it is as it
+    was written, its checksums.
+
+    Args:
+        keep: how many there may be.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, phase: str) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, keep: int) -> None:
         self._accelerator = accelerator
         self._folder = folder / FOLDER
         self._phase = phase
+        self._keep = keep
+        self.newest = 0
+        """steps that are safe"""
+        accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
-        """Save after `step` steps, then let the older one go."""
-        older = self._found()
+        """Save after `step` steps, then let the oldest go.
+
+        Raises:
+            SepoError: it cannot be written; the older ones are still there.
+        """
         target = self._folder / f"{self._phase}-{step:08d}"
-        if self._accelerator.num_processes == 1:
-            with whole_folder(target) as temporary:
-                self._accelerator.save_state(str(temporary))
-        else:
-            self._save_together(target)
+        with _told(f"cannot write {target}", "free the space, then run the same again"):
+            if self._accelerator.num_processes == 1:
+                with whole_folder(target) as temporary:
+                    self._accelerator.save_state(str(temporary), safe_serialization=False)
+                    _seal(temporary)
+            else:
+                self._save_together(target)
+        self.newest = step
         if self._accelerator.is_main_process:
-            for path in older:
+            for path in self._found()[: -self._keep]:
                 shutil.rmtree(path)
 
     def resume(self, reporter: Reporter) -> int:
-        """Load the newest checkpoint, if any, and return how many steps it holds."""
-        found = self._found()
-        if not found:
-            return 0
-        self._accelerator.load_state(str(found[-1]))
-        step = int(found[-1].name.rsplit("-", 1)[1])
-        reporter.say(f"{self._phase}: goes on after step {step:,}, from {found[-1]}")
-        return step
+        """Load the newest sound checkpoint, if any, and return how many steps it holds.
+
+        Raises:
+            SepoError: a sound checkpoint cannot be loaded, as by other versions of the libraries.
+        """
+        name = [self._newest_sound(reporter) if self._accelerator.is_main_process else ""]
+        broadcast_object_list(name)
+        if name[0]:
+            path = self._folder / name[0]
+            with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
+                self._accelerator.load_state(str(path), strict=not self._partly_trained())
+            self.newest = int(name[0].rsplit("-", 1)[1])
+            reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
+        return self.newest
+
+    def _newest_sound(self, reporter: Reporter) -> str:
+        """Its name; damaged ones are named and removed."""
+        damaged = False
+        for path in reversed(self._found()):
+            fault = _fault(path)
+            if not fault:
+                return path.name
+            damaged = True
+            reporter.warn(f"{path} is damaged ({fault}); it is removed, and training goes on from before it")
+            shutil.rmtree(path)
+        if damaged:
+            reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
+        return ""
 
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
-        self._accelerator.save_state(str(temporary))
+        self._accelerator.save_state(str(temporary), safe_serialization=False)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
+            _seal(temporary)
+            shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
 
+    def _partly_trained(self) -> bool:
+        return any(_frozen_names(model) for model in self._accelerator._models)
+
     def _found(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._phase}-*"))
+
+
+@contextmanager
+def _told(problem: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except FAULTS as error:
+        raise SepoError(f"{problem}: {one_line(error)}", hint=hint) from error
+
+
+def _seal(folder: Path) -> None:
+    """Wait until the disk has every file, and write down what is in them."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    for name in names:
+        with (folder / name).open("rb+") as file:
+            make_durable(file)
+    write_json(folder / SEAL, {name: hash_file(folder / name) for name in names})
+
+
+def _fault(folder: Path) -> str:
+    """What is wrong with a checkpoint; nothing if it is as it was written."""
+    try:
+        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        return next((name for name, hashed in sums.items() if hash_file(folder / name) != hashed), "")
+    except (OSError, ValueError, AttributeError) as error:
+        return one_line(error)

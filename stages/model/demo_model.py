@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -34,7 +34,19 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
-def build_demo_model(folder: Path, words: Sequence[str], seed: int) -> None:
+class Size(NamedTuple):
+    """What makes one Llama larger than another."""
+
+    layers: int
+    width: int
+
+
+WHOLE: Final = Size(2, 64)
+HALF: Final = Size(1, 32)
+"""a sixth of the parameters, for an oracle weaker than its policy"""
+
+
+def build_demo_model(folder: Path, words: Sequence[str], seed: int, size: Size = WHOLE) -> None:
     """Write a `save_pretrained` folder: random float32 weights, tokenizer, chat template.
 
     The same words and seed give the same bytes (under the same version of transformers).
@@ -45,7 +57,7 @@ def build_demo_model(folder: Path, words: Sequence[str], seed: int) -> None:
         seed: decides the weights; the caller's own random state is left as it was.
     """
     tokenizer = demo_tokenizer(words)
-    save_model(_model(tokenizer, seed), tokenizer, folder)
+    save_model(_model(tokenizer, seed, size), tokenizer, folder)
 
 
 def demo_tokenizer(words: Sequence[str]) -> Any:
@@ -73,12 +85,12 @@ def demo_tokenizer(words: Sequence[str]) -> Any:
     return tokenizer
 
 
-def _model(tokenizer: Any, seed: int) -> Any:
+def _model(tokenizer: Any, seed: int, size: Size) -> Any:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=2,
+        hidden_size=size.width,
+        intermediate_size=size.width * 5 // 2,
+        num_hidden_layers=size.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=MOST_TOKENS,

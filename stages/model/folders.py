@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import SepoError, one_line
-from stages.model.adapters import CONFIG as ADAPTER_CONFIG
-from stages.model.adapters import base_of, is_adapter, merge
+from stages.model.adapters import base_of, content, is_adapter, merge
+from stages.model.adapters import save as save_adapter
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, whole_folder
 
@@ -23,6 +23,9 @@ HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model"]
+
+Weights = dict[str, torch.Tensor] | None
+"""of a model by name, as `stages.model.processes.gather_weights` gives them"""
 
 
 def resolve_model(name: str, reporter: Reporter) -> Path:
@@ -51,15 +54,15 @@ def resolve_without_weights(name: str, reporter: Reporter) -> Path:
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether a folder has a configuration and weights."""
-    return (folder / "config.json").exists() and bool(_weight_files(folder))
+    """Whether a folder has a configuration and weights, of a model or of an adapter."""
+    return (is_adapter(folder) or (folder / "config.json").exists()) and bool(_weight_files(folder))
 
 
 def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: its configuration and weights; for an adapter, also its base."""
     if is_adapter(folder):
-        adapter = {path.name: hash_file(path) for path in [folder / ADAPTER_CONFIG, *_weight_files(folder)]}
-        return hash_json({"adapter": adapter, "base": model_hash(base_folder(folder))})
+        adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
+        return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
     config = _read_config(folder)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
@@ -95,8 +98,35 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32) -> Any:
+def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A model's configuration.
+
+    Raises:
+        SepoError: transformers does not know such a model, or it is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
+    _refuse_unfit(folder, config.to_dict())
+    return config
+
+
+def load_model(
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    change: Callable[[Any], Any] = lambda config: config,
+    held: dict[str, Any] | None = None,
+) -> Any:
     """A causal language model without dropout, every weight of it read from the folder; an adapter is merged.
+
+    Args:
+        dtype: "auto" takes that of the weights.
+        change: of the configuration, before the model is built from it.
+        held: more of `from_pretrained`, about where and in how many bits weights are held
+            (`stages.model.quantization`).
 
     Raises:
         SepoError: not a causal language model, or weights that do not fill it (transformers would draw the rest by
@@ -104,9 +134,9 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
     """
     if is_adapter(folder):
         return merge(load_model(base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype), folder)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _refuse_unfit(folder, config.to_dict())
+        config = change(config)
         _disable_dropout(config)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -115,6 +145,7 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
             trust_remote_code=trust_remote_code,
             weights_only=True,
             output_loading_info=True,
+            **(held or {}),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
@@ -124,18 +155,21 @@ def load_model(folder: Path, *, trust_remote_code: bool, dtype: torch.dtype = to
     return model
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all."""
+def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> None:
+    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
+
+    Args:
+        model: a model, or peft's wrapper around one, of which the adapter alone is written.
+        weights: those of a model that holds only a part of them here.
+    """
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        _write(model, tokenizer, temporary, weights)
 
 
-def save_model_into(model: Any, tokenizer: Any, folder: Path) -> list[str]:
+def save_model_into(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> list[str]:
     """The same into a folder that holds other files too; returns the names written. A reader checks the manifest."""
     with whole_folder(folder / ".model") as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        _write(model, tokenizer, temporary, weights)
         names = sorted(path.name for path in temporary.iterdir())
         for name in names:
             os.replace(temporary / name, folder / name)
@@ -159,6 +193,14 @@ def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
     config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code).get_text_config()
     positions: int | None = getattr(config, "max_position_embeddings", None)
     return positions
+
+
+def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
+    if hasattr(model, "get_base_model"):
+        save_adapter(model, folder)
+    else:
+        model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
 
 
 def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) -> Path:

@@ -42,9 +42,10 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
     Its gradient makes every tile a second time instead of keeping it.
     """
-    logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
-        hidden_NH, head.weight_VH, head.bias_V, targets_N, head
-    )
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight_VH, head.bias_V, targets_N, head
+        )
     return logps_N
 
 
@@ -72,8 +73,10 @@ class _HeadLogps(torch.autograd.Function):
         rows, columns = _tile(hidden_NH)
         # In float32 whatever the model: sums over many tiles lose too much in half precision.
         to_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32)
-        to_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
-        to_bias_V = None if head.bias_V is None else torch.zeros_like(head.bias_V, dtype=torch.float32)
+        # A frozen head, as under LoRA, saves a product and a float32 copy of itself.
+        _, weight_learns, bias_learns, *_ = context.needs_input_grad
+        to_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if weight_learns else None
+        to_bias_V = hidden_NH.new_zeros(len(weight_VH), dtype=torch.float32) if bias_learns else None
         for start in range(0, len(hidden_NH), rows):
             some = slice(start, start + rows)
             hidden = hidden_NH[some].float()
@@ -81,11 +84,13 @@ class _HeadLogps(torch.autograd.Function):
                 part = slice(first, first + columns)
                 slope_NC = _slope(head, hidden, part, targets_N[some] - first, totals_N[some], gradient_N[some])
                 to_hidden_NH[some] += slope_NC @ weight_VH[part].float()
-                to_weight_VH[part] += slope_NC.T @ hidden
+                if to_weight_VH is not None:
+                    to_weight_VH[part] += slope_NC.T @ hidden
                 if to_bias_V is not None:
                     to_bias_V[part] += slope_NC.sum(0)
-        bias = None if to_bias_V is None or head.bias_V is None else to_bias_V.to(head.bias_V.dtype)
-        return to_hidden_NH.to(hidden_NH.dtype), to_weight_VH.to(weight_VH.dtype), bias, None, None
+        weight = None if to_weight_VH is None else to_weight_VH.to(weight_VH.dtype)
+        bias = None if to_bias_V is None else to_bias_V.to(weight_VH.dtype)
+        return to_hidden_NH.to(hidden_NH.dtype), weight, bias, None, None
 
 
 def _tile(hidden_NH: Tensor) -> tuple[int, int]:

@@ -17,13 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
 from stages.model.batches import collate, padded_groups, whole
 from stages.model.head import find_head, head_logps
 from stages.model.packing import Packed, pack, packed_groups
+from stages.model.processes import Worker, this_worker
 from stages.reporting import Task
 
 
@@ -42,15 +46,24 @@ class Reader(NamedTuple):
 
 
 class WeightedLogps(torch.nn.Module):
-    """`weighted_logps` as a module, for engines that wrap one."""
+    """`weighted_logps` as a module, for engines that wrap one.
+
+    Where an engine divides the layers among processes, embeddings and head stay with this module, whose forward brings
+    them together until the backward pass is done. A head that was divided by itself is whole in its own forward only.
+    """
 
     def __init__(self, reader: Reader) -> None:
         super().__init__()
         self.model = reader.model
         self._reader = reader
+        kinds = {type(module).__name__ for module in reader.model.modules()}
+        self._no_split_modules = sorted(kinds & set(getattr(reader.model, "_no_split_modules", None) or ()))
+        """the layers, by the name of their class, where accelerate looks for it"""
 
     def forward(self, batch: Packed | Batch) -> Tensor:
-        return weighted_logps(self._reader, batch)
+        tiled = self._reader.tiled and not isinstance(find_head(self.model).weight_VH, DTensor)
+        # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
+        return weighted_logps(self._reader._replace(tiled=tiled), batch).clone()
 
 
 def token_logps(model: Any, batch: Batch) -> Tensor:
@@ -93,15 +106,19 @@ def response_logps(
     device: torch.device,
     task: Task,
     share_prompts: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> list[list[PairLogps]]:
     """Log-probs of every response token of every pair under each model.
 
-    Batches are made by length, whatever the order of the pairs, and depend on the pairs and `max_tokens` alone.
+    Batches are made by length, whatever the order of the pairs, and depend on the pairs and `max_tokens` alone: not on
+    how many workers divide them, so that one and many find the same bits.
 
     Args:
         max_tokens: tokens of one forward pass (where rows are padded, rows x longest row).
         task: advanced by one for every pair that all models have seen.
         share_prompts: False computes each prompt twice, once for each answer.
+        accelerator: its processes divide the batches, and each of them gets all results; without one this process reads
+            every batch.
 
     Returns:
         one list a model, in the order of the models; each in the order of the pairs.
@@ -110,17 +127,25 @@ def response_logps(
     examples = [whole(pair) for pair in pairs]
     groups = _groups(packs, examples, max_tokens)
     found: list[list[Tensor]] = [[] for _ in readers]
-    for group in groups:
-        chosen = [examples[place] for place in group]
+    worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
+    mine = worker.share(len(groups))
+    for number in mine:
+        chosen = [examples[place] for place in groups[number]]
         batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
         for reader, logps in zip(readers, found, strict=True):
             reader.model.eval()
             with reader.as_read(), reading(reader, batch):
                 logps.append(pair_by_pair(batch, weighted_logps(reader, batch)))
-        task.advance(len(group))
-    places = [place for group in groups for place in group]
+        # Meanwhile the others read as many.
+        task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
+    places = [place for number in mine for place in groups[number]]
     # Copied once, at the end: a device would wait for every copy.
-    return [_by_pair(torch.cat(logps).cpu().numpy(), places, pairs) if logps else [] for logps in found]
+    share = places, [torch.cat(logps).cpu().numpy() if logps else np.empty(0, np.float32) for logps in found]
+    shares = gather_object([share]) if accelerator else [share]
+    places = [place for places, _ in shares for place in places]
+    return [
+        _by_pair(np.concatenate(parts), places, pairs) for parts in zip(*(found for _, found in shares), strict=True)
+    ]
 
 
 def make_batch(
@@ -202,7 +227,7 @@ def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
 def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:
     """Log-probs in the order in which they were computed, as one item a pair in the order of the pairs."""
     lengths = [length for place in places for length in (len(pairs[place].chosen_ids), len(pairs[place].rejected_ids))]
-    parts = np.split(logps, np.cumsum(lengths)[:-1])
+    parts = np.split(logps, np.cumsum(lengths)[:-1]) if lengths else []
     found = dict(zip(places, zip(parts[::2], parts[1::2], strict=True), strict=True))
     return [PairLogps(*found[place]) for place in range(len(pairs))]
 

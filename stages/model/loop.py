@@ -2,6 +2,9 @@
 
 A step is a number of *pairs*. Every micro-batch contributes the sum of its pairs' losses divided by the size of the
 whole step, so that neither the token budget nor the number of processes changes the gradient.
+
+One number a step is read from the device before the optimiser may touch the weights, and waits for it: whether loss
+and gradient are finite. All others stay there until it is time to log.
 """
 
 import math
@@ -14,27 +17,33 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
-from stages.currency import Example, PairLoss, Weighted
+from stages.currency import Example, PairLoss, Weighted, selected_share
 from stages.errors import SepoError
+from stages.method.watch import response_metrics
 from stages.model.checkpoints import Checkpoints
+from stages.model.interrupts import Interrupts
 from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
+from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
+from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
-from stages.model.processes import join_processes
+from stages.model.processes import join_processes, refuse_divided
+from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
 
-ADAM_BETAS = (0.9, 0.95)
-"""those of the SePO authors' code; the paper says only "Adam" """
-
-_WHOLE_MODELS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SHOWN = 8
+"""pairs that a message names"""
 
 Objective = Callable[[Tensor, Weighted], PairLoss]
 """(logps_RW, batch) -> PairLoss"""
+
+Done = tuple[list[Example], PairLoss]
+"""the examples of a micro-batch and what came out"""
 
 
 class Schedule(NamedTuple):
@@ -90,7 +99,8 @@ def fit(
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
-    The last checkpoint stays until the caller has saved the model and calls `forget_checkpoints`.
+    SIGTERM and Ctrl-C end it after the step they come in, with a checkpoint of it; a second signal ends it at once. The
+    last checkpoint stays until the caller has saved the model and calls `forget_checkpoints`.
 
     Args:
         objective: makes one loss a pair of the log-probs of a batch.
@@ -102,52 +112,60 @@ def fit(
         the averages of the last logged steps, by name.
 
     Raises:
-        SepoError: the loss or a gradient is not finite; the weights were not touched by that step.
+        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
     """
-    accelerator = join_processes()
+    accelerator = join_processes(config.mixed_precision)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
-    optimizer = torch.optim.AdamW(
-        _decayed(model, config.weight_decay), lr=config.learning_rate, betas=ADAM_BETAS, fused=True
-    )
+    if config.lora_rank:
+        refuse_divided(accelerator, "an adapter is trained")
+    optimizer = make_optimizer(model, config)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     reader = find_paths(model, reporter)
-    if accelerator.distributed_type not in _WHOLE_MODELS:
-        # Where every process holds a part of the model, only its own forward brings the head together.
-        reader = reader._replace(tiled=False)
+    if reader.alone:
+        refuse_divided(accelerator, "this model's responses are read one by one")
     module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
     accelerator.register_for_checkpointing(scheduler)
-    checkpoints = Checkpoints(accelerator, folder, phase)
+    log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
+    accelerator.register_for_checkpointing(log)
+    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit)
     first = checkpoints.resume(reporter)
-    log = MetricLog(accelerator, folder, phase, first, config.logging_steps)
-    module.train()
-    with reporter.task(phase, schedule.steps, "steps") as task:
+    log.start(first)
+    task_of_steps = reporter.task(phase, schedule.steps, "steps")
+    with training_mode(model, config), task_of_steps as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
             chosen = [examples[place] for place in schedule.step_of(order, step)]
             step_size = sum(size(example) for example in chosen)
-            for loss in _backward(accelerator, module, reader, chosen, objective, step_size, config):
+            try:
+                done = _backward(accelerator, module, reader, chosen, objective, step_size, config)
+            except OutOfMemory:
+                # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
+                if config.save_steps and step > checkpoints.newest and accelerator.num_processes == 1:
+                    checkpoints.save(step)
+                raise
+            for _, loss in done:
                 log.add(loss, step_size)
-            norm = accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm)
-            _refuse_non_finite(norm, step, chosen)
+            norm = float(accelerator.clip_grad_norm_(module.parameters(), config.max_grad_norm))
+            if accelerator.scaler is not None and not math.isfinite(norm):
+                # fp16 overflowed: the scaler passes over this step and takes a smaller scale for the next one.
+                reporter.say(f"{phase}: step {step + 1:,} overflowed in fp16 and was not taken")
+                norm = 0.0
+            interrupted = _agree(accelerator, done, norm, step, interrupts)
             optimizer.step()
             optimizer.zero_grad()
-            log.end_step(step, scheduler.get_last_lr()[0], norm, last=step + 1 == schedule.steps)
+            last = step + 1 == schedule.steps
+            log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
             scheduler.step()
             task.advance(1, log.note)
-            last = step + 1 == schedule.steps
-            if config.save_steps and (last or (step + 1) % config.save_steps == 0):
+            if config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0):
                 checkpoints.save(step + 1)
+            if interrupted:
+                reporter.say(f"{phase}: interrupted after step {step + 1:,}; {checkpoints.newest:,} steps are safe")
+                interrupts.leave(interrupted)
     accelerator.free_memory()
     return log.last
-
-
-def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: norms and biases are not decayed, as in transformers' Trainer."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 @lru_cache(maxsize=1)
@@ -166,24 +184,52 @@ def _backward(
     objective: Objective,
     step_size: float,
     config: OptimizerConfig,
-) -> list[PairLoss]:
+) -> list[Done]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
-    mine = examples[accelerator.process_index :: accelerator.num_processes]
-    # A process without a pair in a small last step still has to take part in the exchange of gradients.
-    idle = not mine
-    groups = make_groups(reader, mine or examples[:1], config.max_tokens_per_device)
-    losses = []
-    for index, group in enumerate(groups):
+    groups, rounds = _groups(accelerator, reader, examples, config.max_tokens_per_device)
+    done: list[Done] = []
+    for index in range(rounds):
+        # A process with nothing left to do still takes part: with a pair that counts for nothing.
+        idle = index >= len(groups)
+        group = examples[:1] if idle else groups[index]
         batch = make_batch(group, accelerator.device, packs=reader.packs)
-        with _exchange(accelerator, module, index + 1 == len(groups)), reading(reader, batch):
-            loss = objective(module(batch), batch)
+        # A batch begins with its ids, whatever its layout.
+        memory = memory_for(group, batch[0].numel(), config.max_tokens_per_device)
+        with memory, _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
+            logps_RW = module(batch)
+            loss = objective(logps_RW, batch)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
-        # An idle process reports no pairs, under the same names as the others.
+        # What is idle reports no pairs, under the same names as the others.
         kept = slice(0) if idle else slice(None)
-        metrics = {name: values_B[kept] for name, values_B in loss.metrics.items()}
-        losses.append(PairLoss(loss.loss_B.detach()[kept], metrics))
-    return losses
+        metrics = {name: values_B[kept] for name, values_B in (loss.metrics | _watched(logps_RW, batch, group)).items()}
+        done.append((group[kept], PairLoss(loss.loss_B.detach()[kept], metrics)))
+    return done
+
+
+def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[str, Tensor]:
+    """What is logged of every objective."""
+    reference_R = batch.reference_R if group[0].chosen_reference else None
+    metrics = response_metrics(logps_RW, batch.weights_RW, reference_R, len(group))
+    if len(group[0].pair.rejected_ids):
+        shares = [selected_share(example) for example in group]
+        metrics["selected_share"] = torch.tensor(shares, device=logps_RW.device)
+    return metrics
+
+
+def _groups(
+    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int
+) -> tuple[list[list[Example]], int]:
+    """This process's micro-batches of a step, and how many it has to take part in."""
+
+    def groups_of(process: int) -> list[list[Example]]:
+        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens)
+
+    mine = groups_of(accelerator.process_index)
+    if not accelerator.is_fsdp2:
+        return mine, max(1, len(mine))
+    # Every forward pass brings the parts of the model together: all processes have to make as many.
+    return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
 def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
@@ -191,12 +237,31 @@ def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
     return nullcontext() if last else accelerator.no_sync(module)
 
 
-def _refuse_non_finite(norm: Tensor | float, step: int, examples: list[Example]) -> None:
-    if math.isfinite(float(norm)):
-        return
-    ids = ", ".join(str(example.pair.pair_id) for example in examples[:8])
-    more = f" and {len(examples) - 8} more" if len(examples) > 8 else ""
+def _agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, interrupts: Interrupts) -> int:
+    """Make sure, with the other processes, that the step may be taken; the signal that one of them got, or 0.
+
+    Raises:
+        SepoError: in all of them, if the loss or the gradient is not finite.
+    """
+    loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
+    row = torch.stack([loss, torch.tensor(float(interrupts.number), device=loss.device)])
+    losses, signals = accelerator.gather(row[None]).T.tolist()
+    if all(map(math.isfinite, [norm, *losses])):
+        return int(max(signals))
+    # Where a loss is not finite, its pairs are the cause; where only the gradient is not, any of the step's may be.
+    finite = [
+        (each.pair.pair_id, fine) for group, loss in done for each, fine in zip(group, _finite(loss), strict=True)
+    ]
+    finite = gather_object(finite)
+    ids = sorted(pair_id for pair_id, fine in finite if not fine) or sorted(pair_id for pair_id, _ in finite)
+    named = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+    cause = "gradient" if all(fine for _, fine in finite) else "loss"
     raise SepoError(
-        f"the gradient is not finite at step {step + 1} (pairs {ids}{more}); that step was not taken",
+        f"the {cause} is not finite at step {step + 1} (pairs {named}); that step was not taken",
         hint="lower --learning-rate, or look at those pairs",
     )
+
+
+def _finite(loss: PairLoss) -> list[bool]:
+    finite: list[bool] = torch.isfinite(loss.loss_B).tolist()
+    return finite

@@ -1,42 +1,63 @@
-"""metrics.jsonl: one line for every logged step, free of times, so that a rerun writes the same bytes."""
+"""metrics.jsonl: one line for every logged step, free of times, so that a rerun writes the same bytes.
+
+Times and memory, which never repeat, stand beside it in timing.jsonl.
+"""
 
 import json
+import resource
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stages.currency import PairLoss
+from stages.currency import Example, PairLoss
+from stages.method.watch import collapse
+from stages.reporting import Reporter
 from stages.store.files import write_text
 
-FILE = "metrics.jsonl"
+FILE: Final = "metrics.jsonl"
+TIMES: Final = "timing.jsonl"
 
 
 class MetricLog:
-    """Averages over the pairs of the logged steps, kept on the device until it is time to log."""
+    """Averages over the pairs of the logged steps, kept on the device until it is time to log.
 
-    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, first: int, every: int) -> None:
+    What is not yet logged is part of a checkpoint: `state_dict` and `load_state_dict` are called by accelerate.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, every: int, reporter: Reporter) -> None:
         self._accelerator = accelerator
         self._path = folder / FILE
         self._phase = phase
         self._every = every
+        self._reporter = reporter
+        self._pace = _Pace(folder / TIMES, accelerator.device)
         self._sums: dict[str, Tensor] = {}
         self._loss: Tensor | float = 0.0
-        self._pairs = 0
+        self._pairs: Tensor | float = 0.0
         self._steps = 0
+        self._chosen_logps: list[float] = []
         self.last: dict[str, float] = {}
-        if accelerator.is_main_process:
-            _forget_after(self._path, phase, first)
-        for record in read_metrics(folder):
-            if record["phase"] == phase and record["step"] <= first:
-                self.last = _values(record)
+
+    def start(self, first: int) -> None:
+        """Go on after `first` steps: what an interrupted run logged after them is dropped."""
+        if self._accelerator.is_main_process:
+            _forget_after(self._path, self._phase, first)
+            _forget_after(self._pace.path, self._phase, first)
+        for record in read_metrics(self._path.parent):
+            if record["phase"] == self._phase and record["step"] <= first:
+                self._remember(record)
 
     @property
     def note(self) -> str:
-        """The live figure of the progress line."""
-        return f"loss {self.last['loss']:.4f}" if self.last else ""
+        """The live figures of the progress line."""
+        shown = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "reward_margin": "margin {:+.3f}"}
+        parts = [text.format(self.last[name]) for name, text in shown.items() if name in self.last]
+        return ", ".join([*parts, *self._pace.figures()])
 
     def add(self, loss: PairLoss, step_size: float) -> None:
         """One micro-batch of a step whose losses are divided by `step_size`."""
@@ -45,36 +66,120 @@ class MetricLog:
         for name, values_B in loss.metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values_B.device)) + values_B.sum()
 
-    def end_step(self, step: int, learning_rate: float, gradient_norm: Tensor | float, *, last: bool) -> None:
+    def end_step(
+        self, step: int, examples: Sequence[Example], learning_rate: float, gradient_norm: float, *, last: bool
+    ) -> None:
         """Close a step (counted from 0); every so often, and after the last one, average and write."""
         self._steps += 1
+        self._pace.add(examples)
         if not last and (step + 1) % self._every:
             return
         record = {"phase": self._phase, "step": step + 1, **self._averages()}
-        record |= {"learning_rate": learning_rate, "gradient_norm": float(gradient_norm)}
-        self.last = _values(record)
+        record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        warned = collapse(self._chosen_logps)
+        self._remember(record)
+        if not warned and collapse(self._chosen_logps):
+            self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
         if self._accelerator.is_main_process:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0, 0
+            _append(self._path, record)
+            _append(self._pace.path, {"phase": self._phase, "step": step + 1, **self._pace.lap()})
+        self._accelerator.log({f"{self._phase}/{name}": value for name, value in self.last.items()}, step=step + 1)
+        self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last line, a row for each process: added up, they would round otherwise than they do."""
+        rows = self._accelerator.gather(self._row()[None]).cpu()
+        return {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rows = state["rows"][self._accelerator.process_index :: self._accelerator.num_processes]
+        self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
+        self._sums = dict(zip(state["names"], sums, strict=True))
+        self._steps = state["steps"]
+
+    def _row(self) -> Tensor:
+        values = [self._loss, self._pairs, *(self._sums[name] for name in sorted(self._sums))]
+        return torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=self._accelerator.device) for value in values]
+        )
 
     def _averages(self) -> dict[str, float]:
-        device = self._accelerator.device
-        names = sorted(self._sums)
-        local = [torch.as_tensor(self._loss, device=device), torch.tensor(float(self._pairs), device=device)]
-        totals = self._accelerator.reduce(torch.stack([*local, *(self._sums[name] for name in names)]), "sum").tolist()
-        loss, pairs, *sums = totals
+        loss, pairs, *sums = self._accelerator.reduce(self._row(), "sum").tolist()
         averages = {"loss": loss / self._steps}
-        return averages | {name: total / pairs for name, total in zip(names, sums, strict=True)}
+        return averages | {name: total / pairs for name, total in zip(sorted(self._sums), sums, strict=True)}
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self.last = {name: value for name, value in record.items() if isinstance(value, float)}
+        if "chosen_logp" in record:
+            self._chosen_logps.append(record["chosen_logp"])
 
 
-def _values(record: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if isinstance(value, float)}
+class _Pace:
+    """How fast training is and how much memory it takes, over all processes; of one of them, what memory."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self._device = device
+        self._since = time.perf_counter()
+        self._pairs = self._tokens = 0
+        self._last: dict[str, float] = {}
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Pairs of a step, of all processes. A prompt counts once, a response whole."""
+        self._pairs += len(examples)
+        self._tokens += sum(len(part) for example in examples for part in example.pair[1:])
+
+    def lap(self) -> dict[str, float]:
+        """The figures since the last lap."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._last = {
+            "seconds": seconds,
+            "pairs_per_second": self._pairs / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "peak_memory_gb": _peak_memory(self._device) / 1e9,
+        }
+        self._since, self._pairs, self._tokens = now, 0, 0
+        return self._last
+
+    def figures(self) -> list[str]:
+        if not self._last:
+            return []
+        return [f"{self._last['tokens_per_second']:,.0f} tokens/s", f"{self._last['peak_memory_gb']:.1f} GB"]
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's metrics.jsonl; none if there is no such file."""
-    path = folder / FILE
+    return _read(folder / FILE)
+
+
+def read_times(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's timing.jsonl; none if there is no such file."""
+    return _read(folder / TIMES)
+
+
+def training_warnings(folder: Path) -> list[str]:
+    """What the logged steps give reason to warn of, for the manifest: the same after a resume as without one."""
+    curves: dict[str, list[float]] = {}
+    warnings: dict[str, str] = {}
+    for record in read_metrics(folder):
+        curve = curves.setdefault(record["phase"], [])
+        if "chosen_logp" in record:
+            curve.append(record["chosen_logp"])
+        said = collapse(curve)
+        if said:
+            warnings.setdefault(record["phase"], f"{record['phase']}, step {record['step']}: {said}")
+    return list(warnings.values())
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU what tensors took, else what the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -82,7 +187,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
 def _forget_after(path: Path, phase: str, step: int) -> None:
     """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on."""
-    kept = [line for line in read_metrics(path.parent) if line["phase"] != phase or line["step"] <= step]
+    kept = [line for line in _read(path) if line["phase"] != phase or line["step"] <= step]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -2,16 +2,23 @@
 
 import os
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from stages.configs import worker_numbers
 from stages.errors import SepoError
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
+
+
+_ENGINES: Final = "use DDP (`accelerate launch --multi_gpu`) or, on GPUs, FSDP2 (`--use_fsdp --fsdp_version 2`)"
 
 
 class Worker(NamedTuple):
@@ -36,15 +43,25 @@ def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
 
 
-def join_processes() -> Accelerator:
+def join_processes(mixed_precision: str = "no") -> Accelerator:
     """This process's accelerator, as `accelerate launch` or torchrun configured it.
 
     Raises:
-        SepoError: several processes were started, but accelerate sees one: they would all write the same files.
+        SepoError: several processes were started, but accelerate sees one: they would all write the same files; or an
+            engine was asked for that this loop does not know, or that this machine does not have.
     """
+    for engine in ("DeepSpeed", "Megatron_LM"):
+        if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
+            raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
+    # It would fill the model in the first process only; until training begins, every process reads a whole one.
+    disable_fsdp_ram_efficient_loading()
     # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_steps=1, kwargs_handlers=[patience])
+    # Of two stages in one process each may have a precision of its own; the group of processes stays.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, gradient_accumulation_steps=1, kwargs_handlers=[patience]
+    )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"
@@ -52,7 +69,32 @@ def join_processes() -> Accelerator:
             f"{started} processes were started, but accelerate uses {used}",
             hint="on a machine without a GPU set ACCELERATE_USE_CPU=true, or start one process",
         )
+    if started > 1 and _asked_for("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
+        version = os.environ.get("FSDP_VERSION", "1")
+        used = f"{accelerator.distributed_type.value} on {accelerator.device}"
+        raise SepoError(f"accelerate was told to use FSDP version {version}, but uses {used}", hint=_ENGINES)
     return accelerator
+
+
+def gather_weights(model: Any) -> dict[str, Tensor] | None:
+    """The weights of a model that is divided among processes: whole in the first process, nothing in the others.
+
+    Every process has to call it. None where the model is whole in every process.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(weights)
+
+
+def refuse_divided(accelerator: Accelerator, reason: str) -> None:
+    """Stop where processes make different numbers of forward passes, if the model is divided among them."""
+    if accelerator.is_fsdp2:
+        raise SepoError(f"{reason}, which FSDP2 cannot divide", hint="train it without --use_fsdp")
+
+
+def _asked_for(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def refuse_several(accelerator: Accelerator, stage: str) -> None:

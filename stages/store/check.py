@@ -7,7 +7,7 @@ from stages.errors import SepoError
 from stages.reporting import Reporter, Summary, Table
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
-from stages.store.scores import NEEDED, lookup, seals_of
+from stages.store.scores import MADE_BY, NEEDED, lookup, seals_of
 from stages.store.shards import DAMAGED, REMEDY, keeps_seal, read_shard, tokenizer_of
 
 SHOWN: Final = 3
@@ -70,7 +70,7 @@ def check_scores(place: Place, vocabulary: str | None, reporter: Reporter) -> Su
 
 def _manifest(place: Place, findings: Findings) -> dict[str, Any]:
     try:
-        manifest = read_manifest(place, "score", REMEDY)
+        manifest = read_manifest(place, MADE_BY, REMEDY)
     except SepoError as fault:
         findings.add("manifest", fault.message)
         return {}

@@ -116,6 +116,7 @@ def open_run(
     inputs: dict[str, Input],
     *,
     overwrite: bool,
+    resume: bool = True,
     lock: Lock | None = None,
     sound: Callable[[Place, dict[str, Any]], bool] | None = None,
 ) -> Run:
@@ -125,6 +126,7 @@ def open_run(
     naming what differs, or, where `overwrite` says so and it is of the same stage, put aside until this one is done.
 
     Args:
+        resume: False removes what the same work left unfinished, and begins it anew.
         lock: how this process holds the folder; without one it is taken to be alone.
         sound: whether what a manifest promises is there; without it, that the files exist.
 
@@ -155,6 +157,8 @@ def open_run(
             # What never finished is not worth the finished run that waits there.
             place.clear()
         found = None
+    if found is not None and not resume and not place.has(FINISHED):
+        place.clear()
     if place.local is not None:
         probe_writable(place.local)
         if lock is None or lock.alone:
@@ -169,10 +173,11 @@ def open_run(
     return Run(place, identity, finished)
 
 
-def read_manifest(folder: str | Path | Place, stage: str, remedy: str) -> dict[str, Any]:
+def read_manifest(folder: str | Path | Place, stages: str | tuple[str, ...], remedy: str) -> dict[str, Any]:
     """The manifest of a finished stage.
 
     Args:
+        stages: the one, or the several, whose manifest is wanted; messages speak of the first.
         remedy: the hint if there is none, such as ``run `sepo score` first``.
 
     Raises:
@@ -184,8 +189,9 @@ def read_manifest(folder: str | Path | Place, stage: str, remedy: str) -> dict[s
     if not place.has(FINISHED):
         raise SepoError(f"{place} has no {FINISHED}: the stage never finished there", hint=remedy)
     manifest = _load(place, FINISHED)
-    if manifest.get("stage") != stage:
-        raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {stage}`", hint=remedy)
+    wanted = (stages,) if isinstance(stages, str) else stages
+    if manifest.get("stage") not in wanted:
+        raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {wanted[0]}`", hint=remedy)
     return manifest
 
 

@@ -22,6 +22,8 @@ from stages.store.shards import (
     tokenizer_of,
 )
 
+MADE_BY: Final = ("score", "project-scores")
+"""the stages that write scores; a foreign scorer names the first"""
 NEEDED: Final = (("fingerprint",), ("files",), ("counts", "kept"), ("tokenizer", "vocabulary"))
 """what `train-policy` takes from the manifest, as paths of keys"""
 
@@ -37,15 +39,18 @@ class Scores(NamedTuple):
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
+    def rows_of(self, shard: str) -> Iterator[ScoredPair]:
+        """The rows of one shard, as `rows`."""
+        if tokenizer_of(self.folder, shard) != self.manifest["tokenizer"]["vocabulary"]:
+            where = self.folder.at(shard)
+            raise SepoError(f"{where} is of another tokenizer than its folder's manifest says", hint=REMEDY)
+        yield from read_shard(self.folder, shard, self.fingerprint, seals_of(self.manifest).get(shard))
+
     def rows(self) -> Iterator[ScoredPair]:
         """Every row in data-set order, a part of one shard in memory at a time; checksums are compared on the way."""
         count = 0
-        seals = seals_of(self.manifest)
         for name in self.shards:
-            if tokenizer_of(self.folder, name) != self.manifest["tokenizer"]["vocabulary"]:
-                where = self.folder.at(name)
-                raise SepoError(f"{where} is of another tokenizer than its folder's manifest says", hint=REMEDY)
-            for row in read_shard(self.folder, name, self.fingerprint, seals.get(name)):
+            for row in self.rows_of(name):
                 count += 1
                 yield row
         if count != self.manifest["counts"]["kept"]:
@@ -60,7 +65,7 @@ def open_scores(folder: str | Path) -> Scores:
         SepoError: no manifest, a manifest of another stage, or shards that are not there.
     """
     place = place_of(folder)
-    manifest = read_manifest(place, "score", REMEDY)
+    manifest = read_manifest(place, MADE_BY, REMEDY)
     for path in NEEDED:
         if lookup(manifest, path) is None:
             name = ".".join(path)

@@ -6,7 +6,7 @@ first, so a shard that is there without a seal, or is not what its seal says, is
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ SCHEMA: Final = pa.schema(
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
 ROWS_IN_MEMORY: Final = 1024
+_NONE: Final[Mapping[str, str]] = {}
 
 
 class Seal(NamedTuple):
@@ -58,19 +59,22 @@ def seal_name(shard: str) -> str:
     return f".{shard}.seal"
 
 
-def write_shard(place: Place, name: str, rows: list[ScoredPair], fingerprint: str, tokenizer: str) -> Seal:
+def write_shard(
+    place: Place, name: str, rows: list[ScoredPair], fingerprint: str, tokenizer: str, notes: Mapping[str, str] = _NONE
+) -> Seal:
     """Check the rows and write them as one sealed shard, whole or not at all.
 
     Args:
         fingerprint: of the run that makes the shard.
         tokenizer: hash of the token->id map the ids are of (`stages.model.folders.vocabulary_hash`).
+        notes: what else the shard shall say of itself, as key-value metadata.
 
     Raises:
         SepoError: lengths differ or a score is not finite, naming the pair; or the place cannot be written.
     """
     for row in rows:
         check_row(row, name)
-    metadata = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer}
+    metadata = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer, **notes}
     table = pa.Table.from_pydict(_columns(rows), schema=SCHEMA.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
@@ -124,6 +128,19 @@ def shard_holds(place: Place, name: str, fingerprint: str, pair_ids: tuple[int, 
         return False
     found = (ids[0].as_py(), ids[-1].as_py(), len(ids))
     return metadata.get(b"sepo.fingerprint") == fingerprint.encode() and found == (*pair_ids, rows)
+
+
+def read_notes(place: Place, name: str, fingerprint: str) -> dict[str, str] | None:
+    """The key-value metadata of a shard that keeps its seal and is of this run, else None."""
+    if not keeps_seal(place, name, read_seal(place, name)):
+        return None
+    try:
+        with place.open(name) as file:
+            metadata = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    notes = {key.decode(): value.decode() for key, value in metadata.items()}
+    return notes if notes.get("sepo.fingerprint") == fingerprint else None
 
 
 def read_shard(place: Place, name: str, fingerprint: str, seal: Seal | None = None) -> Iterator[ScoredPair]:

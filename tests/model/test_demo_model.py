@@ -1,11 +1,18 @@
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages import make_demo
+from stages.configs import DemoConfig
 from stages.currency import Pair
 from stages.data.demo_language import VOCABULARY, draw_splits
 from stages.data.encode import Encoder
+from stages.errors import SepoError
 from stages.model.demo_model import BEGIN, END_OF_TURN, build_demo_model
+from stages.model.folders import tokenizer_hash
+from stages.reporting import Quiet
 
 CONVERSATION = [
     {"role": "system", "content": "say something"},
@@ -114,3 +121,21 @@ def test_same_seed_gives_the_same_bytes(folder, tmp_path):
 
 def _files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_small_oracle_beside_the_model_changes_nothing_else(tmp_path):
+    few = {"train_pairs": 4, "test_pairs": 2, "seed": 3}
+    for name, size in (("one", "same"), ("two", "small")):
+        make_demo.run(DemoConfig(output_dir=str(tmp_path / name), oracle_size=size, **few), Quiet())
+    assert not (tmp_path / "one/oracle-model").exists()
+    for name in ("model/model.safetensors", "model/tokenizer.json", "train.jsonl", "test.jsonl"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    weak, strong = (AutoModelForCausalLM.from_pretrained(tmp_path / "two" / name) for name in ("oracle-model", "model"))
+    assert weak.num_parameters() < strong.num_parameters() / 4
+    assert (weak.config.num_hidden_layers, weak.config.hidden_size) == (1, 32)
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / "two" / name) for name in ("oracle-model", "model")]
+    assert tokenizer_hash(tokenizers[0]) == tokenizer_hash(tokenizers[1])
+    manifest = json.loads((tmp_path / "two/manifest.json").read_text())
+    assert "oracle-model/config.json" in manifest["files"]
+    with pytest.raises(SepoError, match="oracle_size must be one of same, small, got 'tiny'"):
+        DemoConfig(output_dir="d", oracle_size="tiny")

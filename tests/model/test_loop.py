@@ -1,8 +1,12 @@
 import json
 import math
+import re
+import resource
+import signal
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
@@ -11,7 +15,7 @@ from stages.model.batches import collate, whole
 from stages.model.checkpoints import Checkpoints, forget_checkpoints
 from stages.model.logps import token_logps
 from stages.model.loop import _order, fit, make_schedule
-from stages.model.metrics import read_metrics
+from stages.model.metrics import read_metrics, read_times, training_warnings
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama, token_pair
 
@@ -22,13 +26,13 @@ def objective(logps_RW, batch):
     return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
 
 
-def train(folder, *, pairs=10, objective=objective, model=None, size=None, **settings):
+def train(folder, *, pairs=10, objective=objective, model=None, size=None, reporter=None, **settings):
     folder.mkdir(exist_ok=True)
     model = model or tiny_llama(50)
     examples = [whole(pair) for pair in random_pairs(pairs, 50)]
     more = {} if size is None else {"size": size}
     config = OptimizerConfig(**{**SETTINGS, **settings})
-    fit(model, examples, objective, config, phase="test", folder=folder, reporter=Quiet(), **more)
+    fit(model, examples, objective, config, phase="test", folder=folder, reporter=reporter or Quiet(), **more)
     return model
 
 
@@ -136,11 +140,12 @@ class KilledAfter(Quiet):
             raise Killed
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
-    untouched = train(tmp_path / "a", save_steps=2)
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps, every):
+    """Also where a checkpoint lies between two lines of the log: what was summed up is part of it."""
+    untouched = train(tmp_path / "a", save_steps=2, logging_steps=every)
     examples = [whole(pair) for pair in random_pairs(10, 50)]
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
+    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2, "logging_steps": every})
     (tmp_path / "b").mkdir()
     with pytest.raises(Killed):
         fit(
@@ -152,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
             folder=tmp_path / "b",
             reporter=KilledAfter(steps),
         )
-    resumed = train(tmp_path / "b", save_steps=2)
+    resumed = train(tmp_path / "b", save_steps=2, logging_steps=every)
     assert torch.equal(weights(resumed), weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
 
@@ -178,7 +183,7 @@ def test_a_trained_model_that_was_not_saved_is_not_trained_again(tmp_path):
     assert torch.equal(weights(first), weights(again))
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     forget_checkpoints(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "timing.jsonl"}
 
 
 def test_half_a_line_of_metrics_does_not_stop_a_resume(tmp_path):
@@ -214,16 +219,50 @@ def test_a_smaller_last_step_is_weighted_by_its_own_pairs(tmp_path):
     assert record["loss"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path):
-    model = tiny_llama(50)
-    before = weights(model)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_its_pair_and_stops_before_the_weights_change(tmp_path, bad):
+    """Two steps are taken; in the third one pair's loss breaks, and only that pair is named."""
+    order = _order(10, 0, 42)
+    culprit = random_pairs(10, 50)[order[8]]
+    good = train(tmp_path / "good", num_train_epochs=1, max_steps=2, lr_scheduler_type="constant")
 
     def broken(logps_RW, batch):
         loss = objective(logps_RW, batch)
-        return loss._replace(loss_B=loss.loss_B * float("nan"))
+        is_it = torch.isin((batch.weights_RW != 0).sum(-1), torch.tensor([len(culprit.chosen_ids)])).chunk(2)[0]
+        breaks = is_it & (len(loss.loss_B) == 1)
+        return loss._replace(loss_B=torch.where(breaks, loss.loss_B * bad, loss.loss_B))
 
-    with pytest.raises(SepoError, match=r"gradient is not finite at step 1 \(pairs .*\); that step was not taken"):
-        train(tmp_path, objective=broken, model=model)
+    model = tiny_llama(50)
+    settings = {"max_tokens_per_device": 2, "lr_scheduler_type": "constant", "num_train_epochs": 1}
+    # Every pair has a micro-batch of its own; those of the first two steps are left alone.
+    calls = iter(range(100))
+
+    def late(logps_RW, batch):
+        return (broken if next(calls) >= 8 else objective)(logps_RW, batch)
+
+    message = rf"the loss is not finite at step 3 \(pairs {culprit.pair_id}\); that step was not taken"
+    with pytest.raises(SepoError, match=message):
+        train(tmp_path / "bad", objective=late, model=model, **settings)
+    torch.testing.assert_close(weights(model), weights(good), atol=2e-5, rtol=1e-4)
+    assert [line["step"] for line in read_metrics(tmp_path / "bad")] == [1, 2]
+
+
+class _BrokenBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("nan")
+
+
+def test_a_gradient_that_is_not_finite_names_the_pairs_of_its_step(tmp_path):
+    model = tiny_llama(50)
+    before = weights(model)
+    ids = ", ".join(map(str, sorted(_order(10, 0, 42)[:4])))
+    with pytest.raises(SepoError, match=rf"the gradient is not finite at step 1 \(pairs {ids}\)"):
+        train(tmp_path, objective=lambda logps, batch: objective(_BrokenBackward.apply(logps), batch), model=model)
     assert torch.equal(weights(model), before)
 
 
@@ -241,6 +280,7 @@ def test_metrics_are_json_lines_with_the_loss_of_the_batch(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     wanted = {"phase", "step", "loss", "accuracy", "chosen_reward", "rejected_reward", "reward_margin"}
+    wanted |= {"chosen_logp", "rejected_logp", "selected_share"}
     assert wanted | {"learning_rate", "gradient_norm"} == set(lines[0])
 
 
@@ -272,3 +312,175 @@ def test_pairs_that_are_long_alone_still_train(tmp_path):
     config = OptimizerConfig(**{**SETTINGS, "max_tokens_per_device": 2})
     last = fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=Quiet())
     assert math.isfinite(last["loss"])
+
+
+class Asks(Quiet):
+    """Sends this process a signal once a step is done, and remembers what was said."""
+
+    def __init__(self, after, number=signal.SIGTERM):
+        super().__init__()
+        self.after, self.number, self.said = after, number, []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def advance(self, amount=1, note=""):
+        self.after -= amount
+        if self.after == 0:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, number):
+    """Asked behind the second step, it leaves behind the third, by what the signal does outside of training."""
+
+    class Asked(BaseException):
+        pass
+
+    def before(number, frame):
+        raise Asked
+
+    untouched = train(tmp_path / "a")
+    reporter = Asks(2, number)
+    old = signal.signal(number, before)
+    try:
+        with pytest.raises(Asked):
+            train(tmp_path / "b", reporter=reporter, save_steps=100)
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, old)
+    assert [path.name for path in (tmp_path / "b/checkpoints").iterdir()] == ["test-00000003"]
+    assert reporter.said[-1] == "test: interrupted after step 3; 3 steps are safe"
+    assert torch.equal(weights(train(tmp_path / "b", save_steps=100)), weights(untouched))
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, monkeypatch):
+    """It comes while the checkpoint that the first one asked for is being written."""
+    save_state = Accelerator.save_state
+
+    def slow(self, folder):
+        save_state(self, folder)
+        if "00000003" in folder.rsplit("/", 1)[1]:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Accelerator, "save_state", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, reporter=Asks(2, signal.SIGINT), save_steps=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000002"]
+
+
+def test_a_signal_is_not_lost_in_the_last_step(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, reporter=Asks(6, signal.SIGINT))
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
+def test_the_newest_checkpoints_are_kept(tmp_path, limit, kept):
+    train(tmp_path, save_steps=2, save_total_limit=limit)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"test-{step:08d}" for step in kept]
+
+
+class Listens(Quiet):
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "emptied", "missing", "unsealed"])
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, fault, limit):
+    untouched = train(tmp_path / "a", num_train_epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", reporter=Asks(1, signal.SIGINT), save_steps=1, save_total_limit=limit, num_train_epochs=1)
+    newest = tmp_path / "b/checkpoints/test-00000002"
+    victim = newest / ("checksums.json" if fault == "unsealed" else "optimizer.bin")
+    data = victim.read_bytes()
+    if fault in ("missing", "unsealed"):
+        victim.unlink()
+    else:
+        torn = {
+            "truncated": data[:-100],
+            "flipped": data[:2000] + bytes([data[2000] ^ 4]) + data[2001:],
+            "emptied": b"",
+        }
+        victim.write_bytes(torn[fault])
+    reporter = Listens()
+    again = train(tmp_path / "b", reporter=reporter, save_steps=1, save_total_limit=limit, num_train_epochs=1)
+    assert f"{newest} is damaged" in reporter.warnings[0]
+    if limit == 2:
+        assert any("goes on after step 1" in text for text in reporter.said)
+    else:
+        assert reporter.warnings[1] == "test: no sound checkpoint is left; it starts anew"
+    assert torch.equal(weights(again), weights(untouched))
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line(tmp_path):
+    """A limit on the size of a file, which fails a write in its middle as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SepoError, match=r"cannot write .*test-00000002"):
+            train(tmp_path, save_steps=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    train(tmp_path, save_steps=2)
+
+
+def test_too_little_memory_says_which_knob_and_keeps_what_was_trained(tmp_path):
+    """A real allocation that no machine can make, in the last micro-batch of the third step."""
+    sizes = []
+
+    def hungry(logps_RW, batch):
+        sizes.append(batch.weights_RW.shape)
+        return objective(logps_RW + (torch.empty(10**15).sum() if len(sizes) == 3 else 0), batch)
+
+    with pytest.raises(
+        SepoError, match=r"out of memory in a micro-batch of 2 pairs with \d+ tokens \(budget 4,096\)"
+    ) as caught:
+        train(tmp_path, objective=hungry, save_steps=100, num_train_epochs=1)
+    tokens = int(re.search(r"with (\d+) tokens", caught.value.message)[1])
+    assert caught.value.hint.startswith(f"use --max-tokens-per-device {tokens // 2}:")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000002"]
+    with pytest.raises(SepoError, match="of 1 pairs") as caught:
+        train(tmp_path / "b", objective=lambda logps, batch: torch.empty(10**15), max_tokens_per_device=2)
+    assert re.search(r"one pair alone, whose longer row has (\d+) tokens: .* --max-length \d+$", caught.value.hint)
+
+
+def test_another_fault_of_a_step_keeps_its_traceback(tmp_path):
+    with pytest.raises(RuntimeError, match="my own"):
+        train(tmp_path, objective=lambda logps, batch: (_ for _ in ()).throw(RuntimeError("my own")))
+
+
+def test_times_and_memory_stand_in_a_file_of_their_own(tmp_path):
+    train(tmp_path, logging_steps=4)
+    lines = read_times(tmp_path)
+    assert [line["step"] for line in lines] == [4, 6]
+    tokens = sum(len(part) for pair in random_pairs(10, 50) for part in pair[1:])
+    done = sum(line["seconds"] * line["tokens_per_second"] for line in lines)
+    assert done == pytest.approx(2 * tokens)
+    assert sum(line["seconds"] * line["pairs_per_second"] for line in lines) == pytest.approx(20)
+    assert all(0.05 < line["peak_memory_gb"] < 100 for line in lines)
+
+
+def test_a_collapse_is_warned_of_once_and_again_in_the_manifest(tmp_path):
+    """A loss that only pushes the chosen responses down."""
+
+    def down(logps_RW, batch):
+        loss = objective(logps_RW, batch)
+        return loss._replace(loss_B=logps_RW.sum(-1).chunk(2)[0])
+
+    reporter = Quiet()
+    train(tmp_path, objective=down, reporter=reporter, num_train_epochs=6)
+    assert len(reporter.warnings) == 1
+    assert re.match(r"test, step \d+: the chosen responses have become less probable", reporter.warnings[0])
+    assert training_warnings(tmp_path) == reporter.warnings
+    calm = Quiet()
+    train(tmp_path / "calm", reporter=calm)
+    assert calm.warnings == training_warnings(tmp_path / "calm") == []

@@ -296,3 +296,23 @@ def test_reading_uses_no_tensor_of_tokens_by_vocabulary():
     pairs = [pair._replace(pair_id=number) for number in range(28)]
     read(reader, pairs, max_tokens=8000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024
+
+
+@pytest.mark.parametrize("frozen", [("weight",), ("bias",), ("weight", "bias")], ids="+".join)
+def test_a_frozen_head_gets_no_gradient_and_changes_none(frozen):
+    """Under LoRA only the hidden states need one; the product that the weight's would cost is left out."""
+
+    def slopes(learns):
+        torch.manual_seed(0)
+        hidden_NH, targets_N = torch.randn(9, 5, requires_grad=True), torch.arange(9)
+        weight_VH = torch.randn(20, 5, requires_grad="weight" in learns)
+        bias_V = torch.randn(20, requires_grad="bias" in learns)
+        head_logps(Head(weight_VH, bias_V, 1.0, None), hidden_NH, targets_N).sum().backward()
+        return {"hidden": hidden_NH.grad, "weight": weight_VH.grad, "bias": bias_V.grad}
+
+    whole, part = slopes({"weight", "bias"}), slopes({"weight", "bias"} - {*frozen})
+    for name, expected in whole.items():
+        if name in frozen:
+            assert part[name] is None
+        else:
+            assert torch.equal(part[name], expected)

@@ -1,0 +1,56 @@
+"""`sepo cut-model`: the first layers of a model as a model of its own, to make a weak oracle of.
+
+What is kept is the embedding, the first layers, the last norm and the head, which has never read so early a layer:
+the result speaks nonsense until it is fine-tuned. It has the whole model's tokenizer, and so can be its oracle.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from stages.configs import CutModelConfig, content_settings
+from stages.errors import SepoError
+from stages.model.cut import layers_of, load_first_layers
+from stages.model.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_hash
+from stages.reporting import Reporter, Summary
+from stages.store.manifest import Input, open_run
+
+STAGE: Final = "cut-model"
+
+
+def run(config: CutModelConfig, reporter: Reporter) -> Summary:
+    """Write the cut model as an ordinary model folder.
+
+    Raises:
+        SepoError: as many layers as the model has or more, no causal language model, an adapter, an unusable folder.
+    """
+    source = resolve_model(config.model, reporter)
+    count = layers_of(source, trust_remote_code=config.trust_remote_code)
+    if config.layers >= count:
+        raise SepoError(
+            f"layers must be below the {count} that {config.model} has, got {config.layers}",
+            hint="to use the whole model as the oracle, give it to `sepo train-oracle` as it is",
+        )
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    inputs = {
+        "model": Input(config.model, model_hash(source)),
+        "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
+    }
+    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+    if work.finished:
+        return Summary(
+            f"model in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], fresh=False
+        )
+    model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
+    files = save_model_into(model, tokenizer, work.folder)
+    warning = (
+        "a model that was cut speaks nonsense until it is fine-tuned: give it to `sepo train-oracle` with SFT"
+        " (--sft-epochs 1 or more), and to nothing before that"
+    )
+    reporter.warn(warning)
+    work.finish(files=files, device="cpu", warnings=[warning])
+    rows = [
+        ("layers", f"{config.layers} of {count}"),
+        ("parameters", f"{model.num_parameters():,}"),
+        ("next", f"sepo train-oracle --model {work.folder} --dataset D --output-dir O"),
+    ]
+    return Summary(f"model in {work.folder}", rows)

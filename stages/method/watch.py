@@ -1,0 +1,50 @@
+"""What training watches beside its loss: log-probs a token, the distance from the start, and their collapse."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from torch import Tensor
+
+COLLAPSE_NATS: Final = 1.0
+"""fall of a chosen token's mean log-prob that is called a collapse: its probability has fallen by a factor of e"""
+WINDOW: Final = 3
+"""values averaged at either end, so that one odd step raises no alarm"""
+
+
+def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor | None, pairs: int) -> dict[str, Tensor]:
+    """Mean log-prob of the tokens that take part, a response each, nats; detached, each (B,).
+
+    With a reference also `kl_estimate`: the mean of log pi - log pi_ref over the tokens of both responses, nats a
+    token. It estimates the distance from the reference on the data's responses, not on samples of the policy, and
+    may be negative.
+
+    Args:
+        reference_R: reference log-probs, summed over the tokens that take part; None where there is no reference.
+        pairs: B; R is B where there are no rejected responses, else 2B.
+    """
+    taken_RW = weights_RW != 0
+    count_R = taken_RW.sum(-1).clamp(min=1)
+    sums_R = (logps_RW.detach() * taken_RW).sum(-1)
+    means_SB = (sums_R / count_R).view(-1, pairs)
+    metrics = dict(zip(("chosen_logp", "rejected_logp"), means_SB, strict=False))
+    if reference_R is not None:
+        metrics["kl_estimate"] = ((sums_R - reference_R) / count_R).view(-1, pairs).mean(0)
+    return metrics
+
+
+def collapse(chosen_logps: Sequence[float]) -> str:
+    """What is to be said of the chosen responses' log-probs, one value a logged step; nothing if they hold.
+
+    A loss without a reference rewards the margin alone, and may buy it by making both responses less probable.
+    """
+    window = min(WINDOW, len(chosen_logps) // 2)
+    if not window:
+        return ""
+    first, last = (sum(values) / window for values in (chosen_logps[:window], chosen_logps[-window:]))
+    if not first - last > COLLAPSE_NATS:
+        return ""
+    return (
+        f"the chosen responses have become less probable: their mean log-prob a token fell from {first:.2f} to"
+        f" {last:.2f}; the margin grows although the model unlearns what it should prefer"
+        " (a lower --learning-rate or fewer steps may help)"
+    )

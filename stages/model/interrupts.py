@@ -1,0 +1,47 @@
+"""Signals that ask a run to end, held back until the step that they came in is done."""
+
+import signal
+import threading
+from types import TracebackType
+from typing import Any, Final
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """While open, the first SIGINT or SIGTERM is only remembered; a second one does at once what it always does.
+
+    Outside the main thread, where Python lets nobody handle signals, it holds nothing back.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        """the signal that came; 0: none yet"""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                # What is ignored, as under nohup, stays ignored.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
+        self._let_go()
+        if self.number and kind is None:
+            signal.raise_signal(self.number)
+
+    def leave(self, number: int) -> None:
+        """Let a signal, of this process or of one that works with it, do what it always does."""
+        self._let_go()
+        self.number = 0
+        signal.raise_signal(number)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.number = number
+        self._let_go()
+
+    def _let_go(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())

@@ -1,0 +1,46 @@
+"""Too little memory, said as what to change and by how much."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from stages.currency import Example, longest
+from stages.errors import SepoError, one_line
+
+
+class OutOfMemory(SepoError):
+    """An allocation failed. What was trained before is as it was."""
+
+
+@contextmanager
+def memory_for(examples: Sequence[Example], tokens: int, max_tokens: int) -> Iterator[None]:
+    """Turn an allocation that fails inside into words.
+
+    Args:
+        tokens: of the micro-batch that is computed.
+        max_tokens: its budget.
+
+    Raises:
+        OutOfMemory: on a GPU or a CPU.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        size = f"a micro-batch of {len(examples):,} pairs with {tokens:,} tokens (budget {max_tokens:,})"
+        raise OutOfMemory(f"out of memory in {size}: {one_line(error)}", hint=_remedy(examples, tokens)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch has a class of its own for devices only; on a CPU its allocator says so in words.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _remedy(examples: Sequence[Example], tokens: int) -> str:
+    row = max(longest(example.pair) for example in examples)
+    if len(examples) > 1:
+        return f"use --max-tokens-per-device {tokens // 2}: it does not change the result, and the run goes on with it"
+    alone = f"it is one pair alone, whose longer row has {row:,} tokens"
+    return f"{alone}: use --gradient-checkpointing, or --max-length {row // 2}"

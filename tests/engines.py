@@ -1,0 +1,207 @@
+"""Training in several processes, for the tests that compare it with one: `python -m tests.engines FOLDER` in each of them.
+
+FSDP2 wants a GPU a process. Here accelerate's own state is told that a CPU and gloo will do; from there on everything is
+accelerate's and torch's real work.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from stages.configs import OptimizerConfig
+from stages.method.losses import dpo, sepo, sft
+from stages.model import logps as reading
+from stages.model.batches import whole
+from stages.model.logps import response_logps
+from stages.model.loop import fit
+from stages.model.metrics import read_metrics
+from stages.model.paths import find_paths
+from stages.model.processes import gather_weights, join_processes
+from stages.reporting import Quiet
+from tests.conftest import masked, random_pairs, tiny_llama
+from tests.model.test_loop import Killed, KilledAfter
+from tests.model.zoo import VOCABULARY, tiny
+
+SETTINGS = {
+    "learning_rate": 1e-2, "batch_size": 5, "warmup_ratio": 0.0, "num_train_epochs": 1, "max_grad_norm": 1e9,
+    "max_tokens_per_device": 30, "save_steps": 0,
+}  # fmt: skip
+PAIRS = 11
+"""steps of 5, 5 and 1: the last one leaves a second process idle"""
+KILLED = {"save_steps": 1, "max_grad_norm": 0.1}
+
+
+def packed():
+    return tiny_llama(VOCABULARY, tie_word_embeddings=True)
+
+
+def untied():
+    return tiny("qwen2")
+
+
+def padded():
+    return tiny("lfm2, a convolution")
+
+
+def key_tokens(logps_RW, batch):
+    return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
+
+
+def preferences(logps_RW, batch):
+    return dpo(logps_RW, batch.weights_RW, batch.reference_R, beta=0.5, sft_weight=0.1)
+
+
+def chosen(logps_RW, batch):
+    return sft(logps_RW, batch.weights_RW)
+
+
+CASES = [(model, objective) for model in (packed, padded) for objective in (key_tokens, preferences, chosen)]
+UNTIED = (untied, key_tokens)
+IN_TWO = [*CASES[:3], (padded, preferences)]
+DIVIDED = [(packed, key_tokens), (padded, preferences), UNTIED]
+
+
+def name_of(engine, case):
+    return "-".join([engine, *(part.__name__ for part in case)])
+
+
+def examples_of(objective, pairs):
+    """Examples as the stages make them for an objective, and what a step is divided by."""
+    if objective is key_tokens:
+        return [masked(pair, [-1], [0]) for pair in pairs], lambda example: 1.0
+    if objective is preferences:
+        lengths = [(-float(len(pair.chosen_ids)), -float(len(pair.rejected_ids))) for pair in pairs]
+        return [
+            whole(pair)._replace(chosen_reference=ours, rejected_reference=theirs)
+            for pair, (ours, theirs) in zip(pairs, lengths, strict=True)
+        ], lambda example: 1.0
+    alone = [whole(pair._replace(rejected_ids=pair.rejected_ids[:0])) for pair in pairs]
+    return alone, lambda example: float(len(example.pair.chosen_ids))
+
+
+class Watch:
+    """What a training run did: of every step the whole gradient, and how many micro-batches it was made of."""
+
+    def __init__(self, objective):
+        self.gradients, self.micro_batches, self._objective, self._calls = [], [], objective, 0
+
+    def __enter__(self):
+        self._handle = register_optimizer_step_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_):
+        self._handle.remove()
+
+    def objective(self, logps_RW, batch):
+        self._calls += 1
+        return self._objective(logps_RW, batch)
+
+    def _keep(self, optimizer, *_):
+        if not self._calls:
+            # torch takes a step without a gradient before it loads an optimiser's state.
+            return
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        whole_ones = [each.full_tensor() if isinstance(each, DTensor) else each.clone() for each in gradients]
+        self.gradients.append(torch.cat([each.flatten() for each in whole_ones]))
+        self.micro_batches.append(self._calls)
+        self._calls = 0
+
+
+def train(case, folder, *, pairs=None, reporter=None, **settings):
+    """One run of `fit`: gradients and micro-batches of all steps, the weights after them, and the logged lines."""
+    make, objective = case
+    examples, size = examples_of(objective, pairs or random_pairs(PAIRS, VOCABULARY))
+    model = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = OptimizerConfig(**{**SETTINGS, **settings})
+    with Watch(objective) as watch:
+        fit(
+            model,
+            examples,
+            watch.objective,
+            config,
+            phase="test",
+            folder=folder,
+            reporter=reporter or Quiet(),
+            size=size,
+        )
+    weights = gather_weights(model)
+    return {
+        "gradients": watch.gradients,
+        "micro_batches": watch.micro_batches,
+        "weights": model.state_dict() if weights is None else weights,
+        "divided": weights is not None,
+        "metrics": read_metrics(folder),
+    }
+
+
+def divide_on_cpu(**options):
+    """From here on `fit` runs on accelerate's FSDP2."""
+    state = join_processes().state
+    for each in (state, PartialState()):
+        each.distributed_type = DistributedType.FSDP
+    settings = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False, **options}
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
+
+
+class Tiles:
+    """Counts how often the tiled head is used in training."""
+
+    def __enter__(self):
+        self.used, self._head_logps = 0, reading.head_logps
+        reading.head_logps = self._count
+        return self
+
+    def __exit__(self, *_):
+        reading.head_logps = self._head_logps
+
+    def _count(self, *arguments):
+        self.used += torch.is_grad_enabled()
+        return self._head_logps(*arguments)
+
+
+def runs(folder):
+    """Every run that the tests compare, as (name, what came out)."""
+    yield "logps", logps_of(join_processes())
+    for case in IN_TWO:
+        yield name_of("ddp", case), train(case, folder / name_of("ddp", case))
+    for case in DIVIDED:
+        divide_on_cpu()
+        with Tiles() as tiles:
+            found = train(case, folder / name_of("fsdp2", case))
+        yield name_of("fsdp2", case), {**found, "tiles": tiles.used}
+    for kind in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
+        divide_on_cpu(state_dict_type=kind)
+        with contextlib.suppress(Killed):
+            train(CASES[0], folder / kind, reporter=KilledAfter(2), **KILLED)
+        yield kind, train(CASES[0], folder / kind, **KILLED)
+    divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)
+    with Tiles() as tiles:
+        found = train(UNTIED, folder / "apart")
+    yield "apart", {**found, "tiles": tiles.used}
+
+
+def logps_of(accelerator=None):
+    """Log-probs of some pairs, the batches divided among the processes of an accelerator."""
+    reader = find_paths(packed(), Quiet())
+    pairs = random_pairs(11, VOCABULARY)
+    [found] = response_logps(
+        [reader], pairs, max_tokens=60, device=torch.device("cpu"), task=Quiet(), accelerator=accelerator
+    )
+    return [torch.from_numpy(each) for pair in found for each in (pair.chosen, pair.rejected)]
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    for name, found in runs(folder):
+        torch.save(found, folder / f"{name}.{join_processes().process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

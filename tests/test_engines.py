@@ -1,0 +1,145 @@
+"""What a step is does not depend on how it is computed: budget of tokens, order of pairs, processes, DDP or FSDP2."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from stages.errors import SepoError
+from stages.model.processes import join_processes
+from tests.conftest import token_pair
+from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, logps_of, name_of, train
+from tests.model.zoo import VOCABULARY
+
+KEY_TOKENS = CASES[0]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process, every step in one micro-batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    whole_steps = {"max_tokens_per_device": 100_000}
+    found = {case: train(case, folder / name_of("one", case), **whole_steps) for case in [*CASES, UNTIED]}
+    assert all(run["micro_batches"] == [1, 1, 1] for run in found.values())
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """A function from the name of a run of `tests.engines` to what came out in each of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, "tests.engines", str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return lambda name: [torch.load(folder / f"{name}.{number}.pt") for number in range(2)]
+
+
+def assert_same_steps(ours, theirs):
+    """Every step's gradient, and what follows from it.
+
+    Not of every single weight: where a gradient is 0 but for rounding, Adam makes a step of full size of that.
+    """
+    for mine, other in zip(ours["gradients"], theirs["gradients"], strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5 * other.abs().max().item(), rtol=1e-5)
+    differences = [(ours["weights"][name] - weights).abs().flatten() for name, weights in theirs["weights"].items()]
+    assert (torch.cat(differences) > 1e-5).float().mean() < 0.005
+    for mine, other in zip(ours["metrics"], theirs["metrics"], strict=True):
+        numbers = [{name: value for name, value in line.items() if name != "phase"} for line in (mine, other)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: name_of("one", case))
+def test_the_budget_does_not_change_a_gradient(tmp_path, case):
+    """All pairs of a step are equally long, so that the budget is a number of pairs."""
+    row = {"packed": 3 + 2 * 5, "padded": 2 * (3 + 5)}[case[0].__name__] if case[1] is not chosen else 3 + 5
+    one, *others = (
+        train(case, tmp_path / str(parts), pairs=even_pairs(), batch_size=8, max_tokens_per_device=row * 8 // parts)
+        for parts in (1, 2, 4, 8)
+    )
+    assert one["micro_batches"] == [1]
+    assert [other["micro_batches"] for other in others] == [[2], [4], [8]]
+    for other in others:
+        assert_same_steps(other, one)
+
+
+def even_pairs():
+    """Eight pairs whose weighted tokens all lie 3 + 5 tokens deep."""
+    rng = np.random.default_rng(0)
+    return [token_pair(number, *(rng.integers(0, VOCABULARY, length) for length in (3, 5, 5))) for number in range(8)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: name_of("one", case))
+def test_the_order_of_pairs_does_not_change_a_gradient(tmp_path, case):
+    """One step of all pairs, shuffled by two seeds into other micro-batches."""
+    one, other = (train(case, tmp_path / str(seed), batch_size=PAIRS, seed=seed) for seed in (1, 2))
+    assert one["micro_batches"][0] > 2
+    assert_same_steps(other, one)
+
+
+@pytest.mark.parametrize("case", IN_TWO, ids=lambda case: name_of("ddp", case))
+def test_two_processes_take_the_steps_of_one(alone, together, case):
+    first, second = together(name_of("ddp", case))
+    assert_same_steps(first, alone[case])
+    assert all(map(torch.equal, first["gradients"], second["gradients"]))
+    # They need not agree on the number of micro-batches; the second one is idle in the last step, with one.
+    assert first["micro_batches"][-1] == second["micro_batches"][-1] == 1
+    assert first["micro_batches"][0] > 1 < second["micro_batches"][0]
+    assert not first["divided"]
+
+
+@pytest.mark.parametrize("case", DIVIDED, ids=lambda case: name_of("fsdp2", case))
+def test_a_divided_model_takes_the_steps_of_a_whole_one(alone, together, case):
+    first, second = together(name_of("fsdp2", case))
+    assert first["divided"]
+    assert_same_steps(first, alone[case])
+    assert first["micro_batches"] == second["micro_batches"], "one of them would wait for the other"
+    assert not second["weights"], "the whole model is in the memory of one process only"
+
+
+@pytest.mark.parametrize("case", DIVIDED, ids=lambda case: name_of("fsdp2", case))
+def test_a_divided_model_reads_its_head_in_tiles(together, case):
+    first, _ = together(name_of("fsdp2", case))
+    assert first["tiles"] == sum(first["micro_batches"])
+
+
+def test_a_head_that_is_divided_by_itself_is_read_by_its_own_forward(alone, together):
+    """Every linear layer has a group of its own there, and layers are computed twice."""
+    first, _ = together("apart")
+    assert first["divided"]
+    assert first["tiles"] == 0
+    assert_same_steps(first, alone[UNTIED])
+
+
+@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
+def test_a_divided_run_goes_on_where_it_was_killed(tmp_path, together, kind):
+    """Killed in the third step: only that one is taken again, from what the first two left."""
+    first, _ = together(kind)
+    expected = train(KEY_TOKENS, tmp_path, **KILLED)
+    assert len(first["gradients"]) == 1
+    assert_same_steps(first, {**expected, "gradients": expected["gradients"][2:]})
+    assert first["gradients"][0].norm() == pytest.approx(0.1, rel=1e-4), "clipped by the norm of all parts"
+
+
+def test_processes_find_the_log_probs_of_one_bit_by_bit(together):
+    for found in together("logps"):
+        assert len(found) == 22
+        assert all(map(torch.equal, found, logps_of()))
+
+
+@pytest.mark.parametrize("engine", ["DeepSpeed", "Megatron_LM"])
+def test_other_engines_are_refused(monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")
+    with pytest.raises(SepoError, match=f"accelerate was told to use {engine}") as caught:
+        join_processes()
+    assert "--fsdp_version 2" in caught.value.hint

@@ -1,0 +1,160 @@
+"""Training that is killed, again and again, ends in the bytes of a run that nobody touched."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from stages.configs import OracleConfig, PolicyConfig
+from stages.model.metrics import read_metrics
+from tests import lives
+from tests.test_pipeline import files
+from tests.world import FAST, run_oracle, run_policy
+
+KILLS = 24
+OWN = {"manifest.json", "timing.jsonl", "README.md"}
+"""what holds times or the name of its folder"""
+# 40 pairs = 20 steps x 2 epochs; a checkpoint lies between two lines of the log.
+STEPS = {**FAST, "batch_size": 2, "num_train_epochs": 2, "save_steps": 2, "save_total_limit": 2, "logging_steps": 3}
+
+
+def policy(world, model, output, **options):
+    names = {"model": str(model), "scores": str(world / "scores"), "output_dir": str(output)}
+    return PolicyConfig(**names, **{**STEPS, **options})
+
+
+def landed_in(folder):
+    """Where a kill landed, told by what it left."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*")} if folder.is_dir() else set()
+    if any(".tmp" in name for name in names):
+        return "in a checkpoint's write" if any(name.startswith("checkpoints/.") for name in names) else "in a write"
+    if "manifest.json" in names:
+        return "after the manifest"
+    if "model.safetensors" in names:
+        return "in or after the model's write"
+    return "between checkpoints" if any("checkpoints/" in name for name in names) else "before the first checkpoint"
+
+
+def steps_of(folder):
+    return sum(1 for path in folder.glob("checkpoints/*-*")), [path.name for path in folder.glob("checkpoints/*-*")]
+
+
+def wait_for_a_new_checkpoint(folder, life):
+    before = steps_of(folder)
+    while life.is_alive() and steps_of(folder) == before:
+        time.sleep(0.002)
+
+
+def same(one, other):
+    assert files(one) == files(other)
+    for name in files(one) - OWN:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_twenty_four_kills_leave_the_policy_of_an_untouched_run(world, chat_folder, tmp_path):
+    """Every other one by the clock behind a new checkpoint, the others before some act on a file."""
+    run_policy(world, chat_folder, output=tmp_path / "whole", **STEPS)
+    config = policy(world, chat_folder, tmp_path / "killed")
+    chance = random.Random(5)
+    landed = Counter()
+    for number in range(KILLS):
+        life = lives.start(config, 0 if number % 2 else chance.randint(1, 14))
+        if number % 2:
+            wait_for_a_new_checkpoint(tmp_path / "killed", life)
+            life.join(chance.uniform(0, 0.02))
+        else:
+            life.join(60)
+        life.kill()
+        life.join()
+        assert life.exitcode == -9, f"it ended after {landed.total()} kills: {landed}"
+        landed[landed_in(tmp_path / "killed")] += 1
+    run_policy(world, chat_folder, output=tmp_path / "killed", **STEPS)
+    print(f"{landed.total()} kills landed {dict(landed)}")
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert {"in a checkpoint's write", "between checkpoints"} <= set(landed)
+
+
+def test_a_kill_before_any_late_act_on_a_file_is_made_good(world, chat_folder, tmp_path):
+    """A short run, cut before each of its acts one after the other, up to its last one."""
+    short = {**STEPS, "max_steps": 2, "save_steps": 1}
+    run_policy(world, chat_folder, output=tmp_path / "whole", **short)
+    landed = Counter()
+    for act in range(1, 100):
+        folder = tmp_path / str(act)
+        life = lives.start(policy(world, chat_folder, folder, **short), act)
+        life.join()
+        if life.exitcode == 0:
+            break
+        landed[landed_in(folder)] += 1
+        run_policy(world, chat_folder, output=folder, **short)
+        same(folder, tmp_path / "whole")
+        shutil.rmtree(folder)
+    print(f"{landed.total()} places: {dict(landed)}")
+    assert life.exitcode == 0
+    assert {"in a checkpoint's write", "in or after the model's write", "after the manifest"} <= set(landed)
+
+
+def test_an_oracle_killed_in_both_phases_is_that_of_an_untouched_run(world, chat_folder, tmp_path):
+    steps = {"save_steps": 1, "logging_steps": 2, "batch_size": 4, "sft_batch_size": 4}
+    run_oracle(world, chat_folder, output=tmp_path / "whole", **steps)
+    names = {"model": str(chat_folder), "dataset": str(world / "pairs.jsonl"), "output_dir": str(tmp_path / "killed")}
+    settings = {**FAST, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5, **steps}
+    config = OracleConfig(**names, **settings)
+    phases = Counter()
+    for number in range(8):
+        life = lives.start(config)
+        for _ in range(1 + number % 2):
+            wait_for_a_new_checkpoint(tmp_path / "killed", life)
+        life.kill()
+        life.join()
+        assert life.exitcode == -9, phases
+        phases[(read_metrics(tmp_path / "killed") or [{"phase": "sft"}])[-1]["phase"]] += 1
+    run_oracle(world, chat_folder, output=tmp_path / "killed", **steps)
+    print(f"kills by phase: {dict(phases)}")
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert set(phases) == {"sft", "dpo"}
+
+
+def test_no_resume_starts_anew_and_leaves_a_finished_run_alone(world, chat_folder, tmp_path):
+    run_policy(world, chat_folder, output=tmp_path / "whole", **STEPS)
+    config = policy(world, chat_folder, tmp_path / "p")
+    life = lives.start(config)
+    wait_for_a_new_checkpoint(tmp_path / "p", life)
+    life.kill()
+    life.join()
+    (tmp_path / "p/stray").write_text("of the interrupted run")
+    assert run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh
+    same(tmp_path / "p", tmp_path / "whole")
+    assert not run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(world, chat_folder, tmp_path, several):
+    """With two processes the signal goes to one of them alone: both have to stop at the same step."""
+    arguments = ["train-policy", "--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "p"]
+    # Long enough not to end by itself.
+    options = {**STEPS, "num_train_epochs": 500, "save_steps": 100_000, "logging_steps": 1}
+    arguments += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if several else []
+    command = [sys.executable, *launcher, "-m", "sepo_cli", *map(str, arguments)]
+    environment = {**lives.os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    while run.poll() is None and len(read_metrics(tmp_path / "p")) < 3:
+        time.sleep(0.05)
+    number = lives.child_of(run.pid) if several else run.pid
+    lives.os.kill(number, signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    lines = err.splitlines()
+    assert "interrupted; run the same command again to continue" in lines
+    [checkpoint] = (tmp_path / "p/checkpoints").iterdir()
+    step = int(checkpoint.name.rsplit("-", 1)[1])
+    assert f"sepo: interrupted after step {step:,}; {step:,} steps are safe" in lines
+    assert read_metrics(tmp_path / "p")[-1]["step"] == step
+    assert several or run.returncode == 143
+    assert several or "Traceback" not in err
+    assert (checkpoint / "random_states_1.pkl").exists() == several
