@@ -37,8 +37,8 @@ Output = Annotated[
     str | None,
     _option(
         MACHINE,
-        "JSON file for all figures; beside NAME.json, NAME.pairs.parquet and NAME.samples.parquet have a row for each pair and"
-        " each sample.",
+        "JSON file for all figures; NAME.pairs.parquet and NAME.samples.parquet beside NAME.json have a row for each"
+        " pair and each sample.",
         metavar="FILE.json",
     ),
 ]
