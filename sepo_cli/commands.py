@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import typer
 
+from sepo_cli import evaluation_options as e
 from sepo_cli import options as o
 from sepo_cli import training_options as t
 from sepo_cli.run import run_stage
@@ -16,6 +17,7 @@ from stages.configs import (
     CutModelConfig,
     DemoConfig,
     DemoReportConfig,
+    EvaluateConfig,
     OracleConfig,
     PolicyConfig,
     ProjectScoresConfig,
@@ -186,6 +188,30 @@ def train_policy(
     run_stage(context, PolicyConfig, locals())
 
 
+def evaluate(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    models: e.Evaluated = None,
+    dataset: e.HeldOut = EvaluateConfig.dataset,
+    reference_model: e.EvaluationReference = EvaluateConfig.reference_model,
+    output: e.Output = EvaluateConfig.output,
+    training_data: e.TrainingData = None,
+    columns: o.Columns = EvaluateConfig.columns,
+    max_length: o.MaxLength = EvaluateConfig.max_length,
+    overlong: o.Overlong = EvaluateConfig.overlong,
+    strict: o.Strict = EvaluateConfig.strict,
+    samples: e.EvaluationSamples = EvaluateConfig.samples,
+    max_new_tokens: e.MaxNewTokens = EvaluateConfig.max_new_tokens,
+    demo: e.EvaluationDemo = EvaluateConfig.demo,
+    seed: o.Seed = EvaluateConfig.seed,
+    max_tokens_per_device: o.MaxTokensPerDevice = EvaluateConfig.max_tokens_per_device,
+    trust_remote_code: o.TrustRemoteCode = EvaluateConfig.trust_remote_code,
+    overwrite: o.Overwrite = EvaluateConfig.overwrite,
+) -> None:
+    """Is it better? Judge models on held-out pairs and by their samples, and compare them."""
+    run_stage(context, EvaluateConfig, locals(), _dataset_or_demo)
+
+
 def cut_model(
     context: typer.Context,
     config: o.ConfigFile = None,
@@ -255,6 +281,10 @@ def _oracle_or_both_models(settings: dict[str, Any]) -> list[str]:
     return [f"--oracle (or {' and '.join(apart)})"]
 
 
+def _dataset_or_demo(settings: dict[str, Any]) -> list[str]:
+    return [] if settings["dataset"] or settings["demo"] else ["--dataset (or --demo)"]
+
+
 PIPELINE: Final = "The pipeline"
 WEAK_TO_STRONG: Final = "Weak to strong"
 DEMO: Final = "The demo with planted truth"
@@ -283,6 +313,12 @@ COMMANDS: Final = (
         PolicyConfig,
         PIPELINE,
         "sepo train-policy --model P --scores runs/scores --output-dir runs/policy",
+    ),
+    Command(
+        evaluate,
+        EvaluateConfig,
+        PIPELINE,
+        "sepo evaluate --model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
     ),
     Command(
         cut_model,

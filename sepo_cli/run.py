@@ -93,7 +93,8 @@ def _required(config_class: type[Any]) -> list[str]:
     return [
         field.name
         for field in fields(config_class)
-        if (kinds[field.name] in (str, int) and field.default is None) or _is_tuple(kinds[field.name])
+        if (kinds[field.name] in (str, int) and field.default is None)
+        or (_is_tuple(kinds[field.name]) and not field.metadata.get("may_be_empty"))
     ]
 
 

@@ -4,7 +4,6 @@ Because the demo's token rewards are known, two tables can be made that no real 
 planted key tokens a selection found, and how much true reward a policy gained for how much divergence.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,19 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig, content_settings
-from stages.currency import Ids, TokenPair
+from stages.currency import Ids
 from stages.data.dataset import Limit, load_pairs
+from stages.data.demo_language import TRUTH, load_rewards
 from stages.data.encode import Encoder
-from stages.errors import SepoError
 from stages.method.selection import Mask, select_key_tokens, select_random
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
-from stages.model.batches import collate, padded_groups, whole
 from stages.model.demo_model import MOST_TOKENS
+from stages.model.divergence import as_pair, response_kl
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
 from stages.model.generate import sample
-from stages.model.logps import token_kl
+from stages.model.named import named_models
+from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_several
-from stages.reporting import Reporter, Summary, Table
+from stages.reporting import Quiet, Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
 from stages.store.manifest import Input, open_run, read_manifest
 from stages.store.scores import Scores, open_scores
@@ -35,7 +35,6 @@ STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)
 MAX_NEW_TOKENS: Final = 64
 SAMPLE_BATCH: Final = 256
-KL_TOKENS: Final = 8192
 
 
 class Finding(NamedTuple):
@@ -69,11 +68,12 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     demo = Path(config.demo)
     read_manifest(demo, "make-demo", "run `sepo make-demo` first")
     scores = open_scores(config.scores)
-    folders = {"reference": resolve_model(config.reference, reporter)} | _named(config.models, reporter)
+    reference = resolve_model(config.reference, reporter)
+    folders = {"reference": reference} | named_models(config.models, reporter, taken=("reference",))
     inputs = {name: Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     inputs |= {
         "scores": Input(str(scores.folder), scores.fingerprint),
-        "truth": Input(str(demo), hash_file(demo / "truth.json")),
+        "truth": Input(str(demo), hash_file(demo / TRUTH)),
         "dataset": Input(str(demo / "test.jsonl"), hash_file(demo / "test.jsonl")),
     }
     work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
@@ -95,21 +95,10 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     return Summary(f"report in {work.folder}", [("written", str(work.folder / "report.md"))], tables=tables)
 
 
-def _named(models: tuple[str, ...], reporter: Reporter) -> dict[str, Path]:
-    folders = {}
-    for item in models:
-        name, _, folder = item.partition("=")
-        if name in folders or name == "reference":
-            raise SepoError(f"two models are named {name!r}", hint="give each --model a name of its own")
-        folders[name] = resolve_model(folder, reporter)
-    return folders
-
-
 def _reward_of_ids(demo: Path, tokenizer: Any) -> NDArray[np.float64]:
     """Planted reward of every token id; one word of the demo is one token."""
-    truth = json.loads((demo / "truth.json").read_text(encoding="utf-8"))
     rewards_V = np.zeros(len(tokenizer))
-    for word, reward in truth.items():
+    for word, reward in load_rewards(demo).items():
         rewards_V[tokenizer.convert_tokens_to_ids(word)] = reward
     return rewards_V
 
@@ -190,18 +179,10 @@ def _kl_per_token(
     model: Any, reference: Any, prompts: Sequence[Ids], answers: Sequence[Ids], device: torch.device, seed: int
 ) -> Interval:
     """Mean KL from the reference over all sampled tokens, with a bootstrap interval over responses."""
-    empty = np.empty(0, np.int32)
-    responses = [
-        whole(TokenPair(number, prompt, answer, empty))
-        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    totals, tokens = [], []
-    for group in padded_groups(responses, KL_TOKENS):
-        examples = [responses[place] for place in group]
-        kl_RT = token_kl(model.eval(), reference.eval(), collate(examples, device))
-        totals += kl_RT.sum(-1).tolist()
-        tokens += [len(example.pair.chosen_ids) for example in examples]
-    return bootstrap_ratio(np.array(totals), np.array(tokens), seed=seed)
+    ours, theirs = (find_paths(each, Quiet()) for each in (model, reference))
+    pairs = [as_pair(number, *each) for number, each in enumerate(zip(prompts, answers, strict=True))]
+    kl_N2 = response_kl(ours, theirs, pairs, device=device, task=Quiet())
+    return bootstrap_ratio(kl_N2[:, 0], np.array([len(answer) for answer in answers]), seed=seed)
 
 
 def _as_json(line: Finding | Gain) -> dict[str, Any]:

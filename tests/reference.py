@@ -147,3 +147,37 @@ def kl(ours, theirs):
 
 def scores(oracle_logps, reference_logps):
     return [ours - theirs for ours, theirs in zip(oracle_logps, reference_logps, strict=True)]
+
+
+def token_kl(model, other, prompt_ids, response_ids):
+    """KL(model || other) of the distribution that each response token is drawn from."""
+    import torch
+
+    ids = [int(i) for i in prompt_ids] + [int(i) for i in response_ids]
+    with torch.no_grad():
+        ours, theirs = (each(input_ids=torch.tensor([ids])).logits[0].double().tolist() for each in (model, other))
+    found = []
+    for place in range(len(prompt_ids), len(ids)):
+        p, q = log_softmax(ours[place - 1]), log_softmax(theirs[place - 1])
+        found.append(sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)))
+    return found
+
+
+def quantile(values, share):
+    """The usual linear interpolation between the two nearest values."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def bootstrap(figure, draws):
+    """Percentile interval of a figure of some items.
+
+    Args:
+        figure: a function of a list of the items' numbers.
+        draws: lists of numbers, with repetitions.
+    """
+    values = [figure(draw) for draw in draws]
+    return quantile(values, 0.025), quantile(values, 0.975)

@@ -6,6 +6,7 @@ loads.
 """
 
 from stages.configs.demo import DemoConfig, DemoReportConfig
+from stages.configs.evaluation import EvaluateConfig
 from stages.configs.fields import (
     MIXED_PRECISIONS,
     OPTIMIZERS,
@@ -36,6 +37,7 @@ __all__ = [
     "CutModelConfig",
     "DemoConfig",
     "DemoReportConfig",
+    "EvaluateConfig",
     "OptimizerConfig",
     "OracleConfig",
     "PolicyConfig",

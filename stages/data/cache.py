@@ -1,4 +1,5 @@
-"""Where tokenised data sets are kept between stages: a folder each, named by a hash of all that decides its content.
+"""Where tokenised data sets and parts of evaluations are kept: a folder each, named by a hash of all that decides its
+content.
 
 A folder appears under its name when it is whole. Until then it is a temporary one, which its writer holds locked: what
 nobody holds was left by a writer that was killed, and is removed by the next one.
@@ -57,7 +58,8 @@ def cached(
             _publish(folder, entry)
             return found
     except OSError as error:
-        reporter.say(f"{name}: its tokens are not kept: {entry.parent} cannot be written: {error.strerror or error}")
+        reason = error.strerror or error
+        reporter.say(f"{name}: what was made of it is not kept: {entry.parent} cannot be written: {reason}")
     return _made_for_now(read, make)
 
 
@@ -68,7 +70,7 @@ def _made_for_now(read: Callable[[Path], Found], make: Callable[[Path], None]) -
             return read(Path(folder))
     except OSError as error:
         raise SepoError(
-            f"cannot write tokens to {tempfile.gettempdir()}: {error.strerror or error}",
+            f"cannot write to {tempfile.gettempdir()}: {error.strerror or error}",
             hint="free the space, or set SEPO_CACHE to a folder that has room",
         ) from error
 

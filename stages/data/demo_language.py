@@ -14,10 +14,14 @@ tokenizer gives each an id of its own.
 """
 
 import itertools
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Literal
+
+from stages.errors import SepoError, one_line
 
 Side = Literal["chosen", "rejected"]
 
@@ -26,6 +30,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+TRUTH: Final = "truth.json"
 NOUNS: Final = _words(
     "baker bird boat castle cat cloud dog farmer field forest garden goat "
     "horse house lake lamp market painter river road sailor tower wagon wolf"
@@ -61,9 +66,21 @@ VOCABULARY: Final[tuple[str, ...]] = (*sorted(_FUNCTION_WORDS), *NOUNS, *VERBS, 
 """every word that a prompt or a response can hold, once, in an order that never changes"""
 
 
-def true_reward(text: str) -> float:
-    """The sum of the planted rewards of the words between blanks; a word outside the language counts 0."""
-    return sum(REWARDS.get(word, 0.0) for word in text.split())
+def true_reward(text: str, rewards: Mapping[str, float] = REWARDS) -> float:
+    """The sum of the planted rewards of the words between blanks; a word that has none counts 0."""
+    return sum(rewards.get(word, 0.0) for word in text.split())
+
+
+def load_rewards(demo: Path) -> dict[str, float]:
+    """Word -> planted reward, as a folder of `sepo make-demo` has it.
+
+    Raises:
+        SepoError: its truth.json cannot be read.
+    """
+    try:
+        return {str(word): float(reward) for word, reward in json.loads((demo / TRUTH).read_bytes()).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SepoError(f"cannot read {demo / TRUTH}: {one_line(error)}", hint="run `sepo make-demo` again") from error
 
 
 def preference_probability(first: str, second: str) -> float:

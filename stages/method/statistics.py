@@ -1,8 +1,8 @@
 """Small statistics that a summary needs: intervals, and the accuracy of an implicit reward."""
 
 import math
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,17 @@ class Interval(NamedTuple):
 
     def __format__(self, spec: str) -> str:
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+
+class Ratio(NamedTuple):
+    """A figure that is a sum over a sum, item by item (a pair, a response); of a mean all denominators are 1."""
+
+    numerators: NDArray[Any]
+    denominators: NDArray[Any]
+
+    @property
+    def value(self) -> float:
+        return float(_quotient(self.numerators.sum(), self.denominators.sum()))
 
 
 def wilson(successes: float, trials: int) -> Interval:
@@ -54,11 +65,47 @@ def bootstrap_ratio(
 
     The items (pairs, responses) are drawn, not the tokens in them, which are not independent.
     """
+    [interval] = bootstrap_intervals({"": Ratio(numerators, denominators)}, seed=seed).values()
+    return interval
+
+
+def bootstrap_intervals(figures: Mapping[str, Ratio], *, seed: int) -> dict[str, Interval]:
+    """Each figure with its seeded percentile bootstrap interval; all of them are of the same n items."""
+    resampled = _resampled(figures, seed)
+    return {name: _interval(ratio.value, resampled[name]) for name, ratio in figures.items()}
+
+
+def bootstrap_differences(ours: Mapping[str, Ratio], theirs: Mapping[str, Ratio], *, seed: int) -> dict[str, Interval]:
+    """Ours minus theirs, for every figure of both, paired: the same items are drawn for both (Efron 1979).
+
+    Args:
+        ours: figures of n items.
+        theirs: figures of the same n items in the same order.
+    """
+    names = [name for name in ours if name in theirs]
+    first, second = (_resampled({name: some[name] for name in names}, seed) for some in (ours, theirs))
+    return {name: _interval(ours[name].value - theirs[name].value, first[name] - second[name]) for name in names}
+
+
+def _resampled(figures: Mapping[str, Ratio], seed: int) -> dict[str, NDArray[np.float64]]:
+    """Every figure of each draw, (RESAMPLES,). The draws depend on the seed and the number of items alone."""
+    columns_NM = np.column_stack([part for ratio in figures.values() for part in ratio]).astype(np.float64)
     rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(numerators), len(numerators)) for _ in range(RESAMPLES))
-    ratios = [numerators[draw].sum() / max(denominators[draw].sum(), 1e-12) for draw in draws]
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(numerators.sum() / denominators.sum()), float(low), float(high))
+    count = len(columns_NM)
+    sums = np.stack(
+        [np.bincount(rng.integers(0, count, count), minlength=count) @ columns_NM for _ in range(RESAMPLES)]
+    )
+    return {name: _quotient(sums[:, 2 * at], sums[:, 2 * at + 1]) for at, name in enumerate(figures)}
+
+
+def _quotient(numerators: Any, denominators: Any) -> Any:
+    """0 where there is nothing to divide by, such as the repeated words of an empty answer."""
+    return numerators / np.maximum(denominators, 1e-12)
+
+
+def _interval(value: float, draws: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
 
 
 def preference_accuracy(scores: Iterable[PairLogps]) -> Interval:

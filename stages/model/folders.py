@@ -182,6 +182,19 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def head_rows(model: Any) -> int:
+    """How many ids the model has a logit for; may exceed the tokenizer's."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
+    """The longest row that a model was made for, as its configuration tells; None where it tells nothing."""
+    described = base_folder(folder) if is_adapter(folder) else folder
+    config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code).get_text_config()
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    return positions
+
+
 def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
     if hasattr(model, "get_base_model"):
         save_adapter(model, folder)
@@ -200,7 +213,9 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) ->
     if is_adapter(folder):
         resolve_model(base_of(folder), reporter)
     elif not (folder / "config.json").exists():
-        raise SepoError(f"{name} is no model folder: it has no config.json", hint=REMEDY)
+        inside = folder / "oracle" / "config.json"
+        hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
+        raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
     return folder
 
 

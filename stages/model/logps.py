@@ -113,10 +113,13 @@ def token_logps(model: Any, batch: Batch) -> Tensor:
 def token_kl(model: Any, reference: Any, batch: Batch) -> Tensor:
     """KL(model || reference) of the distribution each token that is read was drawn from, (R, T) nats; 0 elsewhere.
 
-    The exact sum over the vocabulary, which at a token depends on what precedes it and not on the token itself.
+    The exact sum over the vocabulary, which at a token depends on what precedes it and not on the token itself. A head
+    that was padded to a round number has rows for no token: only rows that both models have count.
     """
     targets_K = _targets(batch)
-    ours_RKV, theirs_RKV = (F.log_softmax(_logits(each, batch, targets_K - 1), -1) for each in (model, reference))
+    logits = [_logits(each, batch, targets_K - 1) for each in (model, reference)]
+    rows = min(each.shape[-1] for each in logits)
+    ours_RKV, theirs_RKV = (F.log_softmax(each[..., :rows], -1) for each in logits)
     return _at_targets(batch, targets_K, kl_from_reference(ours_RKV, theirs_RKV))
 
 

@@ -69,14 +69,7 @@ class Run:
             device: where the work was done.
             sections: JSON values such as ``counts``, ``results`` and ``warnings``.
         """
-        made_by = {
-            "versions": {name: version(name) for name in LIBRARIES},
-            "python": platform.python_version(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": device,
-            "seconds": round(time.monotonic() - self.started, 1),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        }
+        made_by = made_just_now(device, self.started)
         self.refuse_if_lost()
         self.place.write_json(FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
         self.place.delete(UNFINISHED)
@@ -98,6 +91,22 @@ class Run:
         found = _found(self.place)
         if found is None or found.get("fingerprint") != self.fingerprint:
             raise SepoError(f"another run has taken {self.place}", hint="give each run an --output-dir of its own")
+
+
+def made_just_now(device: str, started: float) -> dict[str, Any]:
+    """Who made something, and at what cost.
+
+    Args:
+        started: by `time.monotonic`.
+    """
+    return {
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
 
 
 def open_run(
@@ -126,7 +135,7 @@ def open_run(
     """
     place = place_of(folder)
     _refuse_own_input(place, inputs)
-    identity = _identity(stage, settings, inputs)
+    identity = identity_of(stage, settings, inputs)
     found = _found(place)
     if found is None and _holdings(place):
         raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
@@ -138,7 +147,7 @@ def open_run(
     ):
         if company or not overwrite or found.get("stage") != stage:
             raise SepoError(
-                f"{place} holds another run: {'; '.join(_differences(found, identity))}",
+                f"{place} holds another run: {'; '.join(differences(found, identity))}",
                 hint="choose another --output-dir"
                 + (", or replace it with --overwrite" if found.get("stage") == stage and not company else ""),
             )
@@ -214,7 +223,8 @@ def _holdings(place: Place) -> set[str]:
     return {name for name in place.names() if name != LOCK and not (name.startswith(".") and name.endswith(".tmp"))}
 
 
-def _identity(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) -> dict[str, Any]:
+def identity_of(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) -> dict[str, Any]:
+    """What a stage was asked to make, and its fingerprint."""
     hashes = {name: given.hash for name, given in inputs.items()}
     content = {"format": FORMAT, "stage": stage, "settings": settings, "inputs": hashes}
     names = {name: given.name for name, given in inputs.items()}
@@ -248,7 +258,7 @@ def _complete(place: Place, manifest: dict[str, Any]) -> bool:
     return all(place.has(name) for name in manifest.get("files", []))
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """What differs between two runs, named for a person."""
     if there.get("stage") != here["stage"]:
         return [f"of `sepo {there.get('stage')}`, not of `sepo {here['stage']}`"]
@@ -256,7 +266,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         return [f"of format {there.get('format')}, this is format {here['format']}"]
     old, new = there.get("settings", {}), here["settings"]
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
-    differences = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names]
+    found = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names]
     old, new = there.get("inputs", {}), here["inputs"]
-    differences += [f"the {name} differs" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return differences or ["its fingerprint differs"]
+    found += [f"the {name} differs" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return found or ["its fingerprint differs"]

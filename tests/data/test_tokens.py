@@ -342,7 +342,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(chatml, monkeypatch,
     ear = Ear()
     found = make(chatml, word_rows(30), ear)
     place = os.environ["SEPO_CACHE"]
-    assert f"pairs.jsonl: its tokens are not kept: {place} cannot be written: {reason}" in ear.said
+    assert f"pairs.jsonl: what was made of it is not kept: {place} cannot be written: {reason}" in ear.said
     assert ear.said.count("pairs.jsonl: prompt and answers as text") == 1
     assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_pairs("pairs.jsonl"))))
     assert len(found.pairs) == 30
@@ -353,7 +353,7 @@ def test_nowhere_to_write(chatml, monkeypatch, tmp_path):
     Path("occupied").write_text("")
     monkeypatch.setenv("SEPO_CACHE", "occupied/cache")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(SepoError, match=r"^cannot write tokens to .*gone: No such file or directory$"):
+    with pytest.raises(SepoError, match=r"^cannot write to .*gone: No such file or directory$"):
         make(chatml, word_rows(3))
 
 

@@ -1,0 +1,365 @@
+"""`sepo evaluate`: is it better? Models on held-out pairs and by their samples, each by itself and against each other.
+
+What was measured of a model is kept in the cache as soon as it is there (`stages.data.arrays`), under a hash of the
+model, the pairs' ids and the settings that decide it: an interrupted evaluation goes on, and a model that was measured
+once is not measured again when it is compared with others.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.configs import EvaluateConfig, column_names, content_settings
+from stages.currency import Ids, TokenPair
+from stages.data.arrays import Arrays, kept_arrays
+from stages.data.dataset import Limit, load_pairs
+from stages.data.demo_language import TRUTH, load_rewards, true_reward
+from stages.data.held_out import (
+    HeldOut,
+    Prompt,
+    content_of,
+    draw_prompts,
+    read_held_out,
+    refuse_other_ids,
+    scored_pairs,
+)
+from stages.data.read import dataset_hash
+from stages.data.training import Hashes, Trained, hashes_of, recorded_sources, source_hash, trained_on
+from stages.errors import SepoError
+from stages.method.evaluation import (
+    FEWEST,
+    Measured,
+    PairSums,
+    describe,
+    figures_of,
+    pair_rows,
+    sample_rows,
+    sums_of,
+)
+from stages.method.evaluation_report import build_report, summarise
+from stages.model.divergence import as_pair
+from stages.model.folders import (
+    load_tokenizer,
+    model_hash,
+    most_positions,
+    resolve_model,
+    tokenizer_hash,
+    vocabulary_hash,
+)
+from stages.model.judged import SAMPLE_BATCH, Judged, Sampling
+from stages.model.named import named_models
+from stages.model.processes import join_processes, refuse_several
+from stages.reporting import Reporter, Summary
+from stages.store.files import hash_file, hash_json
+from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now, read_manifest
+from stages.store.results import claim_results, write_results
+
+Floats64 = NDArray[np.float64]
+STAGE: Final = "evaluate"
+REFERENCE: Final = "reference"
+
+
+class Model(NamedTuple):
+    """A model under evaluation, and the pairs in its ids."""
+
+    name: str
+    folder: Path
+    hash: str
+    held_out: HeldOut
+
+
+class Chosen(NamedTuple):
+    """What is to be evaluated: folders of models, each with the hash of the model in it."""
+
+    models: dict[str, tuple[Path, str]]
+    """by name"""
+    reference: tuple[Path, str] | None
+
+
+class Job(NamedTuple):
+    """What every part of the stage needs."""
+
+    config: EvaluateConfig
+    models: list[Model]
+    """one for each line of the tables"""
+    reference: Model | None
+    judged: Judged
+    reporter: Reporter
+    known: dict[str, Arrays]
+    """what was measured so far, where the cache cannot hold it"""
+
+    def keep(self, what: str, model: Model, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
+        """Arrays that are measured once. Another version of a library may measure another number."""
+        key = [STAGE, what, [version(library) for library in LIBRARIES], model.hash, *more]
+        name = hash_json(key)
+        if name not in self.known:
+            self.known[name] = kept_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
+        return self.known[name]
+
+
+def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
+    """Measure what is not measured yet, and say what it means.
+
+    Raises:
+        SepoError: unusable models, data or output; a model given twice; a reference of another vocabulary.
+    """
+    started = time.monotonic()
+    accelerator = join_processes()
+    refuse_several(accelerator, STAGE)
+    dataset = config.dataset or str(Path(str(config.demo)) / "test.jsonl")
+    chosen = _chosen(config, reporter)
+    identity = identity_of(STAGE, content_settings(config), _inputs(config, dataset, chosen))
+    finished = claim_results(config.output, identity, overwrite=config.overwrite)
+    if finished is not None:
+        return summarise(finished, output=config.output, fresh=False)
+
+    models, reference = _read(config, dataset, chosen, reporter)
+    judged = Judged(
+        reference.folder if reference else None,
+        max_tokens=config.max_tokens_per_device,
+        device=accelerator.device,
+        trust_remote_code=config.trust_remote_code,
+        reporter=reporter,
+    )
+    job = Job(config, models, reference, judged, reporter, known={})
+    warnings = [*_too_few(job), *_other_tokenizers(job), *_trained_on(job)]
+    for warning in warnings:
+        reporter.warn(warning)
+    measured = {model.name: _measure(job, model) for model in models}
+    report = _report(job, measured, identity, warnings)
+    report["made_by"] = made_just_now(str(accelerator.device), started)
+    if config.output:
+        write_results(config.output, report, {"pairs": pair_rows(measured), "samples": sample_rows(measured)})
+    return summarise(report, output=config.output)
+
+
+def _chosen(config: EvaluateConfig, reporter: Reporter) -> Chosen:
+    """The models that were asked for.
+
+    Raises:
+        SepoError: one of them is no model, or two are the same, or have the same name.
+    """
+    folders = named_models(config.models, reporter)
+    models = {name: (folder, model_hash(folder)) for name, folder in folders.items()}
+    for (first, (_, a)), (second, (_, b)) in combinations(models.items(), 2):
+        if a == b:
+            raise SepoError(f"{first} and {second} are one and the same model", hint="give each model once")
+    if not config.reference_model:
+        return Chosen(models, None)
+    folder = resolve_model(config.reference_model, reporter)
+    reference = (folder, model_hash(folder))
+    if REFERENCE in models and models[REFERENCE][1] != reference[1]:
+        raise SepoError(
+            f"a model is named {REFERENCE!r} and is not the reference {config.reference_model}",
+            hint="give it another name: --model NAME=FOLDER",
+        )
+    return Chosen(models, reference)
+
+
+def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, Input]:
+    scores = scored_pairs(dataset)
+    inputs = {f"model {name}": Input(str(folder), hash_) for name, (folder, hash_) in chosen.models.items()}
+    inputs["dataset"] = Input(dataset, scores.fingerprint if scores else dataset_hash(dataset))
+    if chosen.reference:
+        inputs[REFERENCE] = Input(str(config.reference_model), chosen.reference[1])
+    if config.demo:
+        read_manifest(Path(config.demo), "make-demo", "run `sepo make-demo` first")
+        inputs["truth"] = Input(config.demo, hash_file(Path(config.demo) / TRUTH))
+    return inputs | {f"training data {name}": Input(name, source_hash(name)) for name in config.training_data}
+
+
+def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Reporter) -> tuple[list[Model], Model | None]:
+    """The models with the pairs in their ids, and the reference: it comes first, unless it is one of them already."""
+    read: dict[str, HeldOut] = {}
+    models = []
+    theirs = _tokenizer(chosen.reference[0], config) if chosen.reference else None
+    for name, (folder, hash_) in chosen.models.items():
+        tokenizer = _tokenizer(folder, config)
+        if theirs is not None and vocabulary_hash(tokenizer) != vocabulary_hash(theirs):
+            raise SepoError(
+                f"{name} and the reference {config.reference_model} do not share a token->id map"
+                f" ({len(tokenizer):,} and {len(theirs):,} tokens)",
+                hint="give the model that it was trained from, or leave out --reference-model",
+            )
+        refuse_other_ids(dataset, vocabulary_hash(tokenizer), name)
+        key = tokenizer_hash(tokenizer)
+        if key not in read:
+            read[key] = read_held_out(dataset, tokenizer, config, reporter)
+        models.append(Model(name, folder, hash_, read[key]))
+    if chosen.reference is None:
+        return models, None
+    # Without a name of its own it is asked in the words of the first model: the ids are the same.
+    own = [model for model in models if model.hash == chosen.reference[1]]
+    reference = own[0] if own else Model(REFERENCE, *chosen.reference, models[0].held_out)
+    return (models if own else [reference, *models]), reference
+
+
+def _tokenizer(folder: Path, config: EvaluateConfig) -> Any:
+    return load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+
+
+def _too_few(job: Job) -> list[str]:
+    pairs, samples = min(len(model.held_out.pairs) for model in job.models), job.config.samples
+    counts = {f"{pairs:,} pairs": pairs} | ({f"{samples:,} samples": samples} if samples else {})
+    return [
+        f"{words} are few: an interval of fewer than {FEWEST} is narrower than it should be"
+        for words, count in counts.items()
+        if count < FEWEST
+    ]
+
+
+def _other_tokenizers(job: Job) -> list[str]:
+    hashes = {tokenizer_hash(model.held_out.tokenizer) for model in job.models}
+    if len(hashes) == 1:
+        return []
+    return [
+        f"the models have {len(hashes)} tokenizers: each reads the data set in its own ids, and two are compared on the"
+        " rows that both keep"
+    ]
+
+
+def _trained_on(job: Job) -> list[str]:
+    """What of the data set each model has seen in training, as far as that can be known."""
+    warnings = []
+    looked_into: dict[tuple[str, str], list[Trained]] = {}
+    for model in job.models:
+        tokenizer = tokenizer_hash(model.held_out.tokenizer)
+        sources = list(dict.fromkeys([*recorded_sources(model.folder), *job.config.training_data]))
+        for source in sources:
+            if (source, tokenizer) not in looked_into:
+                looked_into[source, tokenizer] = _look_into(job, model, source)
+        if not sources:
+            job.reporter.say(f"{model.name}: nothing is known of its training pairs; --training-data names them")
+        trained = [each for source in sources for each in looked_into[source, tokenizer]]
+        warnings += [
+            f"{model.name}: whether {each.source} overlaps the data set is unknown: {each.why_not}"
+            for each in trained
+            if each.hashes is None
+        ]
+        warnings += _overlap(model, [each.hashes for each in trained if each.hashes is not None])
+    return warnings
+
+
+def _look_into(job: Job, model: Model, source: str) -> list[Trained]:
+    config, encoder = job.config, model.held_out.encoder
+
+    def read(name: str) -> Sequence[TokenPair]:
+        limit = Limit(config.max_length, config.overlong)
+        return load_pairs(name, encoder, limit, columns=column_names(config.columns), reporter=job.reporter)[0]
+
+    try:
+        return trained_on(source, tokenizer_hash(model.held_out.tokenizer), read)
+    except SepoError as error:
+        if source in config.training_data:
+            raise
+        return [Trained(source, None, error.message)]
+
+
+def _overlap(model: Model, trained: list[Hashes]) -> list[str]:
+    pairs = hashes_of(model.held_out.pairs)
+    seen = int(np.isin(pairs, np.concatenate(trained)).sum()) if trained else 0
+    share = f"{seen:,} of the {len(pairs):,} pairs ({seen / len(pairs):.1%})"
+    return [f"{model.name} was trained on {share}: what they say of it is too good"] if seen else []
+
+
+def _measure(job: Job, model: Model) -> Measured:
+    """All that is wanted of one model; what the cache has is not measured again."""
+    pairs = model.held_out.pairs
+    prompts = _prompts(job, model)
+    sums = _sums(job, model)
+    reference = _sums(job, job.reference._replace(held_out=model.held_out)) if job.reference else None
+    kl = _kl(job, model, "pairs", pairs)
+    answers = _answers(job, model, prompts)
+    sampled = [as_pair(number, prompts[number].ids, answer) for number, answer in enumerate(answers)]
+    sample_kl = _kl(job, model, "samples", sampled)
+    texts = model.held_out.tokenizer.batch_decode(answers, skip_special_tokens=True) if answers else []
+    planted = load_rewards(Path(job.config.demo)) if job.config.demo else None
+    return Measured(
+        pair_ids=np.array([pair.pair_id for pair in pairs], np.int64),
+        sums=sums,
+        reference=reference,
+        kl=kl,
+        sample_keys=np.array([prompt.key for prompt in prompts], np.int64),
+        sample_pair_ids=np.array([prompt.pair_id for prompt in prompts], np.int64),
+        responses=texts,
+        samples=describe(answers, model.held_out.encoder.end_of_turn),
+        sample_kl=None if sample_kl is None else sample_kl[:, 0],
+        rewards=None if planted is None else np.array([true_reward(text, planted) for text in texts]),
+    )
+
+
+def _sums(job: Job, model: Model) -> PairSums:
+    """Log-probs of the pairs' responses, summed."""
+
+    def make() -> Arrays:
+        return sums_of(job.judged.logps(model.folder, model.held_out.pairs, model.name))._asdict()
+
+    return PairSums(**job.keep("log-probs", model, [content_of(model.held_out.pairs)], make))
+
+
+def _kl(job: Job, model: Model, what: str, pairs: list[TokenPair]) -> Floats64 | None:
+    """KL from the reference, summed over each response, (N, 2); that of the reference from itself is 0."""
+    if job.reference is None:
+        return None
+    if model.hash == job.reference.hash or not pairs:
+        return np.zeros((len(pairs), 2))
+
+    def make() -> Arrays:
+        return {"kl_N2": job.judged.kl(model.folder, pairs, f"{model.name}: KL, {what}")}
+
+    return job.keep(f"KL of {what}", model, [job.reference.hash, content_of(pairs)], make)["kl_N2"]
+
+
+def _prompts(job: Job, model: Model) -> list[Prompt]:
+    """The prompts to be answered: those of the pairs after which there is room for an answer."""
+    config = job.config
+    if not config.samples:
+        return []
+    positions = most_positions(model.folder, trust_remote_code=config.trust_remote_code)
+    room = None if positions is None else positions - config.max_new_tokens
+    pairs = model.held_out.pairs
+    long = sum(room is not None and len(pair.prompt_ids) > room for pair in pairs)
+    if long == len(pairs):
+        raise SepoError(
+            f"{model.name}: no prompt leaves room for {config.max_new_tokens:,} tokens in {positions:,} positions",
+            hint="lower --max-new-tokens, or leave sampling out with --samples 0",
+        )
+    if long:
+        job.reporter.say(f"{model.name}: {long:,} prompts that leave no room for an answer are not sampled from")
+    return draw_prompts(pairs, config.samples, room, config.seed)
+
+
+def _answers(job: Job, model: Model, prompts: list[Prompt]) -> list[Ids]:
+    if not prompts:
+        return []
+    how = Sampling(model.held_out.encoder.end_of_turn, job.config.max_new_tokens, job.config.seed)
+
+    def make() -> Arrays:
+        answers = job.judged.answers(model.folder, [prompt.ids for prompt in prompts], how, model.name)
+        return {"ids": np.concatenate(answers), "lengths": np.array([len(answer) for answer in answers])}
+
+    found = job.keep(
+        "samples", model, [hash_json([prompt.ids.tolist() for prompt in prompts]), SAMPLE_BATCH, how._asdict()], make
+    )
+    return np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
+
+
+def _report(job: Job, measured: dict[str, Measured], identity: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    about = {
+        model.name: {
+            "folder": str(model.folder),
+            "hash": model.hash,
+            "tokenizer": tokenizer_hash(model.held_out.tokenizer),
+            "counts": model.held_out.counts.as_json(),
+        }
+        for model in job.models
+    }
+    rival = measured[job.reference.name] if job.reference else None
+    figures = {name: figures_of(found, rival) for name, found in measured.items()}
+    return {**identity, **build_report(figures, about, job.config.seed), "warnings": warnings}
