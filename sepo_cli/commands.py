@@ -14,6 +14,7 @@ from sepo_cli import options as o
 from sepo_cli import training_options as t
 from sepo_cli.run import run_stage
 from stages.configs import (
+    CompareConfig,
     CutModelConfig,
     DemoConfig,
     DemoReportConfig,
@@ -173,6 +174,7 @@ def train_policy(
     lora_target_modules: t.LoraTargetModules = PolicyConfig.lora_target_modules,
     quantize: t.Quantize = PolicyConfig.quantize,
     max_tokens_per_device: o.MaxTokensPerDevice = PolicyConfig.max_tokens_per_device,
+    snapshot_steps: t.SnapshotSteps = PolicyConfig.snapshot_steps,
     save_steps: t.SaveSteps = PolicyConfig.save_steps,
     save_total_limit: t.SaveTotalLimit = PolicyConfig.save_total_limit,
     resume: t.Resume = PolicyConfig.resume,
@@ -271,6 +273,17 @@ def demo_report(
     run_stage(context, DemoReportConfig, locals())
 
 
+def compare(
+    context: typer.Context,
+    config: o.ConfigFile = None,
+    runs: o.Runs = None,
+    output_dir: o.OutputDir = CompareConfig.output_dir,
+    overwrite: o.Overwrite = CompareConfig.overwrite,
+) -> None:
+    """Compare recipes on the demo, over several runs, at equal divergence."""
+    run_stage(context, CompareConfig, locals())
+
+
 def _oracle_or_both_models(settings: dict[str, Any]) -> list[str]:
     """What is missing of the two ways to name the models to score with."""
     if settings["oracle"]:
@@ -343,5 +356,11 @@ COMMANDS: Final = (
         DemoReportConfig,
         DEMO,
         "sepo demo-report --demo D --scores S --reference R --model sepo=P --output-dir runs/report",
+    ),
+    Command(
+        compare,
+        CompareConfig,
+        DEMO,
+        "sepo compare --run sepo=sepo-1.json --run sepo=sepo-2.json --run dpo=dpo-1.json --output-dir runs/compare",
     ),
 )

@@ -302,6 +302,15 @@ Models = Annotated[
         metavar="NAME=FOLDER",
     ),
 ]
+Runs = Annotated[
+    list[str] | None,
+    option(
+        REQUIRED,
+        "A recipe's name and an evaluation of one of its runs; give one for each run, a name once for each seed.",
+        "--run",
+        metavar="NAME=FILE",
+    ),
+]
 DemoReference = Annotated[
     str | None,
     option(REQUIRED, "Model from which KL is measured: where every policy started.", "--reference", metavar="FOLDER"),

@@ -88,6 +88,13 @@ Quantize = Annotated[
 ]
 Merge = Annotated[bool, switch("Add the adapter to its model's weights at the end: an ordinary model folder.")]
 
+SnapshotSteps = Annotated[
+    int,
+    option(
+        MACHINE,
+        "Steps between models that are kept as ordinary folders, snapshots/step-00000032; 0 = only the last one.",
+    ),
+]
 SaveSteps = Annotated[
     int,
     option(

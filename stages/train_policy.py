@@ -7,6 +7,7 @@
 Other objectives are in `stages.method.objectives`, other ways to choose tokens in `stages.method.rules`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,11 +23,11 @@ from stages.model.adapters import base_name
 from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
-from stages.model.folders import load_model, load_tokenizer, resolve_model, save_model_into, tokenizer_hash
+from stages.model.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, tokenizer_hash
 from stages.model.head import kl_from_reference, kl_of_reference
 from stages.model.logps import Reference
 from stages.model.loop import fit
-from stages.model.lora import make_trainee, refuse_useless_lora
+from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
@@ -50,6 +51,7 @@ from stages.store.manifest import Input, Run, open_run
 from stages.store.scores import Scores, lookup, open_scores
 
 STAGE: Final = "train-policy"
+SNAPSHOTS: Final = "snapshots"
 
 
 class Job(NamedTuple):
@@ -119,7 +121,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     refuse_unknown_ids(model, rows, config.model)
     weighed = _weigh(job, model, rows, too_long)
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
-    last = _train(job, trainee.model, weighed.examples)
+    last = _train(job, trainee.model, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
@@ -171,7 +173,7 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weigh
     return weighed
 
 
-def _train(job: Job, model: Any, examples: list[Example]) -> dict[str, float]:
+def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[int], None]) -> dict[str, float]:
     """Train in place; returns the averages of the last logged step."""
     config, entry = job.config, objectives()[job.config.objective]
     reference = None
@@ -192,7 +194,18 @@ def _train(job: Job, model: Any, examples: list[Example]) -> dict[str, float]:
         reporter=job.reporter,
         size=_tokens if alone else _one_pair,
         reference=reference,
+        after_step=after_step,
     )
+
+
+def _keep_snapshot(job: Job, trainee: Trainee, tokenizer: Any, steps: int) -> None:
+    """Write the policy as it is after so many steps, an adapter unmerged."""
+    if not job.config.snapshot_steps or steps % job.config.snapshot_steps:
+        return
+    weights = gather_weights(trainee.model)
+    if job.accelerator.is_main_process:
+        save_model(trainee.unmerged, tokenizer, job.work.folder / SNAPSHOTS / f"step-{steps:08d}", weights)
+    job.accelerator.wait_for_everyone()
 
 
 def _tokens(example: Example) -> float:

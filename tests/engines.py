@@ -15,7 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stages.configs import OptimizerConfig
-from stages.method.losses import dpo, sepo, sft
+from stages.method.objectives.dpo import dpo
+from stages.method.objectives.sepo import sepo
+from stages.method.objectives.sft import sft
 from stages.model import logps as reading
 from stages.model.batches import whole
 from stages.model.logps import response_logps
@@ -50,15 +52,15 @@ def padded():
 
 
 def key_tokens(logps_RW, batch):
-    return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
+    return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
 
 
 def preferences(logps_RW, batch):
-    return dpo(logps_RW, batch.weights_RW, batch.reference_R, beta=0.5, sft_weight=0.1)
+    return dpo(logps_RW, batch, beta=0.5, sft_weight=0.1)
 
 
 def chosen(logps_RW, batch):
-    return sft(logps_RW, batch.weights_RW)
+    return sft(logps_RW, batch)
 
 
 CASES = [(model, objective) for model in (packed, padded) for objective in (key_tokens, preferences, chosen)]

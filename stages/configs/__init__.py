@@ -5,7 +5,7 @@ the fingerprint of the stage (`stages.store.manifest`). Faults are collected and
 loads.
 """
 
-from stages.configs.demo import DemoConfig, DemoReportConfig
+from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig
 from stages.configs.fields import (
     MIXED_PRECISIONS,
@@ -34,6 +34,7 @@ __all__ = [
     "QUANTIZATIONS",
     "SCHEDULERS",
     "TRACKERS",
+    "CompareConfig",
     "CutModelConfig",
     "DemoConfig",
     "DemoReportConfig",

@@ -43,3 +43,15 @@ class DemoReportConfig:
         faults = limits.check(self, samples=limits.at_least_two)
         faults += [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
         limits.refuse(faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """`sepo compare`: recipes side by side on the demo, from the evaluations of their runs."""
+
+    runs: tuple[str, ...] = outside(())
+    output_dir: str = outside()
+    overwrite: bool = outside(False)
+
+    def __post_init__(self) -> None:
+        limits.refuse([f"runs takes NAME=EVALUATION, got {item!r}" for item in self.runs if "=" not in item])

@@ -22,6 +22,7 @@ class PolicyConfig(OptimizerConfig):
     objective: str = "sepo"
     select: str | None = None
     reference_model: str | None = outside(None)
+    snapshot_steps: int = 0
     # Options of objectives.
     gamma: float | None = None
     margin: float | None = None
@@ -78,6 +79,7 @@ class PolicyConfig(OptimizerConfig):
     def _faults(self) -> list[str]:
         faults = super()._faults() + limits.check(
             self,
+            snapshot_steps=limits.not_negative,
             gamma=limits.unless_none(limits.positive),
             margin=limits.unless_none(limits.not_negative),
             beta=limits.unless_none(limits.positive),

@@ -1,9 +1,10 @@
-"""The course of a training phase as a picture, drawn by matplotlib, which is loaded when the first one is."""
+"""The course of training as a picture, drawn by matplotlib, which is loaded when the first one is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stages.method.frontier import Point
 from stages.store.files import write_whole
 
 FILE: Final = "curves.png"
@@ -51,4 +52,29 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
         axes.grid(alpha=0.3)
         if len(panel.lines) > 1 and len(axes.lines) > 1:
             axes.legend()
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def draw_frontiers(runs: Mapping[str, Sequence[Sequence[Point]]], path: Path) -> None:
+    """Draw true reward against KL, a colour a recipe, a line a run, a mark at its end; PNG.
+
+    Args:
+        runs: by recipe, the points of each run by step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    for number, (name, paths) in enumerate(runs.items()):
+        colour, ends = f"C{number % 10}", "o" if number < 10 else "s"
+        for run, points in enumerate(paths):
+            kl, reward = [point.kl for point in points], [point.reward for point in points]
+            axes.plot(kl, reward, color=colour, linewidth=1.1, marker=".", label=name if run == 0 else None)
+            axes.plot(kl[-1:], reward[-1:], color=colour, marker=ends)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("KL from the reference on own samples, nats a response (linear below 0.1)")
+    axes.set_ylabel("true reward of a sampled response")
+    axes.grid(alpha=0.3)
+    axes.legend()
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -99,6 +99,7 @@ def fit(
     reporter: Reporter,
     size: Callable[[Example], float] = lambda example: 1.0,
     reference: Reference | None = None,
+    after_step: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
@@ -111,6 +112,7 @@ def fit(
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
         size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
         reference: a second model, from which the divergence at every response token is given to the objective.
+        after_step: called in every process with the number of steps taken.
 
     Returns:
         the averages of the last logged steps, by name.
@@ -173,6 +175,7 @@ def fit(
             log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
             scheduler.step()
             task.advance(1, log.note)
+            after_step(step + 1)
             if config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0):
                 checkpoints.save(step + 1)
             if interrupted:

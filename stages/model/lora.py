@@ -27,15 +27,18 @@ class Trainee(NamedTuple):
     adapter: Any
     """peft's wrapper around it, or None"""
 
+    @property
+    def unmerged(self) -> Any:
+        """What is trained: the model, or its adapter alone."""
+        return self.model if self.adapter is None else self.adapter
+
     def finished(self, *, merged: bool) -> Any:
         """What is to be saved: the model, its adapter alone, or the model with the adapter added to its weights.
 
         Merging takes the trainee apart. Weights that were held in few bits are ordinary ones first, with the values
         that the adapter was trained on.
         """
-        if self.adapter is None:
-            return self.model
-        return _merged(self.adapter) if merged else self.adapter
+        return _merged(self.adapter) if merged and self.adapter is not None else self.unmerged
 
 
 def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_base: bool) -> None:

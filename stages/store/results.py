@@ -40,6 +40,18 @@ def claim_results(output: str | None, identity: dict[str, Any], *, overwrite: bo
     return None
 
 
+def read_results(path: Path, remedy: str) -> dict[str, Any]:
+    """The report of a finished evaluation.
+
+    Raises:
+        SepoError: the file is none.
+    """
+    found = _load(path)
+    if found.get("stage") != "evaluate" or not isinstance(found.get("models"), dict):
+        raise SepoError(f"{path} is no evaluation", hint=remedy)
+    return found
+
+
 def write_results(output: str, report: dict[str, Any], tables: Mapping[str, Columns]) -> None:
     """Write a report, and each table as ``NAME.TABLE.parquet`` beside ``NAME.json``."""
     path = Path(output).expanduser()
