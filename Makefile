@@ -30,9 +30,30 @@ SCORE_ARGS ?= --max-tokens-per-device 16384
 POLICY_ARGS ?= --num-train-epochs 1 --learning-rate 1e-4 --batch-size 32 --max-tokens-per-device 8192
 endif
 DEMO_ARGS ?=
+COMPARE_ARGS ?= --samples 512 --max-new-tokens 64
+JOBS ?= $(shell nproc)
 REPORT_ARGS ?=
 
-.PHONY: all oracle scores policy install test check format help clean FORCE
+# --- make compare: recipes of the paper's table and its controls on the demo, over several seeds ---
+SEEDS ?= 1 2 3
+RECIPES := dpo ipo rrhf simpo tdpo sepo sepo-rand symmetric symmetric-10
+dpo_ARGS := --objective dpo
+ipo_ARGS := --objective ipo
+rrhf_ARGS := --objective rrhf
+simpo_ARGS := --objective simpo
+tdpo_ARGS := --objective tdpo
+sepo_ARGS :=
+sepo-rand_ARGS := --select random
+symmetric_ARGS := --select symmetric --anchor-margin
+symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
+# One epoch is 128 steps: three snapshots and the end.
+SNAPSHOTS := 32 64 96
+# A run is named by its recipe and its seed, such as sepo-rand-2.
+seed = $(lastword $(subst -, ,$(1)))
+recipe = $(patsubst %-$(call seed,$(1)),%,$(1))
+COMPARED := $(foreach s,$(SEEDS),$(foreach r,$(RECIPES),$(OUT)/compare/$(r)-$(s)))
+
+.PHONY: all compare oracle scores policy install test check format help clean FORCE
 .DELETE_ON_ERROR:
 
 all: $(LAST)
@@ -49,6 +70,7 @@ $(OUT)/.demo.args: export ARGS = $(DEMO_ARGS)
 $(OUT)/.oracle.args: export ARGS = $(ORACLE_MODEL) $(DATASET) $(ORACLE_ARGS)
 $(OUT)/.scores.args: export ARGS = $(DATASET) $(SCORE_ARGS)
 $(OUT)/.policy.args: export ARGS = $(MODEL) $(POLICY_ARGS)
+$(OUT)/.compare.args: export ARGS = $(COMPARE_ARGS)
 $(OUT)/.report.args: export ARGS = $(REPORT_ARGS)
 
 # --overwrite replaces what another setting made; the same settings are never redone, and an interrupted stage goes on.
@@ -85,6 +107,28 @@ $(OUT)/report/manifest.json: $(OUT)/.report.args $(foreach p,policy policy-simpo
 	  --model random=$(OUT)/policy-random --output-dir $(@D) --overwrite $(REPORT_ARGS)
 	@touch $@
 
+# Recipes do not depend on each other: as many are made at once as there are cores.
+compare: | install
+	@$(MAKE) --no-print-directory $(OUT)/scores/manifest.json
+	@$(MAKE) --no-print-directory --jobs $(JOBS) $(addsuffix .json,$(COMPARED))
+	@$(MAKE) --no-print-directory $(OUT)/compare/table/manifest.json
+	@echo 'finished: $(OUT)/compare/table'
+
+$(addsuffix /manifest.json,$(COMPARED)): $(OUT)/compare/%/manifest.json: $(OUT)/.policy.args $(OUT)/scores/manifest.json
+	$(TRAIN_POLICY) $($(call recipe,$*)_ARGS) --seed $(call seed,$*) --snapshot-steps 32 --save-steps 0
+	@touch $@
+
+$(addsuffix .json,$(COMPARED)): $(OUT)/compare/%.json: $(OUT)/compare/%/manifest.json $(OUT)/.compare.args
+	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) \
+	  $(foreach n,$(SNAPSHOTS),--model $(n)=$(OUT)/compare/$*/snapshots/step-000000$(n)) --model 128=$(OUT)/compare/$* \
+	  --seed $(call seed,$*) --output $@ --overwrite $(COMPARE_ARGS)
+	@touch $@
+
+$(OUT)/compare/table/manifest.json: $(addsuffix .json,$(COMPARED))
+	$(SEPO) compare $(foreach r,$(RECIPES),$(foreach s,$(SEEDS),--run $(r)=$(OUT)/compare/$(r)-$(s).json)) \
+	  --output-dir $(@D) --overwrite
+	@touch $@
+
 # A data set that is a local file is a dependency too; a hub name is not.
 ifeq ($(DEMO),)
 $(OUT)/oracle/manifest.json $(OUT)/scores/manifest.json: $(wildcard $(DATASET))
@@ -115,13 +159,14 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report .demo.args .oracle.args .scores.args .policy.args .report.args)
+	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare .demo.args .oracle.args .scores.args .policy.args .report.args .compare.args)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:
 	@echo 'make all      the pipeline on the built-in demo, into runs/demo'
 	@echo 'make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]'
 	@echo '              the pipeline on a model and a preference data set (folders, files or hub names)'
+	@echo 'make compare  recipes side by side on the demo, over SEEDS, into runs/demo/compare'
 	@echo 'make oracle, make scores, make policy'
 	@echo '              the same, up to that stage'
 	@echo 'make test     the tests'
