@@ -42,6 +42,53 @@ def run(config: CompareConfig, reporter: Reporter) -> Summary:
     write_text(work.folder / "compare.md", table.markdown())
     draw_frontiers(runs, work.folder / PICTURE)
     work.finish(files=["compare.json", "compare.md", PICTURE], device="cpu", results={"recipes": len(runs)})
+    rows = [("written", str(work.folder / "compare.md")), ("picture", str(work.folder / PICTURE))]
+    return Summary(f"comparison in {work.folder}", rows, tables=(table,))
+
+
+def _named(item: str) -> tuple[str, Path]:
+    name, _, file = item.partition("=")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise SepoError(f"there is no evaluation {file} (run {name})", hint=REMEDY)
+    return name, path
+
+
+def _path(file: Path) -> list[Point]:
+    """The reference, then a run's models by step.
+
+    Raises:
+        SepoError: it is no evaluation on the demo, or a model in it is not named by a step.
+    """
+    models: Mapping[str, Any] = read_results(file, REMEDY)["models"]
+    points = []
+    for name, model in models.items():
+        if name != REFERENCE and not name.isdecimal():
+            raise SepoError(f"{file}: model {name!r} is not named by its step", hint=REMEDY)
+        figures = model["figures"]
+        missing = [wanted for wanted in ("true_reward", "sample_kl_per_response") if wanted not in figures]
+        if missing:
+            raise SepoError(f"{file} has no {missing[0]} of model {name}", hint=REMEDY)
+        reward, kl, tokens = (
+            figures[figure]["value"] for figure in ("true_reward", "sample_kl_per_response", "sample_tokens")
+        )
+        points.append(Point(0 if name == REFERENCE else int(name), kl, reward, tokens))
+    if not any(point.step == 0 for point in points):
+        raise SepoError(f"{file} has no {REFERENCE}", hint=REMEDY)
+    return sorted(points)
+
+
+def _budgets(runs: Runs) -> tuple[float, ...]:
+    """Two divergences that most recipes reach: half of the median run's last one, and all of it."""
+    last = sorted(path[-1].kl for paths in runs.values() for path in paths)
+    median = last[len(last) // 2]
+    return (float(f"{median / 2:.2g}"), float(f"{median:.2g}"))
+
+
+def _table(runs: Runs, budgets: Sequence[float]) -> Table:
+    columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens"]
+    columns += [f"true reward at KL {kl:g}" for kl in budgets]
+    count = max(len(paths) for paths in runs.values())
     start = next(iter(runs.values()))[0][0]
     rows = [["reference", "", *_ends([[start]]), *["" for _ in budgets]]]
     rows += [
