@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 from stages.model.adapters import is_adapter
 from stages.model.folders import load_config, load_model
 
@@ -51,7 +52,10 @@ def _shortened(config: Any, layers: int) -> Any:
     values: Mapping[str, Any] = config.to_dict()
     cut = {name: value[:layers] for name, value in values.items() if _is_per_layer(name, value, before)}
     own_name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    return type(config).from_dict({**values, **cut, own_name: layers})
+    try:
+        return type(config).from_dict({**values, **cut, own_name: layers})
+    except StrictDataclassError as error:
+        raise SepoError(f"the configuration does not fit {layers} layers: {one_line(error)}", hint=_HINT) from error
 
 
 def _is_per_layer(name: str, value: Any, layers: int) -> bool:

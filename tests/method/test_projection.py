@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.method.projection import project
@@ -64,6 +64,7 @@ def test_what_reaches_beyond_the_scored_text_gets_nothing_for_it():
 twelfths = st.lists(st.integers(0, 48), min_size=1, max_size=12).map(sorted)
 
 
+@settings(deadline=None)
 @given(twelfths.filter(lambda ends: ends[-1] > 0), twelfths, st.integers(0, 99))
 def test_it_is_the_slow_projection_and_conserves_the_sum(ends, other_ends, seed):
     borders, others = np.array(ends) / 12, np.array([*other_ends, ends[-1] + other_ends[-1]]) / 12
@@ -74,6 +75,7 @@ def test_it_is_the_slow_projection_and_conserves_the_sum(ends, other_ends, seed)
     assert found.sum(dtype=np.float64) == pytest.approx(scores.sum(dtype=np.float64), abs=1e-5)
 
 
+@settings(deadline=None)
 @given(twelfths.filter(lambda ends: ends[0] > 0), twelfths, st.integers(0, 99))
 def test_there_and_back_keeps_every_stretch_between_common_borders(ends, other_ends, seed):
     ends = sorted(set(ends))

@@ -10,6 +10,7 @@ from transformers import T5ForConditionalGeneration as T5
 from stages import cut_model
 from stages.configs import CutModelConfig
 from stages.errors import SepoError
+from stages.model.cut import _shortened
 from stages.model.folders import tokenizer_hash
 from stages.reporting import Quiet
 from tests.conftest import tiny_llama
@@ -131,3 +132,10 @@ def test_a_model_without_a_head_is_refused(chatml, tmp_path):
     chatml.save_pretrained(tmp_path / "bert")
     with pytest.raises(SepoError, match=r"lacks .* of its weights"):
         cut(tmp_path / "bert", tmp_path / "cut")
+
+
+def test_a_configuration_that_contradicts_itself_once_cut_is_a_line_and_no_traceback():
+    """Five layers of a model that lists the kinds of four."""
+    config = Gemma3TextConfig(num_hidden_layers=4, layer_types=["full_attention"] * 4)
+    with pytest.raises(SepoError, match="the configuration does not fit 5 layers"):
+        _shortened(config, 5)
