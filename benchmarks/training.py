@@ -49,7 +49,8 @@ def pairs_of(options: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
 def ours(options: argparse.Namespace) -> float:
     from stages.configs import OptimizerConfig
     from stages.currency import Example, PairLogps
-    from stages.method.losses import dpo, sepo
+    from stages.method.objectives.dpo import dpo
+    from stages.method.objectives.sepo import sepo
     from stages.method.selection import select_key_tokens
     from stages.model.batches import whole
     from stages.model.folders import load_model
@@ -86,8 +87,8 @@ def ours(options: argparse.Namespace) -> float:
 
     def objective(logps_RW: Any, batch: Any) -> Any:
         if options.who == "dpo":
-            return dpo(logps_RW, batch.weights_RW, batch.reference_R, beta=0.1, sft_weight=0.0)
-        return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
+            return dpo(logps_RW, batch, beta=0.1)
+        return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
 
     with tempfile.TemporaryDirectory() as folder:
         fit(model, examples, objective, config, phase=options.who, folder=Path(folder), reporter=Quiet())

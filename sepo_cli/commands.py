@@ -90,6 +90,7 @@ def train_oracle(
     save_steps: o.SaveSteps = OracleConfig.save_steps,
     save_total_limit: o.SaveTotalLimit = OracleConfig.save_total_limit,
     resume: o.Resume = OracleConfig.resume,
+    report_to: o.ReportTo = OracleConfig.report_to,
     logging_steps: o.LoggingSteps = OracleConfig.logging_steps,
     gradient_checkpointing: o.GradientCheckpointing = OracleConfig.gradient_checkpointing,
     compile: o.Compile = OracleConfig.compile,
@@ -140,6 +141,19 @@ def train_policy(
     rejected_ratio: o.RejectedRatio = PolicyConfig.rejected_ratio,
     gamma: o.Gamma = PolicyConfig.gamma,
     margin: o.Margin = PolicyConfig.margin,
+    beta: o.PolicyBeta = PolicyConfig.beta,
+    alpha: o.Alpha = PolicyConfig.alpha,
+    sft_weight: o.PolicySftWeight = PolicyConfig.sft_weight,
+    kl_weight: o.KlWeight = PolicyConfig.kl_weight,
+    anchor_margin: o.AnchorMargin = PolicyConfig.anchor_margin,
+    reference_model: o.PolicyReference = PolicyConfig.reference_model,
+    authors_rule: o.AuthorsRule = PolicyConfig.authors_rule,
+    threshold: o.Threshold = PolicyConfig.threshold,
+    soft_k: o.SoftK = PolicyConfig.soft_k,
+    soft_mu: o.SoftMu = PolicyConfig.soft_mu,
+    soft_low: o.SoftLow = PolicyConfig.soft_low,
+    soft_high: o.SoftHigh = PolicyConfig.soft_high,
+    auto_share: o.AutoShare = PolicyConfig.auto_share,
     learning_rate: o.LearningRate = PolicyConfig.learning_rate,
     batch_size: o.BatchSize = PolicyConfig.batch_size,
     num_train_epochs: o.NumTrainEpochs = PolicyConfig.num_train_epochs,
@@ -161,6 +175,7 @@ def train_policy(
     save_steps: o.SaveSteps = PolicyConfig.save_steps,
     save_total_limit: o.SaveTotalLimit = PolicyConfig.save_total_limit,
     resume: o.Resume = PolicyConfig.resume,
+    report_to: o.ReportTo = PolicyConfig.report_to,
     logging_steps: o.LoggingSteps = PolicyConfig.logging_steps,
     gradient_checkpointing: o.GradientCheckpointing = PolicyConfig.gradient_checkpointing,
     compile: o.Compile = PolicyConfig.compile,
@@ -168,7 +183,7 @@ def train_policy(
     trust_remote_code: o.TrustRemoteCode = PolicyConfig.trust_remote_code,
     overwrite: o.Overwrite = PolicyConfig.overwrite,
 ) -> None:
-    """Train a policy on the tokens that matter, without a reference model."""
+    """Train a policy on the tokens that matter; by default without a reference model."""
     run_stage(context, PolicyConfig, locals())
 
 
@@ -314,7 +329,7 @@ COMMANDS: Final = (
         project_scores,
         ProjectScoresConfig,
         WEAK_TO_STRONG,
-        "sepo project-scores --scores runs/scores --model P --dataset pairs.jsonl --output-dir runs/scores-of-p",
+        "sepo project-scores --scores S --model P --dataset pairs.jsonl --output-dir runs/projected",
     ),
     Command(
         make_demo,

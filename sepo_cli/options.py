@@ -9,16 +9,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from stages.catalogue import defaults_in_words, measuring, objectives, rules, users
 from stages.configs import (
     MIXED_PRECISIONS,
-    OBJECTIVES,
     OPTIMIZERS,
     ORACLE_SIZES,
     OVERLONG,
     PRECISIONS,
     QUANTIZATIONS,
     SCHEDULERS,
-    SELECTIONS,
+    TRACKERS,
 )
 
 REQUIRED: Final = "Required"
@@ -38,6 +38,11 @@ def _option(panel: str, text: str, *spellings: str, metavar: str | None = None, 
 def _switch(text: str) -> Any:
     # Typer would print <bool> behind both flags and `no-overwrite` as a default; off is what a switch is.
     return _option(SWITCHES, text, metavar="", show_default=False)
+
+
+def _own(name: str, text: str) -> Any:
+    """An option of some objectives or rules, each with a default of its own."""
+    return _option(METHOD, f"{text} Default: {defaults_in_words(name)}.")
 
 
 def _one_of(names: tuple[str, ...]) -> str:
@@ -199,6 +204,15 @@ Resume = Annotated[
         " A finished run is left as it is either way."
     ),
 ]
+ReportTo = Annotated[
+    str,
+    _option(
+        MACHINE,
+        f"Where metrics go beside metrics.jsonl: {', '.join(TRACKERS)}. Needs that package; for tensorboard:"
+        " pip install 'sepo[report]'.",
+        metavar="NAME",
+    ),
+]
 LoggingSteps = Annotated[int, _option(MACHINE, "Steps between lines of metrics.jsonl.")]
 
 # --- validate ---
@@ -319,32 +333,83 @@ Objective = Annotated[
     str,
     _option(
         METHOD,
-        "sepo: the loss of Eq. 11 on the selected tokens; simpo: the same loss on all tokens, the baseline.",
-        metavar=_one_of(OBJECTIVES),
+        "The loss. On selected tokens: sepo (Eq. 11), sepo-hinge (the ranking variant in the authors' code). On all"
+        " tokens unless --select says otherwise: simpo and the others, each by its paper's name.",
+        metavar=_one_of(tuple(objectives())),
     ),
 ]
 Select = Annotated[
-    str,
+    str | None,
     _option(
         METHOD,
-        "oracle: tokens by their score; random: as many tokens by chance, the control that an oracle has to beat.",
-        metavar=_one_of(SELECTIONS),
+        "Which tokens count. oracle: by their score; random: as many by chance, the control that an oracle has to beat;"
+        " the README has the others. Default: oracle for sepo and sepo-hinge, else all.",
+        metavar=_one_of(tuple(rules())),
     ),
 ]
-ChosenRatio = Annotated[
-    float, _option(METHOD, "Share k of a chosen response's tokens to train on: the highest scores. Paper: 0.3.")
-]
-RejectedRatio = Annotated[
-    float, _option(METHOD, "Share k of a rejected response's tokens to train on: the lowest scores. Paper: 0.3.")
-]
-Gamma = Annotated[float, _option(METHOD, "Scale of a response's reward (Eq. 11). Paper: 2.1.")]
-Margin = Annotated[
-    float,
+PolicyReference = Annotated[
+    str | None,
     _option(
         METHOD,
-        "Lambda, by which the chosen reward has to lead (Eq. 11)."
+        f"Model that {', '.join(measuring())}, --anchor-margin and --kl-weight measure from; without it, the one the"
+        " policy starts from.",
+        metavar="FOLDER|NAME",
+    ),
+]
+Gamma = Annotated[float | None, _own("gamma", "Scale of a response's reward (Eq. 11; SimPO's beta). Paper: 2.1.")]
+Margin = Annotated[
+    float | None,
+    _own(
+        "margin",
+        "Lambda, by which the chosen reward has to lead (Eq. 11; SimPO's gamma; SLiC's delta)."
         " Paper: 0.5 for TinyLlama-1.1B, 0.9 for LLaMA2-7B, 1.3 for LLaMA2-13B.",
     ),
+]
+PolicyBeta = Annotated[
+    float | None, _own("beta", "How dearly leaving the reference is paid for; IPO's tau, ORPO's lambda.")
+]
+Alpha = Annotated[
+    float | None, _own("alpha", "TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length.")
+]
+PolicySftWeight = Annotated[
+    float | None, _own("sft_weight", "Weight of an SFT term on the chosen response beside the loss.")
+]
+KlWeight = Annotated[
+    float | None,
+    _own(
+        "kl_weight",
+        "Weight of KL(policy || reference) over the whole vocabulary, a mean over all response tokens, beside a loss"
+        " that has no reference.",
+    ),
+]
+AnchorMargin = Annotated[
+    bool, _switch(f"Count the log-probs of selected tokens from the reference's ({', '.join(users('anchor_margin'))}).")
+]
+ChosenRatio = Annotated[
+    float | None,
+    _own("chosen_ratio", "Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores."),
+]
+RejectedRatio = Annotated[
+    float | None,
+    _own("rejected_ratio", "Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores."),
+]
+AuthorsRule = Annotated[
+    bool,
+    _switch(
+        "Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others"
+        f" ({', '.join(users('authors_rule'))})."
+    ),
+]
+Threshold = Annotated[
+    float | None, _own("threshold", "Least score of a chosen token, and its negative the most of a rejected one, nats.")
+]
+SoftK = Annotated[float | None, _own("soft_k", "k of the weights k exp(mu clamp(score, low, high)).")]
+SoftMu = Annotated[float | None, _own("soft_mu", "mu of these weights; its sign is turned in rejected responses.")]
+SoftLow = Annotated[float | None, _own("soft_low", "Scores below it count as it in these weights, nats.")]
+SoftHigh = Annotated[float | None, _own("soft_high", "Scores above it count as it in these weights, nats.")]
+AutoShare = Annotated[
+    float | None,
+    _own("auto_share", "Share of a response's reward beyond the scorer's noise that the selected tokens have to hold."),
 ]
 
 # --- weak to strong ---

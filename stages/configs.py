@@ -7,20 +7,22 @@ loads.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
+from stages.catalogue import measuring, objectives, rules, unknown, users
 from stages.errors import SepoError
 
 SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
-OBJECTIVES: Final = ("sepo", "simpo")
-SELECTIONS: Final = ("oracle", "random")
 OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
 MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
 OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
 QUANTIZATIONS: Final = ("4bit", "8bit")
 ORACLE_SIZES: Final = ("same", "small")
+TRACKERS: Final = (
+    "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
 
 
 def outside(default: Any = None) -> Any:
@@ -86,6 +88,7 @@ class OptimizerConfig:
     save_steps: int = outside(100)
     save_total_limit: int = outside(1)
     resume: bool = outside(True)
+    report_to: str = outside("none")
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 
@@ -113,6 +116,7 @@ class OptimizerConfig:
             max_tokens_per_device=_at_least_two,
             save_steps=_not_negative,
             save_total_limit=_at_least_one,
+            report_to=_one_of(TRACKERS),
             logging_steps=_at_least_one,
             seed=_not_negative,
         )
@@ -207,30 +211,110 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(OptimizerConfig):
-    """`sepo train-policy`: the contrastive loss on selected tokens (arXiv 2408.13518 Eq. 11)."""
+    """`sepo train-policy`: an objective on weighted tokens (arXiv 2408.13518 Eq. 11).
+
+    An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
+    """
 
     model: str = outside()
     scores: str = outside()
     output_dir: str = outside()
     objective: str = "sepo"
-    select: str = "oracle"
-    chosen_ratio: float = 0.3
-    rejected_ratio: float = 0.3
-    gamma: float = 2.1
-    margin: float = 0.5
+    select: str | None = None
+    reference_model: str | None = outside(None)
+    # Options of objectives.
+    gamma: float | None = None
+    margin: float | None = None
+    beta: float | None = None
+    alpha: float | None = None
+    sft_weight: float | None = None
+    kl_weight: float | None = None
+    anchor_margin: bool = False
+    # Options of selection rules.
+    chosen_ratio: float | None = None
+    rejected_ratio: float | None = None
+    authors_rule: bool = False
+    threshold: float | None = None
+    soft_k: float | None = None
+    soft_mu: float | None = None
+    soft_low: float | None = None
+    soft_high: float | None = None
+    auto_share: float | None = None
+
+    @property
+    def rule(self) -> str:
+        """The selection rule: the one asked for, or the objective's own."""
+        return self.select or str(objectives()[self.objective].constants.get("SELECT", "all"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What has to be there beside the policy: reference (log-probs), kl, start_logps, weights."""
+        needs = {*objectives()[self.objective].needs, *rules()[self.rule].needs}
+        return frozenset(
+            needs | ({"reference"} if self.anchor_margin else set()) | ({"kl"} if self.kl_weight else set())
+        )
+
+    @property
+    def objective_options(self) -> dict[str, Any]:
+        """The objective's options, by name."""
+        return self._options(objectives()[self.objective].options)
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """The selection rule's options, by name."""
+        return self._options(rules()[self.rule].options)
+
+    def resolved(self) -> "PolicyConfig":
+        """The same with the defaults of this objective and this rule filled in; what they do not use stays None."""
+        return replace(self, select=self.rule, **self.objective_options, **self.rule_options)
+
+    def _options(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
+
+    def _given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False
 
     def _faults(self) -> list[str]:
         faults = super()._faults() + _check(
             self,
-            objective=_one_of(OBJECTIVES),
-            select=_one_of(SELECTIONS),
-            chosen_ratio=_share,
-            rejected_ratio=_share,
-            gamma=_positive,
-            margin=_not_negative,
+            gamma=_unless_none(_positive),
+            margin=_unless_none(_not_negative),
+            beta=_unless_none(_positive),
+            alpha=_unless_none(_not_negative),
+            sft_weight=_unless_none(_not_negative),
+            kl_weight=_unless_none(_not_negative),
+            chosen_ratio=_unless_none(_share),
+            rejected_ratio=_unless_none(_share),
+            threshold=_unless_none(_finite),
+            soft_k=_unless_none(_positive),
+            soft_mu=_unless_none(_not_negative),
+            soft_low=_unless_none(_finite),
+            soft_high=_unless_none(_finite),
+            auto_share=_unless_none(_share),
         )
-        if self.objective == "simpo" and self.select != "oracle":
-            faults.append("simpo takes all tokens: select has nothing to decide; leave it out, or use objective sepo")
+        named = [("objective", self.objective, objectives()), ("select", self.select or "all", rules())]
+        wrong = [unknown(kind, name, entries) for kind, name, entries in named if name not in entries]
+        return faults + (wrong or self._useless())
+
+    def _useless(self) -> list[str]:
+        """One sentence for each option that was given and changes nothing."""
+        faults = []
+        for kind, used, entries in (
+            (f"objective {self.objective}", self.objective_options, objectives()),
+            (f"select {self.rule}", self.rule_options, rules()),
+        ):
+            for name in dict.fromkeys(option for entry in entries.values() for option in entry.options):
+                if self._given(name) and name not in used:
+                    faults.append(f"{name} is no option of {kind}; {_have(users(name))} it")
+        if self.reference_model and not self.needs & {"reference", "kl"}:
+            faults.append(
+                f"reference_model is not used by objective {self.objective} as it is set;"
+                f" {_have(measuring())} one, and so have anchor_margin and kl_weight"
+            )
+        low, high = (self.rule_options.get(name, 0.0) for name in ("soft_low", "soft_high"))
+        if low > high:
+            faults.append(f"soft_low must be at most soft_high, got {low} and {high}")
         return faults
 
 
@@ -323,6 +407,7 @@ _positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
 _not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
 _at_least_one: Rule = (lambda x: x >= 1, "at least 1")
 _at_least_two: Rule = (lambda x: x >= 2, "at least 2")
+_finite: Rule = (lambda x: math.isfinite(x), "finite")
 _share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
 _share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
 _fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
@@ -344,6 +429,16 @@ _worker: Rule = (
     lambda x: x is None or 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
     "like 3/16: its number, from 1, and how many there are",
 )
+
+
+def _unless_none(rule: Rule) -> Rule:
+    holds, wanted = rule
+    return (lambda x: x is None or holds(x), wanted)
+
+
+def _have(names: list[str]) -> str:
+    """``dpo, ipo have`` or ``threshold has``."""
+    return f"{', '.join(names)} {'have' if len(names) > 1 else 'has'}"
 
 
 def _one_of(names: tuple[str, ...]) -> Rule:

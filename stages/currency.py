@@ -89,6 +89,15 @@ class PairLogps(NamedTuple):
     """(J,)"""
 
 
+class PairWeights(NamedTuple):
+    """How much each response token of one pair counts; 0 for one that takes no part."""
+
+    chosen: Floats
+    """(C,)"""
+    rejected: Floats
+    """(J,)"""
+
+
 class ScoredPair(NamedTuple):
     """One row of a shard: a pair, and for every response token its score and, where known, its reference log-prob."""
 
@@ -96,6 +105,8 @@ class ScoredPair(NamedTuple):
     scores: PairLogps
     """s(y_i) = log pi_ora(y_i | q, y_<i) - log pi_ref(y_i | q, y_<i), in nats, no beta"""
     reference: PairLogps | None
+    weights: PairWeights | None = None
+    """weights of the tokens that came with the scores, if any did"""
 
 
 class Example(NamedTuple):
@@ -107,7 +118,7 @@ class Example(NamedTuple):
     rejected_weights: Floats
     """(J,)"""
     chosen_reference: float = 0.0
-    """summed reference log-prob of the chosen response, for objectives that have a reference"""
+    """weight * reference log-prob, summed over the chosen response, for objectives that have a reference"""
     rejected_reference: float = 0.0
 
 
@@ -128,6 +139,10 @@ class Batch(NamedTuple):
     """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
     reference_R: Tensor
     """float32, summed reference log-probs"""
+    read_RW: Tensor
+    """bool, the tokens whose log-probs are computed: the weighted ones, or all of the responses"""
+    kl_RW: Tensor | None = None
+    """float32 nats, divergence from a reference at the tokens that are read, where it was asked for"""
 
 
 class Weighted(Protocol):
@@ -139,7 +154,15 @@ class Weighted(Protocol):
 
     @property
     def reference_R(self) -> Tensor:
-        """Summed reference log-prob of every response."""
+        """Summed reference log-prob of every response, each token's times its weight."""
+
+    @property
+    def read_RW(self) -> Tensor:
+        """Which places hold a token: every weighted one, and where a KL is computed all others of the response."""
+
+    @property
+    def kl_RW(self) -> Tensor | None:
+        """Divergence from a reference over the whole vocabulary, at every token that is read; None if not asked for."""
 
 
 class PairLoss(NamedTuple):

@@ -1,7 +1,8 @@
 """`sepo project-scores`: scores carried over to the tokens of a policy whose tokenizer is not the oracle's.
 
 The text is what both have in common. Every pair of the original data set is encoded twice, as the scorer did and as the
-policy does, and `stages.method.projection` carries a response's scores from the one's tokens to the other's. A response keeps its summed score; there are no reference log-probs, which were of other tokens.
+policy does, and `stages.method.projection` carries a response's scores from the one's tokens to the other's. A response
+keeps its summed score; there are no reference log-probs, which were of other tokens.
 """
 
 import json

@@ -10,6 +10,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,11 +25,15 @@ from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
-from stages.method.losses import dpo, sft
+from stages.method.objectives.dpo import dpo
+from stages.method.objectives.sft import sft
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.model.adapters import is_adapter
 from stages.model.batches import whole
+from stages.model.card import FILE as CARD
+from stages.model.card import Made, write_oracle_card, write_reference_card
 from stages.model.checkpoints import forget_checkpoints
+from stages.model.curves import FILE as CURVES
 from stages.model.folders import (
     embedding_rows,
     holds_model,
@@ -139,7 +144,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: unusable model, data or output folder, all found before training starts where that is possible.
     """
-    accelerator = join_processes(config.mixed_precision)
+    accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
@@ -232,7 +237,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
         fit(
             trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
-            lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
+            sft,
             replace(
                 config,
                 learning_rate=config.sft_learning_rate,
@@ -276,9 +281,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
         fit(
             trainee.model,
             with_reference(split.train, reference.train),
-            lambda logps_RW, batch: dpo(
-                logps_RW, batch.weights_RW, batch.reference_R, beta=config.beta, sft_weight=config.sft_weight
-            ),
+            partial(dpo, beta=config.beta, sft_weight=config.sft_weight),
             config,
             phase="dpo",
             folder=folder,
@@ -367,6 +370,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         job.reporter.warn(warning)
     warnings += training_warnings(folder)
     if job.accelerator.is_main_process:
+        _write_cards(job, counts, verdict)
         # A kill may have left some of it behind.
         forget_checkpoints(folder)
         job.work.finish(
@@ -380,8 +384,17 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
     return Summary(f"oracle in {folder}", rows)
 
 
+def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> None:
+    folder, made = job.work.folder, Made(job.config, job.work.identity["inputs"], counts)
+    held_out = {"accuracy": verdict.accuracy.value, "reward margin": verdict.margin.value} if verdict else {}
+    write_reference_card(folder / REFERENCE, folder, made)
+    write_oracle_card(folder / ORACLE, folder, made, held_out)
+
+
 def _model_files(folder: Path) -> list[str]:
-    return [f"{name}/{path.name}" for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
+    """What a model needs: without its card and picture it is still whole, and not to be trained again."""
+    paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
+    return [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]
 
 
 def _warnings(verdict: Verdict, token: str) -> list[str]:

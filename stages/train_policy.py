@@ -3,68 +3,100 @@
     u(y) = gamma / |selected| * sum over selected of log pi_theta(y_i | q, y_<i)
     L    = -log sigmoid(u(y_w) - u(y_l) - margin)
 
-(arXiv 2408.13518 Eq. 11.) Reads scores and a model, nothing else: no oracle, no reference, no text.
+(arXiv 2408.13518 Eq. 11.) Reads scores and a model, and for objectives that have one a reference: no oracle, no text.
+Other objectives are in `stages.method.objectives`, other ways to choose tokens in `stages.method.rules`.
 """
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import numpy as np
+from accelerate import Accelerator
 
+from stages.catalogue import objectives, rules
 from stages.configs import PolicyConfig, content_settings
-from stages.currency import Example, ScoredPair, longest
-from stages.errors import SepoError
-from stages.method.losses import sepo
-from stages.method.selection import Mask, select_key_tokens, select_random
+from stages.currency import Example, PairLogps, ScoredPair
+from stages.method.examples import Weighed, chosen_only, make_examples
+from stages.method.selection import Evidence
 from stages.model.adapters import base_name
-from stages.model.card import write_card
+from stages.model.card import FILE as CARD
+from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
-from stages.model.folders import (
-    embedding_rows,
-    load_tokenizer,
-    model_hash,
-    resolve_model,
-    save_model_into,
-    tokenizer_hash,
-    vocabulary_hash,
-)
+from stages.model.folders import load_model, load_tokenizer, resolve_model, save_model_into, tokenizer_hash
+from stages.model.head import kl_from_reference, kl_of_reference
+from stages.model.logps import Reference
 from stages.model.loop import fit
 from stages.model.lora import make_trainee, refuse_useless_lora
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
+from stages.model.paths import find_paths
 from stages.model.processes import gather_weights, join_processes
 from stages.model.quantization import load_trainable
+from stages.model.references import (
+    Around,
+    Frozen,
+    frozen,
+    logps_of_rows,
+    refuse_other_head,
+    refuse_other_reference,
+    refuse_other_vocabulary,
+    refuse_unknown_ids,
+)
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
-from stages.store.manifest import Input, open_run
-from stages.store.scores import Scores, open_scores
+from stages.store.logps import FILE as LOGPS
+from stages.store.logps import START
+from stages.store.manifest import Input, Run, open_run
+from stages.store.scores import Scores, lookup, open_scores
 
 STAGE: Final = "train-policy"
 
-Rule = Callable[[ScoredPair], tuple[Mask, Mask]]
-"""which tokens of a pair's chosen and rejected response take part"""
+
+class Job(NamedTuple):
+    """What every part of the stage needs."""
+
+    config: PolicyConfig
+    accelerator: Accelerator
+    work: Run
+    scores: Scores
+    start: Frozen
+    """where the policy starts"""
+    reference: Frozen
+    """where distances are measured from; the same unless another one was named"""
+    reporter: Reporter
+
+    def load(self, model: Frozen) -> Any:
+        """A model on this process's device, where the policy starts with its weights held as they are in training."""
+        if model.hash == self.start.hash:
+            return load_trainable(model.folder, self.config, self.accelerator.device)
+        loaded = load_model(model.folder, trust_remote_code=self.config.trust_remote_code)
+        return loaded.to(self.accelerator.device)
 
 
 def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     """Train the policy and write it as an ordinary model folder.
 
     Raises:
-        SepoError: scores that never finished, a policy that gives ids another meaning, an unusable output folder.
+        SepoError: scores that never finished, a model that gives ids another meaning, an unusable output folder.
     """
-    accelerator = join_processes(config.mixed_precision)
+    config = config.resolved()
+    accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
-    _refuse_other_vocabulary(tokenizer, scores, config)
+    refuse_other_vocabulary(tokenizer, scores, config.model)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=False)
+    start = frozen(config.model, model_folder, quantize=config.quantize)
+    reference = _reference(config, start, scores, reporter)
     inputs = {
-        "model": Input(config.model, model_hash(model_folder)),
+        "model": Input(config.model, start.hash),
         "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
         "scores": Input(str(scores.folder), scores.fingerprint),
     }
+    if config.needs & {"reference", "kl"}:
+        inputs["reference"] = Input(reference.name, reference.hash)
     with accelerator.main_process_first():
         work = open_run(
             Path(config.output_dir),
@@ -81,51 +113,32 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     warnings = _warnings(tokenizer, scores)
     for warning in warnings:
         reporter.warn(warning)
-    examples, counts = _examples(scores, rule_of(config), config.max_length, reporter)
-    model = load_trainable(model_folder, config, accelerator.device)
-    _refuse_unknown_ids(model, examples, config.model)
+    job = Job(config, accelerator, work, scores, start, reference, reporter)
+    rows, too_long = scores.rows_within(config.max_length, reporter)
+    model = job.load(start)
+    refuse_unknown_ids(model, rows, config.model)
+    weighed = _weigh(job, model, rows, too_long)
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
-    last = fit(
-        trainee.model,
-        examples,
-        lambda logps_RW, batch: sepo(logps_RW, batch.weights_RW, gamma=config.gamma, margin=config.margin),
-        config,
-        phase=config.objective,
-        folder=work.folder,
-        reporter=reporter,
-    )
+    last = _train(job, trainee.model, weighed.examples)
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
         files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
-        write_card(work.folder, config, work.identity["inputs"], counts, last)
-        files = [*files, "README.md", "metrics.jsonl"]
-        work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)
+        write_policy_card(work.folder, Made(config, work.identity["inputs"], weighed.counts), last)
+        kept = [name for name in (LOGPS, START) if (work.folder / name).exists()]
+        files = [*files, CARD, "metrics.jsonl", *kept]
+        work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
-    return Summary(f"policy in {work.folder}", _rows(counts, last))
+    return Summary(f"policy in {work.folder}", _rows(weighed, last))
 
 
-def rule_of(config: PolicyConfig) -> Rule:
-    """The selection rule that a configuration names."""
-    if config.objective == "simpo":
-        return lambda row: (np.ones(len(row.scores.chosen), bool), np.ones(len(row.scores.rejected), bool))
-    if config.select == "random":
-        return lambda row: select_random(
-            row.scores, config.chosen_ratio, config.rejected_ratio, seed=config.seed, pair_id=row.pair.pair_id
-        )
-    return lambda row: select_key_tokens(row.scores, config.chosen_ratio, config.rejected_ratio)
-
-
-def _refuse_other_vocabulary(tokenizer: Any, scores: Scores, config: PolicyConfig) -> None:
-    theirs = scores.manifest["tokenizer"]
-    if vocabulary_hash(tokenizer) == theirs["vocabulary"]:
-        return
-    sizes = f"{len(tokenizer):,} and {theirs.get('size', 0):,} tokens"
-    raise SepoError(
-        f"the token->id map of {config.model} is not the one {config.scores} was made with ({sizes})",
-        hint="`sepo project-scores` carries scores over to another tokenizer, or score with an oracle of its family",
-    )
+def _reference(config: PolicyConfig, start: Frozen, scores: Scores, reporter: Reporter) -> Frozen:
+    if not config.reference_model:
+        return start
+    reference = frozen(config.reference_model, resolve_model(config.reference_model, reporter))
+    refuse_other_reference(reference, scores, trust_remote_code=config.trust_remote_code)
+    return reference
 
 
 def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
@@ -137,59 +150,68 @@ def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
     ]
 
 
-def _examples(scores: Scores, rule: Rule, max_length: int, reporter: Reporter) -> tuple[list[Example], dict[str, Any]]:
-    """Read every shard, select, and count what was selected and what was too long."""
-    examples: list[Example] = []
-    too_long = 0
-    selected = {"chosen": 0, "rejected": 0}
-    tokens = {"chosen": 0, "rejected": 0}
-    with reporter.task(f"read {scores.folder}", scores.manifest["counts"]["kept"], "pairs") as task:
-        for row in scores.rows():
-            task.advance()
-            if longest(row.pair) > max_length:
-                too_long += 1
-                continue
-            chosen, rejected = rule(row)
-            examples.append(Example(row.pair, chosen.astype(np.float32), rejected.astype(np.float32)))
-            for side, mask in (("chosen", chosen), ("rejected", rejected)):
-                selected[side] += int(mask.sum())
-                tokens[side] += len(mask)
-    dropped = {f"longer than {max_length:,} tokens": too_long} if too_long else {}
-    counts = {"read": len(examples) + too_long, "kept": len(examples), "dropped": dropped}
-    counts |= {"tokens": tokens, "selected": selected}
-    reporter.say(_equation(counts))
-    if not examples:
-        raise SepoError(
-            f"{scores.folder}: all {too_long:,} pairs are {next(iter(dropped), 'missing')}", hint="raise --max-length"
-        )
-    return examples, counts
+def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weighed:
+    """Select, and add up the reference's log-probs of what was selected."""
+    config = job.config
+    around = Around(job.accelerator, job.scores, job.work.folder, config.max_tokens_per_device, job.reporter)
+    same = job.reference.hash == job.start.hash
+
+    def logps(which: Frozen, file: str) -> list[PairLogps]:
+        load = partial(job.load, which) if which.hash != job.start.hash else lambda: model
+        return logps_of_rows(which, load, rows, around, file=file)
+
+    references = logps(job.reference, LOGPS) if "reference" in config.needs else None
+    start_logps: list[PairLogps] = []
+    if "start_logps" in config.needs:
+        start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
+    evidence = Evidence(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
+    selection = rules()[config.rule].load()(evidence, **config.rule_options)
+    weighed = make_examples(rows, selection, references, {f"longer than {config.max_length:,} tokens": too_long})
+    job.reporter.say(str(weighed))
+    return weighed
 
 
-def _equation(counts: dict[str, Any]) -> str:
-    dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
-    sides = [
-        f"{counts['selected'][side]:,} of {counts['tokens'][side]:,} {side} tokens"
-        f" ({counts['selected'][side] / max(1, counts['tokens'][side]):.1%})"
-        for side in ("chosen", "rejected")
-    ]
-    return f"{counts['kept']:,} pairs{dropped}; selected {' and '.join(sides)}"
+def _train(job: Job, model: Any, examples: list[Example]) -> dict[str, float]:
+    """Train in place; returns the averages of the last logged step."""
+    config, entry = job.config, objectives()[job.config.objective]
+    reference = None
+    if "kl" in config.needs:
+        other = job.load(job.reference).requires_grad_(False).eval()
+        refuse_other_head(model, other, job.reference.name)
+        of_reference = entry.constants.get("DIVERGENCE") == "reference||policy"
+        divergence = kl_of_reference if of_reference else kl_from_reference
+        reference = Reference(find_paths(other, job.reporter), divergence)
+    alone = entry.constants.get("CHOSEN_ONLY", False)
+    return fit(
+        model,
+        [chosen_only(example) for example in examples] if alone else examples,
+        partial(entry.load(), **config.objective_options),
+        config,
+        phase=config.objective,
+        folder=job.work.folder,
+        reporter=job.reporter,
+        size=_tokens if alone else _one_pair,
+        reference=reference,
+    )
 
 
-def _refuse_unknown_ids(model: Any, examples: list[Example], name: str) -> None:
-    pairs = [example.pair for example in examples]
-    highest = max(int(ids.max()) for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
-    if highest >= embedding_rows(model):
-        raise SepoError(
-            f"the scores hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",
-            hint="resize the model's embeddings to its tokenizer, or use another model",
-        )
+def _tokens(example: Example) -> float:
+    return float(example.chosen_weights.sum())
 
 
-def _rows(counts: dict[str, Any], last: dict[str, float]) -> list[tuple[str, str]]:
-    return [
-        ("pairs", f"{counts['kept']:,}"),
-        ("selected tokens", _equation(counts).split("; selected ")[1]),
+def _one_pair(example: Example) -> float:
+    return 1.0
+
+
+def _rows(weighed: Weighed, last: dict[str, float]) -> list[tuple[str, str]]:
+    rows = [
+        ("pairs", f"{weighed.counts['kept']:,}"),
+        ("selected tokens", weighed.shares),
         ("loss of the last step", f"{last['loss']:.4f}"),
-        ("its accuracy", f"{last['accuracy']:.3f}"),
-        ("its reward margin", f"{last['reward_margin']:+.3f}"),
     ]
+    if "accuracy" in last:
+        rows += [
+            ("its accuracy", f"{last['accuracy']:.3f}"),
+            ("its reward margin", f"{last['reward_margin']:+.3f}"),
+        ]
+    return rows

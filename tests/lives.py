@@ -4,6 +4,7 @@ A life dies from outside, at a moment of the clock, or by its own hand just befo
 folder (opened for writing, renamed or removed), which no clock would ever hit.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -40,6 +41,8 @@ def _live(config, die_at):
     from stages.reporting import Quiet
 
     torch.set_num_threads(1)
+    # What the forked process shares with its parent is not to be walked through, which would copy it.
+    gc.freeze()
     if die_at:
         sys.addaudithook(_Trap(os.path.realpath(config.output_dir), die_at))
     try:

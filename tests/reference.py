@@ -33,6 +33,30 @@ def log_sigmoid(x):
     return -math.log1p(math.exp(-x)) if x > -30 else x
 
 
+def mean(values, weights):
+    return total(values, weights) / sum(weights)
+
+
+def total(values, weights):
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+class Side:
+    """One response: log-probs, reference log-probs, weights and KL of its tokens, a list each."""
+
+    def __init__(self, logps, reference=None, weights=None, kl=None):
+        self.logps = logps
+        self.reference = reference or [0.0] * len(logps)
+        self.weights = weights or [1.0] * len(logps)
+        self.kl = kl or [0.0] * len(logps)
+
+    sum = property(lambda self: total(self.logps, self.weights))
+    mean = property(lambda self: mean(self.logps, self.weights))
+    ratio = property(lambda self: total(self.logps, self.weights) - total(self.reference, self.weights))
+    sequence_kl = property(lambda self: total(self.kl, self.weights))
+    mean_kl = property(lambda self: sum(self.kl) / len(self.kl))
+
+
 def sepo_loss(chosen_logps, rejected_logps, chosen_selected, rejected_selected, gamma, margin):
     u_chosen = gamma / len(chosen_selected) * sum(chosen_logps[i] for i in chosen_selected)
     u_rejected = gamma / len(rejected_selected) * sum(rejected_logps[i] for i in rejected_selected)
@@ -52,6 +76,75 @@ def dpo_loss(chosen_logps, rejected_logps, chosen_reference, rejected_reference,
     return -log_sigmoid(beta * (chosen - rejected))
 
 
+def u(side, gamma, anchor_margin):
+    return gamma * (side.ratio if anchor_margin else side.sum) / sum(side.weights)
+
+
+def anchors(win, lose, sft_weight, kl_weight):
+    return sft_weight * -win.mean + kl_weight * (win.mean_kl + lose.mean_kl) / 2
+
+
+def sepo(win, lose, gamma, margin, sft_weight=0.0, kl_weight=0.0, anchor_margin=False):
+    lead = u(win, gamma, anchor_margin) - u(lose, gamma, anchor_margin)
+    return -log_sigmoid(lead - margin) + anchors(win, lose, sft_weight, kl_weight)
+
+
+simpo = sepo
+
+
+def sepo_hinge(win, lose, gamma, margin, sft_weight=0.0, kl_weight=0.0, anchor_margin=False):
+    lead = u(win, gamma, anchor_margin) - u(lose, gamma, anchor_margin)
+    return max(0.0, margin - lead) + anchors(win, lose, sft_weight, kl_weight)
+
+
+def dpo(win, lose, beta, sft_weight=0.0):
+    return -log_sigmoid(beta * (win.ratio - lose.ratio)) + sft_weight * -win.mean
+
+
+def ipo(win, lose, beta):
+    return (win.ratio / sum(win.weights) - lose.ratio / sum(lose.weights) - 1 / (2 * beta)) ** 2
+
+
+def rrhf(win, lose, sft_weight, kl_weight=0.0):
+    return max(0.0, lose.mean - win.mean) - sft_weight * win.sum + anchors(win, lose, 0.0, kl_weight)
+
+
+def tdpo1(win, lose, beta):
+    u_pair = beta * win.ratio - beta * lose.ratio
+    delta = beta * lose.sequence_kl - beta * win.sequence_kl
+    return -log_sigmoid(u_pair - delta)
+
+
+def tdpo(win, lose, beta, alpha):
+    u_pair = beta * win.ratio - beta * lose.ratio
+    delta = beta * lose.sequence_kl - beta * win.sequence_kl
+    return -log_sigmoid(u_pair - alpha * delta)
+
+
+def orpo(win, lose, beta, kl_weight=0.0):
+    odds = [math.exp(side.mean) / (1 - math.exp(side.mean)) for side in (win, lose)]
+    return -win.mean - beta * log_sigmoid(math.log(odds[0] / odds[1])) + anchors(win, lose, 0.0, kl_weight)
+
+
+def cpo(win, lose, beta, sft_weight, kl_weight=0.0):
+    return -log_sigmoid(beta * win.sum - beta * lose.sum) + anchors(win, lose, sft_weight, kl_weight)
+
+
+def slic(win, lose, margin, sft_weight, kl_weight=0.0):
+    return max(0.0, margin - win.sum + lose.sum) - sft_weight * win.sum + anchors(win, lose, 0.0, kl_weight)
+
+
+def r_dpo(win, lose, beta, alpha):
+    longer = sum(x != 0 for x in win.weights) - sum(x != 0 for x in lose.weights)
+    return -log_sigmoid(beta * (win.ratio - lose.ratio) + alpha * longer)
+
+
+def kl(ours, theirs):
+    """KL of two lists of logits: sum of p (log p - log q)."""
+    ours, theirs = log_softmax(ours), log_softmax(theirs)
+    return sum(math.exp(p) * (p - q) for p, q in zip(ours, theirs, strict=True))
+
+
 def scores(oracle_logps, reference_logps):
     return [ours - theirs for ours, theirs in zip(oracle_logps, reference_logps, strict=True)]
 
@@ -65,8 +158,7 @@ def token_kl(model, other, prompt_ids, response_ids):
         ours, theirs = (each(input_ids=torch.tensor([ids])).logits[0].double().tolist() for each in (model, other))
     found = []
     for place in range(len(prompt_ids), len(ids)):
-        p, q = log_softmax(ours[place - 1]), log_softmax(theirs[place - 1])
-        found.append(sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)))
+        found.append(kl(ours[place - 1], theirs[place - 1]))
     return found
 
 

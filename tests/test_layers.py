@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"configs", "evaluation_config", "errors", "currency", "reporting"}
+LEAVES = {"catalogue", "configs", "evaluation_config", "errors", "currency", "reporting"}
 PACKAGES = {"method", "data", "model", "store"}
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
@@ -56,8 +56,11 @@ def test_imports_run_one_way(module):
         assert inside <= LEAVES | {"method"}
     elif mine == "store":
         assert inside <= LEAVES | {"store"}
-    elif mine in {"data", "model"}:
-        assert inside <= LEAVES | {mine, "store"}
+    elif mine == "data":
+        assert inside <= LEAVES | {"data", "store"}
+    elif mine == "model":
+        # The loop watches what it trains by functions of the science, which knows nothing of it.
+        assert inside <= LEAVES | {"model", "store", "method"}
     else:
         assert inside <= LEAVES | PACKAGES
 

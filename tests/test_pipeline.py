@@ -36,13 +36,23 @@ MODEL_FILES = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "chat_template.jinja",
 }  # fmt: skip
+CARD_FILES = {"README.md", "curves.png"}
+OWN_FILES = {"manifest.json", "timing.jsonl"}
+"""what holds times; a card names its folder"""
+
+
+def repeatable(folder):
+    """The files that a rerun writes to the byte."""
+    return {name for name in files(folder) - OWN_FILES if not name.endswith("README.md")}
 
 
 def test_each_stage_writes_exactly_its_files(world):
     models = {f"{name}/{file}" for name in ("reference", "oracle") for file in MODEL_FILES}
-    assert files(world / "oracle") == models | {"metrics.jsonl", "manifest.json", "reference-logps.parquet"}
+    models |= {f"{name}/{file}" for name in ("reference", "oracle") for file in CARD_FILES}
+    logs = {"metrics.jsonl", "timing.jsonl"}
+    assert files(world / "oracle") == models | logs | {"manifest.json", "reference-logps.parquet"}
     assert files(world / "scores") == {f"scores-0000{i}.parquet" for i in range(3)} | {"manifest.json"}
-    assert files(world / "policy") == MODEL_FILES | {"README.md", "metrics.jsonl", "manifest.json"}
+    assert files(world / "policy") == MODEL_FILES | CARD_FILES | logs | {"manifest.json"}
 
 
 def test_scores_are_oracle_minus_reference_token_by_token(world):
@@ -162,7 +172,7 @@ def test_a_rerun_with_the_same_seed_gives_the_same_bytes(world, chat_folder, tmp
     run_score(tmp_path, dataset=world / "pairs.jsonl")
     run_policy(tmp_path, chat_folder)
     for stage in ("oracle", "scores", "policy"):
-        for name in files(world / stage) - {"manifest.json", "README.md"}:
+        for name in repeatable(world / stage):
             assert (tmp_path / stage / name).read_bytes() == (world / stage / name).read_bytes(), name
         assert manifest(tmp_path / stage)["fingerprint"] == manifest(world / stage)["fingerprint"]
 
@@ -261,7 +271,7 @@ def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_
     assert not (tmp_path / "o/manifest.json").exists()
     run_oracle(world, chat_folder, output=tmp_path / "o", save_steps=2)
     assert files(tmp_path / "o") == files(world / "oracle")
-    for name in files(world / "oracle") - {"manifest.json"}:
+    for name in repeatable(world / "oracle"):
         assert (tmp_path / "o" / name).read_bytes() == (world / "oracle" / name).read_bytes(), name
 
 
@@ -402,6 +412,28 @@ def test_the_policy_is_an_ordinary_model_folder(world):
     card = (world / "policy/README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     assert manifest(world / "scores")["fingerprint"] in card
+    assert "![sepo by step](curves.png)" in card
+    assert "| margin | 0.5 |" in card
+    assert "| tokens, chosen |" in card
+
+
+def test_the_cards_of_reference_and_oracle_say_what_they_are(world, chat_folder, tmp_path):
+    oracle, reference = ((world / "oracle" / name / "README.md").read_text() for name in ("oracle", "reference"))
+    assert "![dpo by step](curves.png)" in oracle
+    accuracy = manifest(world / "oracle")["results"]["accuracy"]["value"]
+    assert f"| held-out accuracy | {accuracy:.6g} |" in oracle
+    assert f"| dataset | {manifest(world / 'oracle')['inputs']['dataset']} |" in oracle
+    assert "![sft by step](curves.png)" in reference
+    run_oracle(world, chat_folder, output=tmp_path / "o", sft_epochs=0, max_steps=1)
+    assert "without fine-tuning" in (tmp_path / "o/reference/README.md").read_text()
+    assert not (tmp_path / "o/reference/curves.png").exists()
+
+
+def test_a_lost_picture_does_not_reopen_a_run(world, chat_folder, tmp_path):
+    run_oracle(world, chat_folder, output=tmp_path / "o", max_steps=1)
+    for name in ("oracle/curves.png", "reference/README.md"):
+        (tmp_path / "o" / name).unlink()
+    assert not run_oracle(world, chat_folder, output=tmp_path / "o", max_steps=1).fresh
 
 
 def test_the_manifest_counts_what_was_selected(world):

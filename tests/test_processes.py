@@ -1,15 +1,17 @@
 """Two processes on this machine, started as a user starts them."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import word_rows, write_lines
 from tests.world import FAST, run_policy
 
 
@@ -27,24 +29,45 @@ def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
     odd = {"batch_size": 13, "max_tokens_per_device": 100, "save_steps": 2}
     run_policy(world, chat_folder, output=tmp_path / "one", **odd)
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**FAST, **odd}.items()]
-    done = launch("train-policy", *arguments, *options)
+    done = launch("train-policy", *arguments, *options({**FAST, **odd}))
     assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
     assert lines[0] == lines[1] == 4
 
 
-def test_two_processes_read_what_the_first_one_tokenised(chat_folder, tmp_path, monkeypatch):
+def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monkeypatch):
+    """Each reads half of the pairs under the reference, and half of the held-out ones under the oracle."""
     monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
-    write_lines(tmp_path / "pairs.jsonl", word_rows(20))
-    arguments = ["--model", chat_folder, "--dataset", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / "oracle"]
-    done = launch("train-oracle", *arguments, "--max-steps=1", "--batch-size=8", "--sft-batch-size=8")
+    settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5}
+    settings["max_tokens_per_device"] = 128
+    arguments = ["--model", chat_folder, "--dataset", world / "pairs.jsonl", "--output-dir", tmp_path / "oracle"]
+    done = launch("train-oracle", *arguments, *options(settings))
     assert done.returncode == 0, done.stderr
+    for name in ("reference", "oracle"):
+        assert_same_weights(tmp_path / "oracle" / name, world / "oracle" / name, tolerance=2e-4)
+    ours, theirs = (pq.read_table(root / "oracle/reference-logps.parquet").to_pydict() for root in (tmp_path, world))
+    assert ours["content_hash"] == theirs["content_hash"]
+    for name in ("chosen_logps", "rejected_logps"):
+        for mine, other in zip(ours[name], theirs[name], strict=True):
+            np.testing.assert_allclose(mine, other, atol=2e-3)
+    ours, theirs = (json.loads((root / "oracle/manifest.json").read_text())["results"] for root in (tmp_path, world))
+    assert ours["accuracy"] == theirs["accuracy"]
+    assert ours["reward_margin"] == pytest.approx(theirs["reward_margin"], abs=2e-3)
+    # The second process read what the first one had tokenised.
     [entry] = (tmp_path / "cache").iterdir()
     assert not entry.name.startswith(".")
+
+
+def options(settings):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def assert_same_weights(ours, theirs, tolerance=1e-5):
+    mine, other = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
+    assert mine.keys() == other.keys()
+    for name in other:
+        torch.testing.assert_close(mine[name], other[name], atol=tolerance, rtol=1e-4)
 
 
 def score_arguments(world, output):
@@ -56,6 +79,16 @@ def test_processes_that_do_not_know_of_each_other_are_refused(world, tmp_path):
     done = launch(*score_arguments(world, tmp_path / "out"), use_cpu=False)
     assert done.returncode != 0
     assert "error: 2 processes were started" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_fsdp_on_a_machine_without_a_gpu_is_refused(world, tmp_path, monkeypatch):
+    """accelerate would train with whole models there, and say nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    done = launch(*score_arguments(world, tmp_path / "out"))
+    assert done.returncode != 0
+    assert "error: accelerate was told to use FSDP version 2, but uses MULTI_CPU on cpu" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -95,18 +128,29 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def test_two_hosts_score_as_one_does(world, tmp_path, hosts):
+def launch_on(hosts, *arguments):
+    """One process of `sepo` on each host, as `accelerate launch` starts them."""
     runs = []
     for rank, (name, cable) in enumerate(hosts):
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
         launcher += ["--num_processes", "2", "--machine_rank", rank, "--main_process_ip", "10.77.0.1"]
         launcher += ["--main_process_port", "29577", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command = ["ip", "netns", "exec", name, *launcher, "-m", "sepo_cli", *score_arguments(world, tmp_path / "out")]
+        command = ["ip", "netns", "exec", name, *launcher, "-m", "sepo_cli", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": cable, "ACCELERATE_USE_CPU": "true"}
         runs.append(subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment))
     for run in runs:
         _, err = run.communicate(timeout=240)
         assert run.returncode == 0, err
+
+
+def test_two_hosts_train_as_one_does(world, chat_folder, tmp_path, hosts):
+    arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "policy"]
+    launch_on(hosts, "train-policy", *arguments, *options(FAST))
+    assert_same_weights(tmp_path / "policy", world / "policy")
+
+
+def test_two_hosts_score_as_one_does(world, tmp_path, hosts):
+    launch_on(hosts, *score_arguments(world, tmp_path / "out"))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
     for shard in (world / "scores").glob("*.parquet"):
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()

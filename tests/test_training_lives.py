@@ -13,14 +13,12 @@ import pytest
 from stages.configs import OracleConfig, PolicyConfig
 from stages.model.metrics import read_metrics
 from tests import lives
-from tests.test_pipeline import files
+from tests.test_pipeline import files, repeatable
 from tests.world import FAST, run_oracle, run_policy
 
-KILLS = 24
-OWN = {"manifest.json", "timing.jsonl", "README.md"}
-"""what holds times or the name of its folder"""
-# 40 pairs = 20 steps x 2 epochs; a checkpoint lies between two lines of the log.
-STEPS = {**FAST, "batch_size": 2, "num_train_epochs": 2, "save_steps": 2, "save_total_limit": 2, "logging_steps": 3}
+KILLS = 20
+# 40 pairs = 20 steps x 4 epochs; a checkpoint lies between two lines of the log.
+STEPS = {**FAST, "batch_size": 2, "num_train_epochs": 4, "save_steps": 2, "save_total_limit": 2, "logging_steps": 3}
 
 
 def policy(world, model, output, **options):
@@ -40,30 +38,30 @@ def landed_in(folder):
     return "between checkpoints" if any("checkpoints/" in name for name in names) else "before the first checkpoint"
 
 
-def steps_of(folder):
-    return sum(1 for path in folder.glob("checkpoints/*-*")), [path.name for path in folder.glob("checkpoints/*-*")]
+def checkpoints(folder):
+    return {path.name for path in folder.glob("checkpoints/[!.]*")}
 
 
 def wait_for_a_new_checkpoint(folder, life):
-    before = steps_of(folder)
-    while life.is_alive() and steps_of(folder) == before:
+    before = checkpoints(folder)
+    while life.is_alive() and checkpoints(folder) <= before:
         time.sleep(0.002)
 
 
 def same(one, other):
     assert files(one) == files(other)
-    for name in files(one) - OWN:
+    for name in repeatable(one):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def test_twenty_four_kills_leave_the_policy_of_an_untouched_run(world, chat_folder, tmp_path):
+def test_twenty_kills_leave_the_policy_of_an_untouched_run(world, chat_folder, tmp_path):
     """Every other one by the clock behind a new checkpoint, the others before some act on a file."""
     run_policy(world, chat_folder, output=tmp_path / "whole", **STEPS)
     config = policy(world, chat_folder, tmp_path / "killed")
     chance = random.Random(5)
     landed = Counter()
     for number in range(KILLS):
-        life = lives.start(config, 0 if number % 2 else chance.randint(1, 14))
+        life = lives.start(config, 0 if number % 2 else chance.randint(5, 30))
         if number % 2:
             wait_for_a_new_checkpoint(tmp_path / "killed", life)
             life.join(chance.uniform(0, 0.02))
@@ -73,18 +71,20 @@ def test_twenty_four_kills_leave_the_policy_of_an_untouched_run(world, chat_fold
         life.join()
         assert life.exitcode == -9, f"it ended after {landed.total()} kills: {landed}"
         landed[landed_in(tmp_path / "killed")] += 1
+    reached = max(checkpoints(tmp_path / "killed"))
     run_policy(world, chat_folder, output=tmp_path / "killed", **STEPS)
-    print(f"{landed.total()} kills landed {dict(landed)}")
+    print(f"{reached}: {landed.total()} kills landed {dict(landed)}")
     same(tmp_path / "killed", tmp_path / "whole")
-    assert {"in a checkpoint's write", "between checkpoints"} <= set(landed)
+    assert "in a checkpoint's write" in landed
+    assert reached > "sepo-00000010"
 
 
-def test_a_kill_before_any_late_act_on_a_file_is_made_good(world, chat_folder, tmp_path):
-    """A short run, cut before each of its acts one after the other, up to its last one."""
+def test_a_kill_before_an_act_on_a_file_is_made_good(world, chat_folder, tmp_path):
+    """A short run, cut before every sixth of its acts, one after the other."""
     short = {**STEPS, "max_steps": 2, "save_steps": 1}
     run_policy(world, chat_folder, output=tmp_path / "whole", **short)
     landed = Counter()
-    for act in range(1, 100):
+    for act in range(2, 200, 6):
         folder = tmp_path / str(act)
         life = lives.start(policy(world, chat_folder, folder, **short), act)
         life.join()
@@ -96,24 +96,24 @@ def test_a_kill_before_any_late_act_on_a_file_is_made_good(world, chat_folder, t
         shutil.rmtree(folder)
     print(f"{landed.total()} places: {dict(landed)}")
     assert life.exitcode == 0
-    assert {"in a checkpoint's write", "in or after the model's write", "after the manifest"} <= set(landed)
+    assert {"before the first checkpoint", "in a checkpoint's write"} <= set(landed)
 
 
 def test_an_oracle_killed_in_both_phases_is_that_of_an_untouched_run(world, chat_folder, tmp_path):
-    steps = {"save_steps": 1, "logging_steps": 2, "batch_size": 4, "sft_batch_size": 4}
+    steps = {"save_steps": 1, "logging_steps": 2, "batch_size": 4, "sft_batch_size": 4, "max_steps": 4}
     run_oracle(world, chat_folder, output=tmp_path / "whole", **steps)
     names = {"model": str(chat_folder), "dataset": str(world / "pairs.jsonl"), "output_dir": str(tmp_path / "killed")}
     settings = {**FAST, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5, **steps}
     config = OracleConfig(**names, **settings)
     phases = Counter()
-    for number in range(8):
+    while True:
         life = lives.start(config)
-        for _ in range(1 + number % 2):
-            wait_for_a_new_checkpoint(tmp_path / "killed", life)
+        wait_for_a_new_checkpoint(tmp_path / "killed", life)
         life.kill()
         life.join()
-        assert life.exitcode == -9, phases
-        phases[(read_metrics(tmp_path / "killed") or [{"phase": "sft"}])[-1]["phase"]] += 1
+        if life.exitcode == 0:
+            break
+        phases.update({name.split("-")[0] for name in checkpoints(tmp_path / "killed")})
     run_oracle(world, chat_folder, output=tmp_path / "killed", **steps)
     print(f"kills by phase: {dict(phases)}")
     same(tmp_path / "killed", tmp_path / "whole")

@@ -3,14 +3,22 @@
 Runs where TRL is installed (``pip install 'sepo[bench]'``).
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from stages.configs import OptimizerConfig
+from stages.currency import Batch
 from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
-from stages.method.losses import dpo, sepo
+from stages.method.objectives.cpo import cpo
+from stages.method.objectives.dpo import dpo
+from stages.method.objectives.ipo import ipo
+from stages.method.objectives.orpo import orpo
+from stages.method.objectives.sepo import sepo
+from stages.method.objectives.slic import slic
 from stages.model.batches import whole
 from stages.model.folders import load_model, load_tokenizer, save_model
 from stages.model.logps import response_logps
@@ -146,7 +154,7 @@ def test_dpo_is_trls(folder, tmp_path):
     mine = ours(
         folder,
         tmp_path,
-        lambda logps_RW, batch: dpo(logps_RW, batch.weights_RW, batch.reference_R, beta=0.3, sft_weight=0.0),
+        partial(dpo, beta=0.3),
         with_logps=True,
     )
     assert_equal(mine, theirs(folder, tmp_path, trl.DPOTrainer, trl.DPOConfig, beta=0.3), folder)
@@ -159,8 +167,48 @@ def test_simpo_is_trls(folder, tmp_path):
     mine = ours(
         folder,
         tmp_path,
-        lambda logps_RW, batch: sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5),
+        partial(sepo, gamma=2.1, margin=0.5),
         with_logps=False,
     )
     simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.1, "simpo_gamma": 0.5}
     assert_equal(mine, theirs(folder, tmp_path, CPOTrainer, CPOConfig, **simpo), folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ipo_is_trls(folder, tmp_path):
+    mine = ours(folder, tmp_path, partial(ipo, beta=0.3), with_logps=True)
+    other = theirs(folder, tmp_path, trl.DPOTrainer, trl.DPOConfig, beta=0.3, loss_type=["ipo"])
+    assert_equal(mine, other, folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [
+        (partial(cpo, beta=0.3, sft_weight=0.0), {"loss_type": "sigmoid", "beta": 0.3}),
+        # Its hinge has a margin of 1 and beta as a scale.
+        (partial(slic, margin=1.0, sft_weight=0.0), {"loss_type": "hinge", "beta": 1.0}),
+    ],
+    ids=["cpo", "slic"],
+)
+def test_cpo_and_slic_are_trls_without_their_sft_terms(folder, tmp_path, objective, options):
+    """TRL's SFT terms average over the tokens of a batch, and so depend on what is in it."""
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    mine = ours(folder, tmp_path, objective, with_logps=False)
+    assert_equal(mine, theirs(folder, tmp_path, CPOTrainer, CPOConfig, cpo_alpha=0.0, **options), folder)
+
+
+def test_the_odds_ratio_of_orpo_is_trls():
+    """TRL's whole loss has an SFT term over prompt and response; the other term is compared, and the sum by its paper."""
+    from types import SimpleNamespace
+
+    from trl.experimental.orpo import ORPOTrainer
+
+    means = -torch.rand(8) * 3 - 0.05
+    theirs = ORPOTrainer.odds_ratio_loss(
+        SimpleNamespace(beta=0.2, accelerator=SimpleNamespace(device="cpu")), *means.chunk(2)
+    )[0]
+    batch = Batch(None, None, torch.ones(8, 1), torch.zeros(8), torch.ones(8, 1, dtype=torch.bool))
+    mine = orpo(means[:, None], batch, beta=0.2)
+    torch.testing.assert_close(mine.loss_B, -means[:4] - theirs)

@@ -1,12 +1,16 @@
-"""Which tokens of a response supervise the policy. Pure functions of one response's scores; (n,) in, (n,) bool out."""
+"""Which tokens of a response supervise the policy: what the rules in `stages.method.rules` are made of.
+
+Pure functions of one response's keys (scores, say), (n,) in, (n,) bool out, and of a whole data set.
+"""
 
 import math
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.currency import Floats, PairLogps
+from stages.currency import Floats, PairLogps, PairWeights, ScoredPair
 
 Mask = NDArray[np.bool_]
 
@@ -14,16 +18,46 @@ _ROUNDING: Final = 1e-9
 """0.1 * 30 is 3.0000000000000004 in floating point; its ceiling is meant to be 3."""
 
 
+class Evidence(NamedTuple):
+    """What a rule may look at."""
+
+    rows: Sequence[ScoredPair]
+    start_logps: Sequence[PairLogps] = ()
+    """log-probs under the model that the policy starts from, a row each, if the rule needs them"""
+    noise: float | None = None
+    """99th percentile of the scorer's error, nats, if it was measured"""
+    seed: int = 0
+
+
+class Selection(NamedTuple):
+    """What a rule decided."""
+
+    weights: list[PairWeights]
+    """a row each"""
+    notes: dict[str, int] = {}  # noqa: RUF012 (never changed)
+    """what happened how often, in words for the counts"""
+
+
 def selected_count(length: int, ratio: float) -> int:
     """ceil(ratio * length), at least one token."""
     return max(1, math.ceil(ratio * length - _ROUNDING))
 
 
-def select_highest(scores: Floats, ratio: float) -> Mask:
-    """The share `ratio` of tokens with the highest scores; ties go to the earlier token."""
-    mask = np.zeros(len(scores), dtype=bool)
-    mask[np.argsort(-scores, kind="stable")[: selected_count(len(scores), ratio)]] = True
-    return mask
+def select_highest(keys: Floats, ratio: float) -> Mask:
+    """The share `ratio` of tokens with the highest keys; ties go to the earlier token."""
+    return _first(keys, selected_count(len(keys), ratio))
+
+
+def select_highest_as_authors(keys: Floats, ratio: float) -> Mask:
+    """The same as the authors' code has it: never a response's first token, and floor(ratio * (n - 1)) of the others.
+
+    At least one, which their code does not see to; a response of one token gives that.
+    """
+    if len(keys) == 1:
+        return np.ones(1, bool)
+    # int() of the floating product and nothing else is what their code does.
+    others = _first(keys[1:], max(1, int(ratio * (len(keys) - 1))))
+    return np.concatenate([[False], others])
 
 
 def select_lowest(scores: Floats, ratio: float) -> Mask:
@@ -47,7 +81,52 @@ def select_random(
 
     The draw depends on the seed and the pair alone, not on the order in which pairs are read.
     """
+    keys = random_keys(scores, seed=seed, pair_id=pair_id)
+    return select_highest(keys.chosen, chosen_ratio), select_highest(keys.rejected, rejected_ratio)
+
+
+def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
+    """A random order of each response's tokens, which depends on the seed and the pair alone."""
     rng = np.random.default_rng([seed, pair_id])
-    chosen = rng.permutation(len(scores.chosen)).astype(np.float32)
-    rejected = rng.permutation(len(scores.rejected)).astype(np.float32)
-    return select_key_tokens(PairLogps(chosen, rejected), chosen_ratio, rejected_ratio)
+    chosen, rejected = (rng.permutation(len(side)).astype(np.float32) for side in scores)
+    return PairLogps(chosen, -rejected)
+
+
+def signed(scores: PairLogps) -> PairLogps:
+    """Scores as keys of what SePO wants: high in the chosen response, low in the rejected one."""
+    return PairLogps(scores.chosen, -scores.rejected)
+
+
+def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool) -> Selection:
+    """In each response the share of tokens with the highest keys, weight 1.
+
+    Args:
+        authors_rule: `select_highest_as_authors` instead of `select_highest`.
+    """
+    pick = select_highest_as_authors if authors_rule else select_highest
+    return Selection([as_weights(pick(key.chosen, chosen_ratio), pick(key.rejected, rejected_ratio)) for key in keys])
+
+
+def as_weights(chosen: NDArray[Any], rejected: NDArray[Any]) -> PairWeights:
+    """Masks, or weights in another precision, as weights."""
+    return PairWeights(chosen.astype(np.float32), rejected.astype(np.float32))
+
+
+def never_empty(masks: Iterable[Mask], keys: Iterable[Floats]) -> tuple[list[Mask], int]:
+    """Give a response of which nothing was selected its token with the highest key; also how many those were."""
+    found, empty = [], 0
+    for mask, key in zip(masks, keys, strict=True):
+        empty += not mask.any()
+        found.append(mask if mask.any() else _first(key, 1))
+    return found, empty
+
+
+def by_side(chosen: Sequence[Mask], rejected: Sequence[Mask]) -> list[PairWeights]:
+    """Masks of all chosen and of all rejected responses, as weights a row."""
+    return [as_weights(*masks) for masks in zip(chosen, rejected, strict=True)]
+
+
+def _first(keys: Floats, count: int) -> Mask:
+    mask = np.zeros(len(keys), dtype=bool)
+    mask[np.argsort(-keys, kind="stable")[:count]] = True
+    return mask

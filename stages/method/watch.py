@@ -14,12 +14,12 @@ WINDOW: Final = 3
 def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor | None, pairs: int) -> dict[str, Tensor]:
     """Mean log-prob of the tokens that take part, a response each, nats; detached, each (B,).
 
-    With a reference also `kl_estimate`: the mean of log pi - log pi_ref over the tokens of both responses, nats a
-    token. It estimates the distance from the reference on the data's responses, not on samples of the policy, and
+    With a reference also `kl_estimate`: the weighted mean of log pi - log pi_ref over the tokens of both responses,
+    nats a token. It estimates the distance from the reference on the data's responses, not on samples of the policy, and
     may be negative.
 
     Args:
-        reference_R: reference log-probs, summed over the tokens that take part; None where there is no reference.
+        reference_R: weighted sums of reference log-probs; None where there is no reference.
         pairs: B; R is B where there are no rejected responses, else 2B.
     """
     taken_RW = weights_RW != 0
@@ -28,7 +28,8 @@ def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor |
     means_SB = (sums_R / count_R).view(-1, pairs)
     metrics = dict(zip(("chosen_logp", "rejected_logp"), means_SB, strict=False))
     if reference_R is not None:
-        metrics["kl_estimate"] = ((sums_R - reference_R) / count_R).view(-1, pairs).mean(0)
+        weighted_R = (logps_RW.detach() * weights_RW).sum(-1)
+        metrics["kl_estimate"] = ((weighted_R - reference_R) / weights_RW.sum(-1)).view(-1, pairs).mean(0)
     return metrics
 
 

@@ -86,13 +86,13 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
     A backward pass with gradient checkpointing recomputes layers, so it belongs inside.
     """
     global _open
-    before = model.config._attn_implementation
+    before, outer = model.config._attn_implementation, _open
     model.set_attn_implementation(NAME)
     _open = layout
     try:
         yield
     finally:
-        _open = None
+        _open = outer
         model.set_attn_implementation(before)
 
 

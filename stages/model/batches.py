@@ -31,10 +31,13 @@ def padded_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int
     return groups
 
 
-def collate(examples: list[Example], device: torch.device) -> Batch:
+def collate(examples: list[Example], device: torch.device, *, every_token: bool = False) -> Batch:
     """Pad on the right with id 0, which the attention mask hides; no id is ever taken to mean padding.
 
     Rows are every chosen response, then every rejected one; examples without rejected ids (SFT) give chosen rows only.
+
+    Args:
+        every_token: read all response tokens, not only those with a weight.
     """
     rows = [(e.pair.prompt_ids, e.pair.chosen_ids, e.chosen_weights, e.chosen_reference) for e in examples]
     if len(examples[0].pair.rejected_ids):
@@ -43,11 +46,13 @@ def collate(examples: list[Example], device: torch.device) -> Batch:
     ids_RT = np.zeros((len(rows), width), dtype=np.int64)
     attention_RT = np.zeros((len(rows), width), dtype=np.int64)
     weights_RT = np.zeros((len(rows), width), dtype=np.float32)
+    read_RT = np.zeros((len(rows), width), dtype=np.bool_)
     for r, (prompt, response, weights, _) in enumerate(rows):
         _fill(ids_RT[r], attention_RT[r], weights_RT[r], prompt, response, weights)
+        read_RT[r, len(prompt) : len(prompt) + len(response)] = every_token | (weights != 0)
     reference_R = torch.tensor([reference for _, _, _, reference in rows], dtype=torch.float32)
     tensors = [torch.from_numpy(array) for array in (ids_RT, attention_RT, weights_RT)]
-    return Batch(*(tensor.to(device) for tensor in (*tensors, reference_R)))
+    return Batch(*(tensor.to(device) for tensor in (*tensors, reference_R, torch.from_numpy(read_RT))))
 
 
 def _fill(ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats) -> None:

@@ -6,13 +6,18 @@ of a CPU, where this is faster than the bare matrix product with its large resul
 Shapes: ``N`` rows, ``C`` columns of a tile, ``V`` vocabulary, ``H`` hidden size.
 """
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _CPU_TILE: Final = (1024, 2048)
 _DEVICE_TILE: Final = (4096, 32768)
+_CPU_LOGITS: Final = 2**22
+_DEVICE_LOGITS: Final = 2**26
+"""logits of each model that exist at once while a KL is computed"""
 
 
 class Head(NamedTuple):
@@ -47,6 +52,67 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
             hidden_NH, head.weight_VH, head.bias_V, targets_N, head
         )
     return logps_N
+
+
+class Rows(NamedTuple):
+    """Rows of a model's output: last hidden states and the head for them, or, without a head, the logits themselves."""
+
+    values_NX: Tensor
+    head: Head | None
+
+    @property
+    def vocabulary(self) -> int:
+        return self.values_NX.shape[1] if self.head is None else len(self.head.weight_VH)
+
+    def first(self, count: int) -> "Rows":
+        """The same of the first ids alone."""
+        if self.head is None:
+            return Rows(self.values_NX[:, :count], None)
+        bias_V = None if self.head.bias_V is None else self.head.bias_V[:count]
+        return Rows(self.values_NX, self.head._replace(weight_VH=self.head.weight_VH[:count], bias_V=bias_V))
+
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(log-probs (N, V), reference log-probs (N, V)) -> (N,) nats"""
+
+
+def kl_from_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
+    """KL(policy || reference): the exact sum over the vocabulary."""
+    return (ours_NV.exp() * (ours_NV - theirs_NV)).sum(-1)
+
+
+def kl_of_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
+    """KL(reference || policy)."""
+    return kl_from_reference(theirs_NV, ours_NV)
+
+
+def head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
+    """Divergence of every row's distribution from the reference's, (N,) float32 nats; no gradient reaches the latter.
+
+    Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows. A head
+    that was padded to a round number has logits for no token: only those that both models have count.
+    """
+    both = min(ours.vocabulary, theirs.vocabulary)
+    ours, theirs = ours.first(both), theirs.first(both)
+    # Cast once, so that the rows' gradients are summed in float32 whatever the model.
+    head = None if ours.head is None else ours.head._replace(weight_VH=ours.head.weight_VH.float())
+
+    def some(start: int) -> Tensor:
+        rows = slice(start, start + step)
+        with torch.no_grad():
+            theirs_NV = _log_softmax(theirs.values_NX[rows], theirs.head)
+        return divergence(_log_softmax(ours.values_NX[rows], head), theirs_NV)
+
+    budget = _CPU_LOGITS if ours.values_NX.device.type == "cpu" else _DEVICE_LOGITS
+    step = max(1, budget // ours.vocabulary)
+    starts = range(0, len(ours.values_NX), step)
+    return torch.cat([checkpoint(some, start, use_reentrant=False, preserve_rng_state=False) for start in starts])
+
+
+def _log_softmax(values_NX: Tensor, head: Head | None) -> Tensor:
+    if head is None:
+        return values_NX.float().log_softmax(-1)
+    return _capped(head, _linear(head, values_NX.float(), slice(None))).log_softmax(-1)
 
 
 class _HeadLogps(torch.autograd.Function):

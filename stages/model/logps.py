@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
 from stages.model.batches import collate, padded_groups, whole
-from stages.model.head import find_head, head_logps
+from stages.model.head import Divergence, Rows, find_head, head_kl, head_logps
 from stages.model.packing import Packed, pack, packed_groups
 from stages.model.processes import Worker, this_worker
 from stages.reporting import Task
@@ -66,14 +66,40 @@ class WeightedLogps(torch.nn.Module):
         return weighted_logps(self._reader._replace(tiled=tiled), batch).clone()
 
 
+class Reference(NamedTuple):
+    """A second model, from which the policy's divergence is measured while it trains."""
+
+    reader: Reader
+    divergence: Divergence
+
+    def packed(self, packs: bool) -> "Reference":
+        return self._replace(reader=self.reader._replace(packs=packs))
+
+
+class LogpsAndKl(torch.nn.Module):
+    """`WeightedLogps` that also gives the divergence from a reference, in the same shape.
+
+    The reference is none of its modules: it is neither trained nor shared out over processes.
+    """
+
+    def __init__(self, reader: Reader, reference: Reference) -> None:
+        super().__init__()
+        self.model = reader.model
+        self._reader = reader
+        self._reference = reference
+
+    def forward(self, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
+        return logps_and_kl(self._reader, self._reference, batch)
+
+
 def token_logps(model: Any, batch: Batch) -> Tensor:
-    """Log-prob of every weighted response token, aligned with the ids, (R, T) float32 nats; 0 elsewhere.
+    """Log-prob of every response token that is read, aligned with the ids, (R, T) float32 nats; 0 elsewhere.
 
     The logits at a position belong to the next token::
 
         ids      q0  q1  q2  y0  y1  y2  pad
-        weights   0   0   0   1   1   1   0
-        logits at         q2  y0  y1          (K positions: one before each weighted token of any row)
+        read      0   0   0   1   1   1   0
+        logits at         q2  y0  y1          (K positions: one before each such token of any row)
         logps     0   0   0   *   *   *   0   (* = log p of the id above it)
     """
     targets_K = _targets(batch)
@@ -81,20 +107,6 @@ def token_logps(model: Any, batch: Batch) -> Tensor:
     ids_RK = batch.ids_RT[:, targets_K]
     logps_RK = -F.cross_entropy(logits_RKV.flatten(0, 1), ids_RK.flatten(), reduction="none").view_as(ids_RK)
     return _at_targets(batch, targets_K, logps_RK)
-
-
-@torch.no_grad()
-def token_kl(model: Any, reference: Any, batch: Batch) -> Tensor:
-    """KL(model || reference) of the distribution each weighted token was drawn from, (R, T) nats; 0 elsewhere.
-
-    The exact sum over the vocabulary, which at a token depends on what precedes it and not on the token itself. A head
-    that was padded to a round number has rows for no token: only rows that both models have count.
-    """
-    targets_K = _targets(batch)
-    logits = [_logits(each, batch, targets_K - 1) for each in (model, reference)]
-    rows = min(each.shape[-1] for each in logits)
-    ours_RKV, theirs_RKV = (F.log_softmax(each[..., :rows], -1) for each in logits)
-    return _at_targets(batch, targets_K, (ours_RKV.exp() * (ours_RKV - theirs_RKV)).sum(-1))
 
 
 @torch.no_grad()
@@ -149,15 +161,29 @@ def response_logps(
 
 
 def make_batch(
-    examples: list[Example], device: torch.device, *, packs: bool, share_prompts: bool = True
+    examples: list[Example],
+    device: torch.device,
+    *,
+    packs: bool,
+    share_prompts: bool = True,
+    every_token: bool = False,
 ) -> Packed | Batch:
-    """Examples as the tensors of one row, where the models that read them can do that, or of padded rows."""
-    return pack(examples, device, share_prompts=share_prompts) if packs else collate(examples, device)
+    """Examples as the tensors of one row, where the models that read them can do that, or of padded rows.
+
+    Args:
+        every_token: read all response tokens, not only those with a weight.
+    """
+    if packs:
+        return pack(examples, device, share_prompts=share_prompts, every_token=every_token)
+    return collate(examples, device, every_token=every_token)
 
 
-def make_groups(reader: Reader, examples: list[Example], max_tokens: int) -> list[list[Example]]:
-    """Examples by the batch they go into, each within the budget."""
-    return [[examples[place] for place in group] for group in _groups(reader.packs, examples, max_tokens)]
+def make_groups(
+    reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool = False
+) -> list[list[Example]]:
+    """Examples by the batch they go into, each within the budget; `every_token` as in `make_batch`."""
+    sized = [whole(example.pair) for example in examples] if every_token else examples
+    return [[examples[place] for place in group] for group in _groups(reader.packs, sized, max_tokens)]
 
 
 def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
@@ -166,62 +192,100 @@ def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[Non
 
 
 def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
-    """Log-probs of the weighted tokens, float32 nats, in the shape of the batch's weights; 0 where these are 0."""
-    if isinstance(batch, Packed):
-        return _placed(batch.weights_RW, batch.places_N, _packed_logps(reader, batch))
-    if reader.alone:
-        return _one_by_one(reader, batch)
-    if not reader.tiled:
+    """Log-probs of the tokens that are read, float32 nats, in the shape of the batch's weights; 0 at other places."""
+    if isinstance(batch, Batch) and reader.alone:
+        [logps_RT] = _one_by_one([reader], batch, lambda part: [weighted_logps(reader._replace(alone=False), part)])
+        return logps_RT
+    if isinstance(batch, Batch) and not reader.tiled:
         return token_logps(reader.model, batch)
-    places_N = (batch.weights_RW != 0).flatten().nonzero().squeeze(-1)
-    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-    hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
-    logps_N = head_logps(
-        find_head(reader.model), hidden_RTH.flatten(0, 1)[places_N - 1], batch.ids_RT.flatten()[places_N]
-    )
-    return _placed(batch.weights_RW, places_N, logps_N)
+    return _placed(batch, _logps_of(_rows(reader, batch), batch))
+
+
+def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
+    """`weighted_logps`, and at the same tokens the divergence from the reference, float32 nats; 0 at other places.
+
+    The context of `reading` has to be open for the reader, as for `weighted_logps`; the reference's is opened here.
+    """
+    other = reference.reader
+    if isinstance(batch, Batch) and (reader.alone or other.alone):
+        together = reader._replace(alone=False), reference._replace(reader=other._replace(alone=False))
+        logps_RT, kl_RT = _one_by_one([reader, other], batch, lambda part: [*logps_and_kl(*together, part)])
+        return logps_RT, kl_RT
+    with torch.no_grad(), other.as_read(), reading(other, batch):
+        theirs = _rows(other, batch)
+    ours = _rows(reader, batch)
+    return _placed(batch, _logps_of(ours, batch)), _placed(batch, head_kl(ours, theirs, reference.divergence))
 
 
 def _groups(packs: bool, examples: list[Example], max_tokens: int) -> list[list[int]]:
     return packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
 
 
-def _placed(like_RW: Tensor, places_N: Tensor, values_N: Tensor) -> Tensor:
-    """Values at some places of a flattened (R, W), and 0 elsewhere."""
-    return torch.zeros_like(like_RW).flatten().index_copy(0, places_N, values_N).view_as(like_RW)
+def _places(batch: Packed | Batch) -> Tensor:
+    """Where the tokens that are read are in the flattened (R, W), (N,)."""
+    return batch.places_N if isinstance(batch, Packed) else batch.read_RW.flatten().nonzero().squeeze(-1)
 
 
-def _packed_logps(reader: Reader, batch: Packed) -> Tensor:
-    inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
-    if not reader.tiled:
-        logits_NV = reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float()
-        return -F.cross_entropy(logits_NV, batch.targets_N, reduction="none")
-    hidden_TH = reader.model.base_model(**inputs).last_hidden_state[0]
+def _placed(batch: Packed | Batch, values_N: Tensor) -> Tensor:
+    """Values of the tokens that are read put into the shape of the weights, and 0 elsewhere."""
+    like_RW = batch.weights_RW
+    return torch.zeros_like(like_RW).flatten().index_copy(0, _places(batch), values_N).view_as(like_RW)
+
+
+def _logps_of(rows: Rows, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the tokens that are read, (N,), from the rows that predict them."""
+    targets_N = batch.targets_N if isinstance(batch, Packed) else batch.ids_RT.flatten()[_places(batch)]
+    if rows.head is None:
+        return -F.cross_entropy(rows.values_NX, targets_N, reduction="none")
+    return head_logps(rows.head, rows.values_NX, targets_N)
+
+
+def _rows(reader: Reader, batch: Packed | Batch) -> Rows:
+    """What a model says where the tokens that are read are predicted."""
+    if isinstance(batch, Packed):
+        inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
+        if not reader.tiled:
+            return Rows(reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float(), None)
+        values_NX = reader.model.base_model(**inputs).last_hidden_state[0][batch.sources_N]
+    elif not reader.tiled:
+        targets_K = _targets(batch)
+        logits_RKV = _logits(reader.model, batch, targets_K - 1)
+        return Rows(logits_RKV[batch.read_RW[:, targets_K]], None)
+    else:
+        inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
+        hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
+        values_NX = hidden_RTH.flatten(0, 1)[_places(batch) - 1]
     # The head is looked up at every call: an engine that shards a model replaces its parameters.
-    return head_logps(find_head(reader.model), hidden_TH[batch.sources_N], batch.targets_N)
+    return Rows(values_NX, find_head(reader.model))
 
 
-def _one_by_one(reader: Reader, batch: Batch) -> Tensor:
-    """The rows of a batch, each in a batch of its own and without padding."""
-    rows = []
+def _one_by_one(
+    readers: Sequence[Reader], batch: Batch, read: Callable[[Batch], Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
+    """What `read` gives, (R, T) each, from rows in a batch of their own and without padding."""
+    found = []
     for row in range(len(batch.ids_RT)):
         length = int(batch.attention_RT[row].sum())
         this = (slice(row, row + 1), slice(length))
         part = Batch(
-            batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], batch.reference_R[row : row + 1]
+            batch.ids_RT[this],
+            batch.attention_RT[this],
+            batch.weights_RW[this],
+            batch.reference_R[row : row + 1],
+            batch.read_RW[this],
         )
         with torch.no_grad():
             # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
-            reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
-        logps_T = weighted_logps(reader._replace(alone=False), part)[0]
-        rows.append(F.pad(logps_T, (0, batch.ids_RT.shape[1] - length)))
-    return torch.stack(rows)
+            for reader in readers:
+                reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        found.append([F.pad(values_1T[0], (0, batch.ids_RT.shape[1] - length)) for values_1T in read(part)])
+    return tuple(torch.stack(rows) for rows in zip(*found, strict=True))
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
-    """The weighted tokens' log-probs in a row, (N,): of every pair the chosen ones, then the rejected ones."""
+    """The log-probs of the tokens that are read, (N,): of every pair the chosen ones, then the rejected ones."""
     order_R = torch.arange(len(logps), device=logps.device).view(2, -1).T.flatten()
-    return logps[order_R][batch.weights_RW[order_R] != 0]
+    return logps[order_R][batch.read_RW[order_R]]
 
 
 def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:
@@ -233,14 +297,14 @@ def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[P
 
 
 def _targets(batch: Batch) -> Tensor:
-    """The positions at which some row has a weighted token, (K,)."""
-    return (batch.weights_RW != 0).any(dim=0).nonzero().squeeze(-1)
+    """The positions at which some row has a token that is read, (K,)."""
+    return batch.read_RW.any(dim=0).nonzero().squeeze(-1)
 
 
 def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
-    """Values of K positions put back among all T, and 0 wherever a row has no weighted token."""
+    """Values of K positions put back among all T, and 0 wherever a row has no token that is read."""
     values_RT = torch.zeros_like(batch.weights_RW).index_copy(1, targets_K, values_RK)
-    return torch.where(batch.weights_RW != 0, values_RT, 0.0)
+    return torch.where(batch.read_RW, values_RT, 0.0)
 
 
 def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:

@@ -27,12 +27,14 @@ from stages.errors import SepoError
 from stages.method.watch import response_metrics
 from stages.model.checkpoints import Checkpoints
 from stages.model.interrupts import Interrupts
-from stages.model.logps import Reader, WeightedLogps, make_batch, make_groups, reading
+from stages.model.logps import LogpsAndKl, Reader, Reference, WeightedLogps, make_batch, make_groups, reading
 from stages.model.memory import OutOfMemory, memory_for
 from stages.model.metrics import MetricLog
 from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_divided
+from stages.model.trackers import FOLDER as TRACKERS
+from stages.model.trackers import tracking
 from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
 
@@ -96,6 +98,7 @@ def fit(
     folder: Path,
     reporter: Reporter,
     size: Callable[[Example], float] = lambda example: 1.0,
+    reference: Reference | None = None,
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
@@ -107,6 +110,7 @@ def fit(
         phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
         size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
+        reference: a second model, from which the divergence at every response token is given to the objective.
 
     Returns:
         the averages of the last logged steps, by name.
@@ -114,7 +118,7 @@ def fit(
     Raises:
         SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
     """
-    accelerator = join_processes(config.mixed_precision)
+    accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     if config.lora_rank:
@@ -124,7 +128,14 @@ def fit(
     reader = find_paths(model, reporter)
     if reader.alone:
         refuse_divided(accelerator, "this model's responses are read one by one")
-    module, optimizer = accelerator.prepare(WeightedLogps(reader), optimizer)
+    if reference is not None:
+        refuse_divided(accelerator, "a second model is read in every step")
+        # Both read the same batches.
+        packs = reader.packs and reference.reader.packs
+        reader, reference = reader._replace(packs=packs), reference.packed(packs)
+    module, optimizer = accelerator.prepare(
+        LogpsAndKl(reader, reference) if reference else WeightedLogps(reader), optimizer
+    )
     accelerator.register_for_checkpointing(scheduler)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
     accelerator.register_for_checkpointing(log)
@@ -132,14 +143,17 @@ def fit(
     first = checkpoints.resume(reporter)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
-    with training_mode(model, config), task_of_steps as task, Interrupts() as interrupts:
+    tracked = tracking(accelerator, config, first)
+    with training_mode(model, config), tracked, task_of_steps as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
             order = _order(schedule.pairs, schedule.epoch_of(step), config.seed)
             chosen = [examples[place] for place in schedule.step_of(order, step)]
             step_size = sum(size(example) for example in chosen)
             try:
-                done = _backward(accelerator, module, reader, chosen, objective, step_size, config)
+                done = _backward(
+                    accelerator, module, reader, chosen, objective, step_size, config, with_kl=reference is not None
+                )
             except OutOfMemory:
                 # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
                 if config.save_steps and step > checkpoints.newest and accelerator.num_processes == 1:
@@ -184,20 +198,22 @@ def _backward(
     objective: Objective,
     step_size: float,
     config: OptimizerConfig,
+    with_kl: bool,
 ) -> list[Done]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate."""
-    groups, rounds = _groups(accelerator, reader, examples, config.max_tokens_per_device)
+    groups, rounds = _groups(accelerator, reader, examples, config.max_tokens_per_device, every_token=with_kl)
     done: list[Done] = []
     for index in range(rounds):
         # A process with nothing left to do still takes part: with a pair that counts for nothing.
         idle = index >= len(groups)
         group = examples[:1] if idle else groups[index]
-        batch = make_batch(group, accelerator.device, packs=reader.packs)
+        batch = make_batch(group, accelerator.device, packs=reader.packs, every_token=with_kl)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), config.max_tokens_per_device)
         with memory, _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
-            logps_RW = module(batch)
-            loss = objective(logps_RW, batch)
+            values = module(batch)
+            logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
+            loss = objective(logps_RW, seen)
             share = 0.0 if idle else accelerator.num_processes / step_size
             accelerator.backward(loss.loss_B.sum() * share)
         # What is idle reports no pairs, under the same names as the others.
@@ -218,12 +234,12 @@ def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[st
 
 
 def _groups(
-    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int
+    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool
 ) -> tuple[list[list[Example]], int]:
     """This process's micro-batches of a step, and how many it has to take part in."""
 
     def groups_of(process: int) -> list[list[Example]]:
-        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens)
+        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens, every_token=every_token)
 
     mine = groups_of(accelerator.process_index)
     if not accelerator.is_fsdp2:

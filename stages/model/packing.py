@@ -2,8 +2,9 @@
 
 A response is cut behind its last weighted token: nothing that follows can matter to a causal model.
 
-Shapes: ``T`` tokens of the row; ``N`` weighted response tokens in it (of every pair the chosen ones, then the rejected
-ones); ``R`` responses, every chosen one, then every rejected one; ``W`` weighted tokens of the response that has most.
+Shapes: ``T`` tokens of the row; ``N`` response tokens in it that are read: the weighted ones, or all (of every pair the
+chosen ones, then the rejected ones); ``R`` responses, every chosen one, then every rejected one; ``W`` read tokens of
+the response that has most.
 """
 
 from collections.abc import Sequence
@@ -27,16 +28,20 @@ class Packed(NamedTuple):
     """int64, where each token would stand in a row of its own"""
     layout: Layout
     sources_N: Tensor
-    """int64, where in the row the logits of a weighted token are: at the token before it, for the first token of
+    """int64, where in the row the logits of a token that is read are: at the token before it, for the first token of
     either response the last one of the prompt"""
     targets_N: Tensor
-    """int64, the weighted tokens' ids"""
+    """int64, the ids of the tokens that are read"""
     places_N: Tensor
     """int64, where each of them is in the flattened `weights_RW`"""
     weights_RW: Tensor
-    """float32, the weights of each response's weighted tokens, then 0"""
+    """float32, the weights of each response's tokens that are read, then 0"""
     reference_R: Tensor
     """float32, summed reference log-probs"""
+    read_RW: Tensor
+    """bool, where `weights_RW` holds a token"""
+    kl_RW: Tensor | None = None
+    """float32 nats, divergence from a reference at every token that is read, where it was asked for"""
 
 
 class _Response(NamedTuple):
@@ -45,9 +50,9 @@ class _Response(NamedTuple):
     row: int
     """R"""
     ids: Ids
-    """up to the last weighted one"""
+    """up to the last one that is read"""
     places: NDArray[np.int64]
-    """of the weighted ones among them"""
+    """of those that are read"""
     weights: Floats
     """of these"""
     reference: float
@@ -82,19 +87,22 @@ def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int
     return groups
 
 
-def pack(examples: Sequence[Example], device: torch.device, *, share_prompts: bool = True) -> Packed:
+def pack(
+    examples: Sequence[Example], device: torch.device, *, share_prompts: bool = True, every_token: bool = False
+) -> Packed:
     """Put examples into one row; where none has a rejected response (SFT), R is their number, else twice that.
 
     Args:
         share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
+        every_token: read all response tokens, not only those with a weight.
     """
-    parts = [_part(row, example, len(examples)) for row, example in enumerate(examples)]
+    parts = [_part(row, example, len(examples), every_token) for row, example in enumerate(examples)]
     if not share_prompts:
         parts = [_Part(prompt, [response]) for prompt, responses in parts for response in responses]
     spans = lay_out([_lengths(part) for part in parts])
     responses = [response for part in parts for response in part.responses]
     sources = [source for span, part in zip(spans, parts, strict=True) for source in _sources(span, part)]
-    weights_RW, reference_R = _by_response(responses)
+    weights_RW, reference_R, read_RW = _by_response(responses)
     width = weights_RW.shape[1]
     return Packed(
         ids_T=_integers(
@@ -107,21 +115,20 @@ def pack(examples: Sequence[Example], device: torch.device, *, share_prompts: bo
         places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
         weights_RW=torch.from_numpy(weights_RW).to(device),
         reference_R=torch.from_numpy(reference_R).to(device),
+        read_RW=torch.from_numpy(read_RW).to(device),
     )
 
 
-def _part(row: int, example: Example, count: int) -> _Part:
-    pair = example.pair
-    responses = [_response(row, pair.chosen_ids, example.chosen_weights, example.chosen_reference)]
+def _part(row: int, example: Example, count: int, every_token: bool) -> _Part:
+    pair, last = example.pair, len if every_token else _last
+    sides = [(row, pair.chosen_ids, example.chosen_weights, example.chosen_reference)]
     if len(pair.rejected_ids):
-        rejected = _response(count + row, pair.rejected_ids, example.rejected_weights, example.rejected_reference)
-        responses.append(rejected)
+        sides.append((count + row, pair.rejected_ids, example.rejected_weights, example.rejected_reference))
+    responses = []
+    for number, ids, weights, reference in sides:
+        places = np.arange(len(ids)) if every_token else np.flatnonzero(weights)
+        responses.append(_Response(number, ids[: last(weights)], places, weights[places], reference))
     return _Part(pair.prompt_ids, responses)
-
-
-def _response(row: int, ids: Ids, weights: Floats, reference: float) -> _Response:
-    places = np.flatnonzero(weights)
-    return _Response(row, ids[: _last(weights)], places, weights[places], reference)
 
 
 def _last(weights: Floats) -> int:
@@ -145,14 +152,16 @@ def _sources(span: Span, part: _Part) -> list[NDArray[Any]]:
     ]
 
 
-def _by_response(responses: list[_Response]) -> tuple[Floats, Floats]:
-    """weights_RW and reference_R."""
+def _by_response(responses: list[_Response]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """weights_RW, reference_R and read_RW."""
     rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
     weights_RW, reference_R = np.zeros((rows, width), np.float32), np.zeros(rows, np.float32)
+    read_RW = np.zeros((rows, width), np.bool_)
     for each in responses:
         weights_RW[each.row, : len(each.places)] = each.weights
+        read_RW[each.row, : len(each.places)] = True
         reference_R[each.row] = each.reference
-    return weights_RW, reference_R
+    return weights_RW, reference_R, read_RW
 
 
 def _ids(part: _Part) -> list[Ids]:

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.configs import worker_numbers
 from stages.errors import SepoError
+from stages.model.trackers import refuse_missing_tracker
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
@@ -43,24 +45,35 @@ def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
 
 
-def join_processes(mixed_precision: str = "no") -> Accelerator:
+def join_processes(mixed_precision: str = "no", report_to: str = "none", folder: Path | None = None) -> Accelerator:
     """This process's accelerator, as `accelerate launch` or torchrun configured it.
+
+    Args:
+        report_to: the tracker that `stages.model.trackers.tracking` opens.
+        folder: where a tracker that writes files puts them.
 
     Raises:
         SepoError: several processes were started, but accelerate sees one: they would all write the same files; or an
-            engine was asked for that this loop does not know, or that this machine does not have.
+            engine was asked for that this loop does not know, or that this machine does not have; or the tracker is
+            not installed.
     """
     for engine in ("DeepSpeed", "Megatron_LM"):
         if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
             raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
+    refuse_missing_tracker(report_to)
     # It would fill the model in the first process only; until training begins, every process reads a whole one.
     disable_fsdp_ram_efficient_loading()
     # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    log_with = report_to if folder is not None and report_to != "none" else None
     # Of two stages in one process each may have a precision of its own; the group of processes stays.
     AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision=mixed_precision, gradient_accumulation_steps=1, kwargs_handlers=[patience]
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[patience],
+        log_with=log_with,
+        project_dir=folder,
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:

@@ -1,5 +1,5 @@
-"""Reference log-probs that one stage computed, for the next one that needs them: `sepo train-oracle` writes, `sepo
-score` reads.
+"""Log-probs that were computed once, for whoever needs them next: `sepo train-oracle` writes those of the reference,
+`sepo score` reads them; `sepo train-policy` keeps its own for a run that goes on.
 
 One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.currency.content_hash`): it does not
 matter from which data set, or in which order, the pairs come the next time.
@@ -17,6 +17,8 @@ from stages.currency import PairLogps, TokenPair, content_hash
 from stages.store.files import write_whole
 
 FILE: Final = "reference-logps.parquet"
+START: Final = "start-logps.parquet"
+"""under the model a policy starts from, where that is not the reference"""
 _FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _SCHEMA: Final = pa.schema(
     [
@@ -52,7 +54,9 @@ class KnownLogps:
         return found if fits else None
 
 
-def write_logps(folder: Path, pairs: Iterable[TokenPair], logps: Iterable[PairLogps], model: str) -> None:
+def write_logps(
+    folder: Path, pairs: Iterable[TokenPair], logps: Iterable[PairLogps], model: str, name: str = FILE
+) -> None:
     """Write the log-probs of pairs, whole or not at all.
 
     Args:
@@ -65,16 +69,16 @@ def write_logps(folder: Path, pairs: Iterable[TokenPair], logps: Iterable[PairLo
         "rejected_logps": [each.rejected for _, each in rows],
     }
     table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
-    write_whole(folder / FILE, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_whole(folder / name, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
-def read_logps(folder: Path, model: str) -> KnownLogps | None:
+def read_logps(folder: Path, model: str, name: str = FILE) -> KnownLogps | None:
     """The log-probs under the model with this hash; None if there are none, or they cannot be read.
 
     Nothing is lost with a damaged file: its numbers are computed again.
     """
     try:
-        table = pq.read_table(folder / FILE)
+        table = pq.read_table(folder / name)
     except (OSError, pa.ArrowInvalid):
         return None
     metadata = table.schema.metadata or {}

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.currency import ScoredPair
+from stages.currency import ScoredPair, longest
 from stages.errors import SepoError
+from stages.reporting import Reporter
 from stages.store.manifest import read_manifest
 from stages.store.place import Place, place_of
 from stages.store.shards import (
@@ -56,6 +57,28 @@ class Scores(NamedTuple):
         if count != self.manifest["counts"]["kept"]:
             kept = self.manifest["counts"]["kept"]
             raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
+
+    def rows_within(self, max_length: int, reporter: Reporter) -> tuple[list[ScoredPair], int]:
+        """The rows whose pairs are at most so long, and how many others there are.
+
+        Raises:
+            SepoError: there is none.
+        """
+        kept: list[ScoredPair] = []
+        too_long = 0
+        with reporter.task(f"read {self.folder}", self.manifest["counts"]["kept"], "pairs") as task:
+            for row in self.rows():
+                task.advance()
+                if longest(row.pair) > max_length:
+                    too_long += 1
+                else:
+                    kept.append(row)
+        if not kept:
+            raise SepoError(
+                f"{self.folder}: all {too_long:,} pairs are longer than {max_length:,} tokens",
+                hint="raise --max-length",
+            )
+        return kept, too_long
 
 
 def open_scores(folder: str | Path) -> Scores:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.currency import PairLogps, ScoredPair, TokenPair
+from stages.currency import PairLogps, PairWeights, ScoredPair, TokenPair
 from stages.errors import SepoError
 from stages.store.files import hash_open
 from stages.store.manifest import FORMAT
@@ -34,6 +34,9 @@ SCHEMA: Final = pa.schema(
         pa.field("rejected_reference_logps", _FLOATS),
     ]
 )
+WEIGHTS: Final = ("chosen_weights", "rejected_weights")
+"""list<float32>, which another scorer may add: a weight for every response token"""
+READ: Final = (*SCHEMA.names, *WEIGHTS)
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
 ROWS_IN_MEMORY: Final = 1024
@@ -153,7 +156,7 @@ def read_shard(place: Place, name: str, fingerprint: str, seal: Seal | None = No
         SepoError: damaged, not Parquet, of another run, without a needed column, or a row that contradicts itself.
     """
     for batch in _batches(place, name, fingerprint, seal):
-        columns = {name: _arrays(batch.column(name)) for name in batch.schema.names if name in SCHEMA.names}
+        columns = {name: _arrays(batch.column(name)) for name in batch.schema.names if name in READ}
         for index in range(batch.num_rows):
             row = _row(columns, index)
             check_row(row, name)
@@ -224,7 +227,10 @@ def _row(columns: dict[str, list[Any]], index: int) -> ScoredPair:
     if cell.get("chosen_reference_logps") is not None and cell.get("rejected_reference_logps") is not None:
         reference = PairLogps(cell["chosen_reference_logps"], cell["rejected_reference_logps"])
     pair = TokenPair(cell["pair_id"], cell["prompt_ids"], cell["chosen_ids"], cell["rejected_ids"])
-    return ScoredPair(pair, PairLogps(cell["chosen_scores"], cell["rejected_scores"]), reference)
+    weights = None
+    if any(cell.get(name) is not None for name in WEIGHTS):
+        weights = PairWeights(cell.get(WEIGHTS[0]), cell.get(WEIGHTS[1]))  # type: ignore[arg-type]  # checked with the row
+    return ScoredPair(pair, PairLogps(cell["chosen_scores"], cell["rejected_scores"]), reference, weights)
 
 
 def check_row(row: ScoredPair, where: str) -> None:
@@ -246,6 +252,19 @@ def check_row(row: ScoredPair, where: str) -> None:
         _check_side(prefix, side, parts[f"{side}_ids"], getattr(row.scores, side), "scores")
         if row.reference is not None:
             _check_side(prefix, side, parts[f"{side}_ids"], getattr(row.reference, side), "reference_logps")
+        if row.weights is not None:
+            _check_weights(prefix, side, parts[f"{side}_ids"], getattr(row.weights, side))
+
+
+def _check_weights(prefix: str, side: str, ids: Any, weights: Any) -> None:
+    if weights is None:
+        raise SepoError(f"{prefix} has no {side}_weights", hint="give weights for both responses of a row, or for none")
+    _check_side(prefix, side, ids, weights, "weights")
+    if np.min(weights) < 0:
+        place = int(np.argmin(weights))
+        raise SepoError(
+            f"{prefix} has a negative weight in {side}_weights, at token {place}", hint="0 leaves a token out"
+        )
 
 
 def _check_side(prefix: str, side: str, ids: Any, values: Any, what: str) -> None:

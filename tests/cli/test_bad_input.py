@@ -119,8 +119,15 @@ def test_an_oracle_option_out_of_range(ends_well, chat_folder, tmp_path, option,
         ("--rejected-ratio", "-0.3", "rejected_ratio must be in (0, 1], got -0.3"),
         ("--gamma", "0", "gamma must be above 0 and finite, got 0.0"),
         ("--margin", "-1", "margin must be at least 0 and finite, got -1.0"),
-        ("--objective", "sepp", "objective must be one of sepo, simpo, got 'sepp'"),
-        ("--select", "best", "select must be one of oracle, random, got 'best'"),
+        ("--objective", "sepp", "tdpo, tdpo1, got 'sepp' (did you mean sepo?)"),
+        ("--beta", "0.1", "beta is no option of objective sepo; cpo, dpo, ipo, orpo, r-dpo, tdpo, tdpo1 have it"),
+        ("--threshold", "0.1", "threshold is no option of select oracle; threshold has it"),
+        (
+            "--reference-model",
+            "m",
+            "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo, tdpo1",
+        ),
+        ("--select", "best", "symmetric, threshold, got 'best'"),
     ],
 )
 def test_a_policy_option_out_of_range(ends_well, world, chat_folder, tmp_path, option, value, said):

@@ -47,7 +47,9 @@ def test_version(sepo):
     assert out.startswith("sepo 0.")
 
 
-@pytest.mark.parametrize("command", ["train-oracle", "score", "train-policy", "make-demo", "demo-report"])
+@pytest.mark.parametrize(
+    "command", ["train-oracle", "score", "train-policy", "cut-model", "project-scores", "make-demo", "demo-report"]
+)
 def test_help_of_a_command_ends_with_an_example(sepo, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     code, out, _ = sepo(command, "--help")
@@ -80,7 +82,8 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(sepo, tmp_path):
     file.write_text(f"output_dir: {tmp_path / 'demo'}\ntrain-pairs: 9\ntest_pairs: 3\n")
     code, _, _ = sepo("make-demo", "--config", file, "--train-pairs", "6")
     assert code == 0
-    assert settings_of(tmp_path / "demo") == {"train_pairs": 6, "test_pairs": 3, "seed": DemoConfig.seed}
+    expected = {"train_pairs": 6, "test_pairs": 3, "oracle_size": "same", "seed": DemoConfig.seed}
+    assert settings_of(tmp_path / "demo") == expected
 
 
 def test_a_flag_that_repeats_the_default_still_beats_the_file(sepo, stage, tmp_path):

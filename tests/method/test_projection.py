@@ -1,5 +1,7 @@
 """The projection of scores, against a slow one that hands out every token's score letter by letter."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,7 +28,7 @@ def letter_by_letter(scores, borders, other_borders, parts=12):
     for at in range(*last):
         stretches[at] += waiting / (last[1] - last[0])
     cuts = [0, *(round(end * parts) for end in other_borders)]
-    return [sum(stretches[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [sum(stretches[a:b]) for a, b in itertools.pairwise(cuts)]
 
 
 def test_a_token_cut_in_two_gives_each_part_by_its_letters():

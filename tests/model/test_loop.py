@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
-from stages.method.losses import sepo, sft
+from stages.method.objectives.sepo import sepo
+from stages.method.objectives.sft import sft
 from stages.model.batches import collate, whole
 from stages.model.checkpoints import Checkpoints, forget_checkpoints
 from stages.model.logps import token_logps
@@ -23,7 +24,7 @@ SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, "num_tr
 
 
 def objective(logps_RW, batch):
-    return sepo(logps_RW, batch.weights_RW, gamma=2.1, margin=0.5)
+    return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
 
 
 def train(folder, *, pairs=10, objective=objective, model=None, size=None, reporter=None, **settings):
@@ -90,7 +91,7 @@ def test_norms_are_not_decayed(tmp_path):
 def test_sft_divides_by_the_tokens_of_the_step(tmp_path):
     train(
         tmp_path,
-        objective=lambda logps_RW, batch: sft(logps_RW, batch.weights_RW),
+        objective=sft,
         size=lambda example: float(len(example.pair.chosen_ids) + len(example.pair.rejected_ids)),
         learning_rate=1e-9,
         batch_size=10,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method.losses import sepo
+from stages.method.objectives.sepo import sepo
 from stages.model.attention import Layout, lay_out, packed_attention
 from stages.model.batches import collate, whole
-from stages.model.head import Head, head_logps
+from stages.model.head import Head, _HeadLogps, head_logps
 from stages.model.logps import make_batch, reading, response_logps, token_logps, weighted_logps
 from stages.model.packing import pack, packed_groups, unique_tokens
 from stages.model.paths import find_paths
@@ -152,7 +152,7 @@ def gradients(reader, examples, *, plainly):
     batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=reader.packs)
     with reading(reader, batch):
         logps = token_logps(model, batch) if plainly else weighted_logps(reader, batch)
-        loss = sepo(logps, batch.weights_RW, gamma=2.1, margin=0.5).loss_B
+        loss = sepo(logps, batch, gamma=2.1, margin=0.5).loss_B
         loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in model.named_parameters()}
 
@@ -307,8 +307,11 @@ def test_a_frozen_head_gets_no_gradient_and_changes_none(frozen):
         hidden_NH, targets_N = torch.randn(9, 5, requires_grad=True), torch.arange(9)
         weight_VH = torch.randn(20, 5, requires_grad="weight" in learns)
         bias_V = torch.randn(20, requires_grad="bias" in learns)
-        head_logps(Head(weight_VH, bias_V, 1.0, None), hidden_NH, targets_N).sum().backward()
-        return {"hidden": hidden_NH.grad, "weight": weight_VH.grad, "bias": bias_V.grad}
+        logps_N = head_logps(Head(weight_VH, bias_V, 1.0, None), hidden_NH, targets_N)
+        # Asked directly: autograd would throw away what was computed for nothing.
+        return dict(
+            zip(("hidden", "weight", "bias"), _HeadLogps.backward(logps_N.grad_fn, torch.ones(9)), strict=False)
+        )
 
     whole, part = slopes({"weight", "bias"}), slopes({"weight", "bias"} - {*frozen})
     for name, expected in whole.items():

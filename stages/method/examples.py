@@ -1,0 +1,88 @@
+"""Scored pairs and what a rule made of them, as training takes them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stages.currency import Example, Floats, PairLogps, ScoredPair
+from stages.errors import SepoError
+from stages.method.selection import Selection
+
+SIDES = ("chosen", "rejected")
+
+
+class Weighed(NamedTuple):
+    """Examples, and the counts for the manifest."""
+
+    examples: list[Example]
+    counts: dict[str, Any]
+
+    def __str__(self) -> str:
+        """``40 pairs; selected 80 of 246 chosen tokens (32.5%) and 77 of 231 rejected tokens (33.3%)``."""
+        dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in self.counts["dropped"].items())
+        notes = "".join(f"; {count:,} {what}" for what, count in self.counts["selection"].items())
+        return f"{self.counts['kept']:,} pairs{dropped}; selected {self.shares}{notes}"
+
+    @property
+    def shares(self) -> str:
+        selected, tokens = self.counts["selected"], self.counts["tokens"]
+        return " and ".join(
+            f"{selected[side]:,} of {tokens[side]:,} {side} tokens ({selected[side] / max(1, tokens[side]):.1%})"
+            for side in SIDES
+        )
+
+
+def make_examples(
+    rows: Sequence[ScoredPair], selection: Selection, references: Sequence[PairLogps] | None, too_long: dict[str, int]
+) -> Weighed:
+    """Join rows, weights and reference log-probs; a pair of which a response has no weight is dropped and counted.
+
+    Args:
+        references: log-probs under the reference, a row each, where the objective has one.
+        too_long: reason -> pairs that were left out before for it, for the counts.
+
+    Raises:
+        SepoError: no pair is left.
+    """
+    examples: list[Example] = []
+    empty = 0
+    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(SIDES, 0) for name in ("tokens", "selected")}
+    for place, (row, weights) in enumerate(zip(rows, selection.weights, strict=True)):
+        if not all(side.any() for side in weights):
+            empty += 1
+            continue
+        reference = PairLogps(*(np.zeros_like(side) for side in weights)) if references is None else references[place]
+        sums = [_weighted_sum(*sides) for sides in zip(weights, reference, strict=True)]
+        examples.append(Example(row.pair, weights.chosen, weights.rejected, *sums))
+        for name, side in zip(SIDES, weights, strict=True):
+            counts["tokens"][name] += len(side)
+            counts["selected"][name] += int(np.count_nonzero(side))
+    if not examples:
+        raise SepoError(
+            f"in each of the {empty:,} pairs a response has no weighted token",
+            hint="give every response a token with a weight above 0",
+        )
+    dropped = {**too_long, "a response without a weighted token": empty}
+    return Weighed(
+        examples,
+        {
+            "read": len(examples) + sum(dropped.values()),
+            "kept": len(examples),
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            **counts,
+            "selection": selection.notes,
+        },
+    )
+
+
+def chosen_only(example: Example) -> Example:
+    """The example without its rejected response."""
+    nothing = np.empty(0, np.float32)
+    pair = example.pair._replace(rejected_ids=np.empty(0, np.int32))
+    return example._replace(pair=pair, rejected_weights=nothing, rejected_reference=0.0)
+
+
+def _weighted_sum(weights: Floats, logps: Floats) -> float:
+    """In float64: reference and policy nearly cancel."""
+    return float((weights.astype(np.float64) * logps).sum())

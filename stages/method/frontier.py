@@ -1,0 +1,50 @@
+"""How much true reward a policy gained for how much divergence, along its training, over several runs of one recipe."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from stages.method.statistics import Z_95, Interval
+
+T_95: Final = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t, by degrees of freedom from 0"""
+
+
+class Point(NamedTuple):
+    """One model of a run: after how many steps, and what its samples are worth."""
+
+    step: int
+    kl: float
+    """from the reference, nats a response, on its own samples"""
+    reward: float
+    """true reward of a response"""
+    tokens: float
+    """of a response"""
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """The mean over runs with Student's 95% interval, which holds what chance did in training and in sampling.
+
+    A single run tells nothing of that: its interval is infinite.
+    """
+    runs = len(values)
+    quantile = T_95[runs - 1] if runs <= len(T_95) else Z_95
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
+    mean = float(np.mean(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def reward_at(path: Sequence[Point], kl: float) -> float | None:
+    """The reward where a run first reaches a divergence, on straight lines between its points; None if it never does.
+
+    Args:
+        path: the points of one run by step, the reference first (step 0, kl 0).
+    """
+    for before, after in itertools.pairwise(path):
+        if before.kl <= kl <= after.kl:
+            share = (kl - before.kl) / (after.kl - before.kl) if after.kl > before.kl else 1.0
+            return before.reward + share * (after.reward - before.reward)
+    return None

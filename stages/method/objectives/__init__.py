@@ -1,0 +1,1 @@
+"""The objectives of `sepo train-policy`, one module each; see `stages.catalogue`."""

@@ -1,0 +1,32 @@
+"""Selective preference optimization."""
+
+from typing import Final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.currency import PairLoss, Weighted
+from stages.method.rewards import anchors, pair_loss, selected_rewards
+
+SELECT: Final = "oracle"
+
+
+def sepo(
+    logps_RW: Tensor,
+    batch: Weighted,
+    *,
+    gamma: float = 2.1,
+    margin: float = 0.5,
+    sft_weight: float = 0.0,
+    kl_weight: float = 0.0,
+    anchor_margin: bool = False,
+) -> PairLoss:
+    """-log sigmoid(u(y_w) - u(y_l) - margin), arXiv 2408.13518 Eq. 11
+
+    u is gamma times the mean log-prob of the selected tokens. With every weight 1 it is SimPO (arXiv 2405.14734 Eq. 6,
+    its beta = gamma, its gamma = margin). The anchors are off in the paper.
+    """
+    rewards_R = selected_rewards(logps_RW, batch, gamma=gamma, anchor_margin=anchor_margin)
+    chosen_B, rejected_B = rewards_R.chunk(2)
+    terms = anchors(logps_RW, batch, sft_weight=sft_weight, kl_weight=kl_weight)
+    return pair_loss(-F.logsigmoid(chosen_B - rejected_B - margin), chosen_B, rejected_B, **terms)

@@ -1,0 +1,18 @@
+"""Supervised fine-tuning."""
+
+from typing import Final
+
+from torch import Tensor
+
+from stages.currency import PairLoss, Weighted
+from stages.method.rewards import weighted_sum
+
+CHOSEN_ONLY: Final = True
+
+
+def sft(logps_RW: Tensor, batch: Weighted) -> PairLoss:
+    """-log pi(y_w), averaged over the tokens of a step; the rejected responses are left out
+
+    One row a pair, R = B, and one sum a row: the loop divides by the tokens of the step.
+    """
+    return PairLoss(-weighted_sum(logps_RW, batch), {})

@@ -1,0 +1,31 @@
+"""SimPO."""
+
+from torch import Tensor
+
+from stages.currency import PairLoss, Weighted
+from stages.method.objectives.sepo import sepo
+
+
+def simpo(
+    logps_RW: Tensor,
+    batch: Weighted,
+    *,
+    gamma: float = 2.1,
+    margin: float = 0.5,
+    sft_weight: float = 0.0,
+    kl_weight: float = 0.0,
+    anchor_margin: bool = False,
+) -> PairLoss:
+    """-log sigmoid(u(y_w) - u(y_l) - margin) on all tokens, arXiv 2405.14734 Eq. 6
+
+    Its beta is gamma here, its gamma is the margin: it is the loss of `sepo`, and differs in the tokens it is given.
+    """
+    return sepo(
+        logps_RW,
+        batch,
+        gamma=gamma,
+        margin=margin,
+        sft_weight=sft_weight,
+        kl_weight=kl_weight,
+        anchor_margin=anchor_margin,
+    )

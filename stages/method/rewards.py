@@ -1,0 +1,98 @@
+"""What objectives are made of: pure functions of per-token log-probs.
+
+Shapes: ``B`` pairs; ``R = 2B`` rows, every chosen response and then every rejected one (``R = B`` where there are only
+chosen ones); ``W`` places. ``logps_RW`` holds log pi_theta(y_i | q, y_<i) at the tokens of a response and 0 elsewhere;
+the weight of a token that takes no part is 0. Sums and means run over the weighted tokens: with every weight 1, over
+the response.
+"""
+
+import torch
+from torch import Tensor
+
+from stages.currency import PairLoss, Weighted
+
+
+def weighted_sum(values_RW: Tensor, batch: Weighted) -> Tensor:
+    """sum over tokens of weight * value, (R,)."""
+    return (values_RW * batch.weights_RW).sum(-1)
+
+
+def weighted_mean(values_RW: Tensor, batch: Weighted) -> Tensor:
+    """The same, divided by the sum of the weights, (R,)."""
+    return weighted_sum(values_RW, batch) / batch.weights_RW.sum(-1)
+
+
+def log_ratios(logps_RW: Tensor, batch: Weighted) -> Tensor:
+    """log pi_theta(y | q) - log pi_ref(y | q), summed over the weighted tokens, (R,)."""
+    return weighted_sum(logps_RW, batch) - batch.reference_R
+
+
+def selected_rewards(logps_RW: Tensor, batch: Weighted, *, gamma: float, anchor_margin: bool) -> Tensor:
+    """u(y) = gamma / |selected| * sum over selected of log pi_theta(y_i | q, y_<i), (R,).
+
+    Source: arXiv 2408.13518 Eq. 11, normalised by the number of tokens really selected. With every weight 1 it is
+    SimPO's length-normalised reward (arXiv 2405.14734 Eq. 4, beta = gamma).
+
+    Args:
+        anchor_margin: count log-probs from the reference's, log pi_theta - log pi_ref.
+    """
+    sums_R = log_ratios(logps_RW, batch) if anchor_margin else weighted_sum(logps_RW, batch)
+    return gamma * sums_R / batch.weights_RW.sum(-1)
+
+
+def chosen_nll(logps_RW: Tensor, batch: Weighted) -> Tensor:
+    """Mean negative log-prob of a chosen token, (B,)."""
+    return -weighted_mean(logps_RW, batch).chunk(2)[0]
+
+
+def mean_kl(batch: Weighted) -> Tensor:
+    """KL from the reference, mean over all tokens of a response, selected or not; mean of the two responses, (B,)."""
+    chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.read_RW.sum(-1)).chunk(2)
+    return (chosen_B + rejected_B) / 2
+
+
+def sequence_kl(batch: Weighted) -> Tensor:
+    """KL from the reference, summed over the weighted tokens, (R,)."""
+    return weighted_sum(_kl(batch), batch)
+
+
+def pair_loss(loss_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, **terms: tuple[float, Tensor]) -> PairLoss:
+    """A loss, its metrics, and what is added to it.
+
+    Args:
+        chosen_B: reward of each chosen response; with `rejected_B`, for the metrics alone.
+        terms: name -> (weight, values (B,)), added to the loss and logged.
+    """
+    margin_B = (chosen_B - rejected_B).detach()
+    metrics = {
+        # A tie counts half.
+        "accuracy": (torch.sign(margin_B) + 1) / 2,
+        "reward_margin": margin_B,
+        "chosen_reward": chosen_B.detach(),
+        "rejected_reward": rejected_B.detach(),
+    }
+    for name, (weight, values_B) in terms.items():
+        loss_B = loss_B + weight * values_B
+        metrics[name] = values_B.detach()
+    return PairLoss(loss_B, metrics)
+
+
+def anchors(
+    logps_RW: Tensor, batch: Weighted, *, sft_weight: float, kl_weight: float
+) -> dict[str, tuple[float, Tensor]]:
+    """The terms that hold a loss near the data and near the reference, for `pair_loss`; weight 0 leaves one out.
+
+    The SFT term is the mean negative log-prob of a chosen token (as in RPO, arXiv 2404.19733 Eq. 1).
+    """
+    terms = {}
+    if sft_weight:
+        terms["sft_loss"] = (sft_weight, chosen_nll(logps_RW, batch))
+    if kl_weight:
+        terms["kl"] = (kl_weight, mean_kl(batch))
+    return terms
+
+
+def _kl(batch: Weighted) -> Tensor:
+    if batch.kl_RW is None:
+        raise ValueError("no KL was computed: the loop needs a reference for that")
+    return batch.kl_RW

@@ -1,0 +1,16 @@
+"""The control that should harm."""
+
+from stages.currency import PairLogps
+from stages.method.selection import Evidence, Selection, ranked
+
+
+def inverted(
+    evidence: Evidence,
+    *,
+    chosen_ratio: float = 0.3,
+    rejected_ratio: float = 0.3,
+    authors_rule: bool = False,
+) -> Selection:
+    """the worst of each chosen response, the best of each rejected one"""
+    keys = (PairLogps(-row.scores.chosen, row.scores.rejected) for row in evidence.rows)
+    return ranked(keys, chosen_ratio, rejected_ratio, authors_rule=authors_rule)

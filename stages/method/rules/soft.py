@@ -1,0 +1,22 @@
+"""Weights instead of a selection."""
+
+import numpy as np
+
+from stages.currency import Floats
+from stages.method.selection import Evidence, Selection, as_weights
+
+
+def soft(
+    evidence: Evidence, *, soft_k: float = 1.0, soft_mu: float = 1.0, soft_low: float = -0.5, soft_high: float = 1.5
+) -> Selection:
+    """all tokens, weighted by k exp(mu clamp(score, L, U)), mu negative in rejected responses, arXiv 2410.04350
+
+    (TIS-DPO.) k matters to objectives that sum over tokens; those that average divide it out.
+    """
+
+    def weight(scores: Floats, mu: float) -> Floats:
+        weights: Floats = soft_k * np.exp(mu * np.clip(scores, soft_low, soft_high))
+        return weights
+
+    rows = [row.scores for row in evidence.rows]
+    return Selection([as_weights(weight(row.chosen, soft_mu), weight(row.rejected, -soft_mu)) for row in rows])

@@ -1,0 +1,374 @@
+"""What `sepo train-policy` does beyond its defaults: other objectives, references, selections and anchors."""
+
+import json
+from dataclasses import fields
+from functools import cache
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stages.catalogue import defaults_in_words, objectives, rules
+from stages.configs import PolicyConfig
+from stages.errors import SepoError
+from stages.model.folders import load_model, save_model
+from stages.model.metrics import read_metrics
+from stages.reporting import Quiet
+from stages.store.scores import open_scores
+from tests import reference
+from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
+from tests.reference import Side
+from tests.world import run_policy, run_score
+
+PAIRWISE = [name for name in objectives() if name != "sft"]
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def losses(folder):
+    return [record["loss"] for record in read_metrics(folder)]
+
+
+def first_loss(world, model, tmp_path, **options):
+    run_policy(world, model, output=tmp_path / "p", batch_size=40, max_steps=1, **options)
+    return losses(tmp_path / "p")[0]
+
+
+@cache
+def plain_logps(world, folder):
+    """Log-probs of every response of every pair, by plain Python."""
+    model = load_model(folder, trust_remote_code=False)
+    rows = open_scores(world / "scores").rows()
+    return [[reference.response_logps(model, row.pair.prompt_ids, ids) for ids in row.pair[2:]] for row in rows]
+
+
+@cache
+def plain_kl(world, ours, theirs):
+    """KL(ours || theirs) at every token of every response, from whole logits."""
+    models = [load_model(folder, trust_remote_code=False) for folder in (ours, theirs)]
+    found = []
+    for row in open_scores(world / "scores").rows():
+        start = len(row.pair.prompt_ids)
+        for ids in row.pair[2:]:
+            whole = torch.tensor([[*row.pair.prompt_ids.tolist(), *ids.tolist()]])
+            with torch.no_grad():
+                one, other = (model(input_ids=whole).logits[0].log_softmax(-1) for model in models)
+            found.append((one.exp() * (one - other)).sum(-1)[start - 1 : whole.shape[1] - 1].tolist())
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def sides(world, policy, anchor, select="all", kl=None):
+    """Every pair as two `Side`s: log-probs, reference log-probs and KL by plain ways, weights by the rule."""
+    found = []
+    rows = open_scores(world / "scores").rows()
+    for place, row in enumerate(rows):
+        pair = []
+        for n, (ids, scores) in enumerate(zip(row.pair[2:], row.scores, strict=True)):
+            logps = [plain_logps(world, folder)[place][n] for folder in (policy, anchor)]
+            places = reference.select(scores.tolist(), 0.3, highest=n == 0) if select == "oracle" else range(len(ids))
+            weights = [float(each in places) for each in range(len(ids))]
+            pair.append(Side(*logps, weights, kl and kl[place][n]))
+        found.append(pair)
+    return found
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, chatml):
+    """Another model with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("other")
+    save_model(tiny_llama(len(chatml), seed=9), chatml, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_the_first_loss_of_every_objective_is_that_of_its_slow_self(world, chat_folder, other, tmp_path, name):
+    entry = objectives()[name]
+    needs_kl = "kl" in entry.needs
+    given = {"reference_model": str(other)} if entry.needs else {}
+    select = entry.constants.get("SELECT", "all")
+    pairs = sides(world, chat_folder, other, select, plain_kl(world, other, chat_folder) if needs_kl else None)
+    expected = np.mean([getattr(reference, name.replace("-", "_"))(*pair, **entry_options(entry)) for pair in pairs])
+    assert first_loss(world, chat_folder, tmp_path, objective=name, **given) == pytest.approx(
+        expected, rel=1e-4, abs=1e-4
+    )
+
+
+def entry_options(entry):
+    return {name: value for name, value in entry.options.items() if name != "anchor_margin"}
+
+
+def test_sft_averages_over_the_chosen_tokens_of_a_step(world, chat_folder, tmp_path):
+    pairs = sides(world, chat_folder, chat_folder)
+    expected = -sum(chosen.sum for chosen, _ in pairs) / sum(len(chosen.logps) for chosen, _ in pairs)
+    assert first_loss(world, chat_folder, tmp_path, objective="sft") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sepo", "sepo-hinge", "simpo"])
+def test_anchors_by_their_slow_selves(world, chat_folder, other, tmp_path, name):
+    entry = objectives()[name]
+    kl = plain_kl(world, chat_folder, other)
+    pairs = sides(world, chat_folder, other, entry.constants.get("SELECT", "all"), kl)
+    options = {"gamma": 1.5, "margin": 0.4, "sft_weight": 0.3, "kl_weight": 0.7, "anchor_margin": True}
+    expected = np.mean([getattr(reference, name.replace("-", "_"))(*pair, **options) for pair in pairs])
+    found = first_loss(world, chat_folder, tmp_path, objective=name, reference_model=str(other), **options)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_without_another_one_the_start_is_the_reference(world, chat_folder, tmp_path):
+    """DPO begins at ln 2, an anchored margin at -log sigmoid(-margin), the KL at 0."""
+    assert first_loss(world, chat_folder, tmp_path, objective="dpo") == pytest.approx(np.log(2), abs=1e-5)
+    options = {"anchor_margin": True, "margin": 0.5, "kl_weight": 9.0, "overwrite": True}
+    assert first_loss(world, chat_folder, tmp_path, **options) == pytest.approx(np.log1p(np.exp(0.5)), abs=1e-4)
+
+
+@pytest.mark.parametrize("option", [{"objective": name} for name in objectives() if name != "sepo"] + [{"select": name} for name in rules() if name not in ("oracle", "column")] + [
+    {"authors_rule": True}, {"anchor_margin": True}, {"sft_weight": 1.0}, {"kl_weight": 5.0},
+], ids=lambda option: "-".join(map(str, *option.items())))  # fmt: skip
+def test_every_objective_rule_and_anchor_changes_the_training(world, chat_folder, tmp_path, option):
+    run_policy(world, chat_folder, output=tmp_path / "p", max_steps=3, **option)
+    assert len(losses(tmp_path / "p")) == 3
+    assert losses(tmp_path / "p")[2] != losses(world / "policy")[2]
+
+
+@pytest.mark.parametrize(
+    ("base", "option"),
+    [
+        ({"objective": "dpo"}, {"beta": 0.9}), ({"objective": "tdpo"}, {"alpha": 0.0}), ({"objective": "r-dpo", "select": "threshold"}, {"alpha": 0.9}),
+        ({"objective": "slic"}, {"margin": 9.0}), ({"objective": "sepo-hinge"}, {"margin": 9.0}),
+        ({"select": "threshold"}, {"threshold": -0.05}), ({"select": "soft"}, {"soft_mu": 5.0}),
+        ({"select": "soft", "objective": "dpo"}, {"soft_k": 5.0}), ({"select": "soft"}, {"soft_low": -0.01}),
+        ({"select": "soft"}, {"soft_high": 0.0}), ({"select": "auto"}, {"auto_share": 0.2}),
+        ({"select": "earliest"}, {"chosen_ratio": 0.9}), ({"select": "confidence"}, {"rejected_ratio": 0.9}),
+    ],
+)  # fmt: skip
+def test_every_option_of_an_objective_or_rule_changes_the_training(world, chat_folder, tmp_path, base, option):
+    for name, more in (("a", {}), ("b", option)):
+        run_policy(world, chat_folder, output=tmp_path / name, max_steps=3, **base, **more)
+    assert losses(tmp_path / "a") != losses(tmp_path / "b")
+
+
+def test_the_resolved_options_are_in_the_manifest_and_the_card(world, chat_folder, tmp_path):
+    run_policy(world, chat_folder, output=tmp_path / "p", max_steps=1, objective="tdpo", alpha=0.2)
+    settings = manifest(tmp_path / "p")["settings"]
+    assert {name: settings[name] for name in ("objective", "select", "beta", "alpha", "gamma", "chosen_ratio")} == {
+        "objective": "tdpo", "select": "all", "beta": 0.1, "alpha": 0.2, "gamma": None, "chosen_ratio": None,
+    }  # fmt: skip
+    card = (tmp_path / "p/README.md").read_text()
+    assert "| beta | 0.1 |" in card
+    assert "gamma" not in card
+    # Spelt out, the defaults are the same run.
+    assert not run_policy(
+        world, chat_folder, output=tmp_path / "p", max_steps=1, objective="tdpo", alpha=0.2, beta=0.1
+    ).fresh
+
+
+class Counting(Quiet):
+    """The titles of the tasks of a run."""
+
+    def __init__(self):
+        super().__init__()
+        self.titles = []
+
+    def task(self, title, total, unit):
+        self.titles.append(title)
+        return super().task(title, total, unit)
+
+
+def computed(reporter):
+    return [title for title in reporter.titles if title.startswith("log-probs under")]
+
+
+def test_reference_logps_are_taken_from_the_scores_whose_reference_it_is(world, chat_folder, tmp_path):
+    """The shards' numbers are used where the model is the same to the bit, and the loss is the same as computed anew."""
+    name = str(world / "oracle/reference")
+    reporter = Counting()
+    run_policy(world, chat_folder, reporter, output=tmp_path / "a", objective="dpo", reference_model=name, max_steps=2)
+    assert computed(reporter) == []
+    assert not (tmp_path / "a/reference-logps.parquet").exists()
+    run_score(world, output=tmp_path / "apart", precision="medium")
+    again = Counting()
+    run_policy(
+        world, chat_folder, again, output=tmp_path / "b", scores=tmp_path / "apart", objective="dpo", reference_model=name,
+        max_steps=2,
+    )  # fmt: skip
+    assert len(computed(again)) == 1
+    assert "reference-logps.parquet" in manifest(tmp_path / "b")["files"]
+    np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), atol=1e-5)
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledInTraining(Counting):
+    def advance(self, amount=1, note=""):
+        if self.titles[-1] == "dpo" and note:
+            raise Killed
+
+
+@pytest.mark.parametrize(("select", "files"), [("all", 1), ("confidence", 2)])
+def test_a_resumed_run_computes_no_logps_again(world, chat_folder, other, tmp_path, select, files):
+    options = {"objective": "dpo", "select": select, "reference_model": str(other), "save_steps": 1}
+    with pytest.raises(Killed):
+        run_policy(world, chat_folder, first := KilledInTraining(), output=tmp_path / "p", **options)
+    run_policy(world, chat_folder, second := Counting(), output=tmp_path / "p", **options)
+    assert (len(computed(first)), len(computed(second))) == (files, 0)
+    run_policy(world, chat_folder, output=tmp_path / "untouched", **options)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "untouched" / name).read_bytes()
+
+
+def test_logps_of_another_model_are_not_taken(world, chat_folder, other, tmp_path):
+    options = {"objective": "dpo", "max_steps": 1, "reference_model": str(tmp_path / "moving")}
+    save_model(load_model(chat_folder, trust_remote_code=False), tokenizer(other), tmp_path / "moving")
+    run_policy(world, chat_folder, output=tmp_path / "p", **options)
+    save_model(load_model(other, trust_remote_code=False), tokenizer(other), tmp_path / "moving")
+    with pytest.raises(SepoError, match=r"the reference differs$"):
+        run_policy(world, chat_folder, output=tmp_path / "p", **options)
+
+
+def tokenizer(folder):
+    from stages.model.folders import load_tokenizer
+
+    return load_tokenizer(folder, trust_remote_code=False)
+
+
+def test_a_reference_with_another_vocabulary_is_refused(world, chat_folder, chatml, tmp_path):
+    foreign = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
+    save_model(tiny_llama(len(foreign)), foreign, tmp_path / "foreign")
+    save_model(tiny_llama(300), chatml, tmp_path / "small")
+    save_model(tiny_llama(len(chatml) + 64), chatml, tmp_path / "padded")
+    for name, objective, said in [
+        ("foreign", "dpo", r"the token->id map of .*foreign is not the one"),
+        ("small", "dpo", r"the scores hold token id \d+, but .*small has embeddings for 300"),
+        ("padded", "tdpo", r"no KL between heads of \d+ rows \(the policy's\) and \d+ \(.*padded's\)"),
+    ]:
+        with pytest.raises(SepoError, match=said):
+            run_policy(
+                world,
+                chat_folder,
+                output=tmp_path / name[:1],
+                objective=objective,
+                reference_model=str(tmp_path / name),
+            )
+    assert run_policy(
+        world,
+        chat_folder,
+        output=tmp_path / "o",
+        objective="dpo",
+        max_steps=1,
+        reference_model=str(tmp_path / "padded"),
+    ).fresh
+
+
+def with_columns(world, tmp_path, make):
+    """A copy of the scores, without seals, whose shards have columns made of their rows."""
+    folder = tmp_path / "weighted"
+    folder.mkdir()
+    written = manifest(world / "scores")
+    del written["shards"]
+    (folder / "manifest.json").write_text(json.dumps(written))
+    for name in written["files"]:
+        table = pq.read_table(world / "scores" / name)
+        for column, values in make(table.to_pylist()).items():
+            table = table.append_column(column, [values])
+        pq.write_table(table, folder / name)
+    return folder
+
+
+def test_weights_may_come_with_the_scores(world, chat_folder, tmp_path):
+    """A column that says what the oracle rule would say gives the same policy, to the bit."""
+
+    def as_the_oracle(rows):
+        found = {}
+        for side, highest in (("chosen", True), ("rejected", False)):
+            places = [reference.select(row[f"{side}_scores"], 0.3, highest=highest) for row in rows]
+            found[f"{side}_weights"] = [
+                [float(i in those) for i in range(len(row[f"{side}_scores"]))]
+                for row, those in zip(rows, places, strict=True)
+            ]
+        return found
+
+    folder = with_columns(world, tmp_path, as_the_oracle)
+    run_policy(world, chat_folder, scores=folder, output=tmp_path / "p", select="column")
+    assert losses(tmp_path / "p") == losses(world / "policy")
+    with pytest.raises(SepoError, match="pair 0 comes without weights, and select column takes nothing else"):
+        run_policy(world, chat_folder, output=tmp_path / "q", select="column")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([-1.0], "pair 0 has a negative weight in chosen_weights, at token 0"),
+        ([float("nan")], "pair 0 has a chosen_weights that is not finite, at token 0"),
+        ([1.0, 2.0] * 40, r"pair 0 has \d+ chosen_ids and 80 chosen_weights"),
+        (None, "pair 0 has no chosen_weights"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value, said):
+    def bad(rows):
+        whole = {
+            f"{side}_weights": [[1.0] * len(row[f"{side}_ids"]) for row in rows] for side in ("chosen", "rejected")
+        }
+        if value is None:
+            return {"rejected_weights": whole["rejected_weights"]}
+        first = whole["chosen_weights"][0]
+        whole["chosen_weights"][0] = value if len(value) > 1 else [*value, *first[1:]]
+        return whole
+
+    with pytest.raises(SepoError, match=said):
+        run_policy(
+            world, chat_folder, scores=with_columns(world, tmp_path, bad), output=tmp_path / "p", select="column"
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"objective": "dpo", "gamma": 1.0}, "gamma is no option of objective dpo; sepo, sepo-hinge, simpo have it"),
+        ({"threshold": 0.1}, "threshold is no option of select oracle; threshold has it"),
+        ({"objective": "simpo", "chosen_ratio": 0.3}, "chosen_ratio is no option of select all"),
+        ({"objective": "dpo", "anchor_margin": True}, "anchor_margin is no option of objective dpo"),
+        ({"select": "threshold", "authors_rule": True}, "authors_rule is no option of select threshold; inverted, oracle, random"),
+        ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo, tdpo1 have"),
+        ({"reference_model": "m", "kl_weight": 0.0}, "reference_model is not used"),
+        ({"select": "soft", "soft_low": 3.0}, "soft_low must be at most soft_high, got 3.0 and 1.5"),
+        ({"objective": "simop"}, r"got 'simop' \(did you mean simpo"),
+        ({"select": "orcle"}, r"got 'orcle' \(did you mean oracle"),
+        ({"objective": "xyzzy"}, r"got 'xyzzy'$"),
+        ({"objective": "dpo", "beta": 0.0}, "beta must be above 0"),
+        ({"select": "auto", "auto_share": 1.5}, "auto_share must be in"),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_is_refused(given, said):
+    with pytest.raises(SepoError, match=said):
+        PolicyConfig(**given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"anchor_margin": True}, {"kl_weight": 0.1}, {"objective": "ipo"}, {"objective": "tdpo1"}]
+)
+def test_a_reference_may_be_named_where_something_is_measured_from_it(given):
+    assert PolicyConfig(reference_model="m", **given).reference_model == "m"
+
+
+def test_every_option_of_an_objective_or_rule_is_one_of_the_command_and_of_one_kind():
+    taken = [{option for entry in kind().values() for option in entry.options} for kind in (objectives, rules)]
+    assert not taken[0] & taken[1]
+    assert taken[0] | taken[1] <= {field.name for field in fields(PolicyConfig)}
+
+
+def test_the_catalogue_is_what_the_functions_say():
+    import inspect
+
+    for entry in [*objectives().values(), *rules().values()]:
+        parameters = inspect.signature(entry.load()).parameters.values()
+        assert entry.options == {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        assert entry.summary == inspect.getdoc(entry.load()).splitlines()[0]
+
+
+def test_defaults_are_told_in_words():
+    assert defaults_in_words("margin") == "sepo, simpo 0.5; sepo-hinge 0.0; slic 1.0"
