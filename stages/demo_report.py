@@ -35,6 +35,7 @@ STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)
 MAX_NEW_TOKENS: Final = 64
 SAMPLE_BATCH: Final = 256
+KL_TOKENS: Final = 8192
 
 
 class Finding(NamedTuple):
@@ -181,7 +182,7 @@ def _kl_per_token(
     """Mean KL from the reference over all sampled tokens, with a bootstrap interval over responses."""
     ours, theirs = (find_paths(each, Quiet()) for each in (model, reference))
     pairs = [as_pair(number, *each) for number, each in enumerate(zip(prompts, answers, strict=True))]
-    kl_N2 = response_kl(ours, theirs, pairs, device=device, task=Quiet())
+    kl_N2 = response_kl(ours, theirs, pairs, max_tokens=KL_TOKENS, device=device, task=Quiet())
     return bootstrap_ratio(kl_N2[:, 0], np.array([len(answer) for answer in answers]), seed=seed)
 
 

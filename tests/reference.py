@@ -158,8 +158,7 @@ def token_kl(model, other, prompt_ids, response_ids):
         ours, theirs = (each(input_ids=torch.tensor([ids])).logits[0].double().tolist() for each in (model, other))
     found = []
     for place in range(len(prompt_ids), len(ids)):
-        p, q = log_softmax(ours[place - 1]), log_softmax(theirs[place - 1])
-        found.append(sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)))
+        found.append(kl(ours[place - 1], theirs[place - 1]))
     return found
 
 

@@ -7,15 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from stages.currency import Ids, TokenPair
-from stages.model.batches import collate, padded_groups, whole
-from stages.model.folders import head_rows
-from stages.model.logps import Reader, token_kl
+from stages.model.batches import whole
+from stages.model.head import kl_from_reference
+from stages.model.logps import Reader, Reference, logps_and_kl, make_batch, make_groups, reading
 from stages.reporting import Task
 
-LOGITS: Final = 1 << 25
-"""of one model in one group; a response whose own are more is a group by itself"""
-MOST_TOKENS: Final = 8192
-"""of one group"""
 _NOTHING: Final = np.empty(0, np.int32)
 
 
@@ -24,24 +20,31 @@ def as_pair(number: int, prompt: Ids, response: Ids) -> TokenPair:
     return TokenPair(number, prompt, response, _NOTHING)
 
 
+@torch.no_grad()
 def response_kl(
-    reader: Reader, reference: Reader, pairs: list[TokenPair], *, device: torch.device, task: Task
+    reader: Reader, other: Reader, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
 ) -> NDArray[np.float64]:
-    """KL(model || reference) summed over the tokens of each pair's chosen and rejected response, (N, 2) nats.
+    """KL(model || other model) summed over the tokens of each pair's chosen and rejected response, (N, 2) nats.
 
     At a token it is the divergence of the two distributions that the token is drawn from, given what precedes it.
 
     Args:
         pairs: either all with a rejected response, or all without; then the second column is 0.
+        max_tokens: of one forward pass.
         task: advanced by one for every pair.
     """
-    examples = [whole(pair) for pair in pairs]
-    room = 1 if reader.alone or reference.alone else min(MOST_TOKENS, LOGITS // head_rows(reader.model))
-    kl_N2 = np.zeros((len(examples), 2))
-    for group in padded_groups(examples, room):
-        batch = collate([examples[place] for place in group], device)
-        kl_RT = token_kl(reader.model.eval(), reference.model.eval(), batch)
-        by_side = kl_RT.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
-        kl_N2[group, : by_side.shape[1]] = by_side
+    packs = reader.packs and other.packs
+    reader, reference = reader._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
+    for model in (reader.model, other.model):
+        model.eval()
+    # Numbered by their places: groups come back in another order.
+    examples = [whole(pair._replace(pair_id=place)) for place, pair in enumerate(pairs)]
+    kl_N2 = np.zeros((len(pairs), 2))
+    for group in make_groups(reader, examples, max_tokens):
+        batch = make_batch(group, device, packs=packs)
+        with reader.as_read(), reading(reader, batch):
+            _, kl_RW = logps_and_kl(reader, reference, batch)
+        by_side = kl_RW.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
+        kl_N2[[example.pair.pair_id for example in group], : by_side.shape[1]] = by_side
         task.advance(len(group))
     return kl_N2

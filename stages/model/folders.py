@@ -182,11 +182,6 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def head_rows(model: Any) -> int:
-    """How many ids the model has a logit for; may exceed the tokenizer's."""
-    return int(model.config.get_text_config().vocab_size)
-
-
 def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
     """The longest row that a model was made for, as its configuration tells; None where it tells nothing."""
     described = base_folder(folder) if is_adapter(folder) else folder

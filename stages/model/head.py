@@ -64,6 +64,13 @@ class Rows(NamedTuple):
     def vocabulary(self) -> int:
         return self.values_NX.shape[1] if self.head is None else len(self.head.weight_VH)
 
+    def first(self, count: int) -> "Rows":
+        """The same of the first ids alone."""
+        if self.head is None:
+            return Rows(self.values_NX[:, :count], None)
+        bias_V = None if self.head.bias_V is None else self.head.bias_V[:count]
+        return Rows(self.values_NX, self.head._replace(weight_VH=self.head.weight_VH[:count], bias_V=bias_V))
+
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(log-probs (N, V), reference log-probs (N, V)) -> (N,) nats"""
@@ -82,8 +89,11 @@ def kl_of_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
 def head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
     """Divergence of every row's distribution from the reference's, (N,) float32 nats; no gradient reaches the latter.
 
-    Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows.
+    Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows. A head
+    that was padded to a round number has logits for no token: only those that both models have count.
     """
+    both = min(ours.vocabulary, theirs.vocabulary)
+    ours, theirs = ours.first(both), theirs.first(both)
     # Cast once, so that the rows' gradients are summed in float32 whatever the model.
     head = None if ours.head is None else ours.head._replace(weight_VH=ours.head.weight_VH.float())
 

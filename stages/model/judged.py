@@ -60,7 +60,9 @@ class Judged:
         assert self._reference is not None
         readers = [self._reader(self._reference), self._reader(folder)]
         with self._reporter.task(title, len(pairs), "pairs") as task:
-            return response_kl(readers[1], readers[0], pairs, device=self.device, task=task)
+            return response_kl(
+                readers[1], readers[0], pairs, max_tokens=self._max_tokens, device=self.device, task=task
+            )
 
     def answers(self, folder: Path, prompts: list[Ids], how: Sampling, name: str) -> list[Ids]:
         """One answer for each prompt, at temperature 1; prompts of one length are asked together."""

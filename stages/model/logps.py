@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
 from stages.model.batches import collate, padded_groups, whole
-from stages.model.head import Divergence, Rows, find_head, head_kl, head_logps, kl_from_reference
+from stages.model.head import Divergence, Rows, find_head, head_kl, head_logps
 from stages.model.packing import Packed, pack, packed_groups
 from stages.model.processes import Worker, this_worker
 from stages.reporting import Task
@@ -107,20 +107,6 @@ def token_logps(model: Any, batch: Batch) -> Tensor:
     ids_RK = batch.ids_RT[:, targets_K]
     logps_RK = -F.cross_entropy(logits_RKV.flatten(0, 1), ids_RK.flatten(), reduction="none").view_as(ids_RK)
     return _at_targets(batch, targets_K, logps_RK)
-
-
-@torch.no_grad()
-def token_kl(model: Any, reference: Any, batch: Batch) -> Tensor:
-    """KL(model || reference) of the distribution each token that is read was drawn from, (R, T) nats; 0 elsewhere.
-
-    The exact sum over the vocabulary, which at a token depends on what precedes it and not on the token itself. A head
-    that was padded to a round number has rows for no token: only rows that both models have count.
-    """
-    targets_K = _targets(batch)
-    logits = [_logits(each, batch, targets_K - 1) for each in (model, reference)]
-    rows = min(each.shape[-1] for each in logits)
-    ours_RKV, theirs_RKV = (F.log_softmax(each[..., :rows], -1) for each in logits)
-    return _at_targets(batch, targets_K, kl_from_reference(ours_RKV, theirs_RKV))
 
 
 @torch.no_grad()
