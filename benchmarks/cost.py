@@ -3,10 +3,10 @@ SimPO on the policy.
 
     python benchmarks/cost.py --model M --dataset pairs.jsonl.gz
 
-The lengths are those of real pairs; the models are Llama-shaped, of the policy's depth and width or narrower. A product of
-matrices costs 2 operations a weight and token forward and 4 backward; the head runs on the rows that an objective needs,
-and its logits are computed twice in training. Attention's own products are left out (they are small at these lengths). The
-prompt counts once for its two answers. One epoch of everything.
+The lengths are those of real pairs; the models are Llama-shaped, of the policy's depth and width or narrower. A
+product of matrices costs 2 operations a weight and token forward and 4 backward; the head runs on the rows that an
+objective needs, and its logits are computed twice in training. Attention's own products are left out (they are small at
+these lengths). The prompt counts once for its two answers. One epoch of everything.
 """
 
 import argparse
@@ -87,9 +87,15 @@ def main() -> None:
     sepo = training(POLICY, of.unique, SHARE * of.responses)
     simpo = training(POLICY, of.unique, of.responses)
     dpo = simpo + forward(POLICY, of.unique, of.responses)
-    print(f"{options.dataset}: prompt {of.prompt:.0f}, chosen {of.chosen:.0f}, rejected {of.rejected:.0f} tokens a pair")
-    print(f"policy {POLICY.name}, TFLOP a pair: SePO {sepo / 1e12:.1f}, SimPO {simpo / 1e12:.1f}, DPO {dpo / 1e12:.1f}\n")
-    print("| oracle | SFT + DPO + scoring, TFLOP a pair | pipeline / DPO | pipeline / SimPO | the same, oracle shared by 4 policies |")
+    print(
+        f"{options.dataset}: prompt {of.prompt:.0f}, chosen {of.chosen:.0f}, rejected {of.rejected:.0f} tokens a pair"
+    )
+    print(
+        f"policy {POLICY.name}, TFLOP a pair: SePO {sepo / 1e12:.1f}, SimPO {simpo / 1e12:.1f}, DPO {dpo / 1e12:.1f}\n"
+    )
+    print(
+        "| oracle | SFT + DPO + scoring, TFLOP a pair | pipeline / DPO | pipeline / SimPO | the same, oracle shared by 4 policies |"
+    )
     print("|---|---|---|---|---|")
     for oracle in ORACLES:
         parts = oracle_cost(oracle, of)

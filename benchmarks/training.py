@@ -2,8 +2,8 @@
 
     python benchmarks/training.py --model M --dataset pairs.jsonl.gz --pairs 16 --rounds 3
 
-Every contestant runs in a process of its own, so that its peak memory is its own. The time is that of training alone,
-without imports and loading; for DPO with the reference's log-probs, which TRL computes in every step and sepo once.
+Every contestant runs in a process of its own, so that its peak memory is its own. The time is that of the steps behind
+the first one; for DPO with the reference's log-probs, which TRL computes in every step and sepo once.
 Needs TRL: pip install 'sepo[bench]'.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 STEP = 4
-OURS = ("dpo", "simpo", "sepo")
+OURS = ("dpo", "dpo+checkpointing", "simpo", "sepo", "sepo+checkpointing", "floor")
 THEIRS = ("trl-dpo", "trl-simpo")
 
 
@@ -46,12 +46,32 @@ def pairs_of(options: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
     return encoder, texts, ids
 
 
+class Clock:
+    """The time of the steps behind the first one, in which memory is claimed and kernels are chosen."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def tick(self, steps: int = 0) -> None:
+        self.ends.append(time.perf_counter())
+
+    def seconds_a_pair(self) -> float:
+        return (self.ends[-1] - self.ends[0]) / ((len(self.ends) - 1) * STEP)
+
+
+def selected(pair: Any, rng: Any) -> Any:
+    """Which tokens are selected does not matter to the cost, only how many, and where the last one is."""
+    from stages.currency import Example, PairLogps
+    from stages.method.selection import select_key_tokens
+
+    scores = PairLogps(*(rng.standard_normal(len(part)).astype(np.float32) for part in pair[2:]))
+    return Example(pair, *(mask.astype(np.float32) for mask in select_key_tokens(scores, 0.3, 0.3)))
+
+
 def ours(options: argparse.Namespace) -> float:
     from stages.configs import OptimizerConfig
-    from stages.currency import Example, PairLogps
     from stages.method.objectives.dpo import dpo
     from stages.method.objectives.sepo import sepo
-    from stages.method.selection import select_key_tokens
     from stages.model.batches import whole
     from stages.model.folders import load_model
     from stages.model.logps import response_logps
@@ -60,46 +80,81 @@ def ours(options: argparse.Namespace) -> float:
     from stages.model.verdict import with_reference
     from stages.reporting import Quiet
 
-    _, _, pairs = pairs_of(options)
+    pairs = options.data or pairs_of(options)[2]
     model = load_model(Path(options.model), trust_remote_code=False)
+    name, _, checkpointing = options.who.partition("+")
     config = OptimizerConfig(
-        batch_size=STEP, learning_rate=1e-6, save_steps=0, max_tokens_per_device=options.max_tokens, max_length=4096
+        batch_size=STEP,
+        learning_rate=1e-6,
+        save_steps=0,
+        max_tokens_per_device=options.max_tokens,
+        max_length=4096,
+        gradient_checkpointing=bool(checkpointing),
     )
     start = time.perf_counter()
     examples = [whole(pair) for pair in pairs]
-    if options.who == "dpo":
+    if name == "dpo":
+        reader = find_paths(model, Quiet())
         [logps] = response_logps(
-            [find_paths(model, Quiet())],
-            pairs,
-            max_tokens=options.max_tokens,
-            device=torch.device("cpu"),
-            task=Quiet(),
+            [reader], pairs, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet()
         )
         examples = with_reference(pairs, logps)
-    if options.who == "sepo":
-        # Which tokens are selected does not matter to the cost, only how many, and where the last one is.
+    reference = time.perf_counter() - start
+    if name == "sepo":
         rng = np.random.default_rng(0)
-        examples = []
-        for pair in pairs:
-            scores = PairLogps(*(rng.standard_normal(len(part)).astype(np.float32) for part in pair[2:]))
-            chosen, rejected = select_key_tokens(scores, 0.3, 0.3)
-            examples.append(Example(pair, chosen.astype(np.float32), rejected.astype(np.float32)))
+        examples = [selected(pair, rng) for pair in pairs]
 
     def objective(logps_RW: Any, batch: Any) -> Any:
-        if options.who == "dpo":
-            return dpo(logps_RW, batch, beta=0.1)
-        return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
+        return dpo(logps_RW, batch) if name == "dpo" else sepo(logps_RW, batch)
 
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        fit(model, examples, objective, config, phase=options.who, folder=Path(folder), reporter=Quiet())
-    return time.perf_counter() - start
+        fit(
+            model,
+            examples,
+            objective,
+            config,
+            phase=name,
+            folder=Path(folder),
+            reporter=Quiet(),
+            after_step=clock.tick,
+        )
+    return clock.seconds_a_pair() + (reference / len(pairs) if name == "dpo" else 0.0)
+
+
+def floor(options: argparse.Namespace) -> float:
+    """Forward and backward of the same unique tokens, a row a pair, and of the head on the rows that SePO needs."""
+    from stages.model.folders import load_model
+    from stages.model.packing import pack
+
+    rng = np.random.default_rng(0)
+    pairs = options.data or pairs_of(options)[2]
+    model = load_model(Path(options.model), trust_remote_code=False).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    clock = Clock()
+    for start in range(0, len(pairs), STEP):
+        for pair in pairs[start : start + STEP]:
+            row = pack([selected(pair, rng)], torch.device("cpu"))
+            hidden_TH = model.model(input_ids=row.ids_T[None], use_cache=False).last_hidden_state[0]
+            logits_NV = model.lm_head(hidden_TH[row.sources_N])
+            torch.nn.functional.cross_entropy(logits_NV, row.targets_N).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.tick()
+    return clock.seconds_a_pair()
 
 
 def theirs(options: argparse.Namespace) -> float:
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    clock = Clock()
+
+    class Ticks(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick()
 
     _, texts, _ = pairs_of(options)
     rows = [
@@ -136,15 +191,29 @@ def theirs(options: argparse.Namespace) -> float:
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(options.model),
+            callbacks=[Ticks()],
         )
-        start = time.perf_counter()
         trainer.train()
-        return time.perf_counter() - start
+    return clock.seconds_a_pair()
+
+
+def by_length(options: argparse.Namespace) -> None:
+    """Ours on random pairs: 64 tokens of prompt, and responses of a given length."""
+    from stages.currency import TokenPair
+
+    rng = np.random.default_rng(0)
+    print("| response tokens | SePO, s a pair | s a 1,000 tokens |\n|---|---|---|")
+    for length in options.lengths:
+        parts = [[rng.integers(0, 40_000, n).astype(np.int32) for n in (64, length, length)] for _ in range(2 * STEP)]
+        options.data, options.who = [TokenPair(number, *part) for number, part in enumerate(parts)], "sepo"
+        seconds = ours(options)
+        print(f"| {length} | {seconds:.2f} | {1000 * seconds / (64 + 2 * length):.2f} |", flush=True)
 
 
 def contestant(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
-    seconds = ours(options) if options.who in OURS else theirs(options)
+    run = {"floor": floor, **dict.fromkeys(THEIRS, theirs)}.get(options.who, ours)
+    seconds = run(options)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print("RESULT " + json.dumps({"seconds": seconds, "gigabytes": memory}), flush=True)
 
@@ -157,8 +226,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--who", choices=[*OURS, *THEIRS])
+    parser.add_argument("--lengths", type=int, nargs="*", help="only ours, on random responses so long")
+    parser.set_defaults(data=None)
     return parser.parse_args()
 
 
@@ -166,6 +237,10 @@ def main() -> None:
     options = parse()
     if options.who:
         contestant(options)
+        return
+    if options.lengths:
+        torch.set_num_threads(options.threads)
+        by_length(options)
         return
     found: dict[str, list[dict[str, float]]] = {who: [] for who in (*OURS, *THEIRS)}
     for number in range(options.rounds):
@@ -182,10 +257,10 @@ def main() -> None:
     print(f"torch {version('torch')}, transformers {version('transformers')}, trl {version('trl')}")
     print("| who | s a pair | x TRL's pairs/s | peak memory, GB | x TRL's memory |\n|---|---|---|---|---|")
     for who, results in found.items():
-        rival = found[who if who in THEIRS else "trl-dpo" if who == "dpo" else "trl-simpo"]
+        rival = found[who if who in THEIRS else "trl-dpo" if who.startswith("dpo") else "trl-simpo"]
         pace = statistics.median(r["seconds"] / o["seconds"] for r, o in zip(rival, results, strict=True))
         memory = statistics.median(o["gigabytes"] / r["gigabytes"] for r, o in zip(rival, results, strict=True))
-        seconds = statistics.median(o["seconds"] for o in results) / options.pairs
+        seconds = statistics.median(o["seconds"] for o in results)
         gigabytes = statistics.median(o["gigabytes"] for o in results)
         print(f"| {who} | {seconds:.2f} | {pace:.2f} | {gigabytes:.1f} | {memory:.2f} |")
 
