@@ -94,7 +94,7 @@ def main() -> None:
         f"policy {POLICY.name}, TFLOP a pair: SePO {sepo / 1e12:.1f}, SimPO {simpo / 1e12:.1f}, DPO {dpo / 1e12:.1f}\n"
     )
     print(
-        "| oracle | SFT + DPO + scoring, TFLOP a pair | pipeline / DPO | pipeline / SimPO | the same, oracle shared by 4 policies |"
+        "| oracle | SFT + DPO + scoring, TFLOP a pair | pipeline / DPO | pipeline / SimPO | with 4 policies an oracle |"
     )
     print("|---|---|---|---|---|")
     for oracle in ORACLES:

@@ -22,9 +22,10 @@ from stages.method.objectives.slic import slic
 from stages.model.batches import whole
 from stages.model.folders import load_model, load_tokenizer, save_model
 from stages.model.logps import response_logps
-from stages.model.loop import _order, fit
+from stages.model.loop import fit
 from stages.model.metrics import read_metrics
 from stages.model.paths import find_paths
+from stages.model.schedule import order_of_epoch
 from stages.model.verdict import with_reference
 from stages.reporting import Quiet
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows
@@ -114,7 +115,7 @@ def theirs(folder, tmp_path, trainer_class, config_class, **options):
             return SequentialSampler(self.train_dataset)
 
     given = rows()
-    dataset = Dataset.from_list([given[place] for place in _order(PAIRS, 0, 42)])
+    dataset = Dataset.from_list([given[place] for place in order_of_epoch(PAIRS, 0, 42)])
     settings = {
         "output_dir": str(tmp_path / "trl"), "per_device_train_batch_size": STEP, "num_train_epochs": 1, "warmup_steps": 1,
         "adam_beta1": 0.9, "adam_beta2": 0.95, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.configs import OptimizerConfig, OracleConfig, PolicyConfig, ScoreConfig
 from stages.errors import SepoError
-from stages.model.loop import make_schedule
+from stages.model.schedule import make_schedule
 from stages.reporting import Table
 
 FORWARD: Final = 2

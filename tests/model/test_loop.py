@@ -15,8 +15,9 @@ from stages.method.objectives.sft import sft
 from stages.model.batches import collate, whole
 from stages.model.checkpoints import Checkpoints, forget_checkpoints
 from stages.model.logps import token_logps
-from stages.model.loop import _order, fit, make_schedule
+from stages.model.loop import fit
 from stages.model.metrics import read_metrics, read_times, training_warnings
+from stages.model.schedule import make_schedule, order_of_epoch
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama, token_pair
 
@@ -204,14 +205,14 @@ def test_a_run_of_one_step_moves_the_weights(tmp_path):
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    assert _order(20, 0, 42) != _order(20, 1, 42) != _order(20, 1, 43)
-    assert sorted(_order(20, 1, 42)) == list(range(20))
+    assert order_of_epoch(20, 0, 42) != order_of_epoch(20, 1, 42) != order_of_epoch(20, 1, 43)
+    assert sorted(order_of_epoch(20, 1, 42)) == list(range(20))
 
 
 def test_a_smaller_last_step_is_weighted_by_its_own_pairs(tmp_path):
     """Pairs 8 and 9 of ten make the third step of an epoch of 4, 4 and 2: its logged loss is their mean."""
     train(tmp_path, learning_rate=1e-9, num_train_epochs=1)
-    order = _order(10, 0, 42)
+    order = order_of_epoch(10, 0, 42)
     examples = [whole(random_pairs(10, 50)[place]) for place in order[8:]]
     batch = collate(examples, torch.device("cpu"))
     with torch.no_grad():
@@ -223,7 +224,7 @@ def test_a_smaller_last_step_is_weighted_by_its_own_pairs(tmp_path):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_its_pair_and_stops_before_the_weights_change(tmp_path, bad):
     """Two steps are taken; in the third one pair's loss breaks, and only that pair is named."""
-    order = _order(10, 0, 42)
+    order = order_of_epoch(10, 0, 42)
     culprit = random_pairs(10, 50)[order[8]]
     good = train(tmp_path / "good", num_train_epochs=1, max_steps=2, lr_scheduler_type="constant")
 
@@ -261,7 +262,7 @@ class _BrokenBackward(torch.autograd.Function):
 def test_a_gradient_that_is_not_finite_names_the_pairs_of_its_step(tmp_path):
     model = tiny_llama(50)
     before = weights(model)
-    ids = ", ".join(map(str, sorted(_order(10, 0, 42)[:4])))
+    ids = ", ".join(map(str, sorted(order_of_epoch(10, 0, 42)[:4])))
     with pytest.raises(SepoError, match=rf"the gradient is not finite at step 1 \(pairs {ids}\)"):
         train(tmp_path, objective=lambda logps, batch: objective(_BrokenBackward.apply(logps), batch), model=model)
     assert torch.equal(weights(model), before)
@@ -360,8 +361,8 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, monkeypatch)
     """It comes while the checkpoint that the first one asked for is being written."""
     save_state = Accelerator.save_state
 
-    def slow(self, folder):
-        save_state(self, folder)
+    def slow(self, folder, **how):
+        save_state(self, folder, **how)
         if "00000003" in folder.rsplit("/", 1)[1]:
             signal.raise_signal(signal.SIGINT)
 

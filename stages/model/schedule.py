@@ -1,0 +1,56 @@
+"""Which pairs each step of a training phase takes."""
+
+import math
+import random
+from functools import lru_cache
+from typing import NamedTuple
+
+from stages.configs import OptimizerConfig
+
+
+class Schedule(NamedTuple):
+    """How many steps there are, and of how many pairs."""
+
+    pairs: int
+    batch_size: int
+    epochs: int
+    steps: int
+    warmup_steps: int
+
+    def __str__(self) -> str:
+        """``645 pairs x 2 epochs = 162 steps (80 x 8 + 1 x 5 an epoch), 9 of them warm-up``."""
+        full, rest = divmod(self.pairs, self.batch_size)
+        parts = ([f"{full:,} x {self.batch_size:,}"] if full else []) + ([f"1 x {rest}"] if rest else [])
+        per_epoch = full + (rest > 0)
+        epoch = f"{self.pairs:,} pairs = {per_epoch:,} steps ({' + '.join(parts)})"
+        total = f" x {self.epochs} epochs = {per_epoch * self.epochs:,} steps" if self.epochs > 1 else ""
+        stop = f", stopped after {self.steps:,}" if self.steps != per_epoch * self.epochs else ""
+        return f"{epoch}{total}{stop}, {self.warmup_steps:,} of them warm-up"
+
+    def step_of(self, order: list[int], step: int) -> list[int]:
+        """The places of the pairs of one step (from 0), given the order of its epoch."""
+        start = step % math.ceil(self.pairs / self.batch_size) * self.batch_size
+        return order[start : start + self.batch_size]
+
+    def epoch_of(self, step: int) -> int:
+        return step // math.ceil(self.pairs / self.batch_size)
+
+
+def make_schedule(pairs: int, config: OptimizerConfig) -> Schedule:
+    """Derive the steps from the pairs; the last step of an epoch may hold fewer pairs than the others."""
+    batch_size = min(config.batch_size, pairs)
+    steps, epochs = math.ceil(pairs / batch_size) * config.num_train_epochs, config.num_train_epochs
+    if config.max_steps:
+        epochs = max(1, math.ceil(config.max_steps / math.ceil(pairs / batch_size)))
+        steps = config.max_steps
+    # The first step of a warm-up has a learning rate of 0: a run of one step would train nothing.
+    warmup_steps = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    return Schedule(pairs, batch_size, epochs, steps, warmup_steps)
+
+
+@lru_cache(maxsize=1)
+def order_of_epoch(pairs: int, epoch: int, seed: int) -> list[int]:
+    """The order of an epoch: a seeded shuffle of its own, so that any step can be found again without a replay."""
+    order = list(range(pairs))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
