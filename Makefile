@@ -46,8 +46,8 @@ sepo_ARGS :=
 sepo-rand_ARGS := --select random
 symmetric_ARGS := --select symmetric --anchor-margin
 symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
-# One epoch is 128 steps: three snapshots and the end.
-SNAPSHOTS := 32 64 96
+# One epoch is 128 steps: some snapshots, more of them early where divergence grows fast, and the end.
+SNAPSHOTS := 008 016 032 064
 # A run is named by its recipe and its seed, such as sepo-rand-2.
 seed = $(lastword $(subst -, ,$(1)))
 recipe = $(patsubst %-$(call seed,$(1)),%,$(1))
@@ -115,12 +115,12 @@ compare: | install
 	@echo 'finished: $(OUT)/compare/table'
 
 $(addsuffix /manifest.json,$(COMPARED)): $(OUT)/compare/%/manifest.json: $(OUT)/.policy.args $(OUT)/scores/manifest.json
-	$(TRAIN_POLICY) $($(call recipe,$*)_ARGS) --seed $(call seed,$*) --snapshot-steps 32 --save-steps 0
+	$(TRAIN_POLICY) $($(call recipe,$*)_ARGS) --seed $(call seed,$*) --snapshot-steps 8 --save-steps 0
 	@touch $@
 
 $(addsuffix .json,$(COMPARED)): $(OUT)/compare/%.json: $(OUT)/compare/%/manifest.json $(OUT)/.compare.args
 	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) \
-	  $(foreach n,$(SNAPSHOTS),--model $(n)=$(OUT)/compare/$*/snapshots/step-000000$(n)) --model 128=$(OUT)/compare/$* \
+	  $(foreach n,$(SNAPSHOTS),--model $(n)=$(OUT)/compare/$*/snapshots/step-00000$(n)) --model 128=$(OUT)/compare/$* \
 	  --seed $(call seed,$*) --output $@ --overwrite $(COMPARE_ARGS)
 	@touch $@
 

@@ -38,13 +38,16 @@ def over_runs(values: Sequence[float]) -> Interval:
 
 
 def reward_at(path: Sequence[Point], kl: float) -> float | None:
-    """The reward where a run first reaches a divergence, on straight lines between its points; None if it never does.
+    """The reward where a run first reaches a divergence, between its points; None if it never does.
+
+    Lines are straight in the square root of KL, in which gains are nearly linear at first (arXiv 2210.10760 section 3).
 
     Args:
         path: the points of one run by step, the reference first (step 0, kl 0).
     """
     for before, after in itertools.pairwise(path):
         if before.kl <= kl <= after.kl:
-            share = (kl - before.kl) / (after.kl - before.kl) if after.kl > before.kl else 1.0
+            start, end = math.sqrt(before.kl), math.sqrt(after.kl)
+            share = (math.sqrt(kl) - start) / (end - start) if end > start else 1.0
             return before.reward + share * (after.reward - before.reward)
     return None

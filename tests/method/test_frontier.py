@@ -4,19 +4,19 @@ import pytest
 
 from stages.method.frontier import Point, over_runs, reward_at
 
-PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.6, 5.0, 22.0)]
+PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.4, 5.0, 22.0)]
 
 
 @pytest.mark.parametrize(
     ("kl", "reward"),
-    [(0.0, 1.0), (0.05, 1.25), (0.2, 2.0), (0.4, 3.0 + 0.6 * 2.0), (0.6, 5.0)],
+    [(0.0, 1.0), (0.05, 1.5), (0.2, 2.0), (0.225, 4.0), (0.4, 5.0)],
 )
 def test_the_reward_at_a_divergence_is_where_it_is_first_reached(kl, reward):
     assert reward_at(PATH, kl) == pytest.approx(reward)
 
 
 def test_a_divergence_that_is_never_reached_has_no_reward():
-    assert reward_at(PATH, 0.61) is None
+    assert reward_at(PATH, 0.41) is None
 
 
 def test_the_interval_over_runs_is_students():
