@@ -88,6 +88,15 @@ Quantize = Annotated[
 ]
 Merge = Annotated[bool, switch("Add the adapter to its model's weights at the end: an ordinary model folder.")]
 
+PushToHub = Annotated[
+    str | None,
+    option(
+        MACHINE,
+        "Upload the finished folder, without checkpoints, to this repository of the Hugging Face hub.",
+        metavar="ORG/NAME",
+    ),
+]
+HubPrivate = Annotated[bool, switch("Make that repository a private one, where it is new.")]
 SnapshotSteps = Annotated[
     int,
     option(

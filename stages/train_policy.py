@@ -45,6 +45,7 @@ from stages.model.references import (
 )
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
+from stages.store.hub import push_folder, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
 from stages.store.manifest import Input, Run, open_run
@@ -84,6 +85,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     config = config.resolved()
     accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
+    refuse_closed_hub(config.push_to_hub)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
@@ -111,7 +113,11 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         )
     if work.finished:
         forget_checkpoints(work.folder)
-        return Summary(f"policy in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], False)
+        there = [
+            ("already finished", str(work.folder / "manifest.json")),
+            *_pushed(config, accelerator, work, reporter),
+        ]
+        return Summary(f"policy in {work.folder}", there, fresh=False)
     warnings = _warnings(tokenizer, scores)
     for warning in warnings:
         reporter.warn(warning)
@@ -132,7 +138,14 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
-    return Summary(f"policy in {work.folder}", _rows(weighed, last))
+    pushed = _pushed(config, accelerator, work, reporter)
+    return Summary(f"policy in {work.folder}", [*_rows(weighed, last), *pushed])
+
+
+def _pushed(config: PolicyConfig, accelerator: Accelerator, work: Run, reporter: Reporter) -> list[tuple[str, str]]:
+    if not accelerator.is_main_process:
+        return []
+    return push_folder(work.folder, config.push_to_hub, reporter, private=config.hub_private)
 
 
 def _reference(config: PolicyConfig, start: Frozen, scores: Scores, reporter: Reporter) -> Frozen:

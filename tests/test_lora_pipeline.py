@@ -19,6 +19,7 @@ from tests.test_pipeline import MODEL_FILES, files, weights
 from tests.world import run_oracle, run_policy, run_score
 
 LORA = {"lora_rank": 4, "learning_rate": 3e-2}
+CARD = {"README.md", "curves.png"}
 ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors"} | {
     name for name in MODEL_FILES if "token" in name or "chat" in name
 }
@@ -41,8 +42,8 @@ def logits(model):
 
 
 def test_an_oracle_is_an_adapter_on_its_reference_which_is_an_ordinary_folder(lora_world):
-    assert files(lora_world / "oracle/oracle") == ADAPTER_FILES
-    assert files(lora_world / "oracle/reference") == MODEL_FILES
+    assert files(lora_world / "oracle/oracle") == ADAPTER_FILES | CARD
+    assert files(lora_world / "oracle/reference") == MODEL_FILES | CARD
     config = json.loads((lora_world / "oracle/oracle/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str((lora_world / "oracle/reference").resolve())
     assert config["target_modules"] == sorted(config["target_modules"])
@@ -65,7 +66,7 @@ def test_scores_are_those_of_the_merged_oracle_with_one_model_in_memory(lora_wor
 
 
 def test_a_policy_is_an_adapter_that_peft_loads_by_itself(lora_world, chat_folder):
-    assert files(lora_world / "policy") == ADAPTER_FILES | {"README.md", "metrics.jsonl", "manifest.json"}
+    assert files(lora_world / "policy") == ADAPTER_FILES | CARD | {"metrics.jsonl", "timing.jsonl", "manifest.json"}
     assert "library_name: peft" in (lora_world / "policy/README.md").read_text()
     ours = logits(load_model(lora_world / "policy", trust_remote_code=False))
     torch.testing.assert_close(
@@ -76,10 +77,10 @@ def test_a_policy_is_an_adapter_that_peft_loads_by_itself(lora_world, chat_folde
 
 def test_merged_on_request_it_is_the_same_model_in_an_ordinary_folder(lora_world, chat_folder, tmp_path):
     run_policy(lora_world, chat_folder, output=tmp_path / "policy", merge=True, **LORA)
-    assert files(tmp_path / "policy") == MODEL_FILES | {"README.md", "metrics.jsonl", "manifest.json"}
+    assert files(tmp_path / "policy") == MODEL_FILES | CARD | {"metrics.jsonl", "timing.jsonl", "manifest.json"}
     torch.testing.assert_close(weights(tmp_path / "policy"), weights(lora_world / "policy"), atol=1e-6, rtol=1e-5)
     run_oracle(lora_world, chat_folder, output=tmp_path / "oracle", merge=True, **LORA)
-    assert files(tmp_path / "oracle/oracle") == MODEL_FILES
+    assert files(tmp_path / "oracle/oracle") == MODEL_FILES | CARD
     torch.testing.assert_close(
         weights(tmp_path / "oracle/oracle"), weights(lora_world / "oracle/oracle"), atol=1e-6, rtol=1e-5
     )

@@ -38,6 +38,8 @@ class OptimizerConfig:
     save_total_limit: int = outside(1)
     resume: bool = outside(True)
     report_to: str = outside("none")
+    push_to_hub: str | None = outside(None)
+    hub_private: bool = outside(False)
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
 

@@ -66,8 +66,9 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
     # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     log_with = report_to if folder is not None and report_to != "none" else None
-    # Of two stages in one process each may have a precision of its own; the group of processes stays.
-    AcceleratorState._reset_state()
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        # Of two stages in one process each may have a precision of its own; the group of processes stays.
+        AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=1,

@@ -13,8 +13,8 @@ def test_log_probs_a_token_and_the_distance_from_the_reference():
     metrics = response_metrics(logps_RW, weights_RW, torch.tensor([-5.0, -4.0]), 1)
     assert metrics["chosen_logp"].tolist() == [-2.0]
     assert metrics["rejected_logp"].tolist() == [-6.0]
-    # ((-4 + 5) / 2 + (-6 + 4) / 1) / 2
-    assert metrics["kl_estimate"].tolist() == [-0.75]
+    # ((-1 - 3 / 2 + 5) / 1.5 + (-6 + 4) / 1) / 2
+    assert metrics["kl_estimate"].tolist() == pytest.approx([-1 / 6])
 
 
 def test_without_rejected_responses_or_a_reference_there_is_less():

@@ -1,0 +1,53 @@
+"""A finished folder on the Hugging Face hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from stages.errors import SepoError, one_line
+from stages.reporting import Reporter
+
+_LEFT_OUT = ["checkpoints/**", "snapshots/**", "trackers/**", ".*"]
+
+
+def refuse_closed_hub(name: str | None) -> None:
+    """Find out before hours of work whether the hub will take the folder; nothing where no name was given.
+
+    Raises:
+        SepoError: a name that the hub does not allow, no token, one that it does not know, or no way to the hub.
+    """
+    if name is None:
+        return
+    try:
+        validate_repo_id(name)
+        HfApi().whoami()
+    except HFValidationError as error:
+        raise SepoError(f"push_to_hub {name}: {one_line(error)}", hint="give a name such as org/policy") from error
+    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
+        raise SepoError(
+            f"push_to_hub {name}: the hub does not let you in: {one_line(error)}",
+            hint="run `hf auth login`, or set HF_TOKEN to a token that may write",
+        ) from error
+
+
+def push_folder(folder: Path, name: str | None, reporter: Reporter, *, private: bool) -> list[tuple[str, str]]:
+    """Upload a finished run without its checkpoints; returns the summary's row. Nothing where no name was given.
+
+    Raises:
+        SepoError: the upload failed; the run stays finished, and the same command tries again.
+    """
+    if name is None:
+        return []
+    reporter.say(f"uploading {folder} to {name}")
+    try:
+        api = HfApi()
+        url = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=_LEFT_OUT, commit_message="Trained by sepo")
+    except (HfHubHTTPError, OSError) as error:
+        raise SepoError(
+            f"{folder} is finished, but was not uploaded to {name}: {one_line(error)}",
+            hint="run the same command again to try once more",
+        ) from error
+    return [("on the hub", str(url))]
