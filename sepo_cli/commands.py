@@ -211,6 +211,7 @@ def evaluate(
     demo: e.EvaluationDemo = EvaluateConfig.demo,
     seed: o.Seed = EvaluateConfig.seed,
     max_tokens_per_device: o.MaxTokensPerDevice = EvaluateConfig.max_tokens_per_device,
+    skip_kl: e.SkipKl = EvaluateConfig.skip_kl,
     trust_remote_code: o.TrustRemoteCode = EvaluateConfig.trust_remote_code,
     overwrite: o.Overwrite = EvaluateConfig.overwrite,
 ) -> None:

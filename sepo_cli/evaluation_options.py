@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from sepo_cli.option_kinds import DATA, MACHINE, METHOD, REQUIRED, option
+from sepo_cli.option_kinds import DATA, MACHINE, METHOD, REQUIRED, option, switch
 
 Evaluated = Annotated[
     list[str] | None,
@@ -64,3 +64,7 @@ EvaluationSamples = Annotated[
     int, option(DATA, "Responses to sample from each model, at temperature 1; 0 = none.", "--samples")
 ]
 MaxNewTokens = Annotated[int, option(DATA, "Tokens at which a sampled response is cut.")]
+SkipKl = Annotated[
+    bool,
+    switch("Leave out KL, which takes most of the time: two forward passes of every pair, and the whole vocabulary."),
+]

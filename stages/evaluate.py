@@ -305,7 +305,7 @@ def _sums(job: Job, model: Model) -> PairSums:
 
 def _kl(job: Job, model: Model, what: str, pairs: list[TokenPair]) -> Floats64 | None:
     """KL from the reference, summed over each response, (N, 2); that of the reference from itself is 0."""
-    if job.reference is None:
+    if job.reference is None or job.config.skip_kl:
         return None
     if model.hash == job.reference.hash or not pairs:
         return np.zeros((len(pairs), 2))

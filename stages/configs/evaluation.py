@@ -23,6 +23,7 @@ class EvaluateConfig:
     max_length: int = 2048
     overlong: str = "drop"
     samples: int = 64
+    skip_kl: bool = False
     max_new_tokens: int = 256
     seed: int = 42
     strict: bool = outside(False)
@@ -43,4 +44,6 @@ class EvaluateConfig:
         )
         if self.demo and not self.samples:
             faults.append("demo tells the true reward of samples: samples must be at least 2 with it, got 0")
+        if self.skip_kl and not self.reference_model:
+            faults.append("skip_kl without reference_model: there is no KL to leave out")
         limits.refuse(faults)
