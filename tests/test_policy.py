@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stages.catalogue import defaults_in_words, objectives, rules
 from stages.configs import PolicyConfig
@@ -372,3 +373,15 @@ def test_the_catalogue_is_what_the_functions_say():
 
 def test_defaults_are_told_in_words():
     assert defaults_in_words("margin") == "sepo, simpo 0.5; sepo-hinge 0.0; slic 1.0"
+
+
+def test_snapshots_are_the_policy_after_so_many_steps(world, chat_folder, tmp_path):
+    """With a constant learning rate, what is kept after two steps is what a run of two steps ends with."""
+    constant = {"lr_scheduler_type": "constant", "batch_size": 8}
+    run_policy(world, chat_folder, output=tmp_path / "whole", snapshot_steps=2, **constant)
+    run_policy(world, chat_folder, output=tmp_path / "short", max_steps=2, **constant)
+    names = sorted(path.name for path in (tmp_path / "whole/snapshots").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
+    kept = load_file(tmp_path / "whole/snapshots/step-00000002/model.safetensors")
+    ended = load_file(tmp_path / "short/model.safetensors")
+    assert all(torch.equal(kept[name], ended[name]) for name in ended)

@@ -1,0 +1,84 @@
+"""Evaluations written by hand: what the comparison says can be figured on paper."""
+
+import json
+
+import pytest
+
+from stages import compare
+from stages.configs import CompareConfig
+from stages.errors import SepoError
+from stages.reporting import Quiet
+
+
+def evaluation(path, points):
+    """Points are step -> (reward, kl); step 0 is the reference."""
+    models = {
+        "reference" if step == 0 else str(step): {
+            "figures": {
+                "true_reward": {"value": reward, "low": reward, "high": reward},
+                "sample_kl_per_response": {"value": kl, "low": kl, "high": kl},
+                "sample_tokens": {"value": 20.0, "low": 20.0, "high": 20.0},
+            }
+        }
+        for step, (reward, kl) in points.items()
+    }
+    path.write_text(json.dumps({"stage": "evaluate", "models": models}))
+    return path
+
+
+def run(folder, *runs):
+    return compare.run(CompareConfig(runs=runs, output_dir=str(folder)), Quiet())
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Recipe a ends at KL 0.4 and 0.2, recipe b at 4: the least mean is 0.3, half of it 0.15."""
+    a1 = evaluation(tmp_path / "a1.json", {0: (1.0, 0.0), 8: (2.0, 0.1), 16: (4.0, 0.4)})
+    a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.2)})
+    b = evaluation(tmp_path / "b.json", {0: (1.0, 0.0), 16: (5.0, 4.0)})
+    return f"a={a1}", f"a={a2}", f"b={b}"
+
+
+def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
+    [table] = run(tmp_path / "out", *runs).tables
+    report = json.loads((tmp_path / "out/compare.json").read_text())
+    assert report["kl"] == [0.15, 0.3]
+    assert report["recipes"]["a"]["true_reward"]["value"] == 3.5
+    # sqrt(0.15) lies 0.2247 of the way from sqrt(0.1) to sqrt(0.4); the second run gets there at sqrt(0.75).
+    at_half = report["recipes"]["a"]["true_reward_at_kl"][0]
+    assert at_half == pytest.approx([2.0 + 2 * (0.15**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5), 1.0 + 2 * 0.75**0.5])
+    assert report["recipes"]["b"]["true_reward_at_kl"][1] == pytest.approx([1.0 + 4 * (0.3 / 4) ** 0.5])
+    names = [row[0] for row in table.rows]
+    assert names == ["reference", "a", "b"]
+    assert "(1 of 2 runs)" in table.rows[1][-1]
+    assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_comparison_is_not_made_again(runs, tmp_path):
+    assert run(tmp_path / "out", *runs).fresh
+    assert not run(tmp_path / "out", *runs).fresh
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"late": {"figures": {}}}, "model 'late' is not named by its step"),
+        ({"reference": {"figures": {}}}, "has no true_reward of model reference"),
+        (None, "is no evaluation"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path, models, message):
+    (tmp_path / "e.json").write_text(json.dumps({"stage": "evaluate", "models": models}))
+    with pytest.raises(SepoError, match=message):
+        run(tmp_path / "out", f"a={tmp_path / 'e.json'}")
+
+
+def test_a_run_without_its_reference_is_refused(tmp_path):
+    evaluation(tmp_path / "e.json", {8: (2.0, 0.1)})
+    with pytest.raises(SepoError, match="has no reference"):
+        run(tmp_path / "out", f"a={tmp_path / 'e.json'}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SepoError, match=r"there is no evaluation .*none.json \(run a\)"):
+        run(tmp_path / "out", f"a={tmp_path / 'none.json'}")
