@@ -1,6 +1,7 @@
 """The program `sepo`: its commands, and the one boundary at which an error becomes a line on the screen."""
 
 import io
+import logging
 import os
 import sys
 from importlib.metadata import version as installed_version
@@ -69,6 +70,8 @@ def main() -> None:
     """Run `sepo`. Exit codes: 0 done or nothing to do, 1 a user's mistake, 2 usage, 130 interrupted, 143 terminated."""
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    # Loaded by others wherever it is installed, it tells of a kernel that it lacks.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         # A token or path that the terminal's encoding lacks must not end a run in a UnicodeEncodeError.
         if isinstance(stream, io.TextIOWrapper):
