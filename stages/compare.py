@@ -79,17 +79,18 @@ def _path(file: Path) -> list[Point]:
 
 
 def _budgets(runs: Runs) -> tuple[float, ...]:
-    """Two divergences that every recipe reaches: the last one of the recipe that goes least far, and half of it."""
-    least = min(over_runs([path[-1].kl for path in paths]).value for paths in runs.values())
-    return (float(f"{least / 2:.2g}"), float(f"{least:.2g}"))
+    """Two divergences that many recipes reach: the last one of the recipe in the middle, and half of it."""
+    last = sorted(over_runs([path[-1].kl for path in paths]).value for paths in runs.values())
+    middle = last[(len(last) - 1) // 2]
+    return (float(f"{middle / 2:.2g}"), float(f"{middle:.2g}"))
 
 
 def _table(runs: Runs, budgets: Sequence[float]) -> Table:
     columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens"]
     columns += [f"true reward at KL {kl:g}" for kl in budgets]
     count = max(len(paths) for paths in runs.values())
-    start = next(iter(runs.values()))[0][0]
-    rows = [["reference", "", *_ends([[start]]), *["" for _ in budgets]]]
+    starts = [path[:1] for path in next(iter(runs.values()))]
+    rows = [["reference", f"{len(starts)}", *_ends(starts), *["" for _ in budgets]]]
     rows += [
         [name, f"{len(paths)}", *_ends(paths), *(_at(paths, kl) for kl in budgets)] for name, paths in runs.items()
     ]

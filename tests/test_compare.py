@@ -32,7 +32,7 @@ def run(folder, *runs):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Recipe a ends at KL 0.4 and 0.2, recipe b at 4: the least mean is 0.3, half of it 0.15."""
+    """Recipe a ends at KL 0.4 and 0.2, recipe b at 4: the lower of two is 0.3, half of it 0.15."""
     a1 = evaluation(tmp_path / "a1.json", {0: (1.0, 0.0), 8: (2.0, 0.1), 16: (4.0, 0.4)})
     a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.2)})
     b = evaluation(tmp_path / "b.json", {0: (1.0, 0.0), 16: (5.0, 4.0)})
