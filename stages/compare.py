@@ -86,25 +86,29 @@ def _budgets(runs: Runs) -> tuple[float, ...]:
 
 
 def _table(runs: Runs, budgets: Sequence[float]) -> Table:
-    columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens"]
-    columns += [f"true reward at KL {kl:g}" for kl in budgets]
+    columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens", "gain at the end"]
+    columns += [f"gain at KL {kl:g}" for kl in budgets]
     count = max(len(paths) for paths in runs.values())
     starts = [path[:1] for path in next(iter(runs.values()))]
     rows = [["reference", f"{len(starts)}", *_ends(starts), *["" for _ in budgets]]]
     rows += [
         [name, f"{len(paths)}", *_ends(paths), *(_at(paths, kl) for kl in budgets)] for name, paths in runs.items()
     ]
-    return Table(f"The demo's recipes over {count} runs (mean, Student's 95% interval over runs)", columns, rows)
+    title = (
+        f"The demo's recipes over {count} runs (mean, Student's 95% interval over runs; a gain is over the same run's"
+    )
+    return Table(f"{title} reference)", columns, rows)
 
 
 def _ends(paths: list[list[Point]]) -> list[str]:
     figures = [("reward", "+.2f"), ("kl", ".2f"), ("tokens", ".1f")]
-    return [_shown(over_runs([getattr(path[-1], name) for path in paths]), form) for name, form in figures]
+    ends = [_shown(over_runs([getattr(path[-1], name) for path in paths]), form) for name, form in figures]
+    return [*ends, _shown(over_runs([path[-1].reward - path[0].reward for path in paths]), "+.2f")]
 
 
 def _at(paths: list[list[Point]], kl: float) -> str:
-    """Over the runs that reach a divergence; how many, where some do not."""
-    reached = [reward for path in paths if (reward := reward_at(path, kl)) is not None]
+    """The gain of the runs that reach a divergence, and how many these are, where some do not."""
+    reached = [reward - path[0].reward for path in paths if (reward := reward_at(path, kl)) is not None]
     if not reached:
         return "never reached"
     some = f" ({len(reached)} of {len(paths)} runs)" if len(reached) < len(paths) else ""

@@ -50,7 +50,11 @@ def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
     assert report["recipes"]["b"]["true_reward_at_kl"][1] == pytest.approx([1.0 + 4 * (0.3 / 4) ** 0.5])
     names = [row[0] for row in table.rows]
     assert names == ["reference", "a", "b"]
-    assert "(1 of 2 runs)" in table.rows[1][-1]
+    assert table.columns[5:] == ["gain at the end", "gain at KL 0.15", "gain at KL 0.3"]
+    # The rewards above, each less the reference's 1.0; the second run of a never reaches 0.3.
+    assert table.rows[1][5].startswith("+2.50 [")
+    assert table.rows[1][-1] == f"{1.0 + 2 * (0.3**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5):+.2f} (1 of 2 runs)"
+    assert table.rows[2][-1] == f"{4 * (0.3 / 4) ** 0.5:+.2f}"
     assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
