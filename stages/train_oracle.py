@@ -53,7 +53,7 @@ from stages.model.quantization import load_trainable
 from stages.model.training_mode import refuse_impossible
 from stages.model.verdict import Verdict, judge, with_reference
 from stages.reporting import Reporter, Summary
-from stages.store.hub import push_folder, refuse_closed_hub
+from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_logps, write_logps
 from stages.store.manifest import Input, Run, open_run
@@ -153,7 +153,8 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
             resume=config.resume or not accelerator.is_main_process,
         )
     if work.finished:
-        there = [("already finished", str(folder / "manifest.json")), *_pushed(config, accelerator, folder, reporter)]
+        there = [("already finished", str(folder / "manifest.json"))]
+        there += push_run(folder, config, reporter, first=accelerator.is_main_process)
         return Summary(f"oracle in {folder}", there, fresh=False)
 
     encoder = Encoder(tokenizer)
@@ -340,14 +341,8 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
             warnings=warnings,
         )
     rows += [("reference", str(folder / REFERENCE)), ("oracle", str(folder / ORACLE))]
-    rows += _pushed(job.config, job.accelerator, folder, job.reporter)
+    rows += push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
     return Summary(f"oracle in {folder}", rows)
-
-
-def _pushed(config: OracleConfig, accelerator: Accelerator, folder: Path, reporter: Reporter) -> list[tuple[str, str]]:
-    if not accelerator.is_main_process:
-        return []
-    return push_folder(folder, config.push_to_hub, reporter, private=config.hub_private)
 
 
 def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> None:

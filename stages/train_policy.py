@@ -45,7 +45,7 @@ from stages.model.references import (
 )
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
-from stages.store.hub import push_folder, refuse_closed_hub
+from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
 from stages.store.manifest import Input, Run, open_run
@@ -115,7 +115,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         forget_checkpoints(work.folder)
         there = [
             ("already finished", str(work.folder / "manifest.json")),
-            *_pushed(config, accelerator, work, reporter),
+            *push_run(work.folder, config, reporter, first=accelerator.is_main_process),
         ]
         return Summary(f"policy in {work.folder}", there, fresh=False)
     warnings = _warnings(tokenizer, scores)
@@ -138,14 +138,8 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
-    pushed = _pushed(config, accelerator, work, reporter)
+    pushed = push_run(work.folder, config, reporter, first=accelerator.is_main_process)
     return Summary(f"policy in {work.folder}", [*_rows(weighed, last), *pushed])
-
-
-def _pushed(config: PolicyConfig, accelerator: Accelerator, work: Run, reporter: Reporter) -> list[tuple[str, str]]:
-    if not accelerator.is_main_process:
-        return []
-    return push_folder(work.folder, config.push_to_hub, reporter, private=config.hub_private)
 
 
 def _reference(config: PolicyConfig, start: Frozen, scores: Scores, reporter: Reporter) -> Frozen:

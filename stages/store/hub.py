@@ -6,6 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from stages.configs import OptimizerConfig
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
 
@@ -30,6 +31,11 @@ def refuse_closed_hub(name: str | None) -> None:
             f"push_to_hub {name}: the hub does not let you in: {one_line(error)}",
             hint="run `hf auth login`, or set HF_TOKEN to a token that may write",
         ) from error
+
+
+def push_run(folder: Path, config: OptimizerConfig, reporter: Reporter, *, first: bool) -> list[tuple[str, str]]:
+    """`push_folder` as a run was configured, by its first process only."""
+    return push_folder(folder, config.push_to_hub if first else None, reporter, private=config.hub_private)
 
 
 def push_folder(folder: Path, name: str | None, reporter: Reporter, *, private: bool) -> list[tuple[str, str]]:
