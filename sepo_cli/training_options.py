@@ -5,6 +5,15 @@ from typing import Annotated
 from sepo_cli.option_kinds import LORA, MACHINE, OPTIMISER, one_of, option, switch
 from stages.configs import MIXED_PRECISIONS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
 
+MaxTokensPerDevice = Annotated[
+    int | None,
+    option(
+        MACHINE,
+        "Token budget of one micro-batch on one device: bounds the memory and does not change the gradient. Without it,"
+        " the largest that fits, measured with the model before the first step.",
+    ),
+]
+
 # --- the optimiser ---
 LearningRate = Annotated[
     float,

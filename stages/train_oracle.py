@@ -119,7 +119,7 @@ class Job(NamedTuple):
             [logps] = response_logps(
                 [find_paths(model, self.reporter)],
                 pairs,
-                max_tokens=self.config.max_tokens_per_device,
+                max_tokens=self.config.tokens_read,
                 device=self.accelerator.device,
                 task=task,
                 accelerator=self.accelerator,

@@ -162,7 +162,7 @@ def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
 def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weighed:
     """Select, and add up the reference's log-probs of what was selected."""
     config = job.config
-    around = Around(job.accelerator, job.scores, job.work.folder, config.max_tokens_per_device, job.reporter)
+    around = Around(job.accelerator, job.scores, job.work.folder, config.tokens_read, job.reporter)
     same = job.reference.hash == job.start.hash
 
     def logps(which: Frozen, file: str) -> list[PairLogps]:

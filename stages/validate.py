@@ -114,6 +114,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     rows = _rows(config, tokenised)
     example = _example(config, columns, tokenised)
     lengths_N3 = tokenised.pairs.lengths
+    machine = measure_machine(shape, accelerator.device)
     findings = Findings(
         config=config,
         look=seen,
@@ -123,8 +124,8 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
         repeats=repeats(tokenised.pairs.content_hashes, tokenised.pairs.prompt_hashes) if len(lengths_N3) else None,
         longer=chosen_longer(lengths_N3) if len(lengths_N3) else None,
         tokenizer=_tokenizer_facts(tokenizer, encoder, example),
-        machine=measure_machine(shape, accelerator.device),
-        costs=stage_costs(shape, rows.tokens) if rows.kept else [],
+        machine=machine,
+        costs=stage_costs(shape, rows.tokens, machine) if rows.kept else [],
     )
     warnings = _warnings(findings, encoder, shape)
     for warning in warnings:

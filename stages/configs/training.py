@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from stages.configs import limits
 from stages.configs.fields import MIXED_PRECISIONS, OPTIMIZERS, OVERLONG, QUANTIZATIONS, SCHEDULERS, TRACKERS, outside
+from stages.configs.scores import ScoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class OptimizerConfig:
     mixed_precision: str = "no"
     gradient_checkpointing: bool = outside(False)
     compile: bool = outside(False)
-    max_tokens_per_device: int = outside(4096)
+    max_tokens_per_device: int | None = outside(None)
     save_steps: int = outside(100)
     save_total_limit: int = outside(1)
     resume: bool = outside(True)
@@ -42,6 +43,11 @@ class OptimizerConfig:
     hub_private: bool = outside(False)
     logging_steps: int = outside(1)
     overwrite: bool = outside(False)
+
+    @property
+    def tokens_read(self) -> int:
+        """Token budget where a model is only read, which takes far less memory than training it."""
+        return self.max_tokens_per_device or ScoreConfig.max_tokens_per_device
 
     def _faults(self) -> list[str]:
         return self._lora_faults() + limits.check(
@@ -64,7 +70,7 @@ class OptimizerConfig:
             quantize=limits.one_of_if_given(QUANTIZATIONS),
             max_length=limits.at_least_two,
             mixed_precision=limits.one_of(MIXED_PRECISIONS),
-            max_tokens_per_device=limits.at_least_two,
+            max_tokens_per_device=limits.unless_none(limits.at_least_two),
             save_steps=limits.not_negative,
             save_total_limit=limits.at_least_one,
             report_to=limits.one_of(TRACKERS),

@@ -5,7 +5,6 @@ embedding is a look-up and costs nothing; the output head is counted for respons
 policy selects some of them. Attention over long contexts and the disk are not counted: `EFFICIENCY` stands for that.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.configs import OptimizerConfig, OracleConfig, PolicyConfig, ScoreConfig
 from stages.errors import SepoError
+from stages.model.budget import budget_in_room, memory_of, tokens_in_room
 from stages.model.schedule import make_schedule
 from stages.reporting import Table
 
@@ -144,10 +144,10 @@ def model_shape(folder: Path, *, trust_remote_code: bool) -> Shape:
 
 def measure_machine(shape: Shape, device: torch.device) -> Machine:
     """How fast this machine multiplies now, which takes less than a second, and how much memory it has."""
-    return Machine(str(device), _speed(shape, device), _memory(device))
+    return Machine(str(device), _speed(shape, device), memory_of(device))
 
 
-def stage_costs(shape: Shape, tokens: Tokens) -> list[Cost]:
+def stage_costs(shape: Shape, tokens: Tokens, machine: Machine) -> list[Cost]:
     """The cost of every stage with its default settings, if this model is both oracle and policy."""
     oracle, policy = OracleConfig(), PolicyConfig()
     held_out = tokens.share(oracle.eval_fraction)
@@ -162,11 +162,11 @@ def stage_costs(shape: Shape, tokens: Tokens) -> list[Cost]:
             sft_tokens,
             make_schedule(max(1, train.pairs), sft).steps,
             TRAINING * (shape.body * sft_tokens + shape.head * oracle.sft_epochs * train.chosen),
-            _training_memory(shape, tokens, oracle.max_tokens_per_device),
+            _training_memory(shape, tokens, machine),
         ),
-        _preference_cost("DPO (train-oracle)", shape, train, oracle, judging),
+        _preference_cost("DPO (train-oracle)", shape, train, oracle, machine, judging),
         Cost("score", 2 * tokens.unique, None, 2 * _forward(shape, tokens), _scoring_memory(shape, tokens)),
-        _preference_cost("train-policy", shape, tokens, policy, 0.0),
+        _preference_cost("train-policy", shape, tokens, policy, machine),
     ]
 
 
@@ -203,14 +203,16 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _preference_cost(stage: str, shape: Shape, tokens: Tokens, config: OptimizerConfig, more: float) -> Cost:
+def _preference_cost(
+    stage: str, shape: Shape, tokens: Tokens, config: OptimizerConfig, machine: Machine, more: float = 0.0
+) -> Cost:
     training = config.num_train_epochs * TRAINING / FORWARD * _forward(shape, tokens)
     return Cost(
         stage,
         config.num_train_epochs * tokens.unique,
         make_schedule(max(1, tokens.pairs), config).steps,
         training + more,
-        _training_memory(shape, tokens, config.max_tokens_per_device),
+        _training_memory(shape, tokens, machine),
     )
 
 
@@ -219,8 +221,12 @@ def _forward(shape: Shape, tokens: Tokens) -> float:
     return FORWARD * (shape.body * tokens.unique + shape.head * tokens.responses)
 
 
-def _training_memory(shape: Shape, tokens: Tokens, max_tokens: int) -> int:
-    return TRAINING_BYTES * shape.parameters + min(max_tokens, tokens.unique) * FORWARD_BYTES * shape.activations
+def _training_memory(shape: Shape, tokens: Tokens, machine: Machine) -> int:
+    """With the budget that training would choose by itself."""
+    standing, per_token = TRAINING_BYTES * shape.parameters, FORWARD_BYTES * shape.activations
+    device = torch.device(machine.device).type
+    budget = budget_in_room(device, tokens_in_room(device, machine.memory, standing, per_token))
+    return standing + min(budget, tokens.unique) * per_token
 
 
 def _scoring_memory(shape: Shape, tokens: Tokens) -> int:
@@ -233,7 +239,7 @@ def _scoring_memory(shape: Shape, tokens: Tokens) -> int:
 def _speed(shape: Shape, device: torch.device) -> float:
     """Operations a second of matrix products as wide as the model's, the median of several attempts."""
     hidden, intermediate = min(shape.hidden, _WIDEST), min(shape.intermediate, _WIDEST)
-    rows = min(OracleConfig.max_tokens_per_device, max(64, _PRODUCT // (FORWARD * hidden * intermediate)))
+    rows = min(ScoreConfig.max_tokens_per_device, max(64, _PRODUCT // (FORWARD * hidden * intermediate)))
     left, right = torch.ones(rows, hidden, device=device), torch.ones(hidden, intermediate, device=device)
     wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     left @ right
@@ -245,10 +251,3 @@ def _speed(shape: Shape, device: torch.device) -> float:
         wait()
         seconds.append(time.perf_counter() - start)
     return _PRODUCTS * FORWARD * rows * hidden * intermediate / statistics.median(seconds)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes of memory that this device has."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

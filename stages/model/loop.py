@@ -17,6 +17,7 @@ from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
 from stages.currency import Example
+from stages.model.budget import measured_budget
 from stages.model.checkpoints import Checkpoints
 from stages.model.interrupts import Interrupts
 from stages.model.logps import LogpsAndKl, Reference, WeightedLogps
@@ -68,7 +69,7 @@ def fit(
     accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
-    engine, optimizer = _make_engine(accelerator, model, objective, reference, config, reporter)
+    engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     accelerator.register_for_checkpointing(scheduler)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
@@ -114,6 +115,7 @@ def fit(
 def _make_engine(
     accelerator: Accelerator,
     model: Any,
+    examples: list[Example],
     objective: Objective,
     reference: Reference | None,
     config: OptimizerConfig,
@@ -131,11 +133,12 @@ def _make_engine(
         # Both read the same batches.
         packs = reader.packs and reference.reader.packs
         reader, reference = reader._replace(packs=packs), reference.packed(packs)
-    module, optimizer = accelerator.prepare(
-        LogpsAndKl(reader, reference) if reference else WeightedLogps(reader), optimizer
+    module = LogpsAndKl(reader, reference) if reference else WeightedLogps(reader)
+    budget = config.max_tokens_per_device or measured_budget(
+        accelerator, module, reader, reference, config, examples, reporter
     )
-    with_kl = reference is not None
-    return Engine(accelerator, module, reader, with_kl, config.max_tokens_per_device, objective), optimizer
+    module, optimizer = accelerator.prepare(module, optimizer)
+    return Engine(accelerator, module, reader, reference is not None, budget, objective), optimizer
 
 
 def _clip(engine: Engine, config: OptimizerConfig, step: int, reporter: Reporter) -> float:

@@ -20,6 +20,7 @@ from stages.model.estimate import (
 from tests.conftest import tiny_gpt2, tiny_llama
 
 TOKENS = Tokens(pairs=2000, prompt=20_000, chosen=6_000, rejected=4_000)
+MACHINE = Machine("cpu", 1e9, 10**12)
 
 
 @pytest.mark.parametrize("model", [tiny_llama(120), tiny_llama(120, tie_word_embeddings=True), tiny_gpt2(120)])
@@ -49,7 +50,7 @@ def shape(tmp_path):
 def test_costs_by_hand(shape):
     """5% are held out: 1,900 pairs to train on. A model sees a prompt once for both of its answers."""
     seen, body, head = 20_000 + 10_000, shape.body, shape.head
-    sft, dpo, score, policy = stage_costs(shape, TOKENS)
+    sft, dpo, score, policy = stage_costs(shape, TOKENS, MACHINE)
     assert (sft.tokens, sft.steps) == (19_000 + 5_700, 4)
     assert sft.operations == 6 * (body * 24_700 + head * 5_700)
     assert (dpo.tokens, dpo.steps) == (0.95 * seen, 15)
@@ -61,27 +62,29 @@ def test_costs_by_hand(shape):
 
 def test_memory_is_weights_gradients_and_moments_and_what_a_micro_batch_leaves(shape):
     per_token = 4 * 2 * (8 * 32 + 4 * 48)
-    for cost in stage_costs(shape, TOKENS):
+    for cost in stage_costs(shape, TOKENS, MACHINE):
         if cost.steps:
-            assert cost.memory == 16 * shape.parameters + 4096 * per_token
-    few = stage_costs(shape, Tokens(1, 30, 10, 10))[0]
+            assert cost.memory == 16 * shape.parameters + 2048 * per_token
+    small = Machine("cpu", 1e9, 2 * int(1.25 * (16 * shape.parameters + 600 * per_token)))
+    assert stage_costs(shape, TOKENS, small)[0].memory == 16 * shape.parameters + 512 * per_token
+    few = stage_costs(shape, Tokens(1, 30, 10, 10), MACHINE)[0]
     assert few.memory == 16 * shape.parameters + 50 * per_token
 
 
 def test_a_single_pair_has_a_cost(shape):
-    assert [cost.steps for cost in stage_costs(shape, Tokens(1, 5, 3, 2))] == [1, 1, None, 1]
+    assert [cost.steps for cost in stage_costs(shape, Tokens(1, 5, 3, 2), MACHINE)] == [1, 1, None, 1]
 
 
 def test_the_machine_is_measured(shape):
     machine = measure_machine(shape, torch.device("cpu"))
     assert machine.speed > 1e6
     assert machine.memory > 1e8
-    rows = cost_table(stage_costs(shape, TOKENS), machine).rows
+    rows = cost_table(stage_costs(shape, TOKENS, MACHINE), machine).rows
     assert [row[0] for row in rows] == ["SFT (train-oracle)", "DPO (train-oracle)", "score", "train-policy"]
 
 
 def test_a_faster_machine_needs_less_time(shape):
-    cost = stage_costs(shape, TOKENS)[0]
+    cost = stage_costs(shape, TOKENS, MACHINE)[0]
     assert cost.seconds(Machine("cpu", 1e9, 1)) == cost.operations / (EFFICIENCY * 1e9)
     assert cost.seconds(Machine("cpu", 2e9, 1)) == cost.operations / (EFFICIENCY * 2e9)
 

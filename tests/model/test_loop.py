@@ -444,7 +444,7 @@ def test_too_little_memory_says_which_knob_and_keeps_what_was_trained(tmp_path):
         return objective(logps_RW + (torch.empty(10**15).sum() if len(sizes) == 3 else 0), batch)
 
     with pytest.raises(
-        SepoError, match=r"out of memory in a micro-batch of 2 pairs with \d+ tokens \(budget 4,096\)"
+        SepoError, match=r"out of memory in a micro-batch of 2 pairs with \d+ tokens \(budget 2,048\)"
     ) as caught:
         train(tmp_path, objective=hungry, save_steps=100, num_train_epochs=1)
     tokens = int(re.search(r"with (\d+) tokens", caught.value.message)[1])
