@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-STEP = 4
 OURS = ("dpo", "dpo+checkpointing", "simpo", "sepo", "sepo+checkpointing", "floor")
 THEIRS = ("trl-dpo", "trl-simpo")
 
@@ -49,14 +48,14 @@ def pairs_of(options: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
 class Clock:
     """The time of the steps behind the first one, in which memory is claimed and kernels are chosen."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, step: int) -> None:
+        self.step, self.ends = step, list[float]()
 
     def tick(self, steps: int = 0) -> None:
         self.ends.append(time.perf_counter())
 
     def seconds_a_pair(self) -> float:
-        return (self.ends[-1] - self.ends[0]) / ((len(self.ends) - 1) * STEP)
+        return (self.ends[-1] - self.ends[0]) / ((len(self.ends) - 1) * self.step)
 
 
 def selected(pair: Any, rng: Any) -> Any:
@@ -84,7 +83,7 @@ def ours(options: argparse.Namespace) -> float:
     model = load_model(Path(options.model), trust_remote_code=False)
     name, _, checkpointing = options.who.partition("+")
     config = OptimizerConfig(
-        batch_size=STEP,
+        batch_size=options.step,
         learning_rate=1e-6,
         save_steps=0,
         max_tokens_per_device=options.max_tokens,
@@ -107,7 +106,7 @@ def ours(options: argparse.Namespace) -> float:
     def objective(logps_RW: Any, batch: Any) -> Any:
         return dpo(logps_RW, batch) if name == "dpo" else sepo(logps_RW, batch)
 
-    clock = Clock()
+    clock = Clock(options.step)
     with tempfile.TemporaryDirectory() as folder:
         fit(
             model,
@@ -131,9 +130,9 @@ def floor(options: argparse.Namespace) -> float:
     pairs = options.data or pairs_of(options)[2]
     model = load_model(Path(options.model), trust_remote_code=False).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    clock = Clock()
-    for start in range(0, len(pairs), STEP):
-        for pair in pairs[start : start + STEP]:
+    clock = Clock(options.step)
+    for start in range(0, len(pairs), options.step):
+        for pair in pairs[start : start + options.step]:
             row = pack([selected(pair, rng)], torch.device("cpu"))
             hidden_TH = model.model(input_ids=row.ids_T[None], use_cache=False).last_hidden_state[0]
             logits_NV = model.lm_head(hidden_TH[row.sources_N])
@@ -150,7 +149,7 @@ def theirs(options: argparse.Namespace) -> float:
     from trl import DPOConfig, DPOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    clock = Clock()
+    clock = Clock(options.step)
 
     class Ticks(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -172,7 +171,7 @@ def theirs(options: argparse.Namespace) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = config_class(
             output_dir=folder,
-            per_device_train_batch_size=STEP,
+            per_device_train_batch_size=options.step,
             num_train_epochs=1,
             learning_rate=1e-6,
             bf16=False,
@@ -204,10 +203,36 @@ def by_length(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     print("| response tokens | SePO, s a pair | s a 1,000 tokens |\n|---|---|---|")
     for length in options.lengths:
-        parts = [[rng.integers(0, 40_000, n).astype(np.int32) for n in (64, length, length)] for _ in range(2 * STEP)]
+        parts = [
+            [rng.integers(0, 40_000, n).astype(np.int32) for n in (64, length, length)] for _ in range(2 * options.step)
+        ]
         options.data, options.who = [TokenPair(number, *part) for number, part in enumerate(parts)], "sepo"
         seconds = ours(options)
         print(f"| {length} | {seconds:.2f} | {1000 * seconds / (64 + 2 * length):.2f} |", flush=True)
+
+
+def by_budget(options: argparse.Namespace) -> None:
+    """Ours on the same pairs with several token budgets of a micro-batch, in turns, each in a process of its own."""
+    found: dict[int, list[dict[str, float]]] = {budget: [] for budget in options.budgets}
+    for _ in range(options.rounds):
+        for budget, results in found.items():
+            results.append(apart("sepo", "--max-tokens", str(budget), "--step", str(options.step)))
+            print(budget, results[-1], flush=True)
+    print("| budget, tokens | SePO, s a pair | peak memory, GB |\n|---|---|---|")
+    for budget, results in found.items():
+        seconds, gigabytes = (statistics.median(r[name] for r in results) for name in ("seconds", "gigabytes"))
+        print(f"| {budget} | {seconds:.2f} | {gigabytes:.1f} |", flush=True)
+
+
+def apart(who: str, *more: str) -> dict[str, float]:
+    """The result of a contestant in a process of its own."""
+    command = [sys.executable, *sys.argv, "--who", who, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
+    if line is None:
+        sys.exit(f"{who} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(line.removeprefix("RESULT "))
+    return result
 
 
 def contestant(options: argparse.Namespace) -> None:
@@ -229,6 +254,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--who", choices=[*OURS, *THEIRS])
     parser.add_argument("--lengths", type=int, nargs="*", help="only ours, on random responses so long")
+    parser.add_argument("--budgets", type=int, nargs="*", help="only ours, with these budgets of a micro-batch")
+    parser.add_argument("--step", type=int, default=4, help="pairs a step")
     parser.set_defaults(data=None)
     return parser.parse_args()
 
@@ -242,18 +269,15 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         by_length(options)
         return
+    if options.budgets:
+        by_budget(options)
+        return
     found: dict[str, list[dict[str, float]]] = {who: [] for who in (*OURS, *THEIRS)}
     for number in range(options.rounds):
         for who, results in found.items():
-            done = subprocess.run(
-                [sys.executable, *sys.argv, "--who", who], capture_output=True, text=True, check=False
-            )
-            line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-            if line is None:
-                sys.exit(f"{who} failed:\n{done.stderr[-2000:]}")
-            results.append(json.loads(line.removeprefix("RESULT ")))
+            results.append(apart(who))
             print(number, who, results[-1], flush=True)
-    print(f"{options.pairs} pairs of {options.dataset}, {STEP} a step, float32, {options.threads} threads")
+    print(f"{options.pairs} pairs of {options.dataset}, {options.step} a step, float32, {options.threads} threads")
     print(f"torch {version('torch')}, transformers {version('transformers')}, trl {version('trl')}")
     print("| who | s a pair | x TRL's pairs/s | peak memory, GB | x TRL's memory |\n|---|---|---|---|---|")
     for who, results in found.items():
