@@ -28,7 +28,7 @@ from stages.model.processes import gather_weights, join_processes
 from stages.model.references import Around, Frozen, kept_logps
 from stages.reporting import Quiet
 from tests.conftest import masked, random_pairs, tiny_llama
-from tests.model.test_loop import Killed, KilledAfter
+from tests.model.fits import Killed, KilledAfter
 from tests.model.zoo import VOCABULARY, tiny
 
 SETTINGS = {

@@ -8,7 +8,7 @@ from stages.configs import PolicyConfig
 from stages.errors import SepoError
 from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
-from tests.model.test_loop import Asks, train
+from tests.model.fits import Asks, train
 
 
 def scalars(folder):
