@@ -71,6 +71,7 @@ def ours(options: argparse.Namespace) -> float:
     from stages.configs import OptimizerConfig
     from stages.method.objectives.dpo import dpo
     from stages.method.objectives.sepo import sepo
+    from stages.method.objectives.sft import sft
     from stages.model.batches import whole
     from stages.model.folders import load_model
     from stages.model.logps import response_logps
@@ -102,9 +103,10 @@ def ours(options: argparse.Namespace) -> float:
     if name == "sepo":
         rng = np.random.default_rng(0)
         examples = [selected(pair, rng) for pair in pairs]
-
-    def objective(logps_RW: Any, batch: Any) -> Any:
-        return dpo(logps_RW, batch) if name == "dpo" else sepo(logps_RW, batch)
+    if name == "sft":
+        examples = [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in pairs]
+    # SimPO is SePO's loss on all tokens.
+    objective = {"dpo": dpo, "sft": sft}.get(name, sepo)
 
     clock = Clock(options.step)
     with tempfile.TemporaryDirectory() as folder:

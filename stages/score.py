@@ -20,7 +20,14 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
-from stages.model.folders import load_tokenizer, model_hash, resolve_model, tokenizer_hash, vocabulary_hash
+from stages.model.folders import (
+    load_tokenizer,
+    model_hash,
+    resolve_model,
+    tokenizer_hash,
+    usable_length,
+    vocabulary_hash,
+)
 from stages.model.precision import refuse_useless
 from stages.model.processes import Worker, join_processes, this_worker
 from stages.model.scorer import How, Models, Scorer
@@ -92,6 +99,11 @@ def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
     return work
 
 
+def _usable_length(config: ScoreConfig, scorer: Scorer, reporter: Reporter) -> int:
+    trust = config.trust_remote_code
+    return usable_length(scorer.models, config.max_length, trust_remote_code=trust, reporter=reporter)
+
+
 def _score(
     config: ScoreConfig,
     work: Run,
@@ -104,7 +116,7 @@ def _score(
     pairs, counts = load_pairs(
         config.dataset,
         Encoder(tokenizer),
-        Limit(config.max_length, config.overlong),
+        Limit(_usable_length(config, scorer, reporter), config.overlong),
         columns=column_names(config.columns),
         reporter=reporter,
     )

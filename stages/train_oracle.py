@@ -40,14 +40,16 @@ from stages.model.folders import (
     resolve_model,
     save_model,
     tokenizer_hash,
+    usable_length,
 )
 from stages.model.loop import fit
 from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.model.memory import move_model
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.processes import gather_weights, join_processes
 from stages.model.quantization import load_trainable
-from stages.model.references import Around, frozen, kept_logps, logps_of
+from stages.model.references import Around, frozen, kept_logps, logps_of, refuse_unknown_ids
 from stages.model.training_mode import refuse_impossible
 from stages.model.verdict import Verdict, judge, with_reference
 from stages.reporting import Reporter, Summary
@@ -82,11 +84,13 @@ class Job(NamedTuple):
     work: Run
     tokenizer: Any
     encoder: Encoder
+    limit: Limit
     reporter: Reporter
 
     def load(self, folder: Path) -> Any:
         """A model on this process's device."""
-        return load_model(folder, trust_remote_code=self.config.trust_remote_code).to(self.accelerator.device)
+        model = load_model(folder, trust_remote_code=self.config.trust_remote_code)
+        return move_model(model, self.accelerator.device)
 
     def load_trainable(self, folder: Path) -> Any:
         """The same, its weights held as they are while an adapter is trained."""
@@ -147,8 +151,11 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
         return Summary(f"oracle in {folder}", there, fresh=False)
 
     encoder = Encoder(tokenizer)
-    job = Job(config, accelerator, work, tokenizer, encoder, reporter)
-    limit = Limit(config.max_length, config.overlong)
+    trust = config.trust_remote_code
+    limit = Limit(
+        usable_length([model_folder], config.max_length, trust_remote_code=trust, reporter=reporter), config.overlong
+    )
+    job = Job(config, accelerator, work, tokenizer, encoder, limit, reporter)
     with accelerator.main_process_first():
         pairs, counts = load_pairs(
             config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter
@@ -185,8 +192,13 @@ def split_pairs(pairs: Sequence[TokenPair], eval_fraction: float, data_fraction:
     random.Random(f"split/{seed}").shuffle(groups)
     held: list[int] = []
     wanted = math.ceil(eval_fraction * len(pairs))
-    while len(held) < wanted and len(groups) > 1:
-        held += groups.pop(0)
+    # A prompt with many pairs is passed over where smaller ones will do.
+    fitting = [group for group in groups if len(group) <= wanted] or [min(groups, key=len)]
+    for group in fitting:
+        if len(held) >= wanted or len(groups) == 1:
+            break
+        held += group
+        groups.remove(group)
     rest = [place for group in groups for place in group]
     taken = rest[: max(1, round(data_fraction * len(rest)))]
     return Split([pairs[place] for place in sorted(taken)], [pairs[place] for place in sorted(held)])
@@ -212,9 +224,11 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     # An oracle is made from its reference: a new reference needs a new oracle.
     if job.accelerator.is_main_process:
         shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
-    trainee = Trainee(job.load(model_folder), None)
+    model = job.load_trainable(model_folder) if config.sft_epochs else job.load(model_folder)
+    refuse_unknown_ids(model, [*split.train, *split.held_out, *conversations], config.model)
+    trainee = Trainee(model, None)
     if config.sft_epochs:
-        trainee = job.adapt(job.load_trainable(model_folder), model_folder)
+        trainee = job.adapt(model, model_folder)
         fit(
             trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
@@ -240,9 +254,8 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
     source = job.config.sft_dataset
     if source is None or not job.config.sft_epochs:
         return split.train, None
-    limit = Limit(job.config.max_length, job.config.overlong)
     with job.accelerator.main_process_first():
-        conversations, counts = load_conversations(source, job.encoder, limit, reporter=job.reporter)
+        conversations, counts = load_conversations(source, job.encoder, job.limit, reporter=job.reporter)
     if job.config.strict:
         refuse_dropped(counts, source)
     return conversations, counts
@@ -295,7 +308,8 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
     rows = [("trained on", f"{counts['train']:,} pairs"), ("held out", f"{counts['held_out']:,} pairs")]
     results: dict[str, Any] = {}
     if verdict is None:
-        warnings = ["no pair was held out (eval_fraction 0): nothing tells whether the oracle learnt"]
+        reason = "all have one prompt" if job.config.eval_fraction else "eval_fraction 0"
+        warnings = [f"no pair was held out ({reason}): nothing tells whether the oracle learnt"]
     else:
         token = job.tokenizer.decode([verdict.drift.worst_id]) if verdict.drift.worst_id >= 0 else ""
         warnings, results = verdict.warnings(token), verdict.as_json(token)

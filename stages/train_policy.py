@@ -23,11 +23,20 @@ from stages.model.adapters import base_name
 from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
-from stages.model.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, tokenizer_hash
+from stages.model.folders import (
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    save_model,
+    save_model_into,
+    tokenizer_hash,
+    usable_length,
+)
 from stages.model.head import kl_from_reference, kl_of_reference
 from stages.model.logps import Reference
 from stages.model.loop import fit
 from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
+from stages.model.memory import move_model
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
 from stages.model.paths import find_paths
@@ -73,7 +82,7 @@ class Job(NamedTuple):
         if model.hash == self.start.hash:
             return load_trainable(model.folder, self.config, self.accelerator.device)
         loaded = load_model(model.folder, trust_remote_code=self.config.trust_remote_code)
-        return loaded.to(self.accelerator.device)
+        return move_model(loaded, self.accelerator.device)
 
 
 def run(config: PolicyConfig, reporter: Reporter) -> Summary:
@@ -122,10 +131,13 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     for warning in warnings:
         reporter.warn(warning)
     job = Job(config, accelerator, work, scores, start, reference, reporter)
-    rows, too_long = scores.rows_within(config.max_length, reporter)
+    trust = config.trust_remote_code
+    folders = {start.folder, reference.folder}
+    max_length = usable_length(folders, config.max_length, trust_remote_code=trust, reporter=reporter)
+    rows, too_long = scores.rows_within(max_length, reporter)
     model = job.load(start)
-    refuse_unknown_ids(model, rows, config.model)
-    weighed = _weigh(job, model, rows, too_long)
+    refuse_unknown_ids(model, (row.pair for row in rows), config.model)
+    weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
     last = _train(job, trainee.model, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
     warnings += training_warnings(work.folder)
@@ -159,7 +171,7 @@ def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
     ]
 
 
-def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weighed:
+def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]) -> Weighed:
     """Select, and add up the reference's log-probs of what was selected."""
     config = job.config
     around = Around(job.accelerator, job.work.folder, config.tokens_read, job.reporter)
@@ -175,7 +187,7 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weigh
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     evidence = Evidence(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
     selection = rules()[config.rule].load()(evidence, **config.rule_options)
-    weighed = make_examples(rows, selection, references, {f"longer than {config.max_length:,} tokens": too_long})
+    weighed = make_examples(rows, selection, references, dropped)
     job.reporter.say(str(weighed))
     return weighed
 

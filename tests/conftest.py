@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.utils import logging as transformers_logging
 
 from stages.currency import Example, TokenPair
+from stages.reporting import Quiet
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
@@ -102,6 +103,17 @@ def chat_folder(tmp_path_factory, chatml):
     tiny_llama(len(chatml), tie_word_embeddings=True).save_pretrained(folder)
     chatml.save_pretrained(folder)
     return folder
+
+
+class Listens(Quiet):
+    """Remembers what was said, beside the warnings."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
 
 
 def token_pair(pair_id, prompt, chosen, rejected):

@@ -196,6 +196,24 @@ def test_pairs_of_one_prompt_are_held_out_together():
     assert len(split.held_out) == 12
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_prompt_of_many_pairs_is_not_held_out_for_a_few(seed):
+    pairs = [token_pair(number, [max(number, 39)], [1], [2]) for number in range(100)]
+    split = train_oracle.split_pairs(pairs, 0.05, 1.0, seed)
+    assert len(split.held_out) == 5
+    assert all(pair.pair_id > 39 for pair in split.held_out)
+    two_prompts = [token_pair(number, [number % 7 // 4], [1], [2]) for number in range(70)]
+    assert len(train_oracle.split_pairs(two_prompts, 0.05, 1.0, seed).held_out) == 30
+    assert not train_oracle.split_pairs(two_prompts[:1], 0.05, 1.0, seed).held_out
+
+
+def test_without_a_second_prompt_nothing_is_held_out_and_the_reason_is_told(tmp_path, chat_folder):
+    write_lines(tmp_path / "pairs.jsonl", [{**row, "prompt": "what?"} for row in word_rows(4)])
+    reporter = Quiet()
+    run_oracle(tmp_path, chat_folder, reporter, max_steps=1)
+    assert "no pair was held out (all have one prompt): nothing tells whether the oracle learnt" in reporter.warnings
+
+
 def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder, tmp_path):
     results = manifest(world / "oracle")["results"]
     accuracy = results["accuracy"]
@@ -224,7 +242,7 @@ def test_a_padded_head_is_no_other_vocabulary(world, chatml, tmp_path):
 
 def test_a_head_with_too_few_rows_is_refused(world, chatml, tmp_path):
     save_model(tiny_llama(300), chatml, tmp_path / "small")
-    with pytest.raises(SepoError, match=r"the scores hold token id \d+, but .*small has embeddings for 300"):
+    with pytest.raises(SepoError, match=r"the pairs hold token id \d+, but .*small has embeddings for 300"):
         run_policy(world, tmp_path / "small", output=tmp_path / "p")
 
 

@@ -240,7 +240,7 @@ def test_a_reference_with_another_vocabulary_is_refused(world, chat_folder, chat
     save_model(tiny_llama(len(chatml) + 64), chatml, tmp_path / "padded")
     for name, objective, said in [
         ("foreign", "dpo", r"the token->id map of .*foreign is not the one"),
-        ("small", "dpo", r"the scores hold token id \d+, but .*small has embeddings for 300"),
+        ("small", "dpo", r"the pairs hold token id \d+, but .*small has embeddings for 300"),
         ("padded", "tdpo", r"no KL between heads of \d+ rows \(the policy's\) and \d+ \(.*padded's\)"),
     ]:
         with pytest.raises(SepoError, match=said):

@@ -50,33 +50,41 @@ class OptimizerConfig:
         return self.max_tokens_per_device or ScoreConfig.max_tokens_per_device
 
     def _faults(self) -> list[str]:
-        return self._lora_faults() + limits.check(
-            self,
-            learning_rate=limits.positive,
-            batch_size=limits.at_least_one,
-            num_train_epochs=limits.at_least_one,
-            max_steps=limits.not_negative,
-            warmup_ratio=limits.share_or_zero,
-            lr_scheduler_type=limits.one_of(SCHEDULERS),
-            weight_decay=limits.not_negative,
-            max_grad_norm=limits.positive,
-            optim=limits.one_of(OPTIMIZERS),
-            adam_beta1=limits.fraction_below_one,
-            adam_beta2=limits.fraction_below_one,
-            adam_epsilon=limits.positive,
-            lora_rank=limits.not_negative,
-            lora_alpha=limits.positive_if_given,
-            lora_target_modules=limits.modules,
-            quantize=limits.one_of_if_given(QUANTIZATIONS),
-            max_length=limits.at_least_two,
-            mixed_precision=limits.one_of(MIXED_PRECISIONS),
-            max_tokens_per_device=limits.unless_none(limits.at_least_two),
-            save_steps=limits.not_negative,
-            save_total_limit=limits.at_least_one,
-            report_to=limits.one_of(TRACKERS),
-            logging_steps=limits.at_least_one,
-            seed=limits.not_negative,
+        return (
+            self._lora_faults()
+            + self._idle_faults()
+            + limits.check(
+                self,
+                learning_rate=limits.positive,
+                batch_size=limits.at_least_one,
+                num_train_epochs=limits.at_least_one,
+                max_steps=limits.not_negative,
+                warmup_ratio=limits.share_or_zero,
+                lr_scheduler_type=limits.one_of(SCHEDULERS),
+                weight_decay=limits.not_negative,
+                max_grad_norm=limits.positive,
+                optim=limits.one_of(OPTIMIZERS),
+                adam_beta1=limits.fraction_below_one,
+                adam_beta2=limits.fraction_below_one,
+                adam_epsilon=limits.positive,
+                lora_rank=limits.not_negative,
+                lora_alpha=limits.positive_if_given,
+                lora_target_modules=limits.modules,
+                quantize=limits.one_of_if_given(QUANTIZATIONS),
+                max_length=limits.at_least_two,
+                mixed_precision=limits.one_of(MIXED_PRECISIONS),
+                max_tokens_per_device=limits.unless_none(limits.at_least_two),
+                save_steps=limits.not_negative,
+                save_total_limit=limits.at_least_one,
+                report_to=limits.one_of(TRACKERS),
+                logging_steps=limits.at_least_one,
+                seed=limits.not_negative,
+            )
         )
+
+    def _idle_faults(self) -> list[str]:
+        """Options without what they are about."""
+        return ["hub_private needs push_to_hub"] if self.hub_private and not self.push_to_hub else []
 
     def _lora_faults(self) -> list[str]:
         """Options that say how an adapter is trained, where none is."""
@@ -106,6 +114,10 @@ class OracleConfig(OptimizerConfig):
     sft_batch_size: int = 512
     sft_weight: float = 0.0
     strict: bool = outside(False)
+
+    def _idle_faults(self) -> list[str]:
+        unused = ["sft_dataset needs sft_epochs"] if self.sft_dataset and not self.sft_epochs else []
+        return super()._idle_faults() + unused
 
     def _faults(self) -> list[str]:
         return super()._faults() + limits.check(

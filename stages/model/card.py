@@ -15,8 +15,7 @@ FILE: Final = "README.md"
 TEMPLATE: Final = """---
 library_name: {library}
 pipeline_tag: text-generation
-base_model: {base}
-tags:
+{base}tags:
 - sepo
 - preference-optimization
 ---
@@ -109,7 +108,7 @@ def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: st
         draw_curves(records, folder / CURVES, title)
     card = TEMPLATE.format(
         library="peft" if is_adapter(folder) else "transformers",
-        base=_base(made),
+        base=_base_line(made),
         title=title,
         what=what,
         picture=f"\n![{phase} by step]({CURVES})\n" if records else "",
@@ -124,6 +123,12 @@ def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: st
 
 def _base(made: Made) -> str:
     return Path(made.config.model).name
+
+
+def _base_line(made: Made) -> str:
+    """Names a model of the hub; a folder of this computer is nowhere else."""
+    name = made.config.model
+    return "" if Path(name).expanduser().is_dir() else f"base_model: {name}\n"
 
 
 def _last(run: Path, phase: str) -> dict[str, float]:

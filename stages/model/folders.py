@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -188,6 +188,15 @@ def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
     config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code).get_text_config()
     positions: int | None = getattr(config, "max_position_embeddings", None)
     return positions
+
+
+def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code: bool, reporter: Reporter) -> int:
+    """`max_length`, or fewer tokens where one of these models has fewer positions, which is said."""
+    positions = [most_positions(folder, trust_remote_code=trust_remote_code) for folder in folders]
+    usable = min([max_length, *(each for each in positions if each)])
+    if usable < max_length:
+        reporter.say(f"max_length {max_length:,} is taken as {usable:,}: the model has no more positions")
+    return usable
 
 
 def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:

@@ -26,6 +26,7 @@ from stages.currency import Batch, Example, Floats, PairLogps, TokenPair
 from stages.model.attention import packed_attention
 from stages.model.batches import collate, padded_groups, whole
 from stages.model.head import Divergence, Rows, find_head, head_kl, head_logps
+from stages.model.memory import memory_for
 from stages.model.packing import Packed, pack, packed_groups
 from stages.model.processes import Worker, this_worker
 from stages.reporting import Task
@@ -146,7 +147,8 @@ def response_logps(
         batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
         for reader, logps in zip(readers, found, strict=True):
             reader.model.eval()
-            with reader.as_read(), reading(reader, batch):
+            memory = memory_for(chosen, batch[0].numel(), max_tokens, trains=False)
+            with memory, reader.as_read(), reading(reader, batch):
                 logps.append(pair_by_pair(batch, weighted_logps(reader, batch)))
         # Meanwhile the others read as many.
         task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))

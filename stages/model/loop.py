@@ -10,7 +10,7 @@ and gradient are finite. All others stay there until it is time to log.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from accelerate import Accelerator
 from transformers import get_scheduler
@@ -21,7 +21,7 @@ from stages.model.budget import measured_budget
 from stages.model.checkpoints import Checkpoints
 from stages.model.interrupts import Interrupts
 from stages.model.logps import LogpsAndKl, Reference, WeightedLogps
-from stages.model.memory import OutOfMemory
+from stages.model.memory import OutOfMemory, enough_memory
 from stages.model.metrics import MetricLog
 from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
@@ -32,6 +32,10 @@ from stages.model.trackers import FOLDER as TRACKERS
 from stages.model.trackers import tracking
 from stages.model.training_mode import training_mode
 from stages.reporting import Reporter
+
+MOMENTS_HINT: Final = (
+    "AdamW's two moments take twice the memory of the trained weights: use --optim adamw-8bit, or --lora-rank 16"
+)
 
 
 def fit(
@@ -94,13 +98,16 @@ def fit(
                 raise
             for _, loss in done:
                 log.add(loss, step_size)
-            norm = _clip(engine, config, step, reporter)
+            whole_norm = _clip(engine, config, step, reporter)
+            norm = whole_norm or 0.0
             interrupted = agree(accelerator, done, norm, step, interrupts.number)
-            optimizer.step()
+            with enough_memory("the optimiser's step", lambda: MOMENTS_HINT):
+                optimizer.step()
             optimizer.zero_grad()
             last = step + 1 == schedule.steps
             log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
-            scheduler.step()
+            if whole_norm is not None:
+                scheduler.step()
             task.advance(1, log.note)
             after_step(step + 1)
             if config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0):
@@ -141,12 +148,13 @@ def _make_engine(
     return Engine(accelerator, module, reader, reference is not None, budget, objective), optimizer
 
 
-def _clip(engine: Engine, config: OptimizerConfig, step: int, reporter: Reporter) -> float:
-    """Scale the gradient down to its greatest norm, and return the norm it had."""
+def _clip(engine: Engine, config: OptimizerConfig, step: int, reporter: Reporter) -> float | None:
+    """Scale the gradient down to its greatest norm, and return the norm it had; None if fp16 overflowed."""
     accelerator = engine.accelerator
     norm = float(accelerator.clip_grad_norm_(engine.module.parameters(), config.max_grad_norm))
-    if accelerator.scaler is None or math.isfinite(norm):
+    if accelerator.scaler is None or math.isfinite(norm) or accelerator.scaler.get_scale() < 1:
         return norm
-    # fp16 overflowed: the scaler passes over this step and takes a smaller scale for the next one.
+    # The scaler passes over this step and takes half the scale for the next one. A gradient that is not finite at a
+    # scale of 1 either did not overflow.
     reporter.say(f"step {step + 1:,} overflowed in fp16 and was not taken")
-    return 0.0
+    return None

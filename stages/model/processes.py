@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -63,7 +63,6 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
     refuse_missing_tracker(report_to)
     # It would fill the model in the first process only; until training begins, every process reads a whole one.
     disable_fsdp_ram_efficient_loading()
-    # Taken from the environment, these would change the result behind the fingerprint's back.
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     log_with = report_to if folder is not None and report_to != "none" else None
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
@@ -71,7 +70,8 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        gradient_accumulation_steps=1,
+        # A plain number would give way to the environment's, by which every gradient would be divided.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[patience],
         log_with=log_with,
         project_dir=folder,

@@ -9,12 +9,13 @@ from transformers import BitsAndBytesConfig
 
 from stages.configs import OptimizerConfig
 from stages.model.folders import load_model
+from stages.model.memory import move_model
 
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> Any:
     """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
     if config.quantize is None:
-        return load_model(folder, trust_remote_code=config.trust_remote_code).to(device)
+        return move_model(load_model(folder, trust_remote_code=config.trust_remote_code), device)
     # Weights are packed as they are read: they are never whole on the device.
     held = {"quantization_config": _how(config.quantize), "device_map": {"": device}}
     model = load_model(folder, trust_remote_code=config.trust_remote_code, held=held)

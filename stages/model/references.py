@@ -1,6 +1,6 @@
 """Log-probs of pairs under a model that stays as it is: found where they are known, else computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +61,12 @@ def refuse_other_vocabulary(tokenizer: Any, scores: Scores, model: str) -> None:
     )
 
 
-def refuse_unknown_ids(model: Any, rows: Sequence[ScoredPair], name: str) -> None:
-    """Refuse a model that has no embedding for some scored id."""
-    highest = max(int(ids.max()) for row in rows for ids in row.pair[1:])
+def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> None:
+    """Refuse a model that has no embedding for some id of the pairs."""
+    highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair[1:])
     if highest >= embedding_rows(model):
         raise SepoError(
-            f"the scores hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",
+            f"the pairs hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",
             hint="resize the model's embeddings to its tokenizer, or use another model",
         )
 
@@ -101,12 +101,13 @@ def logps_of_rows(
         around.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
         return in_shards
 
+    pairs = [row.pair for row in rows]
+
     def load_fitting() -> Any:
         loaded = load()
-        refuse_unknown_ids(loaded, rows, model.name)
+        refuse_unknown_ids(loaded, pairs, model.name)
         return loaded
 
-    pairs = [row.pair for row in rows]
     return kept_logps(model, load_fitting, pairs, around, file=file, title=f"log-probs under {model.name}")
 
 

@@ -45,6 +45,9 @@ def make_schedule(pairs: int, config: OptimizerConfig) -> Schedule:
         steps = config.max_steps
     # The first step of a warm-up has a learning rate of 0: a run of one step would train nothing.
     warmup_steps = min(math.ceil(config.warmup_ratio * steps), steps - 1)
+    if config.lr_scheduler_type == "constant":
+        # transformers gives that one no warm-up.
+        warmup_steps = 0
     return Schedule(pairs, batch_size, epochs, steps, warmup_steps)
 
 

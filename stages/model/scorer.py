@@ -9,6 +9,7 @@ from stages.currency import PairLogps, ScoredPair, TokenPair
 from stages.model.adapters import is_adapter, put_on
 from stages.model.folders import base_folder, load_model
 from stages.model.logps import Reader, response_logps
+from stages.model.memory import move_model
 from stages.model.paths import find_paths
 from stages.model.precision import products, weights_of
 from stages.reporting import Quiet, Reporter, Task
@@ -74,7 +75,7 @@ class Scorer:
         self._readers.clear()
         logps = []
         for folder in self.models:
-            model = load_model(folder, trust_remote_code=self.how.trust_remote_code).to(self.how.device)
+            model = move_model(load_model(folder, trust_remote_code=self.how.trust_remote_code), self.how.device)
             reader = Reader(model, packs=False, tiled=False, alone=True)
             with products("float32"):
                 [found] = response_logps([reader], pairs, max_tokens=1, device=self.how.device, task=Quiet())
@@ -111,7 +112,9 @@ class Scorer:
 
     def _load(self, folder: Path) -> Any:
         dtype = weights_of(self.how.precision)
-        return load_model(folder, trust_remote_code=self.how.trust_remote_code, dtype=dtype).to(self.how.device)
+        return move_model(
+            load_model(folder, trust_remote_code=self.how.trust_remote_code, dtype=dtype), self.how.device
+        )
 
 
 def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:

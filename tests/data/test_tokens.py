@@ -24,16 +24,7 @@ from stages.data.workers import encode_all
 from stages.errors import SepoError
 from stages.model.folders import tokenizer_hash
 from stages.reporting import Quiet
-from tests.conftest import CHATML, token_pair, word_rows, write_lines
-
-
-class Ear(Quiet):
-    def __init__(self):
-        super().__init__()
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
+from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +98,7 @@ def with_backend(tokenizer, change):
 
 
 def test_nothing_is_tokenised_twice(chatml, monkeypatch):
-    first_ear, second_ear = Ear(), Ear()
+    first_ear, second_ear = Listens(), Listens()
     rows = word_rows(30)
     rows[4]["rejected"] = rows[4]["chosen"]
     first = make(chatml, rows, first_ear)
@@ -123,7 +114,7 @@ def test_one_cache_serves_every_limit_and_every_name_of_a_file(chatml, monkeypat
     shutil.copy("pairs.jsonl", "copy.jsonl")
     forbid_encoding(monkeypatch)
     for limit in (Limit(20, "truncate"), Limit(25), Limit(40, "truncate")):
-        ear = Ear()
+        ear = Listens()
         load_pairs("copy.jsonl", Encoder(chatml), limit, columns={}, reporter=ear)
         assert ear.said[0] == "copy.jsonl: prompt and answers as text"
     assert len(entries()) == 1
@@ -262,7 +253,7 @@ def test_a_damaged_entry_is_made_again(chatml, monkeypatch, damage):
     [name] = entries()
     whole = [[ids.tolist() for ids in pair[1:]] for pair in first.pairs]
     DAMAGES[damage](Path("cache") / name)
-    ear = Ear()
+    ear = Listens()
     second = make(chatml, reporter=ear)
     assert [[ids.tolist() for ids in pair[1:]] for pair in second.pairs] == whole
     assert "pairs.jsonl: what the cache holds of it is damaged, and is made again" in ear.said
@@ -339,7 +330,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(chatml, monkeypatch,
             write(self, chunk)
 
         monkeypatch.setattr(TableWriter, "write", write_or_fail)
-    ear = Ear()
+    ear = Listens()
     found = make(chatml, word_rows(30), ear)
     place = os.environ["SEPO_CACHE"]
     assert f"pairs.jsonl: what was made of it is not kept: {place} cannot be written: {reason}" in ear.said

@@ -10,20 +10,17 @@ import pytest
 from stages import evaluate
 from stages.configs import EvaluateConfig
 from stages.reporting import Quiet
-from tests.conftest import word_rows, write_lines
+from tests.conftest import Listens, word_rows, write_lines
 
 FAST = {"max_length": 128, "samples": 5, "max_new_tokens": 6}
 
 
-class Ear(Quiet):
-    """Remembers what was said, and which tasks were begun; dies at one of them if told to."""
+class Ear(Listens):
+    """Remembers also which tasks were begun; dies at one of them if told to."""
 
     def __init__(self, die_at=None):
         super().__init__()
-        self.said, self.tasks, self.die_at = [], [], die_at
-
-    def say(self, text):
-        self.said.append(text)
+        self.tasks, self.die_at = [], die_at
 
     @contextmanager
     def task(self, title, total, unit):

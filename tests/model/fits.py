@@ -63,12 +63,3 @@ class Asks(Quiet):
         self.after -= amount
         if self.after == 0:
             signal.raise_signal(self.number)
-
-
-class Listens(Quiet):
-    def __init__(self):
-        super().__init__()
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)

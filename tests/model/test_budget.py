@@ -14,20 +14,9 @@ from stages.model.logps import Reference, WeightedLogps, make_batch, reading
 from stages.model.loop import fit
 from stages.model.paths import find_paths
 from stages.reporting import Quiet
-from tests.conftest import tiny_gpt2, tiny_llama, token_pair
+from tests.conftest import Listens, tiny_gpt2, tiny_llama, token_pair
 
 CPU = torch.device("cpu")
-
-
-class Ears(Quiet):
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 def example_of(tokens):
@@ -40,7 +29,7 @@ def measured(model, config=None, *, tokens=100, reference=None, ears=None):
     module = WeightedLogps(reader)
     examples = [example_of(30), example_of(tokens)]
     return measured_budget(
-        Accelerator(cpu=True), module, reader, reference, config or OptimizerConfig(), examples, ears or Ears()
+        Accelerator(cpu=True), module, reader, reference, config or OptimizerConfig(), examples, ears or Listens()
     )
 
 
@@ -126,12 +115,12 @@ def kept_by_token(model, tokens=100):
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 def test_the_budget_follows_the_memory(make, monkeypatch):
-    model, ears = make(50), Ears()
+    model, ears = make(50), Listens()
     for tokens in (512, 1024):
         with_memory(monkeypatch, memory_for(tokens + 1, model, kept_by_token(model)))
         assert measured(model, ears=ears) == tokens
     assert "micro-batches of up to 512 tokens: each keeps 0.0" in ears.said[0]
-    assert not ears.warned
+    assert not ears.warnings
 
 
 def test_checkpointing_makes_room(monkeypatch):
@@ -156,14 +145,14 @@ def test_a_second_model_takes_room(monkeypatch):
 
 
 def test_a_pair_that_hardly_fits_is_warned_of(monkeypatch):
-    model, ears = tiny_llama(50), Ears()
+    model, ears = tiny_llama(50), Listens()
     with_memory(monkeypatch, memory_for(90, model, kept_by_token(model)))
     assert measured(model, ears=ears) == 256
-    [warning] = ears.warned
+    [warning] = ears.warnings
     assert warning.startswith("the longest pair is a micro-batch of 100 tokens, and about 90 fit")
     with_memory(monkeypatch, 1000)
     measured(model, ears=ears)
-    assert "about 0 fit" in ears.warned[1]
+    assert "about 0 fit" in ears.warnings[1]
 
 
 def test_measuring_leaves_no_trace():

@@ -12,8 +12,8 @@ from stages.model.batches import whole
 from stages.model.checkpoints import Checkpoints, forget_checkpoints
 from stages.model.loop import fit
 from stages.model.metrics import read_metrics
-from tests.conftest import random_pairs, tiny_llama
-from tests.model.fits import SETTINGS, Asks, Killed, KilledAfter, Listens, objective, train, weights
+from tests.conftest import Listens, random_pairs, tiny_llama
+from tests.model.fits import SETTINGS, Asks, Killed, KilledAfter, objective, train, weights
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)])

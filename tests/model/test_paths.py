@@ -13,7 +13,7 @@ from stages.model.packing import pack, packed_groups, unique_tokens
 from stages.model.paths import find_paths
 from stages.reporting import Quiet
 from tests import reference
-from tests.conftest import masked, random_pairs, tiny_llama, token_pair
+from tests.conftest import Listens, masked, random_pairs, tiny_llama, token_pair
 from tests.model.zoo import ALONE, PACKED, PADDED, VOCABULARY, tiny
 
 CPU = torch.device("cpu")
@@ -42,23 +42,14 @@ def assert_close(found, expected):
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
-class Said(Quiet):
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
-
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_shared_apart_padded_and_plain_are_one(family):
     model = tiny(family)
-    said = Said()
+    said = Listens()
     reader = find_paths(model, said)
     assert reader.packs
     assert reader.tiled
-    assert said.lines == []
+    assert said.said == []
     expected = plain(model, PAIRS)
     for max_tokens in (1, 40, 10_000):
         assert_close(read(reader, PAIRS, max_tokens), expected)
@@ -71,10 +62,10 @@ def test_packed_shared_apart_padded_and_plain_are_one(family):
 @pytest.mark.parametrize("family", PADDED)
 def test_models_that_mix_what_is_packed_take_padded_rows_and_say_so(family):
     model = tiny(family)
-    said = Said()
+    said = Listens()
     reader = find_paths(model, said)
     assert not reader.packs
-    assert "cannot share a row" in said.lines[0]
+    assert "cannot share a row" in said.said[0]
     for max_tokens in (1, 60, 10_000):
         assert_close(read(reader, PAIRS, max_tokens), plain(model, PAIRS))
 
@@ -83,9 +74,9 @@ def test_models_that_mix_what_is_packed_take_padded_rows_and_say_so(family):
 def test_frequencies_that_depend_on_the_longest_row_are_read_one_by_one(family):
     """In a batch a short response would get the frequencies of a long one."""
     model = tiny(family)
-    said = Said()
+    said = Listens()
     reader = find_paths(model, said)
-    assert "one by one" in said.lines[0]
+    assert "one by one" in said.said[0]
     expected = [logps for pair in PAIRS for logps in (fresh(family, pair.prompt_ids, r) for r in pair[2:])]
     assert_close(read(reader, PAIRS, 10_000), expected)
     together = read(reader._replace(alone=False), PAIRS, 10_000)
@@ -100,11 +91,11 @@ def fresh(family, prompt, response):
 def test_a_head_that_is_not_what_its_configuration_says_is_left_to_the_model():
     model = tiny("llama")
     model.config.logit_scale = 0.5
-    said = Said()
+    said = Listens()
     reader = find_paths(model, said)
     assert reader.packs
     assert not reader.tiled
-    assert "more than a matrix" in said.lines[0]
+    assert "more than a matrix" in said.said[0]
     assert_close(read(reader, PAIRS), plain(model, PAIRS))
 
 
