@@ -36,7 +36,7 @@ class Around(NamedTuple):
     folder: Path
     """of the run"""
     max_tokens: int
-    """of one forward pass"""
+    """of one forward pass; the same in all processes, which divide what follows from it"""
     reporter: Reporter
 
 
