@@ -18,7 +18,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from stages.configs import OracleConfig, column_names, content_settings
+from stages.configs import OracleConfig, column_names
 from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
@@ -31,6 +31,7 @@ from stages.model.batches import whole
 from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_oracle_card, write_reference_card
 from stages.model.checkpoints import forget_checkpoints
+from stages.model.claim import claimed_together
 from stages.model.curves import FILE as CURVES
 from stages.model.folders import (
     embedding_rows,
@@ -56,7 +57,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_logps, write_logps
-from stages.store.manifest import Input, Run, open_run
+from stages.store.manifest import Input, Run
 
 REFERENCE: Final = "reference"
 ORACLE: Final = "oracle"
@@ -136,29 +137,26 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     refuse_closed_hub(config.push_to_hub)
-    folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=True)
     inputs = _inputs(config, model_folder, tokenizer)
-    with accelerator.main_process_first():
-        work = open_run(
-            folder,
-            STAGE,
-            content_settings(config),
-            inputs,
-            overwrite=config.overwrite,
-            # Only the first process clears: the others come when it may have begun.
-            resume=config.resume or not accelerator.is_main_process,
-        )
-    if work.finished:
-        there = [("already finished", str(folder / "manifest.json"))]
-        there += push_run(folder, config, reporter, first=accelerator.is_main_process)
-        return Summary(f"oracle in {folder}", there, fresh=False)
+    with claimed_together(config, STAGE, inputs, accelerator) as work:
+        job = Job(config, accelerator, work, tokenizer, Encoder(tokenizer), reporter)
+        return _already(job) if work.finished else _make(job, model_folder)
 
-    encoder = Encoder(tokenizer)
-    job = Job(config, accelerator, work, tokenizer, encoder, reporter)
+
+def _already(job: Job) -> Summary:
+    folder = job.work.folder
+    rows = [("already finished", str(folder / "manifest.json"))]
+    rows += push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
+    return Summary(f"oracle in {folder}", rows, fresh=False)
+
+
+def _make(job: Job, model_folder: Path) -> Summary:
+    """Split the pairs, train both models, judge the oracle."""
+    config, accelerator, _, _, encoder, reporter = job
     limit = Limit(config.max_length, config.overlong)
     with accelerator.main_process_first():
         pairs, counts = load_pairs(
