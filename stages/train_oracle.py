@@ -226,6 +226,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
             phase="sft",
             folder=job.work.folder,
             reporter=job.reporter,
+            fingerprint=job.work.fingerprint,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
     # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
@@ -265,6 +266,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
             phase="dpo",
             folder=folder,
             reporter=job.reporter,
+            fingerprint=job.work.fingerprint,
         )
         job.save(trainee, ORACLE, merged=config.merge)
         if job.accelerator.is_fsdp2:

@@ -198,6 +198,7 @@ def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[
         phase=config.objective,
         folder=job.work.folder,
         reporter=job.reporter,
+        fingerprint=job.work.fingerprint,
         size=_tokens if alone else _one_pair,
         reference=reference,
         after_step=after_step,

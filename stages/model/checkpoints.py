@@ -45,18 +45,19 @@ class Checkpoints:
 
     Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
-    That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of; that it is as it
-    was written, its checksums.
+    Its seal says of which run it is, and that it is as it was written.
 
     Args:
         keep: how many there may be.
+        fingerprint: of the run.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, keep: int) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, keep: int, fingerprint: str) -> None:
         self._accelerator = accelerator
         self._folder = folder / FOLDER
         self._phase = phase
         self._keep = keep
+        self._fingerprint = fingerprint
         self.newest = 0
         """steps that are safe"""
         accelerator.register_save_state_pre_hook(_leave_out_frozen)
@@ -72,7 +73,7 @@ class Checkpoints:
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
                     self._accelerator.save_state(str(temporary), safe_serialization=False)
-                    _seal(temporary)
+                    _seal(temporary, self._fingerprint)
             else:
                 self._save_together(target)
         self.newest = step
@@ -80,21 +81,31 @@ class Checkpoints:
             for path in self._found()[: -self._keep]:
                 shutil.rmtree(path)
 
-    def resume(self, reporter: Reporter) -> int:
+    def resume(self, reporter: Reporter, steps: int) -> int:
         """Load the newest sound checkpoint, if any, and return how many steps it holds.
 
+        Args:
+            steps: of the whole phase.
+
         Raises:
-            SepoError: a sound checkpoint cannot be loaded, as by other versions of the libraries.
+            SepoError: it is of another run, or cannot be loaded, as by other versions of the libraries.
         """
         name = [self._newest_sound(reporter) if self._accelerator.is_main_process else ""]
         broadcast_object_list(name)
         if name[0]:
             path = self._folder / name[0]
+            self._refuse_other(path, steps)
             with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
                 self._accelerator.load_state(str(path), strict=not self._partly_trained())
-            self.newest = int(name[0].rsplit("-", 1)[1])
+            self.newest = _step_of(path)
             reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
         return self.newest
+
+    def _refuse_other(self, path: Path, steps: int) -> None:
+        of_another = _read_seal(path)["run"] != self._fingerprint
+        if of_another or _step_of(path) > steps:
+            fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
+            raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
 
     def _newest_sound(self, reporter: Reporter) -> str:
         """Its name; damaged ones are named and removed."""
@@ -116,7 +127,7 @@ class Checkpoints:
         self._accelerator.save_state(str(temporary), safe_serialization=False)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            _seal(temporary)
+            _seal(temporary, self._fingerprint)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
@@ -136,19 +147,28 @@ def _told(problem: str, hint: str) -> Iterator[None]:
         raise SepoError(f"{problem}: {one_line(error)}", hint=hint) from error
 
 
-def _seal(folder: Path) -> None:
-    """Wait until the disk has every file, and write down what is in them."""
+def _step_of(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def _seal(folder: Path, fingerprint: str) -> None:
+    """Wait until the disk has every file, and write down whose they are and what is in them."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     for name in names:
         with (folder / name).open("rb+") as file:
             make_durable(file)
-    write_json(folder / SEAL, {name: hash_file(folder / name) for name in names})
+    write_json(folder / SEAL, {"run": fingerprint, "files": {name: hash_file(folder / name) for name in names}})
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    seal: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    return seal
 
 
 def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint; nothing if it is as it was written."""
     try:
-        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        sums = _read_seal(folder)["files"]
         return next((name for name, hashed in sums.items() if hash_file(folder / name) != hashed), "")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return one_line(error)
