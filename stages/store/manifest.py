@@ -17,11 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stages.configs import is_remote
 from stages.errors import SepoError
 from stages.store.files import hash_json, probe_writable, sweep_temporary
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
-from stages.store.place import Place, is_remote, place_of
+from stages.store.place import Place, place_of
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
