@@ -2,11 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
-from stages.store.files import hash_file, make_durable, whole_folder, write_json
+from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text
 
 FOLDER: Final = "checkpoints"
 SEAL: Final = "checksums.json"
+STATE: Final = "state.json"
+"""of what accelerate does not know"""
 FAULTS: Final = (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
 """what torch, safetensors and the disk raise for a file that cannot be written or read"""
 
@@ -40,6 +42,14 @@ def _frozen_names(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
+class Stateful(Protocol):
+    """Something whose state goes into a checkpoint as JSON: a pickle could run code when it is loaded."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
 
@@ -50,14 +60,24 @@ class Checkpoints:
     Args:
         keep: how many there may be.
         fingerprint: of the run.
+        parts: what is saved beside the model, the optimiser and the random states, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, keep: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        phase: str,
+        keep: int,
+        fingerprint: str,
+        parts: Mapping[str, Stateful],
+    ) -> None:
         self._accelerator = accelerator
         self._folder = folder / FOLDER
         self._phase = phase
         self._keep = keep
         self._fingerprint = fingerprint
+        self._parts = parts
         self.newest = 0
         """steps that are safe"""
         accelerator.register_save_state_pre_hook(_leave_out_frozen)
@@ -72,7 +92,7 @@ class Checkpoints:
         with _told(f"cannot write {target}", "free the space, then run the same again"):
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
-                    self._accelerator.save_state(str(temporary), safe_serialization=False)
+                    self._write_parts(temporary)
                     _seal(temporary, self._fingerprint)
             else:
                 self._save_together(target)
@@ -97,6 +117,9 @@ class Checkpoints:
             self._refuse_other(path, steps)
             with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
                 self._accelerator.load_state(str(path), strict=not self._partly_trained())
+                states = json.loads((path / STATE).read_text(encoding="utf-8"))
+                for part, its in self._parts.items():
+                    its.load_state_dict(states[part])
             self.newest = _step_of(path)
             reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
         return self.newest
@@ -121,10 +144,17 @@ class Checkpoints:
             reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
         return ""
 
+    def _write_parts(self, folder: Path) -> None:
+        """This process's part of a checkpoint."""
+        self._accelerator.save_state(str(folder), safe_serialization=False)
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        if self._accelerator.is_main_process:
+            write_text(folder / STATE, json.dumps(states))
+
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
-        self._accelerator.save_state(str(temporary), safe_serialization=False)
+        self._write_parts(temporary)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             _seal(temporary, self._fingerprint)

@@ -74,10 +74,9 @@ def fit(
     reporter.say(f"{phase}: {schedule}")
     engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
-    accelerator.register_for_checkpointing(scheduler)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
-    accelerator.register_for_checkpointing(log)
-    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint)
+    parts = {"schedule": scheduler, "log": log}
+    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint, parts)
     first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")

@@ -26,7 +26,7 @@ TIMES: Final = "timing.jsonl"
 class MetricLog:
     """Averages over the pairs of the logged steps, kept on the device until it is time to log.
 
-    What is not yet logged is part of a checkpoint: `state_dict` and `load_state_dict` are called by accelerate.
+    What is not yet logged is part of a checkpoint.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, phase: str, every: int, reporter: Reporter) -> None:
@@ -88,11 +88,12 @@ class MetricLog:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums since the last line, a row for each process: added up, they would round otherwise than they do."""
-        rows = self._accelerator.gather(self._row()[None]).cpu()
+        # Through JSON and back a float32 stays the same.
+        rows = self._accelerator.gather(self._row()[None]).tolist()
         return {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        rows = state["rows"][self._accelerator.process_index :: self._accelerator.num_processes]
+        rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
         self._sums = dict(zip(state["names"], sums, strict=True))
         self._steps = state["steps"]
