@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.currency import Example, PairLoss
 from stages.method.watch import collapse
 from stages.reporting import Reporter
-from stages.store.files import write_text
+from stages.store.files import make_durable, write_text
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
@@ -41,6 +41,7 @@ class MetricLog:
         self._pairs: Tensor | float = 0.0
         self._steps = 0
         self._chosen_logps: list[float] = []
+        self._lines = 0
         self.last: dict[str, float] = {}
 
     def start(self, first: int) -> None:
@@ -48,9 +49,12 @@ class MetricLog:
         if self._accelerator.is_main_process:
             _forget_after(self._path, self._phase, first)
             _forget_after(self._pace.path, self._phase, first)
-        for record in read_metrics(self._path.parent):
-            if record["phase"] == self._phase and record["step"] <= first:
-                self._remember(record)
+        there = [line for line in read_metrics(self._path.parent) if line["phase"] == self._phase]
+        there = [line for line in there if line["step"] <= first]
+        self._chosen_logps = [line["chosen_logp"] for line in there if "chosen_logp" in line]
+        lost = self._lines - len(there)
+        if lost > 0:
+            self._reporter.warn(f"{self._path} has lost {lost:,} of the {self._lines:,} lines of {self._phase} so far")
 
     @property
     def note(self) -> str:
@@ -78,6 +82,7 @@ class MetricLog:
         record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
         warned = collapse(self._chosen_logps)
         self._remember(record)
+        self._lines += 1
         if not warned and collapse(self._chosen_logps):
             self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
         if self._accelerator.is_main_process:
@@ -87,16 +92,24 @@ class MetricLog:
         self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums since the last line, a row for each process: added up, they would round otherwise than they do."""
+        """The sums since the last line, a row for each process: added up, they would round otherwise than they do.
+
+        Also how many lines there are, and the last one's figures. The lines themselves are on the disk when this ends:
+        a checkpoint must not outlive them.
+        """
+        if self._accelerator.is_main_process and self._path.exists():
+            with self._path.open("rb+") as file:
+                make_durable(file)
         # Through JSON and back a float32 stays the same.
         rows = self._accelerator.gather(self._row()[None]).tolist()
-        return {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+        open_sums = {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+        return open_sums | {"lines": self._lines, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
         self._sums = dict(zip(state["names"], sums, strict=True))
-        self._steps = state["steps"]
+        self._steps, self._lines, self.last = state["steps"], state["lines"], state["last"]
 
     def _row(self) -> Tensor:
         values = [self._loss, self._pairs, *(self._sums[name] for name in sorted(self._sums))]
