@@ -308,7 +308,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         # A kill may have left some of it behind.
         forget_checkpoints(folder)
         job.work.finish(
-            files=["metrics.jsonl", LOGPS, *_model_files(folder)],
+            files=[LOGPS, *_model_files(folder)],
             device=str(job.accelerator.device),
             counts=counts,
             results=results,
@@ -327,6 +327,6 @@ def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> N
 
 
 def _model_files(folder: Path) -> list[str]:
-    """What a model needs: without its card and picture it is still whole, and not to be trained again."""
+    """What the models need: without card, picture and log they are still whole, and not to be trained again."""
     paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
     return [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]

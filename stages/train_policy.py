@@ -20,7 +20,6 @@ from stages.currency import Example, PairLogps, ScoredPair
 from stages.method.examples import Weighed, chosen_only, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
-from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
 from stages.model.claim import claimed_together
@@ -132,8 +131,7 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     if accelerator.is_main_process:
         files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
         write_policy_card(work.folder, Made(config, work.identity["inputs"], weighed.counts), last)
-        kept = [name for name in (LOGPS, START) if (work.folder / name).exists()]
-        files = [*files, CARD, "metrics.jsonl", *kept]
+        # Promised is what the model needs: without its card and its log it is still whole, and not to be trained again.
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
