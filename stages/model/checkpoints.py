@@ -8,11 +8,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from stages.errors import SepoError, one_line
+from stages.model.memory import enough_memory
 from stages.reporting import Reporter
 from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text
 
@@ -20,8 +22,11 @@ FOLDER: Final = "checkpoints"
 SEAL: Final = "checksums.json"
 STATE: Final = "state.json"
 """of what accelerate does not know"""
-FAULTS: Final = (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
-"""what torch, safetensors and the disk raise for a file that cannot be written or read"""
+FORMAT_FAULTS: Final = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
+"""what torch and safetensors raise for a file that is not as they expect it"""
+MACHINE_FAULTS: Final = (torch.AcceleratorError, torch.distributed.DistError)
+"""among the same classes: a device or a connection that failed, of which no file is to blame"""
+MEMORY_HINT: Final = "see what else takes the memory, then run the same again: the checkpoints are sound"
 
 
 def forget_checkpoints(folder: Path) -> None:
@@ -89,7 +94,7 @@ class Checkpoints:
             SepoError: it cannot be written; the older ones are still there.
         """
         target = self._folder / f"{self._phase}-{step:08d}"
-        with _told(f"cannot write {target}", "free the space, then run the same again"):
+        with _writing(target):
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
                     self._write_parts(temporary)
@@ -115,7 +120,7 @@ class Checkpoints:
         if name[0]:
             path = self._folder / name[0]
             self._refuse_other(path, steps)
-            with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
+            with _going_on_from(path):
                 self._accelerator.load_state(str(path), strict=not self._partly_trained())
                 states = json.loads((path / STATE).read_text(encoding="utf-8"))
                 for part, its in self._parts.items():
@@ -170,11 +175,31 @@ class Checkpoints:
 
 
 @contextmanager
-def _told(problem: str, hint: str) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield
-    except FAULTS as error:
-        raise SepoError(f"{problem}: {one_line(error)}", hint=hint) from error
+        with enough_memory(f"writing {path}", lambda: MEMORY_HINT):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except (OSError, *FORMAT_FAULTS) as error:
+        hint = "free the space, then run the same again"
+        raise SepoError(f"cannot write {path}: {one_line(error)}", hint=hint) from error
+
+
+@contextmanager
+def _going_on_from(path: Path) -> Iterator[None]:
+    """Only a file that these libraries do not understand is worth no second try."""
+    try:
+        with enough_memory(f"loading {path}", lambda: MEMORY_HINT):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except OSError as error:
+        hint = "it was sound a moment ago: mend what hinders reading it, then run the same again"
+        raise SepoError(f"cannot read {path}: {one_line(error)}", hint=hint) from error
+    except FORMAT_FAULTS as error:
+        hint = f"use the versions of torch and accelerate that wrote it, or delete {path.parent} to train anew"
+        raise SepoError(f"cannot go on from {path}: {one_line(error)}", hint=hint) from error
 
 
 def _step_of(path: Path) -> int:

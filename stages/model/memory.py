@@ -1,7 +1,7 @@
 """Too little memory, said as what to change and by how much."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -14,12 +14,12 @@ class OutOfMemory(SepoError):
 
 
 @contextmanager
-def memory_for(examples: Sequence[Example], tokens: int, max_tokens: int) -> Iterator[None]:
+def enough_memory(doing: str, hint: Callable[[], str]) -> Iterator[None]:
     """Turn an allocation that fails inside into words.
 
     Args:
-        tokens: of the micro-batch that is computed.
-        max_tokens: its budget.
+        doing: what is done, as in ``out of memory in ...``.
+        hint: says what to change.
 
     Raises:
         OutOfMemory: on a GPU or a CPU.
@@ -29,8 +29,18 @@ def memory_for(examples: Sequence[Example], tokens: int, max_tokens: int) -> Ite
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        size = f"a micro-batch of {len(examples):,} pairs with {tokens:,} tokens (budget {max_tokens:,})"
-        raise OutOfMemory(f"out of memory in {size}: {one_line(error)}", hint=_remedy(examples, tokens)) from error
+        raise OutOfMemory(f"out of memory in {doing}: {one_line(error)}", hint=hint()) from error
+
+
+def memory_for(examples: Sequence[Example], tokens: int, max_tokens: int) -> AbstractContextManager[None]:
+    """`enough_memory` for a micro-batch.
+
+    Args:
+        tokens: of the micro-batch that is computed.
+        max_tokens: its budget.
+    """
+    size = f"a micro-batch of {len(examples):,} pairs with {tokens:,} tokens (budget {max_tokens:,})"
+    return enough_memory(size, lambda: _remedy(examples, tokens))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
