@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from accelerate import Accelerator
 
 from stages.configs import OracleConfig, PolicyConfig, content_settings
+from stages.model.metrics import read_times
 from stages.store.claim import claimed
 from stages.store.lock import Lock
 from stages.store.manifest import Input, Run, open_run
@@ -31,4 +32,6 @@ def claimed_together(
             else:
                 # A lock that was not taken: the first process may have begun, and nothing of its is cleared or swept.
                 work = open_run(place, stage, settings, inputs, overwrite=False, lock=Lock(place, several=True))
+        # Read now: what was done after the last checkpoint was spent too, and is about to be dropped there.
+        work.earlier_seconds = sum(line["seconds"] for line in read_times(work.folder))
         yield work

@@ -129,7 +129,10 @@ class MetricLog:
 
 
 class _Pace:
-    """How fast training is and how much memory it takes, over all processes; of one of them, what memory."""
+    """How fast training is, over all processes, and how much memory the first of them has taken at most.
+
+    On a GPU that is what tensors took there since this phase began; elsewhere, what the process has ever taken.
+    """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.path = path
@@ -137,6 +140,8 @@ class _Pace:
         self._since = time.perf_counter()
         self._pairs = self._tokens = 0
         self._last: dict[str, float] = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def add(self, examples: Sequence[Example]) -> None:
         """Pairs of a step, of all processes. A prompt counts once, a response whole."""

@@ -12,7 +12,7 @@ from stages.model.batches import whole
 from stages.model.loop import fit
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama
-from tests.model.fits import SETTINGS, Killed, objective, weights
+from tests.model.fits import SETTINGS, Killed, KilledIn, objective, weights
 from tests.world import run_oracle, run_policy
 
 
@@ -39,23 +39,6 @@ def test_a_checkpoint_beyond_the_schedule_is_refused(tmp_path):
         train(tmp_path, "sha256:one", epochs=1)
 
 
-class KilledIn(Quiet):
-    """Stops the run in a phase, once its second step is done."""
-
-    def __init__(self, phase):
-        super().__init__()
-        self.phase, self.title, self.left = phase, "", 2
-
-    def task(self, title, total, unit):
-        self.title = title
-        return super().task(title, total, unit)
-
-    def advance(self, amount=1, note=""):
-        self.left -= amount if self.title == self.phase else 0
-        if self.left < 0:
-            raise Killed
-
-
 def test_checkpoints_copied_from_another_run_are_refused_by_both_stages(world, chat_folder, tmp_path):
     """The other run differs in one setting, which does not show in the files."""
     policy, oracle = partial(run_policy, world, chat_folder), partial(run_oracle, world, chat_folder)
@@ -67,7 +50,7 @@ def test_checkpoints_copied_from_another_run_are_refused_by_both_stages(world, c
         one, two = tmp_path / f"{phase}-one", tmp_path / f"{phase}-two"
         for folder, settings in ((one, {}), (two, setting)):
             with pytest.raises(Killed):
-                train(output=folder, save_steps=1, reporter=KilledIn(phase), **settings)
+                train(output=folder, save_steps=1, reporter=KilledIn(phase, 2), **settings)
         shutil.rmtree(two / "checkpoints")
         shutil.copytree(one / "checkpoints", two / "checkpoints")
         with pytest.raises(SepoError, match=f"{phase}-00000002 is of another run"):
