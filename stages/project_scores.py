@@ -25,9 +25,8 @@ from stages.method.projection import project
 from stages.method.statistics import preference_accuracy
 from stages.model.folders import load_tokenizer, resolve_without_weights, tokenizer_hash, vocabulary_hash
 from stages.reporting import Reporter, Summary, Task
-from stages.store.lock import held
-from stages.store.manifest import Input, Run, open_run
-from stages.store.place import place_of
+from stages.store.claim import claimed
+from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, lookup, open_scores, sound, sweep_seals
 from stages.store.shards import Seal, read_notes, read_seal, read_shard, shard_name, write_shard
 
@@ -63,13 +62,11 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     }
     columns = config.columns or lookup(scores.manifest, ("settings", "columns"))
     settings = content_settings(config) | {"columns": columns}
-    with held(place_of(config.output_dir), several=False) as lock:
-        place = place_of(config.output_dir)
-        work = open_run(place, STAGE, settings, inputs, overwrite=config.overwrite, lock=lock, sound=sound)
-        lock.settle()
+    with claimed(config.output_dir, STAGE, settings, inputs, overwrite=config.overwrite, sound=sound) as work:
         if work.finished:
             sweep_seals(work.place)
-            return Summary(f"scores in {place}", [("already finished", place.at("manifest.json"))], fresh=False)
+            finished = [("already finished", work.place.at("manifest.json"))]
+            return Summary(f"scores in {work.place}", finished, fresh=False)
         pairs = read_pairs(config.dataset, column_names(columns), on_layout=reporter.say)
         return _project(work, scores, sides, pairs, reporter)
 

@@ -18,7 +18,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from stages.configs import OracleConfig, column_names, content_settings
+from stages.configs import OracleConfig, column_names
 from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
@@ -30,6 +30,7 @@ from stages.model.batches import whole
 from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_oracle_card, write_reference_card
 from stages.model.checkpoints import forget_checkpoints
+from stages.model.claim import claimed_together
 from stages.model.curves import FILE as CURVES
 from stages.model.folders import (
     embedding_rows,
@@ -55,7 +56,7 @@ from stages.model.verdict import Verdict, judge, with_reference
 from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
-from stages.store.manifest import Input, Run, open_run
+from stages.store.manifest import Input, Run
 
 REFERENCE: Final = "reference"
 ORACLE: Final = "oracle"
@@ -129,33 +130,30 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
     refuse_closed_hub(config.push_to_hub)
-    folder = Path(config.output_dir)
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=True)
     inputs = _inputs(config, model_folder, tokenizer)
-    with accelerator.main_process_first():
-        work = open_run(
-            folder,
-            STAGE,
-            content_settings(config),
-            inputs,
-            overwrite=config.overwrite,
-            # Only the first process clears: the others come when it may have begun.
-            resume=config.resume or not accelerator.is_main_process,
-        )
-    if work.finished:
-        there = [("already finished", str(folder / "manifest.json"))]
-        there += push_run(folder, config, reporter, first=accelerator.is_main_process)
-        return Summary(f"oracle in {folder}", there, fresh=False)
-
-    encoder = Encoder(tokenizer)
-    trust = config.trust_remote_code
     limit = Limit(
-        usable_length([model_folder], config.max_length, trust_remote_code=trust, reporter=reporter), config.overlong
+        usable_length([model_folder], config.max_length, trust_remote_code=config.trust_remote_code, reporter=reporter),
+        config.overlong,
     )
-    job = Job(config, accelerator, work, tokenizer, encoder, limit, reporter)
+    with claimed_together(config, STAGE, inputs, accelerator) as work:
+        job = Job(config, accelerator, work, tokenizer, Encoder(tokenizer), limit, reporter)
+        return _already(job) if work.finished else _make(job, model_folder)
+
+
+def _already(job: Job) -> Summary:
+    folder = job.work.folder
+    rows = [("already finished", str(folder / "manifest.json"))]
+    rows += push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
+    return Summary(f"oracle in {folder}", rows, fresh=False)
+
+
+def _make(job: Job, model_folder: Path) -> Summary:
+    """Split the pairs, train both models, judge the oracle."""
+    config, accelerator, _, _, encoder, limit, reporter = job
     with accelerator.main_process_first():
         pairs, counts = load_pairs(
             config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter
@@ -242,6 +240,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
             phase="sft",
             folder=job.work.folder,
             reporter=job.reporter,
+            fingerprint=job.work.fingerprint,
             size=lambda example: float(len(example.pair.chosen_ids)),
         )
     # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
@@ -280,6 +279,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
             phase="dpo",
             folder=folder,
             reporter=job.reporter,
+            fingerprint=job.work.fingerprint,
         )
         job.save(trainee, ORACLE, merged=config.merge)
         if job.accelerator.is_fsdp2:
@@ -322,7 +322,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
         # A kill may have left some of it behind.
         forget_checkpoints(folder)
         job.work.finish(
-            files=["metrics.jsonl", LOGPS, *_model_files(folder)],
+            files=[LOGPS, *_model_files(folder)],
             device=str(job.accelerator.device),
             counts=counts,
             results=results,
@@ -341,6 +341,6 @@ def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> N
 
 
 def _model_files(folder: Path) -> list[str]:
-    """What a model needs: without its card and picture it is still whole, and not to be trained again."""
+    """What the models need: without card, picture and log they are still whole, and not to be trained again."""
     paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
     return [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]

@@ -15,14 +15,14 @@ from typing import Any, Final, NamedTuple
 from accelerate import Accelerator
 
 from stages.catalogue import objectives, rules
-from stages.configs import PolicyConfig, content_settings
+from stages.configs import PolicyConfig
 from stages.currency import Example, PairLogps, ScoredPair
 from stages.method.examples import Weighed, chosen_only, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
-from stages.model.card import FILE as CARD
 from stages.model.card import Made, write_policy_card
 from stages.model.checkpoints import forget_checkpoints
+from stages.model.claim import claimed_together
 from stages.model.folders import (
     load_model,
     load_tokenizer,
@@ -57,7 +57,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
-from stages.store.manifest import Input, Run, open_run
+from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, lookup, open_scores
 
 STAGE: Final = "train-policy"
@@ -110,27 +110,25 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     }
     if config.needs & {"reference", "kl"}:
         inputs["reference"] = Input(reference.name, reference.hash)
-    with accelerator.main_process_first():
-        work = open_run(
-            Path(config.output_dir),
-            STAGE,
-            content_settings(config),
-            inputs,
-            overwrite=config.overwrite,
-            # Only the first process clears: the others come when it may have begun.
-            resume=config.resume or not accelerator.is_main_process,
-        )
-    if work.finished:
-        forget_checkpoints(work.folder)
-        there = [
-            ("already finished", str(work.folder / "manifest.json")),
-            *push_run(work.folder, config, reporter, first=accelerator.is_main_process),
-        ]
-        return Summary(f"policy in {work.folder}", there, fresh=False)
+    with claimed_together(config, STAGE, inputs, accelerator) as work:
+        job = Job(config, accelerator, work, scores, start, reference, reporter)
+        return _already(job) if work.finished else _make(job, tokenizer, model_folder)
+
+
+def _already(job: Job) -> Summary:
+    folder, first = job.work.folder, job.accelerator.is_main_process
+    if first:
+        forget_checkpoints(folder)
+    rows = [("already finished", str(folder / "manifest.json"))]
+    return Summary(f"policy in {folder}", rows + push_run(folder, job.config, job.reporter, first=first), fresh=False)
+
+
+def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
+    """Select, train, and write the model."""
+    config, accelerator, work, scores, start, reference, reporter = job
     warnings = _warnings(tokenizer, scores)
     for warning in warnings:
         reporter.warn(warning)
-    job = Job(config, accelerator, work, scores, start, reference, reporter)
     trust = config.trust_remote_code
     folders = {start.folder, reference.folder}
     max_length = usable_length(folders, config.max_length, trust_remote_code=trust, reporter=reporter)
@@ -145,8 +143,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     if accelerator.is_main_process:
         files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
         write_policy_card(work.folder, Made(config, work.identity["inputs"], weighed.counts), last)
-        kept = [name for name in (LOGPS, START) if (work.folder / name).exists()]
-        files = [*files, CARD, "metrics.jsonl", *kept]
+        # Promised is what the model needs: without its card and its log it is still whole, and not to be trained again.
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)
         # Not before: a kill in the middle of it would leave neither a checkpoint nor a finished run.
         forget_checkpoints(work.folder)
@@ -211,6 +208,7 @@ def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[
         phase=config.objective,
         folder=job.work.folder,
         reporter=job.reporter,
+        fingerprint=job.work.fingerprint,
         size=_tokens if alone else _one_pair,
         reference=reference,
         after_step=after_step,

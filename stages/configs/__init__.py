@@ -18,6 +18,7 @@ from stages.configs.fields import (
     TRACKERS,
     column_names,
     content_settings,
+    is_remote,
     module_names,
     worker_numbers,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "ValidateConfig",
     "column_names",
     "content_settings",
+    "is_remote",
     "module_names",
     "worker_numbers",
 ]

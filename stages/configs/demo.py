@@ -22,6 +22,7 @@ class DemoConfig:
             "train_pairs": limits.at_least_one,
             "test_pairs": limits.at_least_one,
             "oracle_size": limits.one_of(ORACLE_SIZES),
+            "output_dir": limits.local,
         }
         limits.refuse(limits.check(self, **rules))
 
@@ -40,7 +41,7 @@ class DemoReportConfig:
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        faults = limits.check(self, samples=limits.at_least_two)
+        faults = limits.check(self, samples=limits.at_least_two, output_dir=limits.local)
         faults += [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
         limits.refuse(faults)
 
@@ -54,4 +55,5 @@ class CompareConfig:
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        limits.refuse([f"runs takes NAME=EVALUATION, got {item!r}" for item in self.runs if "=" not in item])
+        faults = limits.check(self, output_dir=limits.local)
+        limits.refuse(faults + [f"runs takes NAME=EVALUATION, got {item!r}" for item in self.runs if "=" not in item])

@@ -31,6 +31,11 @@ def column_names(columns: str | None) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
 
 
+def is_remote(name: str) -> bool:
+    """Whether a name is a URI such as ``s3://bucket/folder``."""
+    return "://" in name
+
+
 def module_names(modules: str) -> list[str]:
     """``q_proj, v_proj`` as ``["q_proj", "v_proj"]``."""
     return [name.strip() for name in modules.split(",")]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from stages.configs.fields import column_names, module_names, worker_numbers
+from stages.configs.fields import column_names, is_remote, module_names, worker_numbers
 from stages.errors import SepoError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -28,6 +28,12 @@ modules: Rule = (lambda x: x is None or all(module_names(x)), "names of layers, 
 columns: Rule = (
     lambda x: all(ours and theirs for ours, theirs in column_names(x).items()),
     "like prompt=question,chosen=good,rejected=bad",
+)
+
+
+local: Rule = (
+    lambda x: x is None or not is_remote(x),
+    "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",
 )
 
 

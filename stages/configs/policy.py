@@ -79,6 +79,7 @@ class PolicyConfig(OptimizerConfig):
     def _faults(self) -> list[str]:
         faults = super()._faults() + limits.check(
             self,
+            output_dir=limits.local,
             snapshot_steps=limits.not_negative,
             gamma=limits.unless_none(limits.positive),
             margin=limits.unless_none(limits.not_negative),

@@ -78,7 +78,7 @@ class CutModelConfig:
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        limits.refuse(limits.check(self, layers=limits.at_least_one))
+        limits.refuse(limits.check(self, layers=limits.at_least_one, output_dir=limits.local))
 
 
 @dataclass(frozen=True, kw_only=True)

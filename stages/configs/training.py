@@ -131,4 +131,5 @@ class OracleConfig(OptimizerConfig):
             sft_learning_rate=limits.positive,
             sft_batch_size=limits.at_least_one,
             sft_weight=limits.not_negative,
+            output_dir=limits.local,
         )

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from stages.configs import is_remote
 from stages.currency import TokenPair, content_hash
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import FINISHED, read_manifest
-from stages.store.place import is_remote
 from stages.store.scores import open_scores
 
 Hashes = NDArray[np.uint64]

@@ -2,24 +2,31 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from stages.errors import SepoError, one_line
+from stages.model.memory import enough_memory
 from stages.reporting import Reporter
-from stages.store.files import hash_file, make_durable, whole_folder, write_json
+from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text
 
 FOLDER: Final = "checkpoints"
 SEAL: Final = "checksums.json"
-FAULTS: Final = (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
-"""what torch, safetensors and the disk raise for a file that cannot be written or read"""
+STATE: Final = "state.json"
+"""of what accelerate does not know"""
+FORMAT_FAULTS: Final = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
+"""what torch and safetensors raise for a file that is not as they expect it"""
+MACHINE_FAULTS: Final = (torch.AcceleratorError, torch.distributed.DistError)
+"""among the same classes: a device or a connection that failed, of which no file is to blame"""
+MEMORY_HINT: Final = "see what else takes the memory, then run the same again: the checkpoints are sound"
 
 
 def forget_checkpoints(folder: Path) -> None:
@@ -40,23 +47,42 @@ def _frozen_names(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
+class Stateful(Protocol):
+    """Something whose state goes into a checkpoint as JSON: a pickle could run code when it is loaded."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
 
     Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
-    That a checkpoint belongs to the same run is what `stages.store.manifest.open_run` made sure of; that it is as it
-    was written, its checksums.
+    Its seal says of which run it is, and that it is as it was written.
 
     Args:
         keep: how many there may be.
+        fingerprint: of the run.
+        parts: what is saved beside the model, the optimiser and the random states, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, keep: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        phase: str,
+        keep: int,
+        fingerprint: str,
+        parts: Mapping[str, Stateful],
+    ) -> None:
         self._accelerator = accelerator
         self._folder = folder / FOLDER
         self._phase = phase
         self._keep = keep
+        self._fingerprint = fingerprint
+        self._parts = parts
         self.newest = 0
         """steps that are safe"""
         accelerator.register_save_state_pre_hook(_leave_out_frozen)
@@ -68,11 +94,11 @@ class Checkpoints:
             SepoError: it cannot be written; the older ones are still there.
         """
         target = self._folder / f"{self._phase}-{step:08d}"
-        with _told(f"cannot write {target}", "free the space, then run the same again"):
+        with _writing(target):
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
-                    self._accelerator.save_state(str(temporary), safe_serialization=False)
-                    _seal(temporary)
+                    self._write_parts(temporary)
+                    _seal(temporary, self._fingerprint)
             else:
                 self._save_together(target)
         self.newest = step
@@ -80,21 +106,34 @@ class Checkpoints:
             for path in self._found()[: -self._keep]:
                 shutil.rmtree(path)
 
-    def resume(self, reporter: Reporter) -> int:
+    def resume(self, reporter: Reporter, steps: int) -> int:
         """Load the newest sound checkpoint, if any, and return how many steps it holds.
 
+        Args:
+            steps: of the whole phase.
+
         Raises:
-            SepoError: a sound checkpoint cannot be loaded, as by other versions of the libraries.
+            SepoError: it is of another run, or cannot be loaded, as by other versions of the libraries.
         """
         name = [self._newest_sound(reporter) if self._accelerator.is_main_process else ""]
         broadcast_object_list(name)
         if name[0]:
             path = self._folder / name[0]
-            with _told(f"cannot go on from {path}", f"delete {self._folder}, and run the same again"):
+            self._refuse_other(path, steps)
+            with _going_on_from(path):
                 self._accelerator.load_state(str(path), strict=not self._partly_trained())
-            self.newest = int(name[0].rsplit("-", 1)[1])
+                states = json.loads((path / STATE).read_text(encoding="utf-8"))
+                for part, its in self._parts.items():
+                    its.load_state_dict(states[part])
+            self.newest = _step_of(path)
             reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
         return self.newest
+
+    def _refuse_other(self, path: Path, steps: int) -> None:
+        of_another = _read_seal(path)["run"] != self._fingerprint
+        if of_another or _step_of(path) > steps:
+            fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
+            raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
 
     def _newest_sound(self, reporter: Reporter) -> str:
         """Its name; damaged ones are named and removed."""
@@ -110,13 +149,20 @@ class Checkpoints:
             reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
         return ""
 
+    def _write_parts(self, folder: Path) -> None:
+        """This process's part of a checkpoint."""
+        self._accelerator.save_state(str(folder), safe_serialization=False)
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        if self._accelerator.is_main_process:
+            write_text(folder / STATE, json.dumps(states))
+
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
-        self._accelerator.save_state(str(temporary), safe_serialization=False)
+        self._write_parts(temporary)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            _seal(temporary)
+            _seal(temporary, self._fingerprint)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
@@ -129,26 +175,55 @@ class Checkpoints:
 
 
 @contextmanager
-def _told(problem: str, hint: str) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield
-    except FAULTS as error:
-        raise SepoError(f"{problem}: {one_line(error)}", hint=hint) from error
+        with enough_memory(f"writing {path}", lambda: MEMORY_HINT):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except (OSError, *FORMAT_FAULTS) as error:
+        hint = "free the space, then run the same again"
+        raise SepoError(f"cannot write {path}: {one_line(error)}", hint=hint) from error
 
 
-def _seal(folder: Path) -> None:
-    """Wait until the disk has every file, and write down what is in them."""
+@contextmanager
+def _going_on_from(path: Path) -> Iterator[None]:
+    """Only a file that these libraries do not understand is worth no second try."""
+    try:
+        with enough_memory(f"loading {path}", lambda: MEMORY_HINT):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except OSError as error:
+        hint = "it was sound a moment ago: mend what hinders reading it, then run the same again"
+        raise SepoError(f"cannot read {path}: {one_line(error)}", hint=hint) from error
+    except FORMAT_FAULTS as error:
+        hint = f"use the versions of torch and accelerate that wrote it, or delete {path.parent} to train anew"
+        raise SepoError(f"cannot go on from {path}: {one_line(error)}", hint=hint) from error
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def _seal(folder: Path, fingerprint: str) -> None:
+    """Wait until the disk has every file, and write down whose they are and what is in them."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     for name in names:
         with (folder / name).open("rb+") as file:
             make_durable(file)
-    write_json(folder / SEAL, {name: hash_file(folder / name) for name in names})
+    write_json(folder / SEAL, {"run": fingerprint, "files": {name: hash_file(folder / name) for name in names}})
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    seal: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    return seal
 
 
 def _fault(folder: Path) -> str:
     """What is wrong with a checkpoint; nothing if it is as it was written."""
     try:
-        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        sums = _read_seal(folder)["files"]
         return next((name for name, hashed in sums.items() if hash_file(folder / name) != hashed), "")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return one_line(error)

@@ -47,6 +47,7 @@ def fit(
     phase: str,
     folder: Path,
     reporter: Reporter,
+    fingerprint: str = "",
     size: Callable[[Example], float] = lambda example: 1.0,
     reference: Reference | None = None,
     after_step: Callable[[int], None] = lambda steps: None,
@@ -60,6 +61,7 @@ def fit(
         objective: makes one loss a pair of the log-probs of a batch.
         phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        fingerprint: of the run, which its checkpoints bear: those of another are refused.
         size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
         reference: a second model, from which the divergence at every response token is given to the objective.
         after_step: called in every process with the number of steps taken.
@@ -68,18 +70,18 @@ def fit(
         the averages of the last logged steps, by name.
 
     Raises:
-        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out.
+        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out;
+            or the folder's checkpoint is of another run.
     """
     accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
     engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
-    accelerator.register_for_checkpointing(scheduler)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
-    accelerator.register_for_checkpointing(log)
-    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit)
-    first = checkpoints.resume(reporter)
+    parts = {"schedule": scheduler, "log": log}
+    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint, parts)
+    first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
     tracked = tracking(accelerator, config, first)

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.currency import Example, PairLoss
 from stages.method.watch import collapse
 from stages.reporting import Reporter
-from stages.store.files import write_text
+from stages.store.files import make_durable, write_text
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
@@ -26,7 +26,7 @@ TIMES: Final = "timing.jsonl"
 class MetricLog:
     """Averages over the pairs of the logged steps, kept on the device until it is time to log.
 
-    What is not yet logged is part of a checkpoint: `state_dict` and `load_state_dict` are called by accelerate.
+    What is not yet logged is part of a checkpoint.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, phase: str, every: int, reporter: Reporter) -> None:
@@ -41,6 +41,7 @@ class MetricLog:
         self._pairs: Tensor | float = 0.0
         self._steps = 0
         self._chosen_logps: list[float] = []
+        self._lines = 0
         self.last: dict[str, float] = {}
 
     def start(self, first: int) -> None:
@@ -48,9 +49,12 @@ class MetricLog:
         if self._accelerator.is_main_process:
             _forget_after(self._path, self._phase, first)
             _forget_after(self._pace.path, self._phase, first)
-        for record in read_metrics(self._path.parent):
-            if record["phase"] == self._phase and record["step"] <= first:
-                self._remember(record)
+        there = [line for line in read_metrics(self._path.parent) if line["phase"] == self._phase]
+        there = [line for line in there if line["step"] <= first]
+        self._chosen_logps = [line["chosen_logp"] for line in there if "chosen_logp" in line]
+        lost = self._lines - len(there)
+        if lost > 0:
+            self._reporter.warn(f"{self._path} has lost {lost:,} of the {self._lines:,} lines of {self._phase} so far")
 
     @property
     def note(self) -> str:
@@ -78,6 +82,7 @@ class MetricLog:
         record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
         warned = collapse(self._chosen_logps)
         self._remember(record)
+        self._lines += 1
         if not warned and collapse(self._chosen_logps):
             self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
         if self._accelerator.is_main_process:
@@ -87,15 +92,24 @@ class MetricLog:
         self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums since the last line, a row for each process: added up, they would round otherwise than they do."""
-        rows = self._accelerator.gather(self._row()[None]).cpu()
-        return {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+        """The sums since the last line, a row for each process: added up, they would round otherwise than they do.
+
+        Also how many lines there are, and the last one's figures. The lines themselves are on the disk when this ends:
+        a checkpoint must not outlive them.
+        """
+        if self._accelerator.is_main_process and self._path.exists():
+            with self._path.open("rb+") as file:
+                make_durable(file)
+        # Through JSON and back a float32 stays the same.
+        rows = self._accelerator.gather(self._row()[None]).tolist()
+        open_sums = {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+        return open_sums | {"lines": self._lines, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        rows = state["rows"][self._accelerator.process_index :: self._accelerator.num_processes]
+        rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
         self._sums = dict(zip(state["names"], sums, strict=True))
-        self._steps = state["steps"]
+        self._steps, self._lines, self.last = state["steps"], state["lines"], state["last"]
 
     def _row(self) -> Tensor:
         values = [self._loss, self._pairs, *(self._sums[name] for name in sorted(self._sums))]
@@ -115,7 +129,10 @@ class MetricLog:
 
 
 class _Pace:
-    """How fast training is and how much memory it takes, over all processes; of one of them, what memory."""
+    """How fast training is, over all processes, and how much memory the first of them has taken at most.
+
+    On a GPU that is what tensors took there since this phase began; elsewhere, what the process has ever taken.
+    """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.path = path
@@ -123,6 +140,8 @@ class _Pace:
         self._since = time.perf_counter()
         self._pairs = self._tokens = 0
         self._last: dict[str, float] = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
 
     def add(self, examples: Sequence[Example]) -> None:
         """Pairs of a step, of all processes. A prompt counts once, a response whole."""

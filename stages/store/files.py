@@ -71,11 +71,7 @@ def sync_into(path: Path, data: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole, in UTF-8."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
+    write_whole(path, lambda temporary: sync_into(temporary, text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:

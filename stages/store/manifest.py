@@ -17,11 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from stages.configs import is_remote
 from stages.errors import SepoError
 from stages.store.files import hash_json, probe_writable, sweep_temporary
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
-from stages.store.place import Place, is_remote, place_of
+from stages.store.place import Place, place_of
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
@@ -45,6 +46,8 @@ class Run:
     finished: bool
     """the same work is done already: nothing is left to do"""
     started: float = field(default_factory=time.monotonic)
+    earlier_seconds: float = 0.0
+    """what lives that were killed have spent on it, as far as they wrote it down"""
 
     @property
     def folder(self) -> Path:
@@ -69,7 +72,7 @@ class Run:
             device: where the work was done.
             sections: JSON values such as ``counts``, ``results`` and ``warnings``.
         """
-        made_by = made_just_now(device, self.started)
+        made_by = made_just_now(device, self.started - self.earlier_seconds)
         self.refuse_if_lost()
         self.place.write_json(FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
         self.place.delete(UNFINISHED)
@@ -94,7 +97,7 @@ class Run:
 
 
 def made_just_now(device: str, started: float) -> dict[str, Any]:
-    """Who made something, and at what cost.
+    """Who made something, and at what cost; the memory is that of this process outside of a GPU.
 
     Args:
         started: by `time.monotonic`.
@@ -105,7 +108,7 @@ def made_just_now(device: str, started: float) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "seconds": round(time.monotonic() - started, 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 

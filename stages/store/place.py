@@ -14,6 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 from pyarrow import fs
 
+from stages.configs import is_remote
 from stages.errors import SepoError, one_line
 from stages.store.files import sync_into, write_whole
 
@@ -168,11 +169,6 @@ def place_of(name: "str | Path | Place") -> Place:
             f"cannot open {_without_keys(name)}: {one_line(error)}", hint="such as s3://bucket/folder"
         ) from error
     return Place(_without_keys(name), filesystem, root)
-
-
-def is_remote(name: str) -> bool:
-    """Whether a name is a URI such as ``s3://bucket/folder``."""
-    return "://" in name
 
 
 def _without_keys(uri: str) -> str:

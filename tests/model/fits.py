@@ -49,6 +49,22 @@ class KilledAfter(Quiet):
             raise Killed
 
 
+class KilledIn(KilledAfter):
+    """The same in one phase of a stage."""
+
+    def __init__(self, phase, steps):
+        super().__init__(steps)
+        self.phase, self.title = phase, ""
+
+    def task(self, title, total, unit):
+        self.title = title
+        return super().task(title, total, unit)
+
+    def advance(self, amount=1, note=""):
+        if self.title == self.phase:
+            super().advance(amount, note)
+
+
 class Asks(Quiet):
     """Sends this process a signal once a step is done, and remembers what was said."""
 
