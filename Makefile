@@ -46,8 +46,6 @@ sepo_ARGS :=
 sepo-rand_ARGS := --select random
 symmetric_ARGS := --select symmetric --anchor-margin
 symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
-# One epoch is 128 steps: some snapshots, more of them early where divergence grows fast, and the end.
-SNAPSHOTS := 008 016 032 064
 # A run is named by its recipe and its seed, such as sepo-rand-2.
 seed = $(lastword $(subst -, ,$(1)))
 recipe = $(patsubst %-$(call seed,$(1)),%,$(1))
@@ -122,9 +120,13 @@ $(addsuffix /manifest.json,$(COMPARED)): $(OUT)/compare/%/manifest.json: $(OUT)/
 
 $(foreach run,$(COMPARED),$(eval $(run)/manifest.json: $(OUT)/.recipe-$(call recipe,$(notdir $(run))).args))
 
+# Some snapshots, each after twice the steps of the one before, for divergence grows fast at first; and the end.
 $(addsuffix .json,$(COMPARED)): $(OUT)/compare/%.json: $(OUT)/compare/%/manifest.json $(OUT)/.compare.args
-	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) \
-	  $(foreach n,$(SNAPSHOTS),--model $(n)=$(OUT)/compare/$*/snapshots/step-00000$(n)) --model 128=$(OUT)/compare/$* \
+	last=$$(tail -n 1 $(<D)/metrics.jsonl | sed 's/.*"step": \([0-9]*\).*/\1/') && models= && \
+	for ((step = 8; step < last; step *= 2)); do \
+	  models+=" --model $$step=$(<D)/snapshots/step-$$(printf %08d $$step)"; \
+	done && \
+	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) $$models --model $$last=$(<D) \
 	  --seed $(call seed,$*) --output $@ --overwrite $(COMPARE_ARGS)
 	@touch $@
 

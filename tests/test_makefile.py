@@ -1,5 +1,6 @@
 """`make all` as a pipeline of targets: run for real, on a demo of a few pairs."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -102,6 +103,17 @@ def test_make_compare_makes_the_table_again_of_other_seeds_or_recipes(compare):
     other = compare(SEEDS="1", RECIPES="dpo")
     assert stages(other) == [("compare", "table")]
     assert runs_of(other) == ["dpo dpo-1"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps"), [(32, [8, 16, 32, 64, 128]), (64, [8, 16, 32, 64]), (100, [8, 16, 32, 40]), (1024, [4])]
+)
+def test_make_compare_evaluates_the_snapshots_that_there_are_and_the_end(compare, batch, steps):
+    asked = compare(SEEDS="1", RECIPES="dpo", POLICY_ARGS=f"--batch-size {batch}")
+    [arguments] = [arguments for stage, _, arguments in asked if stage == "evaluate"]
+    models = [value.split("=") for option, value in itertools.pairwise(arguments) if option == "--model"]
+    assert [int(name) for name, _ in models] == steps
+    assert [Path(folder).name for _, folder in models] == [*(f"step-{step:08d}" for step in steps[:-1]), "dpo-1"]
 
 
 def test_make_compare_trains_a_recipe_again_whose_options_changed(compare):
