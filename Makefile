@@ -46,8 +46,6 @@ sepo_ARGS :=
 sepo-rand_ARGS := --select random
 symmetric_ARGS := --select symmetric --anchor-margin
 symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
-# One epoch is 128 steps: some snapshots, more of them early where divergence grows fast, and the end.
-SNAPSHOTS := 008 016 032 064
 # A run is named by its recipe and its seed, such as sepo-rand-2.
 seed = $(lastword $(subst -, ,$(1)))
 recipe = $(patsubst %-$(call seed,$(1)),%,$(1))
@@ -71,6 +69,8 @@ $(OUT)/.oracle.args: export ARGS = $(ORACLE_MODEL) $(DATASET) $(ORACLE_ARGS)
 $(OUT)/.scores.args: export ARGS = $(DATASET) $(SCORE_ARGS)
 $(OUT)/.policy.args: export ARGS = $(MODEL) $(POLICY_ARGS)
 $(OUT)/.compare.args: export ARGS = $(COMPARE_ARGS)
+$(OUT)/.table.args: export ARGS = $(RECIPES) over $(SEEDS)
+$(foreach r,$(RECIPES),$(eval $(OUT)/.recipe-$(r).args: export ARGS = $$($(r)_ARGS)))
 $(OUT)/.report.args: export ARGS = $(REPORT_ARGS)
 
 # --overwrite replaces what another setting made; the same settings are never redone, and an interrupted stage goes on.
@@ -118,13 +118,19 @@ $(addsuffix /manifest.json,$(COMPARED)): $(OUT)/compare/%/manifest.json: $(OUT)/
 	$(TRAIN_POLICY) $($(call recipe,$*)_ARGS) --seed $(call seed,$*) --snapshot-steps 8 --save-steps 0
 	@touch $@
 
+$(foreach run,$(COMPARED),$(eval $(run)/manifest.json: $(OUT)/.recipe-$(call recipe,$(notdir $(run))).args))
+
+# Some snapshots, each after twice the steps of the one before, for divergence grows fast at first; and the end.
 $(addsuffix .json,$(COMPARED)): $(OUT)/compare/%.json: $(OUT)/compare/%/manifest.json $(OUT)/.compare.args
-	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) \
-	  $(foreach n,$(SNAPSHOTS),--model $(n)=$(OUT)/compare/$*/snapshots/step-00000$(n)) --model 128=$(OUT)/compare/$* \
+	last=$$(tail -n 1 $(<D)/metrics.jsonl | sed 's/.*"step": \([0-9]*\).*/\1/') && models= && \
+	for ((step = 8; step < last; step *= 2)); do \
+	  models+=" --model $$step=$(<D)/snapshots/step-$$(printf %08d $$step)"; \
+	done && \
+	$(SEPO) evaluate --demo $(OUT)/demo --reference-model $(MODEL) $$models --model $$last=$(<D) \
 	  --seed $(call seed,$*) --output $@ --overwrite $(COMPARE_ARGS)
 	@touch $@
 
-$(OUT)/compare/table/manifest.json: $(addsuffix .json,$(COMPARED))
+$(OUT)/compare/table/manifest.json: $(OUT)/.table.args $(addsuffix .json,$(COMPARED))
 	$(SEPO) compare $(foreach r,$(RECIPES),$(foreach s,$(SEEDS),--run $(r)=$(OUT)/compare/$(r)-$(s).json)) \
 	  --output-dir $(@D) --overwrite
 	@touch $@
@@ -159,7 +165,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare .demo.args .oracle.args .scores.args .policy.args .report.args .compare.args)
+	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.args)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:

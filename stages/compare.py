@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from stages.configs import CompareConfig, content_settings
 from stages.errors import SepoError
-from stages.method.frontier import Point, over_runs, reward_at
+from stages.method.frontier import Point, budgets, over_runs, reward_at
 from stages.method.statistics import Interval
 from stages.model.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
@@ -36,9 +36,9 @@ def run(config: CompareConfig, reporter: Reporter) -> Summary:
     runs: Runs = {}
     for name, path in files:
         runs.setdefault(name, []).append(_path(path))
-    budgets = _budgets(runs)
-    table = _table(runs, budgets)
-    write_json(work.folder / "compare.json", _as_json(runs, budgets))
+    at = budgets(runs.values())
+    table = _table(runs, at)
+    write_json(work.folder / "compare.json", _as_json(runs, at))
     write_text(work.folder / "compare.md", table.markdown())
     draw_frontiers(runs, work.folder / PICTURE)
     work.finish(files=["compare.json", "compare.md", PICTURE], device="cpu", results={"recipes": len(runs)})
@@ -78,21 +78,14 @@ def _path(file: Path) -> list[Point]:
     return sorted(points)
 
 
-def _budgets(runs: Runs) -> tuple[float, ...]:
-    """Two divergences that many recipes reach: the last one of the recipe in the middle, and half of it."""
-    last = sorted(over_runs([path[-1].kl for path in paths]).value for paths in runs.values())
-    middle = last[(len(last) - 1) // 2]
-    return (float(f"{middle / 2:.2g}"), float(f"{middle:.2g}"))
-
-
-def _table(runs: Runs, budgets: Sequence[float]) -> Table:
+def _table(runs: Runs, at: Sequence[float]) -> Table:
     columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens", "gain at the end"]
-    columns += [f"gain at KL {kl:g}" for kl in budgets]
+    columns += [f"gain at KL {kl:g}" for kl in at]
     count = max(len(paths) for paths in runs.values())
     starts = [path[:1] for path in next(iter(runs.values()))]
-    rows = [["reference", f"{len(starts)}", *_ends(starts), *["" for _ in budgets]]]
+    rows = [["reference", f"{len(starts)}", *_ends(starts), *["" for _ in at]]]
     rows += [
-        [name, f"{len(paths)}", *_ends(paths), *(_at(paths, kl) for kl in budgets)] for name, paths in runs.items()
+        [name, f"{len(paths)}", *_ends(paths), *(_gain_at(paths, kl) for kl in at)] for name, paths in runs.items()
     ]
     title = (
         f"The demo's recipes over {count} runs (mean, Student's 95% interval over runs; a gain is over the same run's"
@@ -106,29 +99,28 @@ def _ends(paths: list[list[Point]]) -> list[str]:
     return [*ends, _shown(over_runs([path[-1].reward - path[0].reward for path in paths]), "+.2f")]
 
 
-def _at(paths: list[list[Point]], kl: float) -> str:
-    """The gain of the runs that reach a divergence, and how many these are, where some do not."""
-    reached = [reward - path[0].reward for path in paths if (reward := reward_at(path, kl)) is not None]
-    if not reached:
-        return "never reached"
-    some = f" ({len(reached)} of {len(paths)} runs)" if len(reached) < len(paths) else ""
-    return _shown(over_runs(reached), "+.2f") + some
+def _gain_at(paths: list[list[Point]], kl: float) -> str:
+    """The gain at a divergence that every run reaches; the mean of those that do is that of the furthest runs alone."""
+    gains = [reward - path[0].reward for path in paths if (reward := reward_at(path, kl)) is not None]
+    if len(gains) < len(paths):
+        return f"{len(gains)} of {len(paths)} runs reach it"
+    return _shown(over_runs(gains), "+.2f")
 
 
 def _shown(interval: Interval, form: str) -> str:
     return format(interval, form) if interval.low > float("-inf") else format(interval.value, form)
 
 
-def _as_json(runs: Runs, budgets: Sequence[float]) -> dict[str, Any]:
+def _as_json(runs: Runs, at: Sequence[float]) -> dict[str, Any]:
     return {
-        "kl": list(budgets),
+        "kl": list(at),
         "recipes": {
             name: {
                 "runs": [[point._asdict() for point in path] for path in paths],
                 "true_reward": over_runs([path[-1].reward for path in paths]).as_json(),
                 "kl_per_response": over_runs([path[-1].kl for path in paths]).as_json(),
                 "tokens": over_runs([path[-1].tokens for path in paths]).as_json(),
-                "true_reward_at_kl": [[reward_at(path, kl) for path in paths] for kl in budgets],
+                "true_reward_at_kl": [[reward_at(path, kl) for path in paths] for kl in at],
             }
             for name, paths in runs.items()
         },

@@ -32,11 +32,13 @@ def run(folder, *runs):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Recipe a ends at KL 0.4 and 0.2, recipe b at 4: the lower of two is 0.3, half of it 0.15."""
+    """Both runs of recipe a reach KL 0.3, the run of b 4, one of c 0.25: the middle one of three is 0.3, half of it 0.15."""
     a1 = evaluation(tmp_path / "a1.json", {0: (1.0, 0.0), 8: (2.0, 0.1), 16: (4.0, 0.4)})
-    a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.2)})
+    a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.3)})
     b = evaluation(tmp_path / "b.json", {0: (1.0, 0.0), 16: (5.0, 4.0)})
-    return f"a={a1}", f"a={a2}", f"b={b}"
+    c1 = evaluation(tmp_path / "c1.json", {0: (1.0, 0.0), 16: (9.0, 9.0)})
+    c2 = evaluation(tmp_path / "c2.json", {0: (1.0, 0.0), 16: (2.0, 0.25)})
+    return f"a={a1}", f"a={a2}", f"b={b}", f"c={c1}", f"c={c2}"
 
 
 def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
@@ -44,18 +46,24 @@ def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
     report = json.loads((tmp_path / "out/compare.json").read_text())
     assert report["kl"] == [0.15, 0.3]
     assert report["recipes"]["a"]["true_reward"]["value"] == 3.5
-    # sqrt(0.15) lies 0.2247 of the way from sqrt(0.1) to sqrt(0.4); the second run gets there at sqrt(0.75).
+    # sqrt(0.15) lies 0.2247 of the way from sqrt(0.1) to sqrt(0.4); the second run gets there at sqrt(0.5).
     at_half = report["recipes"]["a"]["true_reward_at_kl"][0]
-    assert at_half == pytest.approx([2.0 + 2 * (0.15**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5), 1.0 + 2 * 0.75**0.5])
+    assert at_half == pytest.approx([2.0 + 2 * (0.15**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5), 1.0 + 2 * 0.5**0.5])
     assert report["recipes"]["b"]["true_reward_at_kl"][1] == pytest.approx([1.0 + 4 * (0.3 / 4) ** 0.5])
     names = [row[0] for row in table.rows]
-    assert names == ["reference", "a", "b"]
+    assert names == ["reference", "a", "b", "c"]
     assert table.columns[5:] == ["gain at the end", "gain at KL 0.15", "gain at KL 0.3"]
-    # The rewards above, each less the reference's 1.0; the second run of a never reaches 0.3.
+    # The rewards above, each less the reference's 1.0.
     assert table.rows[1][5].startswith("+2.50 [")
-    assert table.rows[1][-1] == f"{1.0 + 2 * (0.3**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5):+.2f} (1 of 2 runs)"
+    assert table.rows[1][-1].startswith(f"{(1.0 + 2 * (0.3**0.5 - 0.1**0.5) / (0.4**0.5 - 0.1**0.5) + 2) / 2:+.2f} [")
     assert table.rows[2][-1] == f"{4 * (0.3 / 4) ** 0.5:+.2f}"
     assert (tmp_path / "out/compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_divergence_that_not_all_runs_reach_has_no_gain(runs, tmp_path):
+    [table] = run(tmp_path / "out", *runs).tables
+    assert table.rows[3][-1] == "1 of 2 runs reach it"
+    assert table.rows[3][-2].startswith("+")
 
 
 def test_the_same_comparison_is_not_made_again(runs, tmp_path):

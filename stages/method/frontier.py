@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_DOWN, Context
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -35,6 +36,25 @@ def over_runs(values: Sequence[float]) -> Interval:
     half = quantile * float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
     mean = float(np.mean(values))
     return Interval(mean, mean - half, mean + half)
+
+
+def budgets(recipes: Iterable[Iterable[Sequence[Point]]]) -> tuple[float, ...]:
+    """Two divergences at which to compare: the furthest that every run of the recipe in the middle reaches, and half.
+
+    Recipes are in order of the furthest that all of their runs reach. Both are cut to two digits, never rounded up, so
+    that the recipe they are taken from reaches them. There are none where it never moved.
+
+    Args:
+        recipes: of each recipe, the paths of its runs.
+    """
+    furthest = sorted(min(max(point.kl for point in path) for path in paths) for paths in recipes)
+    middle = furthest[(len(furthest) - 1) // 2]
+    return (_cut(middle / 2), _cut(middle)) if middle > 0 else ()
+
+
+def _cut(value: float) -> float:
+    """The two leading digits."""
+    return float(Context(prec=2, rounding=ROUND_DOWN).create_decimal(repr(value)))
 
 
 def reward_at(path: Sequence[Point], kl: float) -> float | None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from stages.method.frontier import Point, over_runs, reward_at
+from stages.method.frontier import Point, budgets, over_runs, reward_at
 
 PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.4, 5.0, 22.0)]
 
@@ -29,3 +29,29 @@ def test_the_interval_over_runs_is_students():
 
 def test_one_run_tells_nothing_of_chance():
     assert over_runs([1.0]) == (1.0, -math.inf, math.inf)
+
+
+def ending(kl):
+    return [Point(0, 0.0, 1.0, 20.0), Point(10, kl, 2.0, 20.0)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ([[0.1253]], (0.062, 0.12)),  # 0.06265 and 0.1253, not 0.063 and 0.13
+        ([[0.1299], [7.0]], (0.064, 0.12)),
+        ([[5.0], [0.2, 0.3], [0.1]], (0.1, 0.2)),
+        ([[12.9]], (6.4, 12.0)),
+        ([[0.3]], (0.15, 0.3)),
+        ([[0.0]], ()),
+    ],
+)
+def test_budgets_are_the_furthest_that_the_recipe_in_the_middle_reaches_in_every_run(ends, expected):
+    recipes = [[ending(kl) for kl in recipe] for recipe in ends]
+    assert budgets(recipes) == pytest.approx(expected)
+    middle = sorted(recipes, key=lambda paths: min(path[-1].kl for path in paths))[(len(recipes) - 1) // 2]
+    assert all(reward_at(path, kl) is not None for path in middle for kl in budgets(recipes))
+
+
+def test_a_run_that_comes_back_has_been_far():
+    assert budgets([[PATH[:3]]]) == (0.1, 0.2)
