@@ -3,8 +3,8 @@
 A step is a number of *pairs*. Every micro-batch contributes the sum of its pairs' losses divided by the size of the
 whole step, so that neither the token budget nor the number of processes changes the gradient.
 
-One number a step is read from the device before the optimiser may touch the weights, and waits for it: whether loss
-and gradient are finite. All others stay there until it is time to log.
+Two numbers a step are read from the device before the optimiser may touch the weights, which waits for them: the
+gradient's norm and the loss, whether they are finite. All others stay there until it is time to log.
 """
 
 import math
