@@ -33,7 +33,7 @@ from stages.model.folders import (
     usable_length,
 )
 from stages.model.head import kl_from_reference, kl_of_reference
-from stages.model.logps import Reference
+from stages.model.logps import Reader, Reference
 from stages.model.loop import fit
 from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
 from stages.model.memory import move_model
@@ -137,7 +137,7 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     refuse_unknown_ids(model, (row.pair for row in rows), config.model)
     weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
-    last = _train(job, trainee.model, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
+    last = _train(job, trainee, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
@@ -189,19 +189,17 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]
     return weighed
 
 
-def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[int], None]) -> dict[str, float]:
+def _train(job: Job, trainee: Trainee, examples: list[Example], after_step: Callable[[int], None]) -> dict[str, float]:
     """Train in place; returns the averages of the last logged step."""
     config, entry = job.config, objectives()[job.config.objective]
     reference = None
     if "kl" in config.needs:
-        other = job.load(job.reference).requires_grad_(False).eval()
-        refuse_other_head(model, other, job.reference.name)
         of_reference = entry.constants.get("DIVERGENCE") == "reference||policy"
         divergence = kl_of_reference if of_reference else kl_from_reference
-        reference = Reference(find_paths(other, job.reporter), divergence)
+        reference = Reference(_reference_reader(job, trainee), divergence)
     alone = entry.constants.get("CHOSEN_ONLY", False)
     return fit(
-        model,
+        trainee.model,
         [chosen_only(example) for example in examples] if alone else examples,
         partial(entry.load(), **config.objective_options),
         config,
@@ -213,6 +211,15 @@ def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[
         reference=reference,
         after_step=after_step,
     )
+
+
+def _reference_reader(job: Job, trainee: Trainee) -> Reader:
+    """What reads the reference while the policy trains: the policy without its adapter, where that is the reference."""
+    if trainee.adapter is not None and job.reference.hash == job.start.hash:
+        return find_paths(trainee.model, job.reporter)._replace(as_read=trainee.adapter.disable_adapter)
+    other = job.load(job.reference).requires_grad_(False).eval()
+    refuse_other_head(trainee.model, other, job.reference.name)
+    return find_paths(other, job.reporter)
 
 
 def _keep_snapshot(job: Job, trainee: Trainee, tokenizer: Any, steps: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 
-from stages import train_oracle
+from stages import train_oracle, train_policy
 from stages.errors import SepoError
 from stages.model import scorer
 from stages.model.folders import load_model, model_hash
@@ -130,3 +130,22 @@ def test_an_oracle_on_4_bits_starts_as_its_reference_and_keeps_its_log_probs_to_
     row = next(open_scores(tmp_path / "scores").rows())
     theirs = reference.response_logps(base, row.pair.prompt_ids, row.pair.chosen_ids)
     np.testing.assert_allclose(row.reference.chosen, theirs, atol=3e-5)
+
+
+@pytest.mark.parametrize("options", [{"objective": "tdpo"}, {"kl_weight": 2.0}])
+def test_a_divergence_from_the_base_needs_no_second_model(lora_world, chat_folder, tmp_path, monkeypatch, options):
+    """The base without its adapter is the reference; another folder with the same weights has to give the same."""
+    loaded, load = [], train_policy.load_model
+    monkeypatch.setattr(train_policy, "load_model", lambda folder, **how: loaded.append(folder) or load(folder, **how))
+    common = {**LORA, **options, "merge": True}
+    run_policy(lora_world, chat_folder, output=tmp_path / "one", **common)
+    assert not loaded
+    other = shutil.copytree(chat_folder, tmp_path / "other")
+    # Another hash, the same numbers.
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "a_note": "nothing reads it"}))
+    run_policy(lora_world, chat_folder, output=tmp_path / "two", reference_model=str(other), **common)
+    assert loaded
+    torch.testing.assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"), atol=1e-6, rtol=0)
+    run_policy(lora_world, chat_folder, output=tmp_path / "none", **{**common, "objective": "sepo", "kl_weight": 0.0})
+    assert (weights(tmp_path / "one") - weights(tmp_path / "none")).abs().max() > 1e-4
