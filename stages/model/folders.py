@@ -22,7 +22,7 @@ from stages.store.files import hash_file, hash_json, whole_folder
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
-_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model"]
+_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
 """of a model by name, as `stages.model.processes.gather_weights` gives them"""
@@ -59,7 +59,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of what decides a model's outputs: its configuration and weights; for an adapter, also its base."""
+    """Hash of what decides a model's outputs: its configuration, weights and own code; for an adapter, also its base."""
     if is_adapter(folder):
         adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
@@ -67,7 +67,10 @@ def model_hash(folder: Path) -> str:
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
-    return hash_json({"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}})
+    parts = {"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}}
+    if "auto_map" in config:
+        parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
+    return hash_json(parts)
 
 
 def base_folder(folder: Path) -> Path:
