@@ -17,7 +17,7 @@ from stages.currency import Ids
 from stages.data.dataset import Limit, load_pairs
 from stages.data.demo_language import TRUTH, load_rewards
 from stages.data.encode import Encoder
-from stages.method.selection import Mask, select_key_tokens, select_random
+from stages.method.selection import Mask, random_keys, select_by_keys, signed
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
 from stages.model.demo_model import MOST_TOKENS
 from stages.model.divergence import as_pair, response_kl
@@ -112,8 +112,9 @@ def _findings(scores: Scores, rewards_V: NDArray[np.float64], seed: int, reporte
     }
     findings = []
     for ratio in RATIOS:
-        by_score = [select_key_tokens(row.scores, ratio, ratio) for row in rows]
-        by_chance = [select_random(row.scores, ratio, ratio, seed=seed, pair_id=row.pair.pair_id) for row in rows]
+        by_score = [select_by_keys(signed(row.scores), ratio, ratio) for row in rows]
+        draws = [random_keys(row.scores, seed=seed, pair_id=row.pair.pair_id) for row in rows]
+        by_chance = [select_by_keys(draw, ratio, ratio) for draw in draws]
         for place, side in enumerate(("chosen", "rejected")):
             oracle, chance = [pair[place] for pair in by_score], [pair[place] for pair in by_chance]
             totals = np.array([key.sum() for key in planted[side]])

@@ -19,5 +19,5 @@ class SepoError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of what another library's error says, or else its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what another library's error says, or else its name, without a trailing full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

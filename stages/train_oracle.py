@@ -23,7 +23,6 @@ from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
-from stages.errors import SepoError
 from stages.method.objectives.dpo import dpo
 from stages.method.objectives.sft import sft
 from stages.model.adapters import is_adapter
@@ -42,20 +41,18 @@ from stages.model.folders import (
     save_model,
     tokenizer_hash,
 )
-from stages.model.logps import response_logps
 from stages.model.loop import fit
 from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
-from stages.model.paths import find_paths
 from stages.model.processes import gather_weights, join_processes
 from stages.model.quantization import load_trainable
+from stages.model.references import Around, frozen, kept_logps, logps_of
 from stages.model.training_mode import refuse_impossible
 from stages.model.verdict import Verdict, judge, with_reference
 from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
-from stages.store.logps import read_logps, write_logps
 from stages.store.manifest import Input, Run, open_run
 
 REFERENCE: Final = "reference"
@@ -113,18 +110,10 @@ class Job(NamedTuple):
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
 
-    def logps(self, model: Any, pairs: list[TokenPair], title: str) -> list[PairLogps]:
-        """Log-probs of the pairs' responses under one model; each process computes its share, and has them all."""
-        with self.reporter.task(title, len(pairs), "pairs") as task:
-            [logps] = response_logps(
-                [find_paths(model, self.reporter)],
-                pairs,
-                max_tokens=self.config.tokens_read,
-                device=self.accelerator.device,
-                task=task,
-                accelerator=self.accelerator,
-            )
-        return logps
+    @property
+    def around(self) -> Around:
+        """Where log-probs are kept, and how they are computed."""
+        return Around(self.accelerator, self.work.folder, self.config.tokens_read, self.reporter)
 
 
 def run(config: OracleConfig, reporter: Reporter) -> Summary:
@@ -285,33 +274,18 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
             model = job.load(folder / ORACLE)
     if not split.held_out:
         return None
-    oracle = job.logps(model, split.held_out, "oracle, held-out pairs")
+    oracle = logps_of(model, split.held_out, job.around, "oracle, held-out pairs")
     return judge(split.held_out, oracle, reference.held_out, config.beta, embedding_rows(model))
 
 
 def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
-    """Log-probs of all pairs under the reference: computed once, by all processes, and kept for `sepo score`."""
-    folder, pairs = job.work.folder, [*split.held_out, *split.train]
-    identity = model_hash(folder / REFERENCE)
-    if job.config.quantize:
-        # `sepo score` reads the reference in full, whose log-probs are others.
-        identity = f"{identity} in {job.config.quantize}"
-    known = read_logps(folder, identity)
-    # One process that cannot read them needs the help of all.
-    if any(gather_object([known is None])):
-        logps = job.logps(model, pairs, "reference")
-        if job.accelerator.is_main_process:
-            write_logps(folder, pairs, logps, identity)
-        job.accelerator.wait_for_everyone()
-        known = read_logps(folder, identity)
-    kept = [known.find(pair) if known else None for pair in pairs]
-    missing = sum(found is None for found in kept)
-    if missing:
-        raise SepoError(
-            f"{folder / LOGPS} lacks {missing:,} of {len(pairs):,} pairs",
-            hint="delete that file, and run the same again",
-        )
-    found = list(filter(None, kept))
+    """Log-probs of all pairs under the reference: computed once, and kept for `sepo score`.
+
+    Of weights held in few bits they are others than it needs, which reads the reference in full.
+    """
+    reference = frozen(REFERENCE, job.work.folder / REFERENCE, job.config.quantize)
+    pairs = [*split.held_out, *split.train]
+    found = kept_logps(reference, lambda: model, pairs, job.around, file=LOGPS, title=REFERENCE)
     return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 

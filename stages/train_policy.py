@@ -162,12 +162,12 @@ def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
 def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weighed:
     """Select, and add up the reference's log-probs of what was selected."""
     config = job.config
-    around = Around(job.accelerator, job.scores, job.work.folder, config.tokens_read, job.reporter)
+    around = Around(job.accelerator, job.work.folder, config.tokens_read, job.reporter)
     same = job.reference.hash == job.start.hash
 
     def logps(which: Frozen, file: str) -> list[PairLogps]:
         load = partial(job.load, which) if which.hash != job.start.hash else lambda: model
-        return logps_of_rows(which, load, rows, around, file=file)
+        return logps_of_rows(which, load, rows, job.scores, around, file=file)
 
     references = logps(job.reference, LOGPS) if "reference" in config.needs else None
     start_logps: list[PairLogps] = []

@@ -25,9 +25,10 @@ from stages.model.loop import fit
 from stages.model.metrics import read_metrics
 from stages.model.paths import find_paths
 from stages.model.processes import gather_weights, join_processes
+from stages.model.references import Around, Frozen, kept_logps
 from stages.reporting import Quiet
 from tests.conftest import masked, random_pairs, tiny_llama
-from tests.model.test_loop import Killed, KilledAfter
+from tests.model.fits import Killed, KilledAfter
 from tests.model.zoo import VOCABULARY, tiny
 
 SETTINGS = {
@@ -171,6 +172,8 @@ class Tiles:
 def runs(folder):
     """Every run that the tests compare, as (name, what came out)."""
     yield "logps", logps_of(join_processes())
+    (folder / "kept").mkdir(exist_ok=True)
+    yield "kept", kept_twice(join_processes(), folder / "kept")
     for case in IN_TWO:
         yield name_of("ddp", case), train(case, folder / name_of("ddp", case))
     for case in DIVIDED:
@@ -197,6 +200,24 @@ def logps_of(accelerator=None):
         [reader], pairs, max_tokens=60, device=torch.device("cpu"), task=Quiet(), accelerator=accelerator
     )
     return [torch.from_numpy(each) for pair in found for each in (pair.chosen, pair.rejected)]
+
+
+def kept_twice(accelerator, folder):
+    """Log-probs that are kept in a folder: as asked for once, and again, with how often this process read a model each time."""
+    around, found = Around(accelerator, folder, 60, Quiet()), []
+    for _ in range(2):
+        model, forwards = packed(), []
+        model.base_model.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        logps = kept_logps(
+            Frozen("some", folder, "its hash"),
+            lambda model=model: model,
+            random_pairs(11, VOCABULARY),
+            around,
+            file="some.parquet",
+            title="some",
+        )
+        found.append(([torch.tensor(side) for pair in logps for side in pair], len(forwards)))
+    return found
 
 
 def main(folder):

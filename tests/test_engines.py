@@ -11,7 +11,7 @@ import torch
 from stages.errors import SepoError
 from stages.model.processes import join_processes
 from tests.conftest import token_pair
-from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, logps_of, name_of, train
+from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, kept_twice, logps_of, name_of, train
 from tests.model.zoo import VOCABULARY
 
 KEY_TOKENS = CASES[0]
@@ -135,6 +135,17 @@ def test_processes_find_the_log_probs_of_one_bit_by_bit(together):
     for found in together("logps"):
         assert len(found) == 22
         assert all(map(torch.equal, found, logps_of()))
+
+
+def test_two_processes_divide_the_logps_that_are_kept(together, tmp_path):
+    """To the bit what one process finds; and what is kept, neither reads again."""
+    (alone, most), (again, none) = kept_twice(join_processes(), tmp_path)
+    assert all(map(torch.equal, again, alone))
+    assert none == 0
+    for first, second in together("kept"):
+        assert all(map(torch.equal, first[0], alone))
+        assert all(map(torch.equal, second[0], alone))
+        assert (0 < first[1] < most, second[1]) == (True, 0)
 
 
 @pytest.mark.parametrize("engine", ["DeepSpeed", "Megatron_LM"])

@@ -15,8 +15,7 @@ from stages.model.folders import load_model, model_hash
 from stages.store.scores import open_scores
 from tests import reference
 from tests.conftest import word_rows, write_lines
-from tests.test_pipeline import MODEL_FILES, files, weights
-from tests.world import run_oracle, run_policy, run_score
+from tests.world import MODEL_FILES, files, run_oracle, run_policy, run_score, weights
 
 LORA = {"lora_rank": 4, "learning_rate": 3e-2}
 CARD = {"README.md", "curves.png"}

@@ -20,13 +20,9 @@ from stages.store.scores import open_scores
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 from tests.reference import Side
-from tests.world import run_policy, run_score
+from tests.world import manifest, run_policy, run_score
 
 PAIRWISE = [name for name in objectives() if name != "sft"]
-
-
-def manifest(folder):
-    return json.loads((folder / "manifest.json").read_text())
 
 
 def losses(folder):

@@ -59,6 +59,17 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
     assert not entry.name.startswith(".")
 
 
+def test_two_processes_keep_the_reference_logps_of_one(world, chat_folder, tmp_path):
+    """The scores' reference is another model than the policy's, which each reads for half of the pairs."""
+    settings = {**FAST, "objective": "dpo", "max_steps": 1, "max_tokens_per_device": 100}
+    run_policy(world, chat_folder, output=tmp_path / "one", **settings)
+    arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
+    done = launch("train-policy", *arguments, *options(settings))
+    assert done.returncode == 0, done.stderr
+    kept = [(tmp_path / name / "reference-logps.parquet").read_bytes() for name in ("one", "two")]
+    assert kept[0] == kept[1]
+
+
 def options(settings):
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 

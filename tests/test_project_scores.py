@@ -15,7 +15,7 @@ from stages.data.demo_language import REWARDS
 from stages.data.encode import Encoder
 from stages.data.layouts import read_pairs
 from stages.errors import SepoError
-from stages.method.selection import select_key_tokens
+from stages.method.selection import select_by_keys, signed
 from stages.model.folders import load_tokenizer, vocabulary_hash
 from stages.reporting import Quiet
 from stages.store.place import place_of
@@ -195,7 +195,7 @@ def test_the_planted_words_are_still_found_in_pieces(family, demo, tmp_path):
     encoder, rows = Encoder(tokenizer), rows_of(tmp_path / "out")
     found, planted, chosen, tokens = 0, 0, 0, 0
     for pair in read_pairs(str(demo / "demo/train.jsonl")):
-        masks = select_key_tokens(rows[pair.pair_id].scores, 0.3, 0.3)
+        masks = select_by_keys(signed(rows[pair.pair_id].scores), 0.3, 0.3)
         for located, mask, sign in zip(encoder.locate(pair)[2:], masks, (1, -1), strict=True):
             letters = key_letters(located.text, sign)
             middles = (np.append(0.0, located.borders[:-1]) + located.borders) / 2

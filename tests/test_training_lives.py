@@ -13,8 +13,7 @@ import pytest
 from stages.configs import OracleConfig, PolicyConfig
 from stages.model.metrics import read_metrics
 from tests import lives
-from tests.test_pipeline import files, repeatable
-from tests.world import FAST, run_oracle, run_policy
+from tests.world import FAST, files, repeatable, run_oracle, run_policy
 
 KILLS = 20
 # 40 pairs = 20 steps x 4 epochs; a checkpoint lies between two lines of the log.

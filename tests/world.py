@@ -1,10 +1,22 @@
-"""A small run of the three stages, for the tests that need its outputs."""
+"""A small run of the three stages, and what it leaves, for the tests that look at its outputs."""
+
+import json
+
+import torch
 
 from stages import score, train_oracle, train_policy
 from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
+from stages.model.folders import load_model
 from stages.reporting import Quiet
 
 FAST = {"batch_size": 8, "learning_rate": 3e-3, "warmup_ratio": 0.1, "max_length": 128}
+MODEL_FILES = {
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja",
+}  # fmt: skip
+CARD_FILES = {"README.md", "curves.png"}
+OWN_FILES = {"manifest.json", "timing.jsonl"}
+"""what holds times; a card names its folder"""
 
 
 def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **options):
@@ -27,3 +39,21 @@ def run_policy(root, model, reporter=None, output="policy", scores="scores", sco
         model=str(model), scores=scores_dir or str(root / scores), output_dir=str(root / output), **{**FAST, **options}
     )
     return train_policy.run(config, reporter or Quiet())
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder):
+    model = load_model(folder, trust_remote_code=False)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def repeatable(folder):
+    """The files that a rerun writes to the byte."""
+    return {name for name in files(folder) - OWN_FILES if not name.endswith("README.md")}

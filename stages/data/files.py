@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 
 Placed = tuple[str, dict[str, Any]]
 """where a row stands, and the row"""
@@ -62,10 +62,6 @@ def unreadable(name: str, error: OSError) -> SepoError:
     return SepoError(f"{name} cannot be read: {error.strerror or error}", hint="check the file and its permissions")
 
 
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-
-
 def _json_rows(path: Path, name: str) -> Iterator[Placed]:
     """A list of objects, or JSON Lines under another name."""
     first = next((line for line in _lines(path, name) if line.strip()), b"")
@@ -95,12 +91,12 @@ def _lines(path: Path, name: str) -> Iterator[bytes]:
     except EOFError as error:
         raise SepoError(f"{name}: the gzip data ends too early", hint=_DAMAGED_HINT) from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise SepoError(f"{name}: damaged gzip data: {first_line(error)}", hint=_DAMAGED_HINT) from error
+        raise SepoError(f"{name}: damaged gzip data: {one_line(error)}", hint=_DAMAGED_HINT) from error
     except OSError as error:
         if error.errno is not None:
             raise unreadable(name, error) from error
         # Arrow's own, which have no number.
-        raise SepoError(f"{name}: damaged zstd data: {first_line(error)}", hint=_DAMAGED_HINT) from error
+        raise SepoError(f"{name}: damaged zstd data: {one_line(error)}", hint=_DAMAGED_HINT) from error
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -149,7 +145,7 @@ def _csv_rows(path: Path, name: str) -> Iterator[Placed]:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            raise SepoError(f"{where}: broken CSV: {first_line(error)}", hint=_CSV_HINT) from error
+            raise SepoError(f"{where}: broken CSV: {one_line(error)}", hint=_CSV_HINT) from error
         if fields is None:
             return
         if not names:
@@ -238,7 +234,7 @@ def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator
     except (pa.ArrowException, OSError) as error:
         if "Invalid UTF8" in str(error):
             raise SepoError(f"{name}: not UTF-8 after row {number}", hint="save its texts as UTF-8") from error
-        raise SepoError(f"{name}: damaged {format_name} data: {first_line(error)}", hint=_DAMAGED_HINT) from error
+        raise SepoError(f"{name}: damaged {format_name} data: {one_line(error)}", hint=_DAMAGED_HINT) from error
 
 
 _TEXT: Final = {

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from stages.data.files import Placed, first_line, kind, unreadable
+from stages.data.files import Placed, kind, unreadable
 from stages.data.sources import File, Source, choose_split, find_source
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 
 __all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows"]
 
@@ -101,7 +101,7 @@ def load_split(source: str, split: str | None) -> tuple[str, Any]:
         # This one says no more than that something went wrong; what went wrong is its cause.
         told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         raise SepoError(
-            f"{source} cannot be loaded from the hub: {first_line(told or error)}",
+            f"{source} cannot be loaded from the hub: {one_line(told or error)}",
             hint="check the name, the network and `hf auth login`, or give a .jsonl, .json or .parquet file",
         ) from error
     found = choose_split(source, list(splits), split)

@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from stages.data.files import Format, first_line, format_of
-from stages.errors import SepoError
+from stages.data.files import Format, format_of
+from stages.errors import SepoError, one_line
 
 _HUB_NAME: Final = re.compile(r"(?P<source>[\w.-]+/[\w.-]+)(:(?P<split>\w+))?")
 _BRACKETS: Final = re.compile(r"(?P<name>.*)\[(?P<rows>[^\[\]]*)\]", re.DOTALL)
@@ -139,7 +139,7 @@ def _folder_files(folder: Path, name: str, split: str | None) -> list[File]:
         paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SepoError(
-            f"{name}: the folder cannot be read: {first_line(error)}",
+            f"{name}: the folder cannot be read: {one_line(error)}",
             hint="check its permissions; if `datasets` wrote it, write it again",
         ) from error
     files = [_file(path, os.path.join(name, path.name)) for path in paths if format_of(path)]

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from stages.currency import PairLogps
-from stages.method.selection import select_key_tokens
+from stages.method.selection import select_by_keys, signed
 
 RATIOS: Final = (0.1, 0.3)
 LEAST_AGREEMENT: Final = 0.9
@@ -63,9 +63,8 @@ def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
 def _agreement(measured: list[PairLogps], exact: list[PairLogps], ratio: float) -> float:
     both = either = 0
     for ours, theirs in zip(measured, exact, strict=True):
-        for one, other in zip(
-            select_key_tokens(ours, ratio, ratio), select_key_tokens(theirs, ratio, ratio), strict=True
-        ):
+        selected = (select_by_keys(signed(scores), ratio, ratio) for scores in (ours, theirs))
+        for one, other in zip(*selected, strict=True):
             both += int((one & other).sum())
             either += int((one | other).sum())
     return both / either

@@ -60,36 +60,22 @@ def select_highest_as_authors(keys: Floats, ratio: float) -> Mask:
     return np.concatenate([[False], others])
 
 
-def select_lowest(scores: Floats, ratio: float) -> Mask:
-    """The share `ratio` of tokens with the lowest scores; ties go to the earlier token."""
-    return select_highest(-scores, ratio)
+def select_by_keys(
+    keys: PairLogps, chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool = False
+) -> tuple[Mask, Mask]:
+    """In both responses of a pair the share of tokens with the highest keys.
 
+    Of `signed` scores this is SePO's rule (arXiv 2408.13518 section 3.3): the best of the chosen response, the worst of
+    the rejected one.
 
-def select_key_tokens(scores: PairLogps, chosen_ratio: float, rejected_ratio: float) -> tuple[Mask, Mask]:
-    """SePO's rule: the best of the chosen response, the worst of the rejected one (arXiv 2408.13518 section 3.3).
+    Args:
+        authors_rule: `select_highest_as_authors` instead of `select_highest`.
 
     Returns:
         masks over the chosen tokens (C,) and over the rejected ones (J,).
     """
-    return select_highest(scores.chosen, chosen_ratio), select_lowest(scores.rejected, rejected_ratio)
-
-
-def select_random(
-    scores: PairLogps, chosen_ratio: float, rejected_ratio: float, *, seed: int, pair_id: int
-) -> tuple[Mask, Mask]:
-    """As many tokens as SePO's rule would take, drawn by chance: the control that an oracle has to beat.
-
-    The draw depends on the seed and the pair alone, not on the order in which pairs are read.
-    """
-    keys = random_keys(scores, seed=seed, pair_id=pair_id)
-    return select_highest(keys.chosen, chosen_ratio), select_highest(keys.rejected, rejected_ratio)
-
-
-def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
-    """A random order of each response's tokens, which depends on the seed and the pair alone."""
-    rng = np.random.default_rng([seed, pair_id])
-    chosen, rejected = (rng.permutation(len(side)).astype(np.float32) for side in scores)
-    return PairLogps(chosen, -rejected)
+    pick = select_highest_as_authors if authors_rule else select_highest
+    return pick(keys.chosen, chosen_ratio), pick(keys.rejected, rejected_ratio)
 
 
 def signed(scores: PairLogps) -> PairLogps:
@@ -97,14 +83,20 @@ def signed(scores: PairLogps) -> PairLogps:
     return PairLogps(scores.chosen, -scores.rejected)
 
 
-def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool) -> Selection:
-    """In each response the share of tokens with the highest keys, weight 1.
+def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
+    """A random order of each response's tokens: the control that an oracle has to beat.
 
-    Args:
-        authors_rule: `select_highest_as_authors` instead of `select_highest`.
+    It depends on the seed and the pair alone, not on the order in which pairs are read.
     """
-    pick = select_highest_as_authors if authors_rule else select_highest
-    return Selection([as_weights(pick(key.chosen, chosen_ratio), pick(key.rejected, rejected_ratio)) for key in keys])
+    rng = np.random.default_rng([seed, pair_id])
+    chosen, rejected = (rng.permutation(len(side)).astype(np.float32) for side in scores)
+    return PairLogps(chosen, -rejected)
+
+
+def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool) -> Selection:
+    """`select_by_keys` in every pair, weight 1."""
+    masks = (select_by_keys(pair, chosen_ratio, rejected_ratio, authors_rule=authors_rule) for pair in keys)
+    return Selection([as_weights(*both) for both in masks])
 
 
 def as_weights(chosen: NDArray[Any], rejected: NDArray[Any]) -> PairWeights:

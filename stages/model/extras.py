@@ -5,11 +5,15 @@ from importlib.util import find_spec
 from stages.errors import SepoError
 
 
-def refuse_without(library: str, purpose: str, extra: str) -> None:
+def refuse_without(library: str, purpose: str, extra: str | None) -> None:
     """Stop, before a model loads, where an optional library is missing.
 
+    Args:
+        extra: of this package, which brings the library; None if the user has to name it to pip.
+
     Raises:
-        SepoError: naming the extra of this package that brings it.
+        SepoError: naming what to install.
     """
     if find_spec(library) is None:
-        raise SepoError(f"{purpose} needs {library}, which is not installed", hint=f"pip install 'sepo[{extra}]'")
+        wanted = f"'sepo[{extra}]'" if extra else library
+        raise SepoError(f"{purpose} needs {library}, which is not installed", hint=f"pip install {wanted}")

@@ -1,11 +1,11 @@
-"""Log-probs of scored pairs under a model that stays as it is: found where they are known, else computed once."""
+"""Log-probs of pairs under a model that stays as it is: found where they are known, else computed once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from stages.currency import PairLogps, ScoredPair, TokenPair
 from stages.errors import SepoError
@@ -29,13 +29,14 @@ class Frozen(NamedTuple):
 
 
 class Around(NamedTuple):
-    """Where log-probs may be known, and how they are computed."""
+    """Where log-probs are kept, and how they are computed."""
 
     accelerator: Accelerator
-    scores: Scores
+    """its processes divide the work"""
     folder: Path
-    """where they are kept"""
+    """of the run"""
     max_tokens: int
+    """of one forward pass"""
     reporter: Reporter
 
 
@@ -86,26 +87,53 @@ def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
 
 
 def logps_of_rows(
-    model: Frozen, load: Callable[[], Any], rows: Sequence[ScoredPair], around: Around, *, file: str
+    model: Frozen, load: Callable[[], Any], rows: Sequence[ScoredPair], scores: Scores, around: Around, *, file: str
 ) -> list[PairLogps]:
-    """Log-probs of every response token of the rows under a model, in their order.
+    """Log-probs of every response token of the rows of some scores under a model, in their order.
 
-    From the shards where the scores' reference is that very model, to the bit, in float32; else from `file` in the
-    output folder, where an earlier attempt left them; else computed by one process, and kept there.
+    From the shards where the scores' reference is that very model, to the bit, in float32; else from `kept_logps`.
 
     Args:
         load: gives the model on this process's device; called only if something has to be computed.
     """
-    in_shards = _in_shards(model, rows, around)
+    in_shards = _in_shards(model, rows, scores)
     if in_shards is not None:
+        around.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
         return in_shards
+
+    def load_fitting() -> Any:
+        loaded = load()
+        refuse_unknown_ids(loaded, rows, model.name)
+        return loaded
+
     pairs = [row.pair for row in rows]
-    with around.accelerator.main_process_first():
-        known = _known(model, pairs, around, file)
-        if known is None:
-            logps = _computed(load(), model, rows, around)
+    return kept_logps(model, load_fitting, pairs, around, file=file, title=f"log-probs under {model.name}")
+
+
+def kept_logps(
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+) -> list[PairLogps]:
+    """Log-probs of every response token of the pairs under a model, in their order.
+
+    From `file` in the run's folder, where an earlier attempt left them; else computed by all processes, and kept there.
+    Every process has to call it, and gets them all.
+
+    Args:
+        load: gives the model on this process's device; called only if something has to be computed.
+        title: of the computation, for the user.
+
+    Raises:
+        SepoError: the file cannot be read back.
+    """
+    known = _known(model, pairs, around.folder, file)
+    # One process that cannot read them needs the help of all.
+    if any(gather_object([known is None])):
+        logps = logps_of(load(), pairs, around, title)
+        if around.accelerator.is_main_process:
             write_logps(around.folder, pairs, logps, model.hash, file)
-            known = _known(model, pairs, around, file)
+        around.accelerator.wait_for_everyone()
+        # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
+        known = _known(model, pairs, around.folder, file)
     if known is None:
         raise SepoError(
             f"{around.folder / file} is not what was just written", hint="see whether another run writes it"
@@ -113,31 +141,30 @@ def logps_of_rows(
     return known
 
 
-def _in_shards(model: Frozen, rows: Sequence[ScoredPair], around: Around) -> list[PairLogps] | None:
-    manifest = around.scores.manifest
-    # What a scorer computed in half precision is not what training would compute.
-    exact = lookup(manifest, ("settings", "precision")) == "float32"
-    if not exact or lookup(manifest, ("inputs", "reference")) != model.hash:
-        return None
-    found = [row.reference for row in rows if row.reference is not None]
-    if len(found) < len(rows):
-        return None
-    around.reporter.say(f"log-probs under {model.name}: in {around.scores.folder}, whose reference it is")
-    return found
-
-
-def _known(model: Frozen, pairs: list[TokenPair], around: Around, file: str) -> list[PairLogps] | None:
-    known = read_logps(around.folder, model.hash, file)
-    found = [logps for pair in pairs if known is not None and (logps := known.find(pair)) is not None]
-    return found if len(found) == len(pairs) else None
-
-
-def _computed(model: Any, frozen: Frozen, rows: Sequence[ScoredPair], around: Around) -> list[PairLogps]:
-    refuse_unknown_ids(model, rows, frozen.name)
-    pairs = [row.pair for row in rows]
-    device: torch.device = around.accelerator.device
-    with around.reporter.task(f"log-probs under {frozen.name}", len(pairs), "pairs") as task:
+def logps_of(model: Any, pairs: list[TokenPair], around: Around, title: str) -> list[PairLogps]:
+    """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
+    with around.reporter.task(title, len(pairs), "pairs") as task:
         [logps] = response_logps(
-            [find_paths(model, around.reporter)], pairs, max_tokens=around.max_tokens, device=device, task=task
+            [find_paths(model, around.reporter)],
+            pairs,
+            max_tokens=around.max_tokens,
+            device=around.accelerator.device,
+            task=task,
+            accelerator=around.accelerator,
         )
     return logps
+
+
+def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
+    # What a scorer computed in half precision is not what training would compute.
+    exact = lookup(scores.manifest, ("settings", "precision")) == "float32"
+    if not exact or lookup(scores.manifest, ("inputs", "reference")) != model.hash:
+        return None
+    found = [row.reference for row in rows if row.reference is not None]
+    return found if len(found) == len(rows) else None
+
+
+def _known(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps] | None:
+    known = read_logps(folder, model.hash, file)
+    found = [logps for pair in pairs if known is not None and (logps := known.find(pair)) is not None]
+    return found if len(found) == len(pairs) else None

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Final
 
 from accelerate import Accelerator
 
 from stages.configs import OptimizerConfig, content_settings
-from stages.errors import SepoError
+from stages.model.extras import refuse_without
 
 FOLDER: Final = "trackers"
 PROJECT: Final = "sepo"
@@ -20,9 +19,8 @@ def refuse_missing_tracker(name: str) -> None:
     Raises:
         SepoError: it is not.
     """
-    if name != "none" and find_spec(name) is None:
-        extra = "pip install 'sepo[report]'" if name == "tensorboard" else f"pip install {name}"
-        raise SepoError(f"--report-to {name} needs the package {name}, which is not installed", hint=extra)
+    if name != "none":
+        refuse_without(name, f"--report-to {name}", "report" if name == "tensorboard" else None)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from stages.catalogue import rules
 from stages.currency import PairLogps, PairWeights, ScoredPair
 from stages.errors import SepoError
 from stages.method.examples import chosen_only, make_examples
-from stages.method.selection import Evidence, Selection, select_highest_as_authors, select_random
+from stages.method.selection import Evidence, Selection, random_keys, select_by_keys, select_highest_as_authors
 from tests.conftest import token_pair
 
 
@@ -121,7 +121,7 @@ def test_random_is_seeded_and_of_the_same_size():
     assert draws[0] == draws[1] != draws[2]
     assert draws[0][0] != draws[0][1]
     assert [[sum(side) for side in pair] for pair in draws[0]] == [[12, 3], [12, 3]]
-    masks = select_random(rows[0].scores, 0.3, 0.1, seed=0, pair_id=5)
+    masks = select_by_keys(random_keys(rows[0].scores, seed=0, pair_id=5), 0.3, 0.1)
     assert draws[0][0] == [mask.tolist() for mask in masks]
     assert [side[0] for side in chosen("random", *rows, authors_rule=True)[0]] == [0, 0]
 

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 
 from stages.currency import PairLogps
 from stages.method.selection import (
+    random_keys,
+    select_by_keys,
     select_highest,
-    select_key_tokens,
-    select_lowest,
-    select_random,
     selected_count,
+    signed,
 )
 from tests import reference
 
@@ -37,29 +37,30 @@ def test_selected_count_is_the_ceiling_and_at_least_one(length, ratio, count):
 
 def test_chosen_takes_the_highest_and_rejected_the_lowest():
     scores = PairLogps(floats(0.1, 3.0, -2.0, 1.0), floats(0.1, 3.0, -2.0, -5.0))
-    chosen, rejected = select_key_tokens(scores, 0.5, 0.25)
+    chosen, rejected = select_by_keys(signed(scores), 0.5, 0.25)
     assert chosen.tolist() == [False, True, False, True]
     assert rejected.tolist() == [False, False, False, True]
 
 
 def test_ties_go_to_the_earlier_token():
     assert select_highest(floats(1, 2, 2, 2), 0.5).tolist() == [False, True, True, False]
-    assert select_lowest(floats(5, 1, 1, 1), 0.5).tolist() == [False, True, True, False]
+    keys = signed(PairLogps(floats(1), floats(5, 1, 1, 1)))
+    assert select_highest(keys.rejected, 0.5).tolist() == [False, True, True, False]
     assert select_highest(floats(0.0, -0.0, 0.0), 0.3).tolist() == [True, False, False]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=40), st.floats(0.001, 1.0))
 def test_selection_equals_the_reference(values, ratio):
     ratio = round(ratio, 3)
-    scores = floats(*values)
-    assert np.flatnonzero(select_highest(scores, ratio)).tolist() == reference.select(values, ratio, highest=True)
-    assert np.flatnonzero(select_lowest(scores, ratio)).tolist() == reference.select(values, ratio, highest=False)
+    masks = select_by_keys(signed(PairLogps(floats(*values), floats(*values))), ratio, ratio)
+    expected = [reference.select(values, ratio, highest=highest) for highest in (True, False)]
+    assert [np.flatnonzero(mask).tolist() for mask in masks] == expected
 
 
 def test_random_selection_has_the_same_size_and_its_own_seed():
     scores = PairLogps(np.arange(40, dtype=np.float32), np.arange(30, dtype=np.float32))
     draw = [
-        select_random(scores, 0.3, 0.1, seed=seed, pair_id=pair_id)
+        select_by_keys(random_keys(scores, seed=seed, pair_id=pair_id), 0.3, 0.1)
         for seed, pair_id in [(0, 5), (0, 5), (1, 5), (0, 6)]
     ]
     assert [(c.sum(), r.sum()) for c, r in draw] == [(12, 3)] * 4
@@ -72,8 +73,8 @@ def test_random_selection_does_not_look_at_the_scores():
     rising = PairLogps(np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32))
     falling = PairLogps(-rising.chosen, -rising.rejected)
     for ours, theirs in zip(
-        select_random(rising, 0.3, 0.3, seed=0, pair_id=1),
-        select_random(falling, 0.3, 0.3, seed=0, pair_id=1),
+        select_by_keys(random_keys(rising, seed=0, pair_id=1), 0.3, 0.3),
+        select_by_keys(random_keys(falling, seed=0, pair_id=1), 0.3, 0.3),
         strict=True,
     ):
         assert (ours == theirs).all()

@@ -1,45 +1,21 @@
 import json
 import math
 import re
-import resource
-import signal
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
-from stages.method.objectives.sepo import sepo
 from stages.method.objectives.sft import sft
 from stages.model.batches import collate, whole
-from stages.model.checkpoints import Checkpoints, forget_checkpoints
 from stages.model.logps import token_logps
 from stages.model.loop import fit
 from stages.model.metrics import read_metrics, read_times, training_warnings
 from stages.model.schedule import make_schedule, order_of_epoch
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama, token_pair
-
-SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, "num_train_epochs": 2, "save_steps": 0}
-
-
-def objective(logps_RW, batch):
-    return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
-
-
-def train(folder, *, pairs=10, objective=objective, model=None, size=None, reporter=None, **settings):
-    folder.mkdir(exist_ok=True)
-    model = model or tiny_llama(50)
-    examples = [whole(pair) for pair in random_pairs(pairs, 50)]
-    more = {} if size is None else {"size": size}
-    config = OptimizerConfig(**{**SETTINGS, **settings})
-    fit(model, examples, objective, config, phase="test", folder=folder, reporter=reporter or Quiet(), **more)
-    return model
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+from tests.model.fits import SETTINGS, objective, train, weights
 
 
 def test_the_loss_goes_down_and_every_parameter_moves(tmp_path):
@@ -123,80 +99,6 @@ def test_every_option_changes_the_result(tmp_path, option):
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     assert torch.equal(weights(train(tmp_path / "a")), weights(train(tmp_path / "b")))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(Quiet):
-    """Stops the run once so many steps are done, as a power cut would."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self.left = steps
-
-    def advance(self, amount=1, note=""):
-        self.left -= amount
-        if self.left < 0:
-            raise Killed
-
-
-@pytest.mark.parametrize(("steps", "every"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps, every):
-    """Also where a checkpoint lies between two lines of the log: what was summed up is part of it."""
-    untouched = train(tmp_path / "a", save_steps=2, logging_steps=every)
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2, "logging_steps": every})
-    (tmp_path / "b").mkdir()
-    with pytest.raises(Killed):
-        fit(
-            tiny_llama(50),
-            examples,
-            objective,
-            config,
-            phase="test",
-            folder=tmp_path / "b",
-            reporter=KilledAfter(steps),
-        )
-    resumed = train(tmp_path / "b", save_steps=2, logging_steps=every)
-    assert torch.equal(weights(resumed), weights(untouched))
-    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
-def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    saved = []
-    save = Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), save(self, step)))
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
-    with pytest.raises(Killed):
-        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(4))
-    assert saved == [2, 4]
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000004"]
-    train(tmp_path, save_steps=2)
-    assert saved == [2, 4, 6]
-
-
-def test_a_trained_model_that_was_not_saved_is_not_trained_again(tmp_path):
-    """The last step has a checkpoint, which stays until the caller forgets it."""
-    first = train(tmp_path, save_steps=4)
-    again = train(tmp_path, save_steps=4)
-    assert torch.equal(weights(first), weights(again))
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    forget_checkpoints(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "timing.jsonl"}
-
-
-def test_half_a_line_of_metrics_does_not_stop_a_resume(tmp_path):
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
-    with pytest.raises(Killed):
-        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(3))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"phase": "test", "ste')
-    train(tmp_path, save_steps=2)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_of_one_step_moves_the_weights(tmp_path):
@@ -314,125 +216,6 @@ def test_pairs_that_are_long_alone_still_train(tmp_path):
     config = OptimizerConfig(**{**SETTINGS, "max_tokens_per_device": 2})
     last = fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=Quiet())
     assert math.isfinite(last["loss"])
-
-
-class Asks(Quiet):
-    """Sends this process a signal once a step is done, and remembers what was said."""
-
-    def __init__(self, after, number=signal.SIGTERM):
-        super().__init__()
-        self.after, self.number, self.said = after, number, []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def advance(self, amount=1, note=""):
-        self.after -= amount
-        if self.after == 0:
-            signal.raise_signal(self.number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, number):
-    """Asked behind the second step, it leaves behind the third, by what the signal does outside of training."""
-
-    class Asked(BaseException):
-        pass
-
-    def before(number, frame):
-        raise Asked
-
-    untouched = train(tmp_path / "a")
-    reporter = Asks(2, number)
-    old = signal.signal(number, before)
-    try:
-        with pytest.raises(Asked):
-            train(tmp_path / "b", reporter=reporter, save_steps=100)
-        assert signal.getsignal(number) is before
-    finally:
-        signal.signal(number, old)
-    assert [path.name for path in (tmp_path / "b/checkpoints").iterdir()] == ["test-00000003"]
-    assert reporter.said[-1] == "test: interrupted after step 3; 3 steps are safe"
-    assert torch.equal(weights(train(tmp_path / "b", save_steps=100)), weights(untouched))
-    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
-def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, monkeypatch):
-    """It comes while the checkpoint that the first one asked for is being written."""
-    save_state = Accelerator.save_state
-
-    def slow(self, folder, **how):
-        save_state(self, folder, **how)
-        if "00000003" in folder.rsplit("/", 1)[1]:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Accelerator, "save_state", slow)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, reporter=Asks(2, signal.SIGINT), save_steps=2)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000002"]
-
-
-def test_a_signal_is_not_lost_in_the_last_step(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, reporter=Asks(6, signal.SIGINT))
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize(("limit", "kept"), [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
-def test_the_newest_checkpoints_are_kept(tmp_path, limit, kept):
-    train(tmp_path, save_steps=2, save_total_limit=limit)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == [f"test-{step:08d}" for step in kept]
-
-
-class Listens(Quiet):
-    def __init__(self):
-        super().__init__()
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-
-@pytest.mark.parametrize("fault", ["truncated", "flipped", "emptied", "missing", "unsealed"])
-@pytest.mark.parametrize("limit", [1, 2])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, fault, limit):
-    untouched = train(tmp_path / "a", num_train_epochs=1)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "b", reporter=Asks(1, signal.SIGINT), save_steps=1, save_total_limit=limit, num_train_epochs=1)
-    newest = tmp_path / "b/checkpoints/test-00000002"
-    victim = newest / ("checksums.json" if fault == "unsealed" else "optimizer.bin")
-    data = victim.read_bytes()
-    if fault in ("missing", "unsealed"):
-        victim.unlink()
-    else:
-        torn = {
-            "truncated": data[:-100],
-            "flipped": data[:2000] + bytes([data[2000] ^ 4]) + data[2001:],
-            "emptied": b"",
-        }
-        victim.write_bytes(torn[fault])
-    reporter = Listens()
-    again = train(tmp_path / "b", reporter=reporter, save_steps=1, save_total_limit=limit, num_train_epochs=1)
-    assert f"{newest} is damaged" in reporter.warnings[0]
-    if limit == 2:
-        assert any("goes on after step 1" in text for text in reporter.said)
-    else:
-        assert reporter.warnings[1] == "test: no sound checkpoint is left; it starts anew"
-    assert torch.equal(weights(again), weights(untouched))
-    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
-def test_a_full_disk_at_a_checkpoint_is_one_line(tmp_path):
-    """A limit on the size of a file, which fails a write in its middle as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(SepoError, match=r"cannot write .*test-00000002"):
-            train(tmp_path, save_steps=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    train(tmp_path, save_steps=2)
 
 
 def test_too_little_memory_says_which_knob_and_keeps_what_was_trained(tmp_path):

@@ -18,7 +18,7 @@ from stages.model.paths import find_paths
 from stages.model.quantization import load_trainable
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
-from tests.model.test_loop import SETTINGS, Killed, KilledAfter, objective
+from tests.model.fits import SETTINGS, Killed, KilledAfter, objective
 
 LORA = {**SETTINGS, "lora_rank": 4}
 CPU = torch.device("cpu")

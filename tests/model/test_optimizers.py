@@ -7,7 +7,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.model.optimizers import make_optimizer, refuse_useless_optimizer
 from tests.conftest import tiny_llama
-from tests.model.test_loop import Killed, KilledAfter, train, weights
+from tests.model.fits import Killed, KilledAfter, train, weights
 
 EIGHT = {"optim": "adamw-8bit"}
 
@@ -59,7 +59,7 @@ def test_an_embedding_of_any_size_keeps_its_moments_in_32_bits():
 
 def test_a_killed_run_in_8_bits_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     untouched = train(tmp_path / "a", model=wide(), save_steps=2, **EIGHT)
-    monkeypatch.setattr("tests.model.test_loop.Quiet", lambda: KilledAfter(3))
+    monkeypatch.setattr("tests.model.fits.Quiet", lambda: KilledAfter(3))
     with pytest.raises(Killed):
         train(tmp_path / "b", model=wide(), save_steps=2, **EIGHT)
     monkeypatch.undo()

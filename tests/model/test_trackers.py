@@ -8,7 +8,7 @@ from stages.configs import PolicyConfig
 from stages.errors import SepoError
 from stages.model.metrics import read_metrics
 from stages.reporting import Quiet
-from tests.model.test_loop import Asks, train
+from tests.model.fits import Asks, train
 
 
 def scalars(folder):
@@ -55,7 +55,7 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused_before_anything(t
     names = {"model": "no-such-model", "scores": str(tmp_path), "output_dir": str(tmp_path / "p")}
     with pytest.raises(SepoError, match=r"report_to must be one of none, tensorboard, .*, got 'paper'"):
         PolicyConfig(**names, report_to="paper")
-    with pytest.raises(SepoError, match="--report-to aim needs the package aim, which is not installed") as caught:
+    with pytest.raises(SepoError, match="--report-to aim needs aim, which is not installed") as caught:
         train_policy.run(PolicyConfig(**names, report_to="aim"), Quiet())
     assert caught.value.hint == "pip install aim"
     assert not (tmp_path / "p").exists()

@@ -11,7 +11,7 @@ from stages.model.logps import Reader, reading, weighted_logps
 from stages.model.packing import pack
 from stages.model.training_mode import refuse_impossible, training_mode
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
-from tests.model.test_loop import train, weights
+from tests.model.fits import train, weights
 
 
 def forwards(folder, make, **settings):

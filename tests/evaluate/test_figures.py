@@ -1,74 +1,22 @@
-"""`sepo evaluate` on tiny real models: its numbers against plain loops, its options, its lives, its warnings."""
+"""`sepo evaluate` on tiny real models: its numbers against plain loops, its options, and what it is given."""
 
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stages import evaluate, make_demo
+from stages import make_demo
 from stages.configs import DemoConfig, EvaluateConfig
 from stages.data.demo_language import VOCABULARY
 from stages.data.held_out import draw_prompts, read_held_out
-from stages.data.training import hashes_of, recorded_sources, trained_on
 from stages.errors import SepoError
 from stages.model.demo_model import build_demo_model
-from stages.model.folders import load_model, load_tokenizer, save_model, tokenizer_hash
+from stages.model.folders import load_model, load_tokenizer, save_model
 from stages.reporting import Quiet
-from stages.store.scores import open_scores
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, random_pairs, tiny_gpt2, tiny_llama, word_rows, write_lines
-from tests.world import run_oracle
-
-FAST = {"max_length": 128, "samples": 5, "max_new_tokens": 6}
-
-
-class Ear(Quiet):
-    """Remembers what was said, and which tasks were begun; dies at one of them if told to."""
-
-    def __init__(self, die_at=None):
-        super().__init__()
-        self.said, self.tasks, self.die_at = [], [], die_at
-
-    def say(self, text):
-        self.said.append(text)
-
-    @contextmanager
-    def task(self, title, total, unit):
-        self.tasks.append(title)
-        if title == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield self
-
-
-@pytest.fixture(scope="session")
-def held_out(tmp_path_factory):
-    """Pairs that no stage of `world` has seen, three of them twice as long."""
-    rows = word_rows(33, seed=9)
-    for row in rows[:3]:
-        row["chosen"] += " of course, over the lazy dog"
-    return write_lines(tmp_path_factory.mktemp("held-out") / "pairs.jsonl", rows)
-
-
-@pytest.fixture
-def run(world, held_out, tmp_path):
-    def run(reporter=None, models=None, **options):
-        models = models or (f"policy={world / 'policy'}", f"oracle={world / 'oracle/oracle'}")
-        settings = {"dataset": str(held_out), "reference_model": str(world / "oracle/reference"), **FAST}
-        settings |= {"output": str(tmp_path / "out.json"), "overwrite": True, **options}
-        evaluate.run(EvaluateConfig(models=tuple(map(str, models)), **settings), reporter or Quiet())
-        return json.loads((tmp_path / "out.json").read_text()) if settings["output"] else None
-
-    return run
-
-
-def value(report, model, figure):
-    return report["models"][model]["figures"][figure]["value"]
+from tests.evaluate.conftest import FAST, Ear, value
 
 
 def test_the_figures_are_those_of_plain_loops(run, world, held_out, tmp_path):
@@ -190,148 +138,6 @@ def test_a_reference_among_the_models_has_one_line(run, world):
     assert list(report["models"]) == ["policy", "start"]
     assert value(report, "start", "accuracy_implicit") == 0.5
     assert value(report, "start", "kl_per_token") == 0
-
-
-def test_nothing_is_measured_twice(run, monkeypatch, tmp_path):
-    """The reference's log-probs serve both models, and what is kept serves the next evaluation."""
-    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
-    ear = Ear()
-    run(ear)
-    measured = [task for task in ear.tasks if not task.startswith("read")]
-    assert sorted(measured) == sorted(
-        [
-            f"{name}: {what}"
-            for name in ("policy", "oracle")
-            for what in ("log-probs", "KL, pairs", "KL, samples", "samples")
-        ]
-        + ["reference: log-probs", "reference: samples"]
-    )
-    ear = Ear()
-    run(ear, seed=7)
-    assert {task.split(": ")[1] for task in ear.tasks} == {"samples", "KL, samples"}
-
-
-def test_nothing_is_measured_twice_without_a_cache(run, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "file" / "cache"))
-    ear = Ear()
-    run(ear, samples=0)
-    assert ear.tasks.count("reference: log-probs") == 1
-    assert any("is not kept" in text for text in ear.said)
-
-
-def test_a_killed_run_goes_on(run, world, held_out, monkeypatch, tmp_path):
-    """Killed while it samples from the second of three models; the next life begins there, to the same result."""
-    whole = run()
-    (tmp_path / "out.json").unlink()
-    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
-    models = (f"policy={world / 'policy'}", f"oracle={world / 'oracle/oracle'}")
-    config = EvaluateConfig(
-        models=models,
-        dataset=str(held_out),
-        reference_model=str(world / "oracle/reference"),
-        output=str(tmp_path / "out.json"),
-        **FAST,
-    )
-    life = multiprocessing.get_context("fork").Process(target=evaluate.run, args=(config, Ear("policy: samples")))
-    life.start()
-    life.join()
-    assert life.exitcode == -signal.SIGKILL
-    assert not (tmp_path / "out.json").exists()
-    ear = Ear()
-    report = run(ear)
-    assert not [task for task in ear.tasks if task.startswith("reference")]
-    assert "policy: log-probs" not in ear.tasks
-    assert {"policy: samples", "oracle: log-probs", "oracle: samples"} <= set(ear.tasks)
-    assert {name: model["figures"] for name, model in report["models"].items()} == {
-        name: model["figures"] for name, model in whole["models"].items()
-    }
-
-
-def test_a_finished_evaluation_is_shown_again(run, world, held_out, tmp_path):
-    first = run(samples=0)
-    config = EvaluateConfig(
-        models=(f"policy={world / 'policy'}", f"oracle={world / 'oracle/oracle'}"),
-        dataset=str(held_out),
-        reference_model=str(world / "oracle/reference"),
-        output=str(tmp_path / "out.json"),
-        **FAST | {"samples": 0},
-    )
-    ear = Ear()
-    summary = evaluate.run(config, ear)
-    assert not summary.fresh
-    assert not ear.tasks
-    assert dict(summary.rows)["oracle vs reference"] == first["comparisons"][1]["sentences"][0]
-    assert next(table.title.split(":")[0] for table in summary.tables) == "Chosen response preferred"
-    with pytest.raises(SepoError, match="holds another evaluation: seed is 42 there and 1 here") as caught:
-        evaluate.run(EvaluateConfig(**vars(config) | {"seed": 1}), Quiet())
-    assert "--overwrite" in caught.value.hint
-
-
-def test_what_is_no_evaluation_is_never_replaced(run, tmp_path):
-    (tmp_path / "out.json").write_text('{"a thesis": 1}')
-    with pytest.raises(SepoError, match=r"out\.json is there already, and is no evaluation"):
-        run()
-    assert (tmp_path / "out.json").read_text() == '{"a thesis": 1}'
-
-
-def test_pairs_that_were_trained_on_are_counted(run, world):
-    """The oracle held out a fifth of its 40 pairs; the policy was trained on all that were scored."""
-    ear = Ear()
-    run(ear, dataset=str(world / "pairs.jsonl"), samples=0)
-    trained = json.loads((world / "oracle/manifest.json").read_text())["counts"]["train"]
-    assert 0 < trained < 40
-    assert (
-        f"oracle was trained on {trained} of the 40 pairs ({trained / 40:.1%}): what they say of it is too good"
-        in ear.warnings
-    )
-    assert "policy was trained on 40 of the 40 pairs (100.0%): what they say of it is too good" in ear.warnings
-
-
-def test_fresh_pairs_are_no_overlap(run):
-    ear = Ear()
-    run(ear, samples=0)
-    assert not [warning for warning in ear.warnings if "trained on" in warning]
-    assert "reference: nothing is known of its training pairs; --training-data names them" not in ear.said
-
-
-@pytest.mark.parametrize("source", ["oracle", "oracle/manifest.json", "scores", "policy", "pairs.jsonl"])
-def test_training_data_can_be_named(run, world, chat_folder, source):
-    ear = Ear()
-    run(
-        ear, models=[f"start={chat_folder}"], reference_model=None, samples=0,
-        dataset=str(world / "pairs.jsonl"), training_data=(str(world / source),),
-    )  # fmt: skip
-    expected = json.loads((world / "oracle/manifest.json").read_text())["counts"]["train"] if "oracle" in source else 40
-    assert any(warning.startswith(f"start was trained on {expected} of the 40 pairs") for warning in ear.warnings)
-
-
-def test_where_a_model_comes_from(world):
-    """The policy from the scores and, as its start was the untrained model, from nothing else."""
-    assert recorded_sources(world / "policy") == [str(world / "scores")]
-    assert recorded_sources(world / "oracle/oracle") == [str(world / "oracle")]
-    assert recorded_sources(world / "oracle/reference") == [str(world / "oracle")]
-
-
-def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder, tmp_path):
-    run_oracle(tmp_path, chat_folder, dataset=world / "pairs.jsonl", sft_epochs=0, max_steps=1)
-    assert recorded_sources(tmp_path / "oracle/reference") == []
-    assert recorded_sources(tmp_path / "oracle/oracle") == [str(tmp_path / "oracle")]
-
-
-def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
-    hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
-    [found] = trained_on(str(world / "scores"), tokenizer_hash(chatml), list)
-    assert set(found.hashes) == set(hashes)
-    [found] = trained_on(str(world / "scores"), "another", list)
-    assert (found.hashes, found.why_not) == (None, "its tokenizer or chat template is another one")
-    shutil.copytree(world / "policy", tmp_path / "policy")
-    manifest = json.loads((tmp_path / "policy/manifest.json").read_text())
-    manifest["input_names"]["scores"] = str(tmp_path / "gone")
-    (tmp_path / "policy/manifest.json").write_text(json.dumps(manifest))
-    ear = Ear()
-    run(ear, models=[tmp_path / "policy"], samples=0)
-    assert any(f"policy: whether {tmp_path / 'gone'} overlaps the data set is unknown" in each for each in ear.warnings)
 
 
 def test_another_tokenizer_is_paired_by_rows(run, world, tmp_path):

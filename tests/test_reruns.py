@@ -1,0 +1,153 @@
+"""Stages that are run again: finished, killed, with other settings, or on other inputs."""
+
+import pytest
+
+from stages.errors import SepoError
+from stages.model.folders import save_model
+from stages.reporting import Quiet
+from tests.conftest import tiny_llama, word_rows, write_lines
+from tests.world import files, manifest, repeatable, run_oracle, run_policy, run_score
+
+
+def test_a_rerun_with_the_same_seed_gives_the_same_bytes(world, chat_folder, tmp_path):
+    run_oracle(world, chat_folder, output=tmp_path / "oracle")
+    run_score(tmp_path, dataset=world / "pairs.jsonl")
+    run_policy(tmp_path, chat_folder)
+    for stage in ("oracle", "scores", "policy"):
+        for name in repeatable(world / stage):
+            assert (tmp_path / stage / name).read_bytes() == (world / stage / name).read_bytes(), name
+        assert manifest(tmp_path / stage)["fingerprint"] == manifest(world / stage)["fingerprint"]
+
+
+def test_a_finished_stage_is_not_redone(world, chat_folder):
+    before = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()}
+    summaries = [run_oracle(world, chat_folder), run_score(world), run_policy(world, chat_folder)]
+    assert not any(summary.fresh for summary in summaries)
+    assert {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()} == before
+
+
+def test_a_different_setting_is_refused_by_name(world, chat_folder):
+    with pytest.raises(SepoError, match=r"holds another run: beta is 0\.5 there and 0\.2 here$"):
+        run_oracle(world, chat_folder, beta=0.2)
+    with pytest.raises(SepoError, match=r"holds another run: max_length is 128 there and 64 here$"):
+        run_score(world, max_length=64)
+    with pytest.raises(
+        SepoError, match=r"chosen_ratio is 0\.3 there and 0\.5 here; gamma is 2\.1 there and 1\.0 here$"
+    ):
+        run_policy(world, chat_folder, chosen_ratio=0.5, gamma=1.0)
+
+
+def test_another_data_set_under_the_same_name_is_noticed(world, chat_folder, tmp_path):
+    run_score(world, output=tmp_path / "scores", dataset=write_lines(tmp_path / "p.jsonl", word_rows(20)))
+    write_lines(tmp_path / "p.jsonl", word_rows(20, seed=1))
+    with pytest.raises(SepoError, match=r"the dataset differs$"):
+        run_score(world, output=tmp_path / "scores", dataset=tmp_path / "p.jsonl")
+
+
+def test_settings_that_do_not_decide_the_content_may_change(world, chat_folder):
+    assert not run_oracle(world, chat_folder, save_steps=1, logging_steps=3, max_tokens_per_device=512).fresh
+
+
+def test_only_a_missing_shard_is_made_again(world, tmp_path):
+    run_score(world, output=tmp_path / "scores")
+    whole = {name: (tmp_path / "scores" / name).read_bytes() for name in files(tmp_path / "scores")}
+    times = {name: (tmp_path / "scores" / name).stat().st_mtime_ns for name in whole}
+    (tmp_path / "scores/scores-00001.parquet").unlink()
+    assert run_score(world, output=tmp_path / "scores").fresh
+    for name in set(whole) - {"manifest.json"}:
+        assert (tmp_path / "scores" / name).read_bytes() == whole[name]
+        redone = (tmp_path / "scores" / name).stat().st_mtime_ns != times[name]
+        assert redone == (name == "scores-00001.parquet")
+
+
+def test_stages_share_what_was_tokenised(world, chat_folder, tmp_path, monkeypatch):
+    write_lines(tmp_path / "p.jsonl", word_rows(12))
+    run_oracle(tmp_path, chat_folder, dataset=tmp_path / "p.jsonl", max_steps=1)
+    monkeypatch.setattr("stages.data.encode.Encoder.encode_all", None)
+    run_score(tmp_path, dataset=tmp_path / "p.jsonl")
+
+
+class Killed(Exception):
+    pass
+
+
+class KilledIn(Quiet):
+    """Ends the run like a power cut once a task of some title has advanced so far."""
+
+    def __init__(self, title, after):
+        super().__init__()
+        self.title, self.after, self.current = title, after, ""
+
+    def task(self, title, total, unit):
+        self.current = title
+        return super().task(title, total, unit)
+
+    def advance(self, amount=1, note=""):
+        if self.current == self.title:
+            self.after -= amount
+            if self.after < 0:
+                raise Killed
+
+
+@pytest.mark.parametrize(("title", "after"), [("sft", 2), ("reference", 0), ("dpo", 3), ("oracle, held-out pairs", 0)])
+def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_path, title, after):
+    with pytest.raises(Killed):
+        run_oracle(world, chat_folder, KilledIn(title, after), output=tmp_path / "o", save_steps=2)
+    assert not (tmp_path / "o/manifest.json").exists()
+    run_oracle(world, chat_folder, output=tmp_path / "o", save_steps=2)
+    assert files(tmp_path / "o") == files(world / "oracle")
+    for name in repeatable(world / "oracle"):
+        assert (tmp_path / "o" / name).read_bytes() == (world / "oracle" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("after", [0, 17, 33])
+def test_a_killed_scorer_keeps_its_shards(world, tmp_path, after):
+    with pytest.raises(Killed):
+        run_score(world, KilledIn("score", after), output=tmp_path / "s")
+    done = files(tmp_path / "s")
+    assert "manifest.json" not in done
+    assert len([name for name in done if name.endswith(".parquet")]) == after // 16
+    run_score(world, output=tmp_path / "s")
+    for name in files(world / "scores") - {"manifest.json"}:
+        assert (tmp_path / "s" / name).read_bytes() == (world / "scores" / name).read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["dataset", "model", "sft_dataset"])
+def test_an_oracle_from_other_inputs_is_another_run(world, chat_folder, chatml, tmp_path, changed):
+    """The content decides, under whatever name."""
+    given = {"dataset": tmp_path / "p.jsonl", "sft_dataset": str(tmp_path / "s.jsonl"), "max_steps": 1}
+    write_lines(tmp_path / "p.jsonl", word_rows(20))
+    write_lines(tmp_path / "s.jsonl", word_rows(20))
+    save_model(tiny_llama(len(chatml)), chatml, tmp_path / "m")
+    run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+    if changed == "model":
+        save_model(tiny_llama(len(chatml), seed=1), chatml, tmp_path / "m")
+    else:
+        write_lines(tmp_path / ("p.jsonl" if changed == "dataset" else "s.jsonl"), word_rows(20, seed=1))
+    with pytest.raises(SepoError, match=f"the {changed} differs$"):
+        run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+
+
+def test_scores_and_policies_from_other_models_are_other_runs(world, chatml, tmp_path):
+    for name in ("a", "b", "p"):
+        save_model(tiny_llama(len(chatml), seed=ord(name)), chatml, tmp_path / name)
+    models = {"oracle": None, "oracle_model": str(tmp_path / "a"), "reference_model": str(tmp_path / "b")}
+    run_score(world, output=tmp_path / "s", **models)
+    run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
+    save_model(tiny_llama(len(chatml), seed=5), chatml, tmp_path / "p")
+    with pytest.raises(SepoError, match=r"the model differs$"):
+        run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
+    save_model(tiny_llama(len(chatml), seed=6), chatml, tmp_path / "a")
+    with pytest.raises(SepoError, match=r"the oracle differs$"):
+        run_score(world, output=tmp_path / "s", **models)
+    run_score(world, output=tmp_path / "s", overwrite=True, **models)
+    save_model(tiny_llama(len(chatml), seed=ord("p")), chatml, tmp_path / "p")
+    with pytest.raises(SepoError, match=r"the scores differs$"):
+        run_policy(tmp_path, tmp_path / "p", scores="s", output="r", max_steps=1)
+
+
+def test_a_lost_picture_does_not_reopen_a_run(world, chat_folder, tmp_path):
+    run_oracle(world, chat_folder, output=tmp_path / "o", max_steps=1)
+    for name in ("oracle/curves.png", "reference/README.md"):
+        (tmp_path / "o" / name).unlink()
+    assert not run_oracle(world, chat_folder, output=tmp_path / "o", max_steps=1).fresh
