@@ -59,7 +59,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of what decides a model's outputs: its configuration, weights and own code; for an adapter, also its base."""
+    """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
     if is_adapter(folder):
         adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
@@ -185,12 +185,12 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
-    """The longest row that a model was made for, as its configuration tells; None where it tells nothing."""
-    described = base_folder(folder) if is_adapter(folder) else folder
-    config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code).get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return positions
+def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
+    """The longest row that all of some models were made for, as their configurations tell; None where none does."""
+    described = [base_folder(folder) if is_adapter(folder) else folder for folder in folders]
+    configs = [AutoConfig.from_pretrained(each, trust_remote_code=trust_remote_code) for each in described]
+    told = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
+    return min((positions for positions in told if positions is not None), default=None)
 
 
 def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:

@@ -25,7 +25,8 @@ def sample(
 ) -> list[Ids]:
     """One answer a prompt, drawn at temperature 1 from the whole vocabulary, up to and with its end of turn.
 
-    What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it. The same seed, prompts and batch size give the same answers; torch's global generator is left as it was.
+    What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it. The
+    same seed, prompts and batch size give the same answers; torch's global generator is left as it was.
 
     Args:
         max_new_tokens: where an answer that has not ended is cut.

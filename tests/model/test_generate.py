@@ -18,7 +18,13 @@ PROMPTS = [np.array(ids, np.int32) for ids in ([5, 9, 9], [7], [5, 9, 30, 31])]
 def draw(model, prompts=PROMPTS, *, seed=0, end_of_turn=None, max_new_tokens=24):
     with Quiet().task("", len(prompts), "") as task:
         return sample(
-            model, prompts, end_of_turn=end_of_turn, max_new_tokens=max_new_tokens, batch_size=1000, seed=seed, task=task
+            model,
+            prompts,
+            end_of_turn=end_of_turn,
+            max_new_tokens=max_new_tokens,
+            batch_size=1000,
+            seed=seed,
+            task=task,
         )
 
 
