@@ -7,6 +7,7 @@ once is not measured again when it is compared with others.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +26,7 @@ from stages.data.held_out import (
     Prompt,
     content_of,
     draw_prompts,
+    prompts_of,
     read_held_out,
     refuse_other_ids,
     scored_pairs,
@@ -66,12 +68,13 @@ REFERENCE: Final = "reference"
 
 
 class Model(NamedTuple):
-    """A model under evaluation, and the pairs in its ids."""
+    """A model under evaluation, and in its ids the pairs and the prompts to be answered."""
 
     name: str
     folder: Path
     hash: str
     held_out: HeldOut
+    prompts: list[Prompt]
 
 
 class Chosen(NamedTuple):
@@ -176,7 +179,7 @@ def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, I
 
 def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Reporter) -> tuple[list[Model], Model | None]:
     """The models with the pairs in their ids, and the reference: it comes first, unless it is one of them already."""
-    read: dict[str, HeldOut] = {}
+    read: dict[tuple[str, int], HeldOut] = {}
     models = []
     theirs = _tokenizer(chosen.reference[0], config) if chosen.reference else None
     for name, (folder, hash_) in chosen.models.items():
@@ -188,16 +191,44 @@ def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Report
                 hint="give the model that it was trained from, or leave out --reference-model",
             )
         refuse_other_ids(dataset, vocabulary_hash(tokenizer), name)
-        key = tokenizer_hash(tokenizer)
+        # The reference reads the same rows.
+        beside = [chosen.reference[0]] if chosen.reference else []
+        positions = most_positions(folder, *beside, trust_remote_code=config.trust_remote_code)
+        most = min(config.max_length, positions or config.max_length)
+        if most < config.max_length:
+            reporter.say(f"{name}: no row may be longer than the {most:,} positions that it was made for")
+        key = (tokenizer_hash(tokenizer), most)
         if key not in read:
-            read[key] = read_held_out(dataset, tokenizer, config, reporter)
-        models.append(Model(name, folder, hash_, read[key]))
+            read[key] = read_held_out(dataset, tokenizer, replace(config, max_length=most), reporter)
+        models.append(
+            Model(name, folder, hash_, read[key], _prompts(name, read[key].pairs, positions, config, reporter))
+        )
     if chosen.reference is None:
         return models, None
     # Without a name of its own it is asked in the words of the first model: the ids are the same.
     own = [model for model in models if model.hash == chosen.reference[1]]
-    reference = own[0] if own else Model(REFERENCE, *chosen.reference, models[0].held_out)
+    reference = own[0] if own else Model(REFERENCE, *chosen.reference, *models[0][3:])
     return (models if own else [reference, *models]), reference
+
+
+def _prompts(
+    name: str, pairs: list[TokenPair], positions: int | None, config: EvaluateConfig, reporter: Reporter
+) -> list[Prompt]:
+    """The prompts to be answered by a model: those after which there is room for an answer."""
+    if not config.samples:
+        return []
+    room = None if positions is None else positions - config.max_new_tokens
+    prompts = {pair.prompt_ids.tobytes(): len(pair.prompt_ids) for pair in pairs}
+    fit = sum(room is None or length <= room for length in prompts.values())
+    if fit < 2:
+        raise SepoError(
+            f"{name}: {fit or 'no'} prompt leaves room for {config.max_new_tokens:,} tokens in {positions:,} positions"
+            " (an interval needs 2)",
+            hint="lower --max-new-tokens, or leave sampling out with --samples 0",
+        )
+    if fit < len(prompts):
+        reporter.say(f"{name}: {len(prompts) - fit:,} prompts that leave no room for an answer are not sampled from")
+    return draw_prompts(pairs, config.samples, room, config.seed)
 
 
 def _tokenizer(folder: Path, config: EvaluateConfig) -> Any:
@@ -205,13 +236,17 @@ def _tokenizer(folder: Path, config: EvaluateConfig) -> Any:
 
 
 def _too_few(job: Job) -> list[str]:
-    pairs, samples = min(len(model.held_out.pairs) for model in job.models), job.config.samples
-    counts = {f"{pairs:,} pairs": pairs} | ({f"{samples:,} samples": samples} if samples else {})
-    return [
-        f"{words} are few: an interval of fewer than {FEWEST} is narrower than it should be"
-        for words, count in counts.items()
-        if count < FEWEST
-    ]
+    """What is independent are prompts, not the answers to one of them."""
+    warnings = []
+    for items, prompts_of_each in (
+        ("pairs", [prompts_of(model.held_out.pairs) for model in job.models]),
+        ("samples", [np.array([prompt.pair_id for prompt in model.prompts]) for model in job.models]),
+    ):
+        prompts, count = min((len(np.unique(each)), len(each)) for each in prompts_of_each)
+        if 0 < prompts < FEWEST:
+            words = f"{count:,} {items}" if count == prompts else f"{count:,} {items} of {prompts:,} prompts"
+            warnings.append(f"{words} are few: an interval of fewer than {FEWEST} is narrower than it should be")
+    return warnings
 
 
 def _other_tokenizers(job: Job) -> list[str]:
@@ -271,7 +306,7 @@ def _overlap(model: Model, trained: list[Hashes]) -> list[str]:
 def _measure(job: Job, model: Model) -> Measured:
     """All that is wanted of one model; what the cache has is not measured again."""
     pairs = model.held_out.pairs
-    prompts = _prompts(job, model)
+    prompts = model.prompts
     sums = _sums(job, model)
     reference = _sums(job, job.reference._replace(held_out=model.held_out)) if job.reference else None
     kl = _kl(job, model, "pairs", pairs)
@@ -282,11 +317,12 @@ def _measure(job: Job, model: Model) -> Measured:
     planted = load_rewards(Path(job.config.demo)) if job.config.demo else None
     return Measured(
         pair_ids=np.array([pair.pair_id for pair in pairs], np.int64),
+        prompts=prompts_of(pairs),
         sums=sums,
         reference=reference,
         kl=kl,
         sample_keys=np.array([prompt.key for prompt in prompts], np.int64),
-        sample_pair_ids=np.array([prompt.pair_id for prompt in prompts], np.int64),
+        sample_prompts=np.array([prompt.pair_id for prompt in prompts], np.int64),
         responses=texts,
         samples=describe(answers, model.held_out.encoder.end_of_turn),
         sample_kl=None if sample_kl is None else sample_kl[:, 0],
@@ -314,25 +350,6 @@ def _kl(job: Job, model: Model, what: str, pairs: list[TokenPair]) -> Floats64 |
         return {"kl_N2": job.judged.kl(model.folder, pairs, f"{model.name}: KL, {what}")}
 
     return job.keep(f"KL of {what}", model, [job.reference.hash, content_of(pairs)], make)["kl_N2"]
-
-
-def _prompts(job: Job, model: Model) -> list[Prompt]:
-    """The prompts to be answered: those of the pairs after which there is room for an answer."""
-    config = job.config
-    if not config.samples:
-        return []
-    positions = most_positions(model.folder, trust_remote_code=config.trust_remote_code)
-    room = None if positions is None else positions - config.max_new_tokens
-    pairs = model.held_out.pairs
-    long = sum(room is not None and len(pair.prompt_ids) > room for pair in pairs)
-    if long == len(pairs):
-        raise SepoError(
-            f"{model.name}: no prompt leaves room for {config.max_new_tokens:,} tokens in {positions:,} positions",
-            hint="lower --max-new-tokens, or leave sampling out with --samples 0",
-        )
-    if long:
-        job.reporter.say(f"{model.name}: {long:,} prompts that leave no room for an answer are not sampled from")
-    return draw_prompts(pairs, config.samples, room, config.seed)
 
 
 def _answers(job: Job, model: Model, prompts: list[Prompt]) -> list[Ids]:

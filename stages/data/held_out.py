@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.configs import EvaluateConfig, column_names
 from stages.currency import Ids, TokenPair, content_hash, longest
@@ -71,7 +72,7 @@ def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter
         dataset: files, a hub name, or a folder of `sepo score`, whose ids have to be those of the tokenizer.
 
     Raises:
-        SepoError: it cannot be read, or has fewer than two pairs: no interval could be given.
+        SepoError: it cannot be read, or has fewer than two prompts: no interval could be given.
     """
     encoder = Encoder(tokenizer)
     scores = scored_pairs(dataset)
@@ -83,12 +84,19 @@ def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter
         pairs, counts = _within(scores, config.max_length, reporter)
     if config.strict:
         refuse_dropped(counts, dataset)
-    if len(pairs) < 2:
+    if len({pair.prompt_ids.tobytes() for pair in pairs}) < 2:
+        words = "1 pair is" if len(pairs) == 1 else f"{len(pairs):,} pairs of one prompt are"
         raise SepoError(
-            f"{dataset}: {len(pairs)} pair is too few: an interval needs at least 2 ({counts})",
+            f"{dataset}: {words} too few: an interval needs at least 2 prompts ({counts})",
             hint="give more held-out pairs",
         )
     return HeldOut(tokenizer, encoder, pairs, counts)
+
+
+def prompts_of(pairs: list[TokenPair]) -> NDArray[np.int64]:
+    """The number of the first pair that has the same prompt, for each pair, (N,)."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(pair.prompt_ids.tobytes(), pair.pair_id) for pair in pairs], np.int64)
 
 
 def draw_prompts(pairs: list[TokenPair], count: int, longest_prompt: int | None, seed: int) -> list[Prompt]:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.currency import Ids, PairLogps
-from stages.method.statistics import Interval, Ratio, bootstrap_differences
+from stages.method.statistics import Interval, Ratio, bootstrap_differences, by_cluster
 
 FEWEST: Final = 30
-"""items below which a bootstrap interval is too narrow to be trusted"""
+"""prompts below which a bootstrap interval is too narrow to be trusted"""
 GRAM: Final = 4
 Array = NDArray[Any]
 
@@ -48,6 +48,8 @@ class Measured(NamedTuple):
 
     pair_ids: Array
     """(N,)"""
+    prompts: Array
+    """(N,) the first pair of each one's prompt"""
     sums: PairSums
     reference: PairSums | None
     """of the reference, on the same ids"""
@@ -55,8 +57,8 @@ class Measured(NamedTuple):
     """(N, 2) KL from the reference, summed over each chosen and each rejected response"""
     sample_keys: Array
     """(S,), the same number for an answer to the same prompt"""
-    sample_pair_ids: Array
-    """(S,) a pair of that prompt"""
+    sample_prompts: Array
+    """(S,) the first pair of that prompt"""
     responses: list[str]
     """S texts"""
     samples: Samples
@@ -67,12 +69,16 @@ class Measured(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The figures of one model, and which items they are of."""
+    """The figures of one model, and which items they are of; items of one prompt are not independent."""
 
     pair_ids: Array
     """(N,)"""
+    prompts: Array
+    """(N,) the first pair of each one's prompt"""
     pairs: dict[str, Ratio]
     sample_keys: Array
+    """(S,)"""
+    sample_prompts: Array
     """(S,)"""
     samples: dict[str, Ratio]
 
@@ -183,7 +189,7 @@ def figures_of(measured: Measured, rival: Measured | None) -> Figures:
         samples |= divergence_figures("sample_kl", measured.sample_kl, lengths, responses=1)
     if samples and measured.rewards is not None:
         samples |= reward_figures(measured.rewards, measured.samples.tokens, _rewards_of(rival, measured.sample_keys))
-    return Figures(measured.pair_ids, pairs, measured.sample_keys, samples)
+    return Figures(measured.pair_ids, measured.prompts, pairs, measured.sample_keys, measured.sample_prompts, samples)
 
 
 def _rewards_of(rival: Measured | None, keys: Array) -> Array | None:
@@ -214,7 +220,7 @@ def sample_rows(measured: Mapping[str, Measured]) -> dict[str, Array]:
     """A row for each model and sample, as columns; none where nothing was sampled."""
     parts = []
     for name, found in measured.items():
-        part = {"model": np.repeat(name, len(found.responses)), "pair_id": found.sample_pair_ids}
+        part = {"model": np.repeat(name, len(found.responses)), "pair_id": found.sample_prompts}
         part |= {"response": np.array(found.responses), **found.samples._asdict()}
         part |= {} if found.sample_kl is None else {"kl": found.sample_kl}
         part |= {} if found.rewards is None else {"true_reward": found.rewards}
@@ -238,10 +244,13 @@ def _compare(ours: str, a: Figures, theirs: str, b: Figures, seed: int) -> Compa
     pairs, at, bt = np.intersect1d(a.pair_ids, b.pair_ids, return_indices=True)
     samples, a_s, b_s = np.intersect1d(a.sample_keys, b.sample_keys, return_indices=True)
     differences: dict[str, Interval] = {}
-    if len(pairs) > 1:
-        differences |= bootstrap_differences(only(a.pairs, at), only(b.pairs, bt), seed=seed)
-    if len(samples) > 1:
-        differences |= bootstrap_differences(only(a.samples, a_s), only(b.samples, b_s), seed=seed)
+    for first, second, prompts in (
+        (only(a.pairs, at), only(b.pairs, bt), a.prompts[at]),
+        (only(a.samples, a_s), only(b.samples, b_s), a.sample_prompts[a_s]),
+    ):
+        if len(np.unique(prompts)) > 1:
+            first, second = (by_cluster(each, prompts) for each in (first, second))
+            differences |= bootstrap_differences(first, second, seed=seed)
     return Comparison(ours, theirs, len(pairs), len(samples), differences)
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from stages.method.evaluation import Comparison, Figures, compare, verdict
-from stages.method.statistics import Interval, bootstrap_intervals
+from stages.method.statistics import Interval, bootstrap_intervals, by_cluster
 from stages.reporting import Summary, Table
 
 
@@ -99,11 +101,12 @@ def sentence(comparison: Comparison, figure: str, items: str, words: str) -> str
 
 
 def _model(found: Figures, seed: int) -> dict[str, Any]:
-    intervals = bootstrap_intervals(found.pairs, seed=seed)
+    intervals = bootstrap_intervals(by_cluster(found.pairs, found.prompts), seed=seed)
     if found.samples:
-        intervals |= bootstrap_intervals(found.samples, seed=seed)
+        intervals |= bootstrap_intervals(by_cluster(found.samples, found.sample_prompts), seed=seed)
     return {
         "pairs": len(found.pair_ids),
+        "prompts": len(np.unique(found.prompts)),
         "samples": len(found.sample_keys),
         "figures": {name: interval.as_json() for name, interval in intervals.items()},
     }

@@ -69,6 +69,19 @@ def bootstrap_ratio(
     return interval
 
 
+def by_cluster(figures: Mapping[str, Ratio], clusters: NDArray[Any]) -> dict[str, Ratio]:
+    """The same figures with the items of each cluster added up to one, in the order of the clusters' numbers.
+
+    Only what is independent may be drawn again (Davison and Hinkley 1997, section 3.8): a prompt with all its answers,
+    not an answer, where prompts differ more than the answers to one of them.
+
+    Args:
+        clusters: (N,) to which each item belongs, such as the number of its prompt.
+    """
+    _, places = np.unique(clusters, return_inverse=True)
+    return {name: Ratio(*(np.bincount(places, weights=part) for part in ratio)) for name, ratio in figures.items()}
+
+
 def bootstrap_intervals(figures: Mapping[str, Ratio], *, seed: int) -> dict[str, Interval]:
     """Each figure with its seeded percentile bootstrap interval; all of them are of the same n items."""
     resampled = _resampled(figures, seed)

@@ -22,7 +22,7 @@ from stages.store.files import hash_file, hash_json, whole_folder
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
-_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model"]
+_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
 """of a model by name, as `stages.model.processes.gather_weights` gives them"""
@@ -59,7 +59,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash of what decides a model's outputs: its configuration and weights; for an adapter, also its base."""
+    """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
     if is_adapter(folder):
         adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
@@ -67,7 +67,10 @@ def model_hash(folder: Path) -> str:
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
-    return hash_json({"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}})
+    parts = {"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}}
+    if "auto_map" in config:
+        parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
+    return hash_json(parts)
 
 
 def base_folder(folder: Path) -> Path:
@@ -182,12 +185,12 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def most_positions(folder: Path, *, trust_remote_code: bool) -> int | None:
-    """The longest row that a model was made for, as its configuration tells; None where it tells nothing."""
-    described = base_folder(folder) if is_adapter(folder) else folder
-    config = AutoConfig.from_pretrained(described, trust_remote_code=trust_remote_code).get_text_config()
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return positions
+def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
+    """The longest row that all of some models were made for, as their configurations tell; None where none does."""
+    described = [base_folder(folder) if is_adapter(folder) else folder for folder in folders]
+    configs = [AutoConfig.from_pretrained(each, trust_remote_code=trust_remote_code) for each in described]
+    told = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
+    return min((positions for positions in told if positions is not None), default=None)
 
 
 def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code: bool, reporter: Reporter) -> int:

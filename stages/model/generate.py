@@ -1,9 +1,12 @@
 """Sampling answers from a model, seeded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from stages.currency import Ids
 from stages.reporting import Task
@@ -22,32 +25,48 @@ def sample(
 ) -> list[Ids]:
     """One answer a prompt, drawn at temperature 1 from the whole vocabulary, up to and with its end of turn.
 
-    The same seed, prompts and batch size give the same answers; torch's global generator is left as it was.
+    What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it. The
+    same seed, prompts and batch size give the same answers; torch's global generator is left as it was.
 
     Args:
         max_new_tokens: where an answer that has not ended is cut.
         task: advanced by one for every answer.
     """
     answers: list[Ids] = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    how = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_turn if end_of_turn is not None else 0,
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _without_its_own_settings(model):
         torch.manual_seed(seed)
         for start in range(0, len(prompts), batch_size):
             ids_BT, attention_BT = _pad_left(prompts[start : start + batch_size])
             generated_BT = model.generate(
                 input_ids=ids_BT.to(model.device),
                 attention_mask=attention_BT.to(model.device),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=end_of_turn,
-                pad_token_id=end_of_turn if end_of_turn is not None else 0,
+                generation_config=how,
             )
             for row in generated_BT[:, ids_BT.shape[1] :].cpu().numpy():
                 answers.append(_until(row, end_of_turn))
                 task.advance()
     return answers
+
+
+@contextmanager
+def _without_its_own_settings(model: Any) -> Iterator[None]:
+    """`generate` fills whatever a configuration leaves open from that of the model, so the model may not have any."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _pad_left(prompts: list[Ids]) -> tuple[torch.Tensor, torch.Tensor]:

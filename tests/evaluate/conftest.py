@@ -32,8 +32,10 @@ class Ear(Listens):
 
 @pytest.fixture(scope="session")
 def held_out(tmp_path_factory):
-    """Pairs that no stage of `world` has seen, three of them twice as long."""
+    """Pairs that no stage of `world` has seen, each of a prompt of its own, three of them twice as long."""
     rows = word_rows(33, seed=9)
+    for number, row in enumerate(rows):
+        row["prompt"] += f" {number:02}"
     for row in rows[:3]:
         row["chosen"] += " of course, over the lazy dog"
     return write_lines(tmp_path_factory.mktemp("held-out") / "pairs.jsonl", rows)

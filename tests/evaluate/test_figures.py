@@ -173,7 +173,7 @@ def test_few_pairs(run, held_out):
     ear = Ear()
     run(ear, samples=30)
     assert not [warning for warning in ear.warnings if "few" in warning]
-    with pytest.raises(SepoError, match="1 pair is too few: an interval needs at least 2"):
+    with pytest.raises(SepoError, match="1 pair is too few: an interval needs at least 2 prompts"):
         run(dataset=f"{held_out}[:1]")
 
 

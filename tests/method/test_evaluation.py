@@ -157,10 +157,10 @@ def test_pairing_takes_out_what_both_models_share():
 
 
 def figures(ids, margins, keys=(), rewards=()):
+    """A prompt for every pair and every sample."""
     samples = {"true_reward": mean(np.array(rewards))} if len(keys) else {}
-    return Figures(
-        np.array(ids), {"m": mean(np.array(margins)), "only": mean(np.ones(len(ids)))}, np.array(keys), samples
-    )
+    pairs = {"m": mean(np.array(margins)), "only": mean(np.ones(len(ids)))}
+    return Figures(np.array(ids), np.array(ids), pairs, np.array(keys), np.array(keys), samples)
 
 
 def test_models_are_compared_on_the_pairs_that_both_have():

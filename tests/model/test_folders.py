@@ -47,6 +47,19 @@ def test_weights_decide_the_hash(tmp_path, chatml):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_the_code_of_a_model_decides_the_hash_and_other_files_do_not(tmp_path, chat_folder):
+    def hash_with(name, code, **config):
+        folder = shutil.copytree(chat_folder, tmp_path / name)
+        (folder / "modeling.py").write_text(code)
+        stored = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(stored | config))
+        return model_hash(folder)
+
+    own = {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}
+    assert hash_with("a", "x = 1", **own) == hash_with("b", "x = 1", **own) != hash_with("c", "x = 2", **own)
+    assert hash_with("d", "x = 1") == hash_with("e", "x = 2") == model_hash(chat_folder)
+
+
 def test_tokenizer_hashes_see_what_they_should(chatml):
     other_template = byte_level_tokenizer(CHATML + " ", eos_token="<|im_end|>", pad_token="<|im_end|>")
     other_words = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|other|>")
