@@ -3,9 +3,9 @@
 A run is one evaluation (`sepo evaluate --demo --output E.json`) of a policy and of its snapshots, named by their steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stages.configs import CompareConfig, content_settings
 from stages.errors import SepoError
@@ -14,7 +14,7 @@ from stages.method.statistics import Interval
 from stages.model.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input, differences, open_run
 from stages.store.results import read_results
 
 STAGE: Final = "compare"
@@ -22,25 +22,38 @@ PICTURE: Final = "compare.png"
 REFERENCE: Final = "reference"
 REMEDY: Final = "make it by `sepo evaluate --demo D --reference-model R --model STEP=FOLDER ... --output E.json`"
 
-Runs = dict[str, list[list[Point]]]
-"""by recipe, the path of every run"""
+SAME_SETTINGS: Final = ("columns", "max_length", "overlong", "samples", "max_new_tokens")
+SAME_INPUTS: Final = ("dataset", "truth", REFERENCE)
+"""what decides prompts, answers and rewards, but for the seed"""
+
+
+class Evaluation(NamedTuple):
+    """What is read of one file."""
+
+    decided_by: dict[str, Any]
+    """what must be the same in all of them, in the form of a manifest"""
+    seed: int
+    path: list[Point]
+
+
+Runs = dict[str, dict[int, list[Point]]]
+"""by recipe, by the seed of the evaluation, the path of a run"""
 
 
 def run(config: CompareConfig, reporter: Reporter) -> Summary:
     """Write compare.json, compare.md and compare.png."""
     files = [_named(item) for item in config.runs]
+    runs = _read(files)
     inputs = {f"{name} {path}": Input(str(path), hash_file(path)) for name, path in files}
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
+    settings = content_settings(config) | {"recipes": list(runs)}
+    work = open_run(Path(config.output_dir), STAGE, settings, inputs, overwrite=config.overwrite)
     if work.finished:
         return Summary(f"comparison in {work.folder}", [("already finished", str(work.folder / "compare.md"))], False)
-    runs: Runs = {}
-    for name, path in files:
-        runs.setdefault(name, []).append(_path(path))
-    at = budgets(runs.values())
+    at = budgets(paths.values() for paths in runs.values())
     table = _table(runs, at)
     write_json(work.folder / "compare.json", _as_json(runs, at))
     write_text(work.folder / "compare.md", table.markdown())
-    draw_frontiers(runs, work.folder / PICTURE)
+    draw_frontiers({name: list(paths.values()) for name, paths in runs.items()}, work.folder / PICTURE)
     work.finish(files=["compare.json", "compare.md", PICTURE], device="cpu", results={"recipes": len(runs)})
     rows = [("written", str(work.folder / "compare.md")), ("picture", str(work.folder / PICTURE))]
     return Summary(f"comparison in {work.folder}", rows, tables=(table,))
@@ -54,13 +67,52 @@ def _named(item: str) -> tuple[str, Path]:
     return name, path
 
 
-def _path(file: Path) -> list[Point]:
+def _read(files: Sequence[tuple[str, Path]]) -> Runs:
+    """The runs of every recipe.
+
+    Raises:
+        SepoError: evaluations of other prompts, answers or rewards, or two of one recipe by the same seed.
+    """
+    runs: Runs = {}
+    (_, first), *_ = files
+    wanted = _evaluation(first).decided_by
+    for name, file in files:
+        found = _evaluation(file)
+        if found.decided_by != wanted:
+            raise SepoError(
+                f"{file} cannot be compared with {first}: {'; '.join(differences(wanted, found.decided_by))}",
+                hint="evaluate all runs on the same demo and from the same reference, in the same way",
+            )
+        paths = runs.setdefault(name, {})
+        if found.seed in paths:
+            raise SepoError(
+                f"{file} is a second run of {name} by the seed {found.seed}",
+                hint="give each run once, trained and evaluated by a --seed of its own",
+            )
+        paths[found.seed] = found.path
+    return runs
+
+
+def _evaluation(file: Path) -> Evaluation:
+    report = read_results(file, REMEDY)
+    try:
+        decided_by = {
+            "stage": report["stage"],
+            "format": report["format"],
+            "settings": {name: report["settings"][name] for name in SAME_SETTINGS},
+            "inputs": {name: report["inputs"][name] for name in SAME_INPUTS if name in report["inputs"]},
+        }
+        return Evaluation(decided_by, report["settings"]["seed"], _path(file, report["models"]))
+    except (KeyError, TypeError) as error:
+        raise SepoError(f"{file} is not what `sepo evaluate` writes: it has no {error}", hint=REMEDY) from error
+
+
+def _path(file: Path, models: Mapping[str, Any]) -> list[Point]:
     """The reference, then a run's models by step.
 
     Raises:
         SepoError: it is no evaluation on the demo, or a model in it is not named by a step.
     """
-    models: Mapping[str, Any] = read_results(file, REMEDY)["models"]
     points = []
     for name, model in models.items():
         if name != REFERENCE and not name.isdecimal():
@@ -82,10 +134,12 @@ def _table(runs: Runs, at: Sequence[float]) -> Table:
     columns = ["recipe", "runs", "true reward at the end", "KL, nats a response", "tokens", "gain at the end"]
     columns += [f"gain at KL {kl:g}" for kl in at]
     count = max(len(paths) for paths in runs.values())
-    starts = [path[:1] for path in next(iter(runs.values()))]
-    rows = [["reference", f"{len(starts)}", *_ends(starts), *["" for _ in at]]]
+    # Runs by one seed have the same samples of the reference.
+    starts = {seed: path[:1] for paths in runs.values() for seed, path in paths.items()}
+    rows = [["reference", f"{len(starts)}", *_ends(starts.values()), *["" for _ in at]]]
     rows += [
-        [name, f"{len(paths)}", *_ends(paths), *(_gain_at(paths, kl) for kl in at)] for name, paths in runs.items()
+        [name, f"{len(paths)}", *_ends(paths.values()), *(_gain_at(paths.values(), kl) for kl in at)]
+        for name, paths in runs.items()
     ]
     title = (
         f"The demo's recipes over {count} runs (mean, Student's 95% interval over runs; a gain is over the same run's"
@@ -93,13 +147,13 @@ def _table(runs: Runs, at: Sequence[float]) -> Table:
     return Table(f"{title} reference)", columns, rows)
 
 
-def _ends(paths: list[list[Point]]) -> list[str]:
+def _ends(paths: Collection[list[Point]]) -> list[str]:
     figures = [("reward", "+.2f"), ("kl", ".2f"), ("tokens", ".1f")]
     ends = [_shown(over_runs([getattr(path[-1], name) for path in paths]), form) for name, form in figures]
     return [*ends, _shown(over_runs([path[-1].reward - path[0].reward for path in paths]), "+.2f")]
 
 
-def _gain_at(paths: list[list[Point]], kl: float) -> str:
+def _gain_at(paths: Collection[list[Point]], kl: float) -> str:
     """The gain at a divergence that every run reaches; the mean of those that do is that of the furthest runs alone."""
     gains = [reward - path[0].reward for path in paths if (reward := reward_at(path, kl)) is not None]
     if len(gains) < len(paths):
@@ -116,11 +170,12 @@ def _as_json(runs: Runs, at: Sequence[float]) -> dict[str, Any]:
         "kl": list(at),
         "recipes": {
             name: {
-                "runs": [[point._asdict() for point in path] for path in paths],
-                "true_reward": over_runs([path[-1].reward for path in paths]).as_json(),
-                "kl_per_response": over_runs([path[-1].kl for path in paths]).as_json(),
-                "tokens": over_runs([path[-1].tokens for path in paths]).as_json(),
-                "true_reward_at_kl": [[reward_at(path, kl) for path in paths] for kl in at],
+                "seeds": list(paths),
+                "runs": [[point._asdict() for point in path] for path in paths.values()],
+                "true_reward": over_runs([path[-1].reward for path in paths.values()]).as_json(),
+                "kl_per_response": over_runs([path[-1].kl for path in paths.values()]).as_json(),
+                "tokens": over_runs([path[-1].tokens for path in paths.values()]).as_json(),
+                "true_reward_at_kl": [[reward_at(path, kl) for path in paths.values()] for kl in at],
             }
             for name, paths in runs.items()
         },

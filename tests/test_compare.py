@@ -9,8 +9,19 @@ from stages.configs import CompareConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
 
+SETTINGS = {"columns": None, "max_length": 2048, "overlong": "drop", "samples": 512, "max_new_tokens": 64, "seed": 1}
+INPUTS = {"dataset": "sha256:d", "truth": "sha256:t", "reference": "sha256:r", "model 16": "sha256:m"}
 
-def evaluation(path, points):
+
+def written(path, models, seed=1, settings=None, inputs=None):
+    report = {"stage": "evaluate", "format": 1, "models": models}
+    report["settings"] = SETTINGS | {"seed": seed} | (settings or {})
+    report["inputs"] = INPUTS | (inputs or {})
+    path.write_text(json.dumps(report))
+    return path
+
+
+def evaluation(path, points, **about):
     """Points are step -> (reward, kl); step 0 is the reference."""
     models = {
         "reference" if step == 0 else str(step): {
@@ -22,8 +33,7 @@ def evaluation(path, points):
         }
         for step, (reward, kl) in points.items()
     }
-    path.write_text(json.dumps({"stage": "evaluate", "models": models}))
-    return path
+    return written(path, models, **about)
 
 
 def run(folder, *runs):
@@ -34,10 +44,10 @@ def run(folder, *runs):
 def runs(tmp_path):
     """Both runs of recipe a reach KL 0.3, the run of b 4, one of c 0.25: the middle one of three is 0.3, half of it 0.15."""
     a1 = evaluation(tmp_path / "a1.json", {0: (1.0, 0.0), 8: (2.0, 0.1), 16: (4.0, 0.4)})
-    a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.3)})
+    a2 = evaluation(tmp_path / "a2.json", {0: (1.0, 0.0), 16: (3.0, 0.3)}, seed=2)
     b = evaluation(tmp_path / "b.json", {0: (1.0, 0.0), 16: (5.0, 4.0)})
     c1 = evaluation(tmp_path / "c1.json", {0: (1.0, 0.0), 16: (9.0, 9.0)})
-    c2 = evaluation(tmp_path / "c2.json", {0: (1.0, 0.0), 16: (2.0, 0.25)})
+    c2 = evaluation(tmp_path / "c2.json", {0: (1.0, 0.0), 16: (2.0, 0.25)}, seed=3)
     return f"a={a1}", f"a={a2}", f"b={b}", f"c={c1}", f"c={c2}"
 
 
@@ -76,11 +86,12 @@ def test_the_same_comparison_is_not_made_again(runs, tmp_path):
     [
         ({"late": {"figures": {}}}, "model 'late' is not named by its step"),
         ({"reference": {"figures": {}}}, "has no true_reward of model reference"),
+        ({"reference": {}}, "is not what `sepo evaluate` writes: it has no 'figures'"),
         (None, "is no evaluation"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path, models, message):
-    (tmp_path / "e.json").write_text(json.dumps({"stage": "evaluate", "models": models}))
+    written(tmp_path / "e.json", models)
     with pytest.raises(SepoError, match=message):
         run(tmp_path / "out", f"a={tmp_path / 'e.json'}")
 
@@ -94,3 +105,49 @@ def test_a_run_without_its_reference_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SepoError, match=r"there is no evaluation .*none.json \(run a\)"):
         run(tmp_path / "out", f"a={tmp_path / 'none.json'}")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"inputs": {"reference": "sha256:x"}}, "the reference differs"),
+        ({"inputs": {"truth": "sha256:x"}}, "the truth differs"),
+        ({"inputs": {"dataset": "sha256:x"}}, "the dataset differs"),
+        ({"settings": {"max_new_tokens": 32}}, "max_new_tokens is 64 there and 32 here"),
+        ({"settings": {"samples": 64}}, "samples is 512 there and 64 here"),
+        ({"settings": {"max_length": 64}}, "max_length is 2048 there and 64 here"),
+        ({"settings": {"overlong": "truncate"}}, "overlong is 'drop' there and 'truncate' here"),
+        ({"settings": {"columns": "chosen=good"}}, "columns is None there and 'chosen=good' here"),
+    ],
+)
+def test_evaluations_that_are_not_of_the_same_are_refused(tmp_path, other, message):
+    points = {0: (1.0, 0.0), 16: (3.0, 0.3)}
+    a, b = evaluation(tmp_path / "a.json", points), evaluation(tmp_path / "b.json", points, **other)
+    with pytest.raises(SepoError, match=rf"b.json cannot be compared with .*a.json: {message}"):
+        run(tmp_path / "out", f"a={a}", f"b={b}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_models_are_compared(tmp_path):
+    points = {0: (1.0, 0.0), 16: (3.0, 0.3)}
+    a = evaluation(tmp_path / "a.json", points)
+    b = evaluation(tmp_path / "b.json", points, inputs={"model 16": "sha256:x", "training data t": "sha256:y"})
+    assert run(tmp_path / "out", f"a={a}", f"b={b}").fresh
+
+
+def test_a_run_does_not_count_twice(runs, tmp_path):
+    with pytest.raises(SepoError, match=r"a1\.json is a second run of a by the seed 1"):
+        run(tmp_path / "out", *runs, runs[0])
+
+
+def test_the_reference_is_that_of_every_seed(tmp_path):
+    """Seeds 1 and 2 of a, 2 and 3 of b: the reference has three runs, of reward 1, 2 and 6."""
+    starts = {1: 1.0, 2: 2.0, 3: 6.0}
+    files = [
+        f"{name}="
+        + str(evaluation(tmp_path / f"{name}{seed}.json", {0: (starts[seed], 0.0), 8: (7.0, 0.1)}, seed=seed))
+        for name, seed in (("a", 1), ("a", 2), ("b", 2), ("b", 3))
+    ]
+    table = run(tmp_path / "out", *files).tables[0]
+    assert table.rows[0][:2] == ["reference", "3"]
+    assert table.rows[0][2].startswith("+3.00 [")
