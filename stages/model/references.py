@@ -1,8 +1,9 @@
 """Log-probs of pairs under a model that stays as it is: found where they are known, else computed once."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -11,11 +12,14 @@ from stages.currency import PairLogps, ScoredPair, TokenPair
 from stages.errors import SepoError
 from stages.model.folders import embedding_rows, load_tokenizer, model_hash, vocabulary_hash
 from stages.model.head import has_head
-from stages.model.logps import response_logps
+from stages.model.logps import Reader, response_logps
 from stages.model.paths import find_paths
-from stages.reporting import Reporter
-from stages.store.logps import read_logps, write_logps
+from stages.reporting import Reporter, Task
+from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores, lookup
+
+PART_PAIRS: Final = 1024
+"""whose log-probs are kept together: what a kill can cost"""
 
 
 class Frozen(NamedTuple):
@@ -117,7 +121,7 @@ def kept_logps(
     """Log-probs of every response token of the pairs under a model, in their order.
 
     From `file` in the run's folder, where an earlier attempt left them; else computed by all processes, and kept there.
-    Every process has to call it, and gets them all.
+    Every process has to call it, and gets them all. What is computed waits in parts, whatever happens meanwhile.
 
     Args:
         load: gives the model on this process's device; called only if something has to be computed.
@@ -128,31 +132,58 @@ def kept_logps(
     """
     known = _known(model, pairs, around.folder, file)
     # One process that cannot read them needs the help of all.
-    if any(gather_object([known is None])):
-        logps = logps_of(load(), pairs, around, title)
+    lacking = any(gather_object([known is None]))
+    if known is None or lacking:
+        parts = _make_parts(model, load, pairs, around, file=file, title=title)
         if around.accelerator.is_main_process:
-            write_logps(around.folder, pairs, logps, model.hash, file)
+            logps = (_read_back(model, some, around.folder, part) for part, some in parts.items())
+            write_logps(around.folder, pairs, chain.from_iterable(logps), model.hash, file)
         around.accelerator.wait_for_everyone()
         # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
-        known = _known(model, pairs, around.folder, file)
-    if known is None:
-        raise SepoError(
-            f"{around.folder / file} is not what was just written", hint="see whether another run writes it"
-        )
+        known = _read_back(model, pairs, around.folder, file)
+    if around.accelerator.is_main_process:
+        forget_parts(around.folder, file)
     return known
+
+
+def _make_parts(
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+) -> dict[str, list[TokenPair]]:
+    """Compute the parts that are not there yet; returns the pairs of each.
+
+    A part's bits do not depend on which others were there: each is divided into batches on its own.
+    """
+    starts = range(0, len(pairs), PART_PAIRS)
+    parts = {part_name(file, number): pairs[start : start + PART_PAIRS] for number, start in enumerate(starts)}
+    lacking = [name for name, some in parts.items() if _known(model, some, around.folder, name) is None]
+    missing = sorted(set(gather_object(lacking)))
+    if len(missing) < len(parts):
+        around.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
+    if missing:
+        reader = find_paths(load(), around.reporter)
+        with around.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
+            for name in missing:
+                logps = _read(reader, parts[name], around, task)
+                if around.accelerator.is_main_process:
+                    write_logps(around.folder, parts[name], logps, model.hash, name)
+    return parts
 
 
 def logps_of(model: Any, pairs: list[TokenPair], around: Around, title: str) -> list[PairLogps]:
     """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
     with around.reporter.task(title, len(pairs), "pairs") as task:
-        [logps] = response_logps(
-            [find_paths(model, around.reporter)],
-            pairs,
-            max_tokens=around.max_tokens,
-            device=around.accelerator.device,
-            task=task,
-            accelerator=around.accelerator,
-        )
+        return _read(find_paths(model, around.reporter), pairs, around, task)
+
+
+def _read(reader: Reader, pairs: list[TokenPair], around: Around, task: Task) -> list[PairLogps]:
+    [logps] = response_logps(
+        [reader],
+        pairs,
+        max_tokens=around.max_tokens,
+        device=around.accelerator.device,
+        task=task,
+        accelerator=around.accelerator,
+    )
     return logps
 
 
@@ -169,3 +200,10 @@ def _known(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> li
     known = read_logps(folder, model.hash, file)
     found = [logps for pair in pairs if known is not None and (logps := known.find(pair)) is not None]
     return found if len(found) == len(pairs) else None
+
+
+def _read_back(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps]:
+    known = _known(model, pairs, folder, file)
+    if known is None:
+        raise SepoError(f"{folder / file} is not what was just written", hint="see whether another run writes it")
+    return known

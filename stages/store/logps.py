@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.currency import PairLogps, TokenPair, content_hash
-from stages.store.files import write_whole
+from stages.store.files import make_durable, write_whole
 
 FILE: Final = "reference-logps.parquet"
 START: Final = "start-logps.parquet"
@@ -69,7 +69,24 @@ def write_logps(
         "rejected_logps": [each.rejected for _, each in rows],
     }
     table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
-    write_whole(folder / name, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+    def write(temporary: Path) -> None:
+        pq.write_table(table, temporary, compression="zstd")
+        with temporary.open("rb+") as file:
+            make_durable(file)
+
+    write_whole(folder / name, write)
+
+
+def part_name(name: str, number: int) -> str:
+    """Where the log-probs of some of the pairs wait until those of all are there."""
+    return f".{name}.{number:05d}.part"
+
+
+def forget_parts(folder: Path, name: str) -> None:
+    """The whole file is written: its parts are of no more use."""
+    for path in folder.glob(part_name(name, 0).replace("00000", "*")):
+        path.unlink(missing_ok=True)
 
 
 def read_logps(folder: Path, model: str, name: str = FILE) -> KnownLogps | None:
