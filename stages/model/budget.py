@@ -89,10 +89,10 @@ def measured_budget(
     memory = memory_of(accelerator.device)
     room = tokens_in_room(accelerator.device.type, memory, held, kept)
     tokens = budget_in_room(accelerator.device.type, room)
-    measured = (
-        f"each keeps {kept / 1e6:.2g} MB for the backward pass, beside {held / 1e9:.2g} GB of {memory / 1e9:.3g} GB"
+    reporter.say(
+        f"micro-batches of up to {tokens:,} tokens: of {memory / 1e9:.3g} GB, weights and optimiser take"
+        f" {held / 1e9:.2g} GB, and a token keeps {kept / 1e6:.2g} MB for the backward pass"
     )
-    reporter.say(f"micro-batches of up to {tokens:,} tokens: {measured}")
     if room < batch[0].numel():
         reporter.warn(
             f"the longest pair is a micro-batch of {batch[0].numel():,} tokens, and about {max(0, int(room)):,} fit"
