@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from stages.catalogue import objectives, rules
 from stages.configs import PolicyConfig, content_settings
 from stages.currency import Example, PairLogps, ScoredPair
+from stages.data.training import SNAPSHOTS
 from stages.method.examples import Weighed, chosen_only, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
@@ -52,7 +53,6 @@ from stages.store.manifest import Input, Run, open_run
 from stages.store.scores import Scores, lookup, open_scores
 
 STAGE: Final = "train-policy"
-SNAPSHOTS: Final = "snapshots"
 
 
 class Job(NamedTuple):
