@@ -21,6 +21,7 @@ from stages.currency import Ids, TokenPair
 from stages.data.arrays import Arrays, kept_arrays
 from stages.data.dataset import Limit, load_pairs
 from stages.data.demo_language import TRUTH, load_rewards, true_reward
+from stages.data.fingerprint import modules_hash
 from stages.data.held_out import (
     HeldOut,
     Prompt,
@@ -98,8 +99,9 @@ class Job(NamedTuple):
     """what was measured so far, where the cache cannot hold it"""
 
     def keep(self, what: str, model: Model, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
-        """Arrays that are measured once. Another version of a library may measure another number."""
-        key = [STAGE, what, [version(library) for library in LIBRARIES], model.hash, *more]
+        """Arrays that are measured once. Another device, code or version of a library may measure another number."""
+        by = [self.judged.device.type, modules_hash("model", "method"), [version(library) for library in LIBRARIES]]
+        key = [STAGE, what, by, model.hash, *more]
         name = hash_json(key)
         if name not in self.known:
             self.known[name] = kept_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
@@ -263,21 +265,28 @@ def _trained_on(job: Job) -> list[str]:
     """What of the data set each model has seen in training, as far as that can be known."""
     warnings = []
     looked_into: dict[tuple[str, str], list[Trained]] = {}
+    bases: dict[str, list[str]] = {}
     for model in job.models:
         tokenizer = tokenizer_hash(model.held_out.tokenizer)
-        sources = list(dict.fromkeys([*recorded_sources(model.folder), *job.config.training_data]))
+        recorded = recorded_sources(model.folder)
+        bases.setdefault(recorded.base, []).append(model.name)
+        sources = list(dict.fromkeys([*recorded.sources, *job.config.training_data]))
         for source in sources:
             if (source, tokenizer) not in looked_into:
                 looked_into[source, tokenizer] = _look_into(job, model, source)
-        if not sources:
-            job.reporter.say(f"{model.name}: nothing is known of its training pairs; --training-data names them")
         trained = [each for source in sources for each in looked_into[source, tokenizer]]
+        trained += [Trained(source, None, why) for source, why in recorded.lost.items()]
         warnings += [
             f"{model.name}: whether {each.source} overlaps the data set is unknown: {each.why_not}"
             for each in trained
             if each.hashes is None
         ]
         warnings += _overlap(model, [each.hashes for each in trained if each.hashes is not None])
+    if not job.config.training_data:
+        for base, names in bases.items():
+            job.reporter.say(
+                f"nothing is known of what {base} was trained on (behind {', '.join(names)}); --training-data names it"
+            )
     return warnings
 
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from stages.catalogue import objectives, rules
 from stages.configs import PolicyConfig
 from stages.currency import Example, PairLogps, ScoredPair
+from stages.data.training import SNAPSHOTS
 from stages.method.examples import Weighed, chosen_only, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
@@ -61,7 +62,6 @@ from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, lookup, open_scores
 
 STAGE: Final = "train-policy"
-SNAPSHOTS: Final = "snapshots"
 
 
 class Job(NamedTuple):

@@ -150,7 +150,7 @@ def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> 
     prompts, chosen, rejected = table.lengths.T
     keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
     for place in np.flatnonzero(~keep):
-        shortened = _shortened(table[int(place)], limit, name)
+        shortened = shorten(table[int(place)], limit, name)
         if isinstance(shortened, Dropped):
             counts.drop(shortened.reason, 1, f"row {shortened.pair_id}")
         else:
@@ -159,8 +159,12 @@ def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> 
     return np.flatnonzero(keep)
 
 
-def _shortened(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
-    """What becomes of a pair that is too long."""
+def shorten(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
+    """What becomes of a pair that is too long.
+
+    Raises:
+        SepoError: that is an error.
+    """
     if limit.overlong == "error":
         raise SepoError(
             f"{name}: pair {pair.pair_id} has {longest(pair):,} tokens, more than max_length {limit.max_length:,}",

@@ -38,8 +38,14 @@ def code_fingerprint() -> str:
 
     Read from the files, so that no number has to be raised by hand when a line changes that decides an id.
     """
-    modules = [*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "currency.py"]
-    return hash_json([{path.name: hash_file(path) for path in modules}, [version(name) for name in _LIBRARIES]])
+    return hash_json([modules_hash("data"), [version(name) for name in _LIBRARIES]])
+
+
+def modules_hash(*packages: str) -> str:
+    """``sha256:...`` of the modules of some packages of `stages`, and of the types that they share."""
+    stages = Path(__file__).parents[1]
+    modules = [*(path for package in packages for path in (stages / package).glob("*.py")), stages / "currency.py"]
+    return hash_json({str(path.relative_to(stages)): hash_file(path) for path in modules})
 
 
 def _backend_state(tokenizer: Any) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.configs import EvaluateConfig, column_names
-from stages.currency import Ids, TokenPair, content_hash, longest
-from stages.data.dataset import Counts, Limit, load_pairs, refuse_dropped
+from stages.currency import Dropped, Ids, TokenPair, content_hash, longest
+from stages.data.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
 from stages.data.encode import Encoder
 from stages.errors import SepoError
 from stages.reporting import Reporter
@@ -76,12 +76,14 @@ def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter
     """
     encoder = Encoder(tokenizer)
     scores = scored_pairs(dataset)
+    limit = Limit(config.max_length, config.overlong)
     if scores is None:
-        limit = Limit(config.max_length, config.overlong)
         found, counts = load_pairs(dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
         pairs = list(found)
+    elif config.columns and not config.training_data:
+        raise SepoError(f"{dataset} holds scored pairs, which have no columns to name", hint="leave out --columns")
     else:
-        pairs, counts = _within(scores, config.max_length, reporter)
+        pairs, counts = _within(scores, limit, reporter)
     if config.strict:
         refuse_dropped(counts, dataset)
     if len({pair.prompt_ids.tobytes() for pair in pairs}) < 2:
@@ -117,14 +119,20 @@ def draw_prompts(pairs: list[TokenPair], count: int, longest_prompt: int | None,
     return [Prompt((turn << 40) + pair.pair_id, pair.pair_id, pair.prompt_ids) for turn, pair in drawn]
 
 
-def _within(scores: Scores, max_length: int, reporter: Reporter) -> tuple[list[TokenPair], Counts]:
-    """The pairs of a folder of scores; the longer ones are dropped."""
-    pairs = [row.pair for row in scores.rows()]
-    kept = [pair for pair in pairs if longest(pair) <= max_length]
-    counts = Counts(read=len(pairs), kept=len(kept))
-    for pair in pairs:
-        if longest(pair) > max_length:
-            counts.drop(f"longer than {max_length:,} tokens", 1, f"row {pair.pair_id}")
+def _within(scores: Scores, limit: Limit, reporter: Reporter) -> tuple[list[TokenPair], Counts]:
+    """The pairs of a folder of scores that a limit keeps."""
+    kept: list[TokenPair] = []
+    counts = Counts()
+    for row in scores.rows():
+        counts.read += 1
+        fits = longest(row.pair) <= limit.max_length
+        pair = row.pair if fits else shorten(row.pair, limit, str(scores.folder))
+        if isinstance(pair, Dropped):
+            counts.drop(pair.reason, 1, f"row {pair.pair_id}")
+        else:
+            counts.truncated += not fits
+            kept.append(pair)
+    counts.kept = len(kept)
     for side in ("prompt", "chosen", "rejected"):
         counts.tokens[side] = sum(len(getattr(pair, f"{side}_ids")) for pair in kept)
     reporter.say(f"{scores.folder}: {counts}")

@@ -6,8 +6,9 @@ looked at.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +22,22 @@ from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import FINISHED, read_manifest
-from stages.store.scores import open_scores
+from stages.store.scores import MADE_BY, open_scores
 
 Hashes = NDArray[np.uint64]
+SNAPSHOTS: Final = "snapshots"
+"""where a policy keeps what it was on the way"""
+
+
+class Recorded(NamedTuple):
+    """What the manifests beside a model, and beside those that it started from, tell of its training."""
+
+    sources: list[str]
+    """the folders of scores and oracles with which these were trained"""
+    lost: dict[str, str]
+    """why of some other source nothing is known"""
+    base: str
+    """the model with which the walk ended: nothing tells how it was made"""
 
 
 class Trained(NamedTuple):
@@ -36,21 +50,46 @@ class Trained(NamedTuple):
     why_not: str = ""
 
 
-def recorded_sources(model: Path) -> list[str]:
-    """The folders of scores and oracles with which a model, and those that it started from, were trained."""
-    sources: list[str] = []
+def recorded_sources(model: Path) -> Recorded:
+    """Follow a model, which may be a snapshot of a policy, to the models and the pairs that it was made from."""
+    sources: dict[str, None] = {}
+    lost: dict[str, str] = {}
+    name = str(model)
     seen: set[Path] = set()
     while model not in seen:
         seen.add(model)
-        policy = _manifest(model, "train-policy")
-        oracle = _manifest(model.parent, "train-oracle") if model.name in ("oracle", "reference") else None
+        place = model.resolve()
+        run = place.parents[1] if place.parent.name == SNAPSHOTS else model
+        policy = _manifest(run, "train-policy")
+        oracle = _manifest(place.parent, "train-oracle") if place.name in ("oracle", "reference") else None
         if policy is not None:
-            sources.append(policy["input_names"]["scores"])
-        elif oracle is not None and _learnt_from_pairs(model.name, oracle):
-            sources.append(str(model.parent))
+            given, wanted = policy["input_names"]["scores"], policy["inputs"]["scores"]
+            found = given if is_remote(given) else _named_in(run, given, partial(_holds, wanted))
+            if found is None:
+                lost[given] = "it is not there, or holds other scores now"
+            else:
+                sources[str(found)] = None
+        elif oracle is not None:
+            run = place.parent
+            if _learnt_from_pairs(place.name, oracle):
+                sources[str(run)] = None
         made_by = policy or oracle
-        model = Path(made_by["input_names"]["model"]).expanduser() if made_by else model
-    return list(dict.fromkeys(sources))
+        if made_by:
+            name = made_by["input_names"]["model"]
+            model = _named_in(run, name, Path.is_dir) or Path(name)
+    return Recorded(list(sources), lost, name)
+
+
+def _named_in(run: Path, name: str, fits: Callable[[Path], bool]) -> Path | None:
+    """What a manifest names, as its user did: from where we are, or else from the run or a folder above it."""
+    path = Path(name).expanduser()
+    above = [] if path.is_absolute() else [run, *run.resolve().parents]
+    return next((each for each in (path, *(folder / path for folder in above)) if fits(each)), None)
+
+
+def _holds(fingerprint: str, folder: Path) -> bool:
+    scores = _manifest(folder, MADE_BY)
+    return scores is not None and scores["fingerprint"] == fingerprint
 
 
 def trained_on(source: str, tokenizer: str, read_data: Callable[[str], Sequence[TokenPair]]) -> list[Trained]:
@@ -68,10 +107,10 @@ def trained_on(source: str, tokenizer: str, read_data: Callable[[str], Sequence[
     folder = folder.parent if folder.name == FINISHED else folder
     if _manifest(folder, "train-oracle"):
         return [_of_oracle(folder, tokenizer)]
-    if is_remote(source) or _manifest(folder, "score"):
+    if is_remote(source) or _manifest(folder, MADE_BY):
         return [_of_scores(source if is_remote(source) else str(folder), tokenizer)]
     if _manifest(folder, "train-policy"):
-        return [each for name in recorded_sources(folder) for each in trained_on(name, tokenizer, read_data)]
+        return [each for name in recorded_sources(folder).sources for each in trained_on(name, tokenizer, read_data)]
     if (folder / FINISHED).exists():
         raise SepoError(
             f"{source} holds no pairs that a model was trained on",
@@ -98,7 +137,7 @@ def _learnt_from_pairs(name: str, oracle: dict[str, Any]) -> bool:
     return name == "oracle" or (oracle["settings"]["sft_epochs"] > 0 and "sft_dataset" not in oracle["inputs"])
 
 
-def _manifest(folder: Path, stage: str) -> dict[str, Any] | None:
+def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | None:
     if not (folder / FINISHED).exists():
         return None
     try:

@@ -1,7 +1,7 @@
 """Models that are judged one after another, each beside the same reference: log-probs, divergence, answers."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class Judged:
         _refuse_unknown_ids(reader, pairs, name)
         with self._reporter.task(f"{name}: log-probs", len(pairs), "pairs") as task:
             [found] = response_logps([reader], pairs, max_tokens=self._max_tokens, device=self.device, task=task)
+        _refuse_not_finite(np.concatenate([side for each in found for side in each]), f"{name}: log-probs")
         return found
 
     def kl(self, folder: Path, pairs: list[TokenPair], title: str) -> NDArray[np.float64]:
@@ -60,9 +61,11 @@ class Judged:
         assert self._reference is not None
         readers = [self._reader(self._reference), self._reader(folder)]
         with self._reporter.task(title, len(pairs), "pairs") as task:
-            return response_kl(
+            kl_N2 = response_kl(
                 readers[1], readers[0], pairs, max_tokens=self._max_tokens, device=self.device, task=task
             )
+        _refuse_not_finite(kl_N2, title)
+        return kl_N2
 
     def answers(self, folder: Path, prompts: list[Ids], how: Sampling, name: str) -> list[Ids]:
         """One answer for each prompt, at temperature 1; prompts of one length are asked together."""
@@ -83,10 +86,20 @@ class Judged:
 
     def _reader(self, folder: Path) -> Reader:
         if folder not in self._readers:
-            self._readers = {kept: reader for kept, reader in self._readers.items() if kept == self._reference}
+            if folder != self._reference:
+                self._readers = {kept: reader for kept, reader in self._readers.items() if kept == self._reference}
             model = load_model(folder, trust_remote_code=self._trust_remote_code).to(self.device)
             self._readers[folder] = find_paths(model, self._reporter)
         return self._readers[folder]
+
+
+def _refuse_not_finite(values: NDArray[Any], what: str) -> None:
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise SepoError(
+            f"{what}: {wrong:,} of {values.size:,} are not finite",
+            hint="its training has diverged, or its weights are damaged: leave this model out",
+        )
 
 
 def _refuse_unknown_ids(reader: Reader, pairs: list[TokenPair], name: str) -> None:

@@ -15,12 +15,14 @@ def named_models(items: Iterable[str], reporter: Reporter, *, taken: Iterable[st
         taken: names that no model may have.
 
     Raises:
-        SepoError: two models of one name, or what is no model folder.
+        SepoError: two models of one name, one without a name, or what is no model folder.
     """
     names = set(taken)
     folders: dict[str, Path] = {}
     for item in items:
         name, folder = split_name(item)
+        if not name:
+            raise SepoError(f"the model {item!r} has no name", hint="give --model NAME=FOLDER, or the folder alone")
         if name in names:
             raise SepoError(f"two models are named {name!r}", hint="give each a name of its own: --model NAME=FOLDER")
         names.add(name)
