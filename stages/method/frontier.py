@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_DOWN, Context
 from typing import Final, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.method.statistics import Z_95, Interval
 
+Value = float | None
 T_95: Final = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5% quantiles of Student's t, by degrees of freedom from 0"""
 
@@ -71,3 +72,13 @@ def reward_at(path: Sequence[Point], kl: float) -> float | None:
             share = (math.sqrt(kl) - start) / (end - start) if end > start else 1.0
             return before.reward + share * (after.reward - before.reward)
     return None
+
+
+def paired(
+    ours: Mapping[int, Sequence[Point]],
+    theirs: Mapping[int, Sequence[Point]],
+    value: Callable[[Sequence[Point]], Value],
+) -> dict[int, Value]:
+    """By every seed of which both recipes have a run: ours minus theirs; None where a run has no such value."""
+    both = {seed: (value(ours[seed]), value(theirs[seed])) for seed in ours if seed in theirs}
+    return {seed: None if a is None or b is None else a - b for seed, (a, b) in both.items()}
