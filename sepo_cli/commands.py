@@ -282,6 +282,7 @@ def compare(
     context: typer.Context,
     config: o.ConfigFile = None,
     runs: o.Runs = None,
+    against: o.Against = CompareConfig.against,
     output_dir: o.OutputDir = CompareConfig.output_dir,
     overwrite: o.Overwrite = CompareConfig.overwrite,
 ) -> None:

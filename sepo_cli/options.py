@@ -311,6 +311,12 @@ Runs = Annotated[
         metavar="NAME=FILE",
     ),
 ]
+Against = Annotated[
+    str | None,
+    option(
+        METHOD, "Recipe from which the others' differences are counted, seed by seed; else the first.", metavar="NAME"
+    ),
+]
 DemoReference = Annotated[
     str | None,
     option(REQUIRED, "Model from which KL is measured: where every policy started.", "--reference", metavar="FOLDER"),

@@ -3,14 +3,14 @@
 A run is one evaluation (`sepo evaluate --demo --output E.json`) of a policy and of its snapshots, named by their steps.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.configs import CompareConfig, content_settings
 from stages.errors import SepoError
-from stages.method.frontier import Point, budgets, over_runs, reward_at
-from stages.method.statistics import Interval
+from stages.method.frontier import Point, budgets, over_runs, paired, reward_at
 from stages.model.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
@@ -26,6 +26,13 @@ SAME_SETTINGS: Final = ("columns", "max_length", "overlong", "samples", "max_new
 SAME_INPUTS: Final = ("dataset", "truth", REFERENCE)
 """what decides prompts, answers and rewards, but for the seed"""
 
+ENDS: Final[dict[str, tuple[Callable[[Sequence[Point]], float], str]]] = {
+    "true_reward": (lambda path: path[-1].reward, "+.2f"),
+    "kl_per_response": (lambda path: path[-1].kl, ".2f"),
+    "tokens": (lambda path: path[-1].tokens, ".1f"),
+}
+"""what is said of the end of a run, and in which form"""
+
 
 class Evaluation(NamedTuple):
     """What is read of one file."""
@@ -36,8 +43,9 @@ class Evaluation(NamedTuple):
     path: list[Point]
 
 
-Runs = dict[str, dict[int, list[Point]]]
-"""by recipe, by the seed of the evaluation, the path of a run"""
+Paths = dict[int, list[Point]]
+"""of one recipe: by the seed of the evaluation, the path of a run"""
+Runs = dict[str, Paths]
 
 
 def run(config: CompareConfig, reporter: Reporter) -> Summary:
@@ -45,18 +53,19 @@ def run(config: CompareConfig, reporter: Reporter) -> Summary:
     files = [_named(item) for item in config.runs]
     runs = _read(files)
     inputs = {f"{name} {path}": Input(str(path), hash_file(path)) for name, path in files}
-    settings = content_settings(config) | {"recipes": list(runs)}
+    against = _baseline(config.against, runs)
+    settings = content_settings(config) | {"against": against, "recipes": list(runs)}
     work = open_run(Path(config.output_dir), STAGE, settings, inputs, overwrite=config.overwrite)
     if work.finished:
         return Summary(f"comparison in {work.folder}", [("already finished", str(work.folder / "compare.md"))], False)
     at = budgets(paths.values() for paths in runs.values())
-    table = _table(runs, at)
-    write_json(work.folder / "compare.json", _as_json(runs, at))
-    write_text(work.folder / "compare.md", table.markdown())
+    tables = [_table(runs, at), *([_differences(runs, against, at)] if len(runs) > 1 else [])]
+    write_json(work.folder / "compare.json", _as_json(runs, against, at))
+    write_text(work.folder / "compare.md", "\n".join(table.markdown() for table in tables))
     draw_frontiers({name: list(paths.values()) for name, paths in runs.items()}, work.folder / PICTURE)
     work.finish(files=["compare.json", "compare.md", PICTURE], device="cpu", results={"recipes": len(runs)})
     rows = [("written", str(work.folder / "compare.md")), ("picture", str(work.folder / PICTURE))]
-    return Summary(f"comparison in {work.folder}", rows, tables=(table,))
+    return Summary(f"comparison in {work.folder}", rows, tables=tuple(tables))
 
 
 def _named(item: str) -> tuple[str, Path]:
@@ -91,6 +100,17 @@ def _read(files: Sequence[tuple[str, Path]]) -> Runs:
             )
         paths[found.seed] = found.path
     return runs
+
+
+def _baseline(name: str | None, runs: Runs) -> str:
+    """The recipe that the others are compared with.
+
+    Raises:
+        SepoError: no run is of that name.
+    """
+    if name is not None and name not in runs:
+        raise SepoError(f"there is no run of {name} to compare with", hint=f"--against takes one of {', '.join(runs)}")
+    return name or next(iter(runs))
 
 
 def _evaluation(file: Path) -> Evaluation:
@@ -148,34 +168,57 @@ def _table(runs: Runs, at: Sequence[float]) -> Table:
 
 
 def _ends(paths: Collection[list[Point]]) -> list[str]:
-    figures = [("reward", "+.2f"), ("kl", ".2f"), ("tokens", ".1f")]
-    ends = [_shown(over_runs([getattr(path[-1], name) for path in paths]), form) for name, form in figures]
-    return [*ends, _shown(over_runs([path[-1].reward - path[0].reward for path in paths]), "+.2f")]
+    ends = [_over([value(path) for path in paths], form) for value, form in ENDS.values()]
+    return [*ends, _over([path[-1].reward - path[0].reward for path in paths], "+.2f")]
 
 
 def _gain_at(paths: Collection[list[Point]], kl: float) -> str:
-    """The gain at a divergence that every run reaches; the mean of those that do is that of the furthest runs alone."""
-    gains = [reward - path[0].reward for path in paths if (reward := reward_at(path, kl)) is not None]
-    if len(gains) < len(paths):
-        return f"{len(gains)} of {len(paths)} runs reach it"
-    return _shown(over_runs(gains), "+.2f")
+    rewards = [(path[0].reward, reward_at(path, kl)) for path in paths]
+    return _over([None if there is None else there - start for start, there in rewards], "+.2f")
 
 
-def _shown(interval: Interval, form: str) -> str:
+def _differences(runs: Runs, against: str, at: Sequence[float]) -> Table:
+    """The others less one recipe: runs by one seed saw the pairs in one order, and answered the same prompts."""
+    columns = ["recipe", "seeds", "true reward at the end", "KL, nats a response", "tokens"]
+    columns += [f"true reward at KL {kl:g}" for kl in at]
+    rows = [_difference(name, paths, runs[against], at) for name, paths in runs.items() if name != against]
+    title = f"Differences from {against}, paired by seed (mean, Student's 95% interval over seeds; each stands alone:"
+    return Table(f"{title} not corrected for {len(rows)} comparisons)", columns, rows)
+
+
+def _difference(name: str, ours: Paths, theirs: Paths, at: Sequence[float]) -> list[str]:
+    values = [value for value, _ in ENDS.values()] + [partial(reward_at, kl=kl) for kl in at]
+    forms = ["+" + form.lstrip("+") for _, form in ENDS.values()] + ["+.2f"] * len(at)
+    found = [list(paired(ours, theirs, value).values()) for value in values]
+    return [name, f"{len(found[0])}", *(_over(some, form) for some, form in zip(found, forms, strict=True))]
+
+
+def _over(values: Sequence[float | None], form: str) -> str:
+    """The mean over all runs; none where some get not so far, for it would be that of the furthest runs alone."""
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return f"{len(there)} of {len(values)} runs reach it"
+    if not there:
+        return ""
+    interval = over_runs(there)
     return format(interval, form) if interval.low > float("-inf") else format(interval.value, form)
 
 
-def _as_json(runs: Runs, at: Sequence[float]) -> dict[str, Any]:
+def _as_json(runs: Runs, against: str, at: Sequence[float]) -> dict[str, Any]:
     return {
         "kl": list(at),
+        "against": against,
         "recipes": {
             name: {
                 "seeds": list(paths),
                 "runs": [[point._asdict() for point in path] for path in paths.values()],
-                "true_reward": over_runs([path[-1].reward for path in paths.values()]).as_json(),
-                "kl_per_response": over_runs([path[-1].kl for path in paths.values()]).as_json(),
-                "tokens": over_runs([path[-1].tokens for path in paths.values()]).as_json(),
+                **{
+                    figure: over_runs([value(path) for path in paths.values()]).as_json()
+                    for figure, (value, _) in ENDS.items()
+                },
                 "true_reward_at_kl": [[reward_at(path, kl) for path in paths.values()] for kl in at],
+                "less": {figure: paired(paths, runs[against], value) for figure, (value, _) in ENDS.items()}
+                | {"true_reward_at_kl": [paired(paths, runs[against], partial(reward_at, kl=kl)) for kl in at]},
             }
             for name, paths in runs.items()
         },

@@ -36,8 +36,8 @@ def evaluation(path, points, **about):
     return written(path, models, **about)
 
 
-def run(folder, *runs):
-    return compare.run(CompareConfig(runs=runs, output_dir=str(folder)), Quiet())
+def run(folder, *runs, **options):
+    return compare.run(CompareConfig(runs=runs, output_dir=str(folder), **options), Quiet())
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def runs(tmp_path):
 
 
 def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
-    [table] = run(tmp_path / "out", *runs).tables
+    table, _ = run(tmp_path / "out", *runs).tables
     report = json.loads((tmp_path / "out/compare.json").read_text())
     assert report["kl"] == [0.15, 0.3]
     assert report["recipes"]["a"]["true_reward"]["value"] == 3.5
@@ -71,7 +71,7 @@ def test_the_figures_of_recipes_at_equal_divergence(runs, tmp_path):
 
 
 def test_a_divergence_that_not_all_runs_reach_has_no_gain(runs, tmp_path):
-    [table] = run(tmp_path / "out", *runs).tables
+    table, _ = run(tmp_path / "out", *runs).tables
     assert table.rows[3][-1] == "1 of 2 runs reach it"
     assert table.rows[3][-2].startswith("+")
 
@@ -151,3 +151,62 @@ def test_the_reference_is_that_of_every_seed(tmp_path):
     table = run(tmp_path / "out", *files).tables[0]
     assert table.rows[0][:2] == ["reference", "3"]
     assert table.rows[0][2].startswith("+3.00 [")
+
+
+@pytest.fixture
+def paired_runs(tmp_path):
+    """Rewards at the end rise with the seed by far more than recipes differ: b is better by 1, 2 and 3, c by -1 and 1."""
+    rewards = {"a": {1: 10, 2: 20, 3: 30}, "b": {1: 11, 2: 22, 3: 33}, "c": {3: 29, 2: 21, 4: 99}}
+    return [
+        f"{name}="
+        + str(evaluation(tmp_path / f"{name}{seed}.json", {0: (1.0, 0.0), 8: (float(reward), 1.0)}, seed=seed))
+        for name, by_seed in rewards.items()
+        for seed, reward in by_seed.items()
+    ]
+
+
+def test_differences_are_paired_by_seed(paired_runs, tmp_path):
+    _, table = run(tmp_path / "out", *paired_runs).tables
+    assert [row[:2] for row in table.rows] == [["b", "3"], ["c", "2"]]
+    # 1, 2, 3: mean 2, half of the interval 4.303 / sqrt(3) = 2.484.  -1, 1: sqrt(2) / sqrt(2) * 12.706.
+    assert [row[2] for row in table.rows] == ["+2.00 [-0.48, +4.48]", "+0.00 [-12.71, +12.71]"]
+    assert [row[3] for row in table.rows] == ["+0.00 [+0.00, +0.00]"] * 2
+    assert table.columns[-1] == "true reward at KL 1"
+    assert [row[-1] for row in table.rows] == [row[2] for row in table.rows]
+    assert "Differences from a, paired by seed" in (tmp_path / "out/compare.md").read_text()
+    report = json.loads((tmp_path / "out/compare.json").read_text())
+    assert report["against"] == "a"
+    assert report["recipes"]["b"]["seeds"] == [1, 2, 3]
+    assert report["recipes"]["b"]["less"]["true_reward"] == {"1": 1.0, "2": 2.0, "3": 3.0}
+    assert report["recipes"]["c"]["less"]["true_reward_at_kl"][1] == {"3": -1.0, "2": 1.0}
+
+
+def test_differences_are_from_the_recipe_asked_for(paired_runs, tmp_path):
+    _, table = run(tmp_path / "out", *paired_runs, against="b").tables
+    assert [row[0] for row in table.rows] == ["a", "c"]
+    assert table.rows[0][2] == "-2.00 [-4.48, +0.48]"
+    assert not run(tmp_path / "out", *paired_runs, against="b").fresh
+    with pytest.raises(SepoError, match="against is 'b' there and 'a' here"):
+        run(tmp_path / "out", *paired_runs)
+    with pytest.raises(SepoError, match="there is no run of d to compare with"):
+        run(tmp_path / "else", *paired_runs, against="d")
+
+
+def test_a_difference_where_a_run_gets_not_so_far_is_left_empty(tmp_path):
+    """Recipe b reaches KL 1 by one seed of two."""
+    files = [
+        f"{name}={evaluation(tmp_path / f'{name}{seed}.json', {0: (1.0, 0.0), 8: (3.0, kl)}, seed=seed)}"
+        for name, seed, kl in (("a", 1, 1.0), ("a", 2, 1.0), ("b", 1, 9.0), ("b", 2, 0.9), ("c", 1, 2.0), ("c", 2, 2.0))
+    ]
+    _, table = run(tmp_path / "out", *files).tables
+    assert table.columns[-1] == "true reward at KL 1"
+    assert table.rows[0][-1] == "1 of 2 runs reach it"
+    assert table.rows[1][-1].startswith("-")
+
+
+def test_recipes_without_a_seed_in_common_have_no_difference(tmp_path):
+    points = {0: (1.0, 0.0), 16: (3.0, 0.3)}
+    a, b = (evaluation(tmp_path / f"{seed}.json", points, seed=seed) for seed in (1, 2))
+    _, table = run(tmp_path / "out", f"a={a}", f"b={b}").tables
+    assert table.rows == [["b", "0", "", "", "", "", ""]]
+    assert len(run(tmp_path / "one", f"a={a}").tables) == 1

@@ -51,6 +51,7 @@ class CompareConfig:
     """`sepo compare`: recipes side by side on the demo, from the evaluations of their runs."""
 
     runs: tuple[str, ...] = outside(())
+    against: str | None = None
     output_dir: str = outside()
     overwrite: bool = outside(False)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_DOWN, Context
 from typing import Final, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.method.statistics import Z_95, Interval
 
+Value = float | None
 T_95: Final = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5% quantiles of Student's t, by degrees of freedom from 0"""
 
@@ -32,10 +33,25 @@ def over_runs(values: Sequence[float]) -> Interval:
     A single run tells nothing of that: its interval is infinite.
     """
     runs = len(values)
-    quantile = T_95[runs - 1] if runs <= len(T_95) else Z_95
-    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
+    half = student_95(runs - 1) * float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
     mean = float(np.mean(values))
     return Interval(mean, mean - half, mean + half)
+
+
+def student_95(freedom: int) -> float:
+    """The 97.5% quantile of Student's t, to four digits.
+
+    Beyond the table by its expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
+    """
+    if freedom < len(T_95):
+        return T_95[freedom]
+    z = Z_95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def budgets(recipes: Iterable[Iterable[Sequence[Point]]]) -> tuple[float, ...]:
@@ -71,3 +87,13 @@ def reward_at(path: Sequence[Point], kl: float) -> float | None:
             share = (math.sqrt(kl) - start) / (end - start) if end > start else 1.0
             return before.reward + share * (after.reward - before.reward)
     return None
+
+
+def paired(
+    ours: Mapping[int, Sequence[Point]],
+    theirs: Mapping[int, Sequence[Point]],
+    value: Callable[[Sequence[Point]], Value],
+) -> dict[int, Value]:
+    """By every seed of which both recipes have a run: ours minus theirs; None where a run has no such value."""
+    both = {seed: (value(ours[seed]), value(theirs[seed])) for seed in ours if seed in theirs}
+    return {seed: None if a is None or b is None else a - b for seed, (a, b) in both.items()}
