@@ -226,7 +226,7 @@ Alpha = Annotated[
     float | None, own("alpha", "TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length.")
 ]
 PolicySftWeight = Annotated[
-    float | None, own("sft_weight", "Weight of an SFT term on the chosen response beside the loss.")
+    float | None, own("sft_weight", "Weight of an SFT term on the chosen response's selected tokens beside the loss.")
 ]
 KlWeight = Annotated[
     float | None,

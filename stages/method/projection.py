@@ -23,8 +23,8 @@ def project(scores: Floats, borders: Borders, other_borders: Borders) -> Floats:
 
     Args:
         scores: (n,) of the tokens that end at `borders`.
-        borders: (n,), the last one above 0. A token without characters gives its score to the next one that has some,
-            or, where there is none behind it, to the last.
+        borders: (n,), the last one above 0. A token without characters gives its score to the one before it that has
+            some, and so never to the end of turn; where there is none before it, to the first.
         other_borders: (m,), the last one not before the last of `borders`. A token without characters gets 0.
 
     Returns:
@@ -32,8 +32,7 @@ def project(scores: Floats, borders: Borders, other_borders: Borders) -> Floats:
     """
     wide = np.flatnonzero(np.diff(borders, prepend=0.0) > 0)
     totals = np.cumsum(scores, dtype=np.float64)
-    reached = totals[wide]
-    reached[-1] = totals[-1]
+    reached = totals[np.append(wide[1:], len(totals)) - 1]
     passed = np.interp(other_borders, np.append(0.0, borders[wide]), np.append(0.0, reached))
     projected: Floats = np.diff(passed, prepend=0.0).astype(np.float32)
     return projected

@@ -41,7 +41,7 @@ def selected_rewards(logps_RW: Tensor, batch: Weighted, *, gamma: float, anchor_
 
 
 def chosen_nll(logps_RW: Tensor, batch: Weighted) -> Tensor:
-    """Mean negative log-prob of a chosen token, (B,)."""
+    """Mean negative log-prob of a chosen response's weighted tokens, (B,)."""
     return -weighted_mean(logps_RW, batch).chunk(2)[0]
 
 
@@ -82,7 +82,8 @@ def anchors(
 ) -> dict[str, tuple[float, Tensor]]:
     """The terms that hold a loss near the data and near the reference, for `pair_loss`; weight 0 leaves one out.
 
-    The SFT term is the mean negative log-prob of a chosen token (as in RPO, arXiv 2404.19733 Eq. 1).
+    The SFT term is the mean negative log-prob of the chosen response (as in RPO, arXiv 2404.19733 Eq. 1), of its
+    *weighted* tokens: weight 0, as of what a tool said, keeps a token out of every term but KL.
     """
     terms = {}
     if sft_weight:

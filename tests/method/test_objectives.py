@@ -262,6 +262,15 @@ def test_sft_weight_adds_the_mean_negative_logp_of_chosen():
     assert loss.metrics["sft_loss"].item() == pytest.approx(1.875)
 
 
+@pytest.mark.parametrize(
+    ("name", "anchor"), [("sepo", 0.75), ("dpo", 0.75), ("cpo", 0.75), ("slic", 1.5), ("rrhf", 1.5)]
+)
+def test_the_sft_term_is_of_the_selected_tokens(name, anchor):
+    """Selected chosen -1 and -0.5: mean 0.75, sum 1.5, whatever the others are."""
+    logps, batch = batch_of(selected(CHOSEN, [0, 2]), selected(REJECTED, [0]), every_token=True)
+    assert objectives()[name].load()(logps, batch, sft_weight=0.3).metrics["sft_loss"].item() == pytest.approx(anchor)
+
+
 def test_sft_sums_over_weighted_tokens():
     logps, batch = batch_of(selected(CHOSEN, [0, 1]), Side(REJECTED))
     rows = Batch(*(None if each is None else each[:1] for each in batch))

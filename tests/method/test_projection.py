@@ -17,16 +17,19 @@ def array(*values):
 def letter_by_letter(scores, borders, other_borders, parts=12):
     """Scores by stretches a twelfth of a letter long, in plain Python."""
     stretches = [0.0] * round(borders[-1] * parts)
-    start, waiting = 0, 0.0
+    owners, start, waiting = [], 0, 0.0
     for score, end in zip(scores, borders, strict=True):
         end = round(end * parts)
-        waiting += score
         if end > start:
-            for at in range(start, end):
-                stretches[at] += waiting / (end - start)
-            last, start, waiting = (start, end), end, 0.0
-    for at in range(*last):
-        stretches[at] += waiting / (last[1] - last[0])
+            owners.append([start, end, waiting])
+            start, waiting = end, 0.0
+        if owners:
+            owners[-1][2] += score
+        else:
+            waiting += score
+    for start, end, score in owners:
+        for at in range(start, end):
+            stretches[at] += score / (end - start)
     cuts = [0, *(round(end * parts) for end in other_borders)]
     return [sum(stretches[a:b]) for a, b in itertools.pairwise(cuts)]
 
@@ -47,10 +50,16 @@ def test_a_border_within_both_is_shared_by_letters():
     assert project(np.array([1, 3], np.float32), array(2, 4), array(1, 4)).tolist() == [0.5, 3.5]
 
 
-def test_a_token_without_letters_gives_its_score_to_the_next_or_else_to_the_last():
+def test_a_token_without_letters_gives_its_score_to_the_one_before_or_else_to_the_first():
     """A blank that the text lacks (0 letters, 5), "a" (1), nothing (3), "b" (2), nothing (7)."""
     scores, borders = np.array([5, 1, 3, 2, 7], np.float32), array(0, 1, 1, 2, 2)
-    assert project(scores, borders, array(1, 2)).tolist() == [6.0, 12.0]
+    assert project(scores, borders, array(1, 2)).tolist() == [9.0, 9.0]
+
+
+def test_the_end_of_turn_keeps_its_score_behind_a_token_without_letters():
+    """ "abc" (1), a line break at the end that the text lacks (2), the end of turn (3)."""
+    ours = array(3, 3, 4)
+    assert project(np.array([1, 2, 3], np.float32), ours, ours).tolist() == [3, 0, 3]
 
 
 def test_a_token_without_letters_of_the_other_tokenizer_gets_nothing():

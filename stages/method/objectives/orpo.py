@@ -12,7 +12,7 @@ def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, kl_weight: flo
     """SFT loss of y_w - beta * log sigmoid(log-odds of y_w - log-odds of y_l), arXiv 2403.07691
 
     odds = p / (1 - p), where log p is the mean log-prob of a response's tokens; beta is its lambda. The SFT loss is
-    the mean negative log-prob of the chosen tokens.
+    the mean negative log-prob of the chosen response's weighted tokens.
     """
     means_R = weighted_mean(logps_RW, batch)
     # log(1 - p) without cancellation; a mean log-prob of 0 has no finite odds.

@@ -9,7 +9,7 @@ from stages.method.rewards import anchors, pair_loss, weighted_mean, weighted_su
 def rrhf(logps_RW: Tensor, batch: Weighted, *, sft_weight: float = 1.0, kl_weight: float = 0.0) -> PairLoss:
     """max(0, p_l - p_w) - sft_weight * log pi(y_w), p mean log-probs, arXiv 2304.05302
 
-    The SFT term is summed over the chosen response, as there; its weight is 1 there.
+    The SFT term is summed over the chosen response's weighted tokens, as there over all; its weight is 1 there.
     """
     chosen_B, rejected_B = weighted_mean(logps_RW, batch).chunk(2)
     terms = anchors(logps_RW, batch, sft_weight=0.0, kl_weight=kl_weight)

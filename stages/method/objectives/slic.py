@@ -12,7 +12,7 @@ def slic(
     """max(0, margin - log pi(y_w) + log pi(y_l)) - sft_weight * log pi(y_w), arXiv 2305.10425
 
     margin is its delta, sft_weight its lambda; its regularising target is the chosen response here. Both terms are
-    summed over tokens, as there.
+    summed over the weighted tokens, as there over all.
     """
     sums_R = weighted_sum(logps_RW, batch)
     chosen_B, rejected_B = sums_R.chunk(2)
