@@ -195,8 +195,7 @@ def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
 
 def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code: bool, reporter: Reporter) -> int:
     """`max_length`, or fewer tokens where one of these models has fewer positions, which is said."""
-    positions = [most_positions(folder, trust_remote_code=trust_remote_code) for folder in folders]
-    usable = min([max_length, *(each for each in positions if each)])
+    usable = min(max_length, most_positions(*folders, trust_remote_code=trust_remote_code) or max_length)
     if usable < max_length:
         reporter.say(f"max_length {max_length:,} is taken as {usable:,}: the model has no more positions")
     return usable
