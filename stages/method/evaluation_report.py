@@ -93,8 +93,11 @@ def sentence(comparison: Comparison, figure: str, items: str, words: str) -> str
     if figure not in comparison.differences:
         return f"{ours} and {theirs} are not told apart by {count}: too few that both have"
     difference = comparison.differences[figure]
-    found = verdict(difference)
+    sign_p = comparison.sign_tests.get(figure, 0.0)
+    found = verdict(difference, sign_p)
     tail = f"{words} {difference:+.3f}"
+    if found != verdict(difference):
+        tail += f", but p = {sign_p:.3f} by a sign test over prompts"
     if found == "not told apart":
         return f"{ours} and {theirs} are not told apart by {count}: {tail}"
     return f"{ours} is {found} than {theirs}, by {count}: {tail}"
@@ -113,7 +116,7 @@ def _model(found: Figures, seed: int) -> dict[str, Any]:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    differences = comparison.differences
+    differences, sign_tests = comparison.differences, comparison.sign_tests
     claims = [claim for claim in CLAIMS if claim[0] in differences][:1] or [CLAIMS[-1]]
     claims += [TRUTH] if TRUTH[0] in differences else []
     return {
@@ -121,7 +124,12 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "pairs": comparison.pairs,
         "samples": comparison.samples,
         "differences": {name: interval.as_json() for name, interval in differences.items()},
-        "verdicts": {claim[0]: verdict(differences[claim[0]]) for claim in claims if claim[0] in differences},
+        "sign_tests": sign_tests,
+        "verdicts": {
+            claim[0]: verdict(differences[claim[0]], sign_tests.get(claim[0], 0.0))
+            for claim in claims
+            if claim[0] in differences
+        },
         "sentences": [sentence(comparison, *claim) for claim in claims],
     }
 
