@@ -212,9 +212,10 @@ def pair_rows(measured: Mapping[str, Measured]) -> dict[str, Array]:
         part = {"model": np.repeat(name, len(found.pair_ids)), "pair_id": found.pair_ids}
         part |= {"chosen_logp": sums.chosen, "rejected_logp": sums.rejected}
         part |= {"chosen_tokens": sums.chosen_tokens, "rejected_tokens": sums.rejected_tokens}
-        if found.reference is not None and found.kl is not None:
+        if found.reference is not None:
             part |= {"chosen_reference_logp": found.reference.chosen}
             part |= {"rejected_reference_logp": found.reference.rejected}
+        if found.kl is not None:
             part |= dict(zip(("chosen_kl", "rejected_kl"), found.kl.T, strict=True))
         parts.append(part)
     return _stacked(parts)
