@@ -88,6 +88,30 @@ def test_a_finished_evaluation_is_shown_again(run, world, held_out, tmp_path):
     assert "--overwrite" in caught.value.hint
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_table_that_is_damaged_is_written_again(run, tmp_path, damage):
+    """Though the report is that which is asked for."""
+    run(overwrite=False)
+    for name in ("pairs", "samples"):
+        file = tmp_path / f"out.{name}.parquet"
+        whole = file.read_bytes()
+        damage(file)
+        ear = Ear()
+        run(ear, overwrite=False)
+        assert file.read_bytes() == whole
+        assert not [task for task in ear.tasks if "log-probs" in task]
+
+
+def test_a_table_of_the_evaluation_before_does_not_stay(run, tmp_path):
+    """What no report lists is not the evaluation's, and stays."""
+    (tmp_path / "out.samples.parquet").write_text("a thesis")
+    run(samples=0)
+    assert (tmp_path / "out.samples.parquet").read_text() == "a thesis"
+    assert set(run()["files"]) == {"out.pairs.parquet", "out.samples.parquet"}
+    assert set(run(samples=0)["files"]) == {"out.pairs.parquet"}
+    assert {file.name for file in tmp_path.iterdir()} == {"out.json", "out.pairs.parquet"}
+
+
 def test_what_is_no_evaluation_is_never_replaced(run, tmp_path):
     (tmp_path / "out.json").write_text('{"a thesis": 1}')
     with pytest.raises(SepoError, match=r"out\.json is there already, and is no evaluation"):
