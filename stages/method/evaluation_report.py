@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from stages.errors import SepoError
 from stages.method.evaluation import Comparison, Figures, compare, verdict
 from stages.method.statistics import Interval, bootstrap_intervals, by_cluster
 from stages.reporting import Summary, Table
@@ -60,8 +61,23 @@ def build_report(figures: Mapping[str, Figures], about: Mapping[str, dict[str, A
     }
 
 
+def show_again(report: dict[str, Any], output: str) -> Summary:
+    """The summary of a report that was read from its file.
+
+    Raises:
+        SepoError: something is missing in it.
+    """
+    try:
+        return summarise(report, output=output, fresh=False)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SepoError(
+            f"{output} is damaged: its report cannot be read ({type(error).__name__}: {error})",
+            hint="remove it, and the same command writes it again from what the cache keeps",
+        ) from error
+
+
 def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True) -> Summary:
-    """The summary of a report, whether it was made just now or read from its file."""
+    """The summary of a report that is whole."""
     models = report["models"]
     pairs, samples = (max(model[items] for model in models.values()) for items in ("pairs", "samples"))
     rows = [("pairs", f"{pairs:,}"), ("samples of each model", f"{samples:,}" if samples else "none")]

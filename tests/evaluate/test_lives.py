@@ -1,5 +1,6 @@
 """What `sepo evaluate` measured once is not measured again, and what it wrote is not lost."""
 
+import json
 import multiprocessing
 import signal
 
@@ -110,6 +111,30 @@ def test_a_table_of_the_evaluation_before_does_not_stay(run, tmp_path):
     assert set(run()["files"]) == {"out.pairs.parquet", "out.samples.parquet"}
     assert set(run(samples=0)["files"]) == {"out.pairs.parquet"}
     assert {file.name for file in tmp_path.iterdir()} == {"out.json", "out.pairs.parquet"}
+
+
+def _without_figures(report):
+    del report["models"]["policy"]["figures"]
+
+
+def _with_a_list_of_models(report):
+    report["models"] = list(report["models"])
+
+
+def _without_warnings(report):
+    report["warnings"] = None
+
+
+@pytest.mark.parametrize("damage", [_without_figures, _with_a_list_of_models, _without_warnings])
+def test_a_report_that_is_damaged_is_one_error(run, tmp_path, damage):
+    report = run(samples=0)
+    damage(report)
+    (tmp_path / "out.json").write_text(json.dumps(report))
+    with pytest.raises(SepoError, match=r"out\.json is damaged: its report cannot be read") as caught:
+        run(samples=0)
+    assert "remove it" in caught.value.hint
+    (tmp_path / "out.json").unlink()
+    assert "figures" in run(samples=0)["models"]["policy"]
 
 
 def test_what_is_no_evaluation_is_never_replaced(run, tmp_path):
