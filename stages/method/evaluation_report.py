@@ -79,8 +79,8 @@ def show_again(report: dict[str, Any], output: str) -> Summary:
 def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True) -> Summary:
     """The summary of a report that is whole."""
     models = report["models"]
-    pairs, samples = (max(model[items] for model in models.values()) for items in ("pairs", "samples"))
-    rows = [("pairs", f"{pairs:,}"), ("samples of each model", f"{samples:,}" if samples else "none")]
+    pairs, samples = (_span([model[items] for model in models.values()]) for items in ("pairs", "samples"))
+    rows = [("pairs", pairs), ("samples of each model", samples)]
     rows += [
         (" vs ".join(comparison["models"]), sentence)
         for comparison in report["comparisons"]
@@ -90,12 +90,13 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
     rows += [("written", output)] if output else []
     tables = [
         _table(
-            f"Chosen response preferred: share of {pairs:,} held-out pairs (95% bootstrap interval)",
+            f"Chosen response preferred: share of {pairs} held-out pairs (95% bootstrap interval)",
             models,
             PREFERENCES,
+            "pairs",
         ),
-        _table("KL from the reference, nats", models, DISTANCES),
-        _table(f"{samples:,} samples of each model, at temperature 1", models, SAMPLES),
+        _table("KL from the reference, nats", models, DISTANCES, "pairs", "samples"),
+        _table(f"{samples} samples of each model, at temperature 1", models, SAMPLES, "samples"),
         _differences(report["comparisons"]),
     ]
     title = f"evaluation in {output}" if output else "evaluation"
@@ -150,10 +151,21 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _table(title: str, models: Mapping[str, dict[str, Any]], columns: tuple[Column, ...]) -> Table | None:
+def _table(title: str, models: Mapping[str, dict[str, Any]], columns: tuple[Column, ...], *of: str) -> Table | None:
+    """A row for each model, with its own count of the items where the models have different ones."""
     there = [column for column in columns if any(column.figure in model["figures"] for model in models.values())]
-    rows = [[name, *(_cell(model["figures"], column) for column in there)] for name, model in models.items()]
-    return Table(title, ["model", *(column.title for column in there)], rows) if there else None
+    counts = [items for items in of if len({model[items] for model in models.values()}) > 1]
+    rows = [
+        [name, *(f"{model[items]:,}" for items in counts), *(_cell(model["figures"], column) for column in there)]
+        for name, model in models.items()
+    ]
+    return Table(title, ["model", *counts, *(column.title for column in there)], rows) if there else None
+
+
+def _span(counts: list[int]) -> str:
+    """How many items the models have: tokenizers may drop different rows."""
+    fewest, most = min(counts), max(counts)
+    return f"{fewest:,} to {most:,}" if fewest < most else f"{most:,}" if most else "none"
 
 
 def _differences(comparisons: list[dict[str, Any]]) -> Table | None:

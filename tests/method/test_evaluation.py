@@ -18,7 +18,7 @@ from stages.method.evaluation import (
     sums_of,
     verdict,
 )
-from stages.method.evaluation_report import build_report, sentence
+from stages.method.evaluation_report import build_report, sentence, summarise
 from stages.method.statistics import (
     RESAMPLES,
     Interval,
@@ -251,3 +251,35 @@ def test_pairs_of_one_prompt_are_one_coin():
     ours, theirs = (accuracies([wins] * 12 + [1] * 88, np.arange(100) // 3) for wins in (1, 0))
     [found] = compare({"b": theirs, "a": ours}, seed=0)
     assert found.sign_tests == {"accuracy_mean": 1 / 8}
+
+
+def shown(counts, samples=0):
+    """The tables of models that have so many of the pairs."""
+    found = {
+        name: Figures(
+            np.arange(count), np.arange(count), {"accuracy_mean": mean(np.ones(count)), "kl_per_token": mean(np.ones(count))},
+            np.arange(samples), np.arange(samples), {"sample_tokens": mean(np.ones(samples))} if samples else {},
+        )
+        for name, count in counts.items()
+    }  # fmt: skip
+    report = build_report(found, {name: {} for name in found}, seed=0)
+    return summarise(report | {"warnings": []}, output=None)
+
+
+def test_models_that_keep_other_pairs_say_how_many():
+    summary = shown({"a": 1200, "b": 1198}, samples=3)
+    preferred, distances, answers, _ = summary.tables
+    assert preferred.title.startswith("Chosen response preferred: share of 1,198 to 1,200 held-out pairs")
+    for table in (preferred, distances):
+        assert table.columns[:2] == ["model", "pairs"]
+        assert [row[:2] for row in table.rows] == [["a", "1,200"], ["b", "1,198"]]
+    assert answers.title == "3 samples of each model, at temperature 1"
+    assert answers.columns == ["model", "tokens"]
+    assert dict(summary.rows)["pairs"] == "1,198 to 1,200"
+
+
+def test_models_of_the_same_pairs_say_it_once():
+    summary = shown({"a": 1200, "b": 1200})
+    assert "share of 1,200 held-out pairs" in summary.tables[0].title
+    assert summary.tables[0].columns == ["model", "mean log-prob"]
+    assert [summary.rows[0], summary.rows[1]] == [("pairs", "1,200"), ("samples of each model", "none")]
