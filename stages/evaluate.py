@@ -45,7 +45,7 @@ from stages.method.evaluation import (
     sample_rows,
     sums_of,
 )
-from stages.method.evaluation_report import build_report, summarise
+from stages.method.evaluation_report import build_report, show_again, summarise
 from stages.model.divergence import as_pair
 from stages.model.folders import (
     load_tokenizer,
@@ -122,7 +122,7 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     identity = identity_of(STAGE, content_settings(config), _inputs(config, dataset, chosen))
     finished = claim_results(config.output, identity, overwrite=config.overwrite)
     if finished is not None:
-        return summarise(finished, output=config.output, fresh=False)
+        return show_again(finished, str(config.output))
 
     models, reference = _read(config, dataset, chosen, reporter)
     judged = Judged(

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.currency import Ids, PairLogps
-from stages.method.statistics import Interval, Ratio, bootstrap_differences, by_cluster
+from stages.method.statistics import Interval, Ratio, bootstrap_differences, by_cluster, sign_test
 
 FEWEST: Final = 30
 """prompts below which a bootstrap interval is too narrow to be trusted"""
+SIGNIFICANT: Final = 0.05
+"""above this p the signs of an accuracy's differences may be chance"""
 GRAM: Final = 4
 Array = NDArray[Any]
 
@@ -92,6 +94,8 @@ class Comparison(NamedTuple):
     samples: int
     differences: dict[str, Interval]
     """ours minus theirs, by figure"""
+    sign_tests: dict[str, float]
+    """p of each accuracy: whether as many prompts speak for one model as for the other"""
 
 
 def sums_of(logps: list[PairLogps]) -> PairSums:
@@ -208,9 +212,10 @@ def pair_rows(measured: Mapping[str, Measured]) -> dict[str, Array]:
         part = {"model": np.repeat(name, len(found.pair_ids)), "pair_id": found.pair_ids}
         part |= {"chosen_logp": sums.chosen, "rejected_logp": sums.rejected}
         part |= {"chosen_tokens": sums.chosen_tokens, "rejected_tokens": sums.rejected_tokens}
-        if found.reference is not None and found.kl is not None:
+        if found.reference is not None:
             part |= {"chosen_reference_logp": found.reference.chosen}
             part |= {"rejected_reference_logp": found.reference.rejected}
+        if found.kl is not None:
             part |= dict(zip(("chosen_kl", "rejected_kl"), found.kl.T, strict=True))
         parts.append(part)
     return _stacked(parts)
@@ -244,6 +249,7 @@ def _compare(ours: str, a: Figures, theirs: str, b: Figures, seed: int) -> Compa
     pairs, at, bt = np.intersect1d(a.pair_ids, b.pair_ids, return_indices=True)
     samples, a_s, b_s = np.intersect1d(a.sample_keys, b.sample_keys, return_indices=True)
     differences: dict[str, Interval] = {}
+    sign_tests: dict[str, float] = {}
     for first, second, prompts in (
         (only(a.pairs, at), only(b.pairs, bt), a.prompts[at]),
         (only(a.samples, a_s), only(b.samples, b_s), a.sample_prompts[a_s]),
@@ -251,11 +257,23 @@ def _compare(ours: str, a: Figures, theirs: str, b: Figures, seed: int) -> Compa
         if len(np.unique(prompts)) > 1:
             first, second = (by_cluster(each, prompts) for each in (first, second))
             differences |= bootstrap_differences(first, second, seed=seed)
-    return Comparison(ours, theirs, len(pairs), len(samples), differences)
+            sign_tests |= {
+                name: sign_test(first[name].numerators - second[name].numerators)
+                for name in first
+                if name in second and name.startswith("accuracy_")
+            }
+    return Comparison(ours, theirs, len(pairs), len(samples), differences, sign_tests)
 
 
-def verdict(difference: Interval) -> str:
-    """``better``, ``worse``, or that the interval holds 0, for a figure of which more is better."""
+def verdict(difference: Interval, sign_p: float = 0.0) -> str:
+    """``better``, ``worse``, or that the two are not told apart, for a figure of which more is better.
+
+    Args:
+        sign_p: of an accuracy. Two models mostly agree, so its interval rests on the few prompts on which they do not:
+            four that all speak for one model leave a bootstrap nothing else to draw, and are a chance of 1 in 8.
+    """
+    if sign_p > SIGNIFICANT:
+        return "not told apart"
     if difference.low > 0:
         return "better"
     return "worse" if difference.high < 0 else "not told apart"

@@ -5,6 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from stages.errors import SepoError
 from stages.method.evaluation import Comparison, Figures, compare, verdict
 from stages.method.statistics import Interval, bootstrap_intervals, by_cluster
 from stages.reporting import Summary, Table
@@ -60,11 +61,26 @@ def build_report(figures: Mapping[str, Figures], about: Mapping[str, dict[str, A
     }
 
 
+def show_again(report: dict[str, Any], output: str) -> Summary:
+    """The summary of a report that was read from its file.
+
+    Raises:
+        SepoError: something is missing in it.
+    """
+    try:
+        return summarise(report, output=output, fresh=False)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise SepoError(
+            f"{output} is damaged: its report cannot be read ({type(error).__name__}: {error})",
+            hint="remove it, and the same command writes it again from what the cache keeps",
+        ) from error
+
+
 def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True) -> Summary:
-    """The summary of a report, whether it was made just now or read from its file."""
+    """The summary of a report that is whole."""
     models = report["models"]
-    pairs, samples = (max(model[items] for model in models.values()) for items in ("pairs", "samples"))
-    rows = [("pairs", f"{pairs:,}"), ("samples of each model", f"{samples:,}" if samples else "none")]
+    pairs, samples = (_span([model[items] for model in models.values()]) for items in ("pairs", "samples"))
+    rows = [("pairs", pairs), ("samples of each model", samples)]
     rows += [
         (" vs ".join(comparison["models"]), sentence)
         for comparison in report["comparisons"]
@@ -74,12 +90,13 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
     rows += [("written", output)] if output else []
     tables = [
         _table(
-            f"Chosen response preferred: share of {pairs:,} held-out pairs (95% bootstrap interval)",
+            f"Chosen response preferred: share of {pairs} held-out pairs (95% bootstrap interval)",
             models,
             PREFERENCES,
+            "pairs",
         ),
-        _table("KL from the reference, nats", models, DISTANCES),
-        _table(f"{samples:,} samples of each model, at temperature 1", models, SAMPLES),
+        _table("KL from the reference, nats", models, DISTANCES, "pairs", "samples"),
+        _table(f"{samples} samples of each model, at temperature 1", models, SAMPLES, "samples"),
         _differences(report["comparisons"]),
     ]
     title = f"evaluation in {output}" if output else "evaluation"
@@ -93,8 +110,11 @@ def sentence(comparison: Comparison, figure: str, items: str, words: str) -> str
     if figure not in comparison.differences:
         return f"{ours} and {theirs} are not told apart by {count}: too few that both have"
     difference = comparison.differences[figure]
-    found = verdict(difference)
+    sign_p = comparison.sign_tests.get(figure, 0.0)
+    found = verdict(difference, sign_p)
     tail = f"{words} {difference:+.3f}"
+    if found != verdict(difference):
+        tail += f", but p = {sign_p:.3f} by a sign test over prompts"
     if found == "not told apart":
         return f"{ours} and {theirs} are not told apart by {count}: {tail}"
     return f"{ours} is {found} than {theirs}, by {count}: {tail}"
@@ -113,7 +133,7 @@ def _model(found: Figures, seed: int) -> dict[str, Any]:
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
-    differences = comparison.differences
+    differences, sign_tests = comparison.differences, comparison.sign_tests
     claims = [claim for claim in CLAIMS if claim[0] in differences][:1] or [CLAIMS[-1]]
     claims += [TRUTH] if TRUTH[0] in differences else []
     return {
@@ -121,15 +141,31 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "pairs": comparison.pairs,
         "samples": comparison.samples,
         "differences": {name: interval.as_json() for name, interval in differences.items()},
-        "verdicts": {claim[0]: verdict(differences[claim[0]]) for claim in claims if claim[0] in differences},
+        "sign_tests": sign_tests,
+        "verdicts": {
+            claim[0]: verdict(differences[claim[0]], sign_tests.get(claim[0], 0.0))
+            for claim in claims
+            if claim[0] in differences
+        },
         "sentences": [sentence(comparison, *claim) for claim in claims],
     }
 
 
-def _table(title: str, models: Mapping[str, dict[str, Any]], columns: tuple[Column, ...]) -> Table | None:
+def _table(title: str, models: Mapping[str, dict[str, Any]], columns: tuple[Column, ...], *of: str) -> Table | None:
+    """A row for each model, with its own count of the items where the models have different ones."""
     there = [column for column in columns if any(column.figure in model["figures"] for model in models.values())]
-    rows = [[name, *(_cell(model["figures"], column) for column in there)] for name, model in models.items()]
-    return Table(title, ["model", *(column.title for column in there)], rows) if there else None
+    counts = [items for items in of if len({model[items] for model in models.values()}) > 1]
+    rows = [
+        [name, *(f"{model[items]:,}" for items in counts), *(_cell(model["figures"], column) for column in there)]
+        for name, model in models.items()
+    ]
+    return Table(title, ["model", *counts, *(column.title for column in there)], rows) if there else None
+
+
+def _span(counts: list[int]) -> str:
+    """How many items the models have: tokenizers may drop different rows."""
+    fewest, most = min(counts), max(counts)
+    return f"{fewest:,} to {most:,}" if fewest < most else f"{most:,}" if most else "none"
 
 
 def _differences(comparisons: list[dict[str, Any]]) -> Table | None:

@@ -100,6 +100,21 @@ def bootstrap_differences(ours: Mapping[str, Ratio], theirs: Mapping[str, Ratio]
     return {name: _interval(ours[name].value - theirs[name].value, first[name] - second[name]) for name in names}
 
 
+def sign_test(differences: NDArray[Any]) -> float:
+    """Two-sided p of as lopsided a split of signs if both were as likely, exactly; those that are 0 are left out.
+
+    Args:
+        differences: (N,) of independent items.
+    """
+    ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
+    count = ups + downs
+    ways = tail = 1
+    for fewer in range(1, min(ups, downs) + 1):
+        ways = ways * (count - fewer + 1) // fewer
+        tail += ways
+    return min(1.0, 2 * tail / (1 << count))
+
+
 def _resampled(figures: Mapping[str, Ratio], seed: int) -> dict[str, NDArray[np.float64]]:
     """Every figure of each draw, (RESAMPLES,). The draws depend on the seed and the number of items alone."""
     columns_NM = np.column_stack([part for ratio in figures.values() for part in ratio]).astype(np.float64)

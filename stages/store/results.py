@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError
-from stages.store.files import probe_writable, write_json, write_whole
+from stages.store.files import hash_file, probe_writable, write_json, write_whole
 from stages.store.manifest import differences
 
 Columns = Mapping[str, Any]
@@ -29,7 +29,7 @@ def claim_results(output: str | None, identity: dict[str, Any], *, overwrite: bo
         found = _load(path)
         if found.get("stage") != identity["stage"]:
             raise SepoError(f"{path} is there already, and is no evaluation", hint=REMEDY)
-        if found.get("fingerprint") == identity["fingerprint"] and all(part.exists() for part in _tables(path, found)):
+        if found.get("fingerprint") == identity["fingerprint"] and _tables_are_whole(path, found):
             return found
         if not overwrite and found.get("fingerprint") != identity["fingerprint"]:
             raise SepoError(
@@ -53,17 +53,28 @@ def read_results(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_results(output: str, report: dict[str, Any], tables: Mapping[str, Columns]) -> None:
-    """Write a report, and each table as ``NAME.TABLE.parquet`` beside ``NAME.json``."""
+    """Write a report, and each table as ``NAME.TABLE.parquet`` beside ``NAME.json``.
+
+    A table without columns is not written, and that of the report which is replaced is removed.
+    """
     path = Path(output).expanduser()
-    report = report | {"files": [f"{path.stem}.{name}.parquet" for name, columns in tables.items() if columns]}
+    before = _load(path).get("files") or ()
+    hashes = {}
     for name, columns in tables.items():
+        file = path.with_name(f"{path.stem}.{name}.parquet")
         if columns:
-            _write_table(path.with_name(f"{path.stem}.{name}.parquet"), columns)
-    write_json(path, report)
+            _write_table(file, columns)
+            hashes[file.name] = hash_file(file)
+        elif file.name in before:
+            file.unlink(missing_ok=True)
+    write_json(path, report | {"files": hashes})
 
 
-def _tables(path: Path, report: dict[str, Any]) -> list[Path]:
-    return [path.with_name(str(name)) for name in report.get("files", [])]
+def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
+    hashes = report.get("files")
+    return isinstance(hashes, dict) and all(
+        path.with_name(name).is_file() and hash_file(path.with_name(name)) == wanted for name, wanted in hashes.items()
+    )
 
 
 def _write_table(path: Path, columns: Columns) -> None:

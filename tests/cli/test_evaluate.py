@@ -62,7 +62,7 @@ def test_several_models(run, world, tmp_path, spelling):
         assert words in out
     report = json.loads((tmp_path / "e.json").read_text())
     assert list(report["models"]) == ["reference", "policy", "dpo"]
-    assert report["files"] == ["e.pairs.parquet", "e.samples.parquet"]
+    assert list(report["files"]) == ["e.pairs.parquet", "e.samples.parquet"]
     assert report["made_by"]["versions"]["torch"]
     assert {path.name for path in tmp_path.iterdir()} == {"held-out.jsonl", "e.json", *report["files"]}
 

@@ -89,11 +89,20 @@ def test_samples_are_the_models_own(run, world, held_out, tmp_path):
     assert value(report, "reference", "sample_kl_per_token") == 0
 
 
-def test_kl_can_be_left_out_and_nothing_else_goes_with_it(run):
-    whole, less = (run(skip_kl=skip)["models"]["policy"]["figures"] for skip in (False, True))
-    gone = {"kl_per_token", "kl_per_response", "sample_kl_per_token", "sample_kl_per_response"}
-    assert set(whole) - set(less) == gone
-    assert all(less[name] == whole[name] for name in less)
+def test_kl_can_be_left_out_and_nothing_else_goes_with_it(run, tmp_path):
+    whole, less = (
+        [run(skip_kl=skip)["models"]["policy"]["figures"]]
+        + [pq.read_table(tmp_path / f"out.{table}.parquet").to_pydict() for table in ("pairs", "samples")]
+        for skip in (False, True)
+    )
+    gone = [
+        {"kl_per_token", "kl_per_response", "sample_kl_per_token", "sample_kl_per_response"},
+        {"chosen_kl", "rejected_kl"},
+        {"kl"},
+    ]
+    for before, after, names in zip(whole, less, gone, strict=True):
+        assert set(before) - set(after) == names
+        assert all(after[name] == before[name] for name in after)
 
 
 @pytest.mark.parametrize(

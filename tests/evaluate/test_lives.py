@@ -1,5 +1,6 @@
 """What `sepo evaluate` measured once is not measured again, and what it wrote is not lost."""
 
+import json
 import multiprocessing
 import signal
 
@@ -86,6 +87,54 @@ def test_a_finished_evaluation_is_shown_again(run, world, held_out, tmp_path):
     with pytest.raises(SepoError, match="holds another evaluation: seed is 42 there and 1 here") as caught:
         evaluate.run(EvaluateConfig(**vars(config) | {"seed": 1}), Quiet())
     assert "--overwrite" in caught.value.hint
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_table_that_is_damaged_is_written_again(run, tmp_path, damage):
+    """Though the report is that which is asked for."""
+    run(overwrite=False)
+    for name in ("pairs", "samples"):
+        file = tmp_path / f"out.{name}.parquet"
+        whole = file.read_bytes()
+        damage(file)
+        ear = Ear()
+        run(ear, overwrite=False)
+        assert file.read_bytes() == whole
+        assert not [task for task in ear.tasks if "log-probs" in task]
+
+
+def test_a_table_of_the_evaluation_before_does_not_stay(run, tmp_path):
+    """What no report lists is not the evaluation's, and stays."""
+    (tmp_path / "out.samples.parquet").write_text("a thesis")
+    run(samples=0)
+    assert (tmp_path / "out.samples.parquet").read_text() == "a thesis"
+    assert set(run()["files"]) == {"out.pairs.parquet", "out.samples.parquet"}
+    assert set(run(samples=0)["files"]) == {"out.pairs.parquet"}
+    assert {file.name for file in tmp_path.iterdir()} == {"out.json", "out.pairs.parquet"}
+
+
+def _without_figures(report):
+    del report["models"]["policy"]["figures"]
+
+
+def _with_a_list_of_models(report):
+    report["models"] = list(report["models"])
+
+
+def _without_warnings(report):
+    report["warnings"] = None
+
+
+@pytest.mark.parametrize("damage", [_without_figures, _with_a_list_of_models, _without_warnings])
+def test_a_report_that_is_damaged_is_one_error(run, tmp_path, damage):
+    report = run(samples=0)
+    damage(report)
+    (tmp_path / "out.json").write_text(json.dumps(report))
+    with pytest.raises(SepoError, match=r"out\.json is damaged: its report cannot be read") as caught:
+        run(samples=0)
+    assert "remove it" in caught.value.hint
+    (tmp_path / "out.json").unlink()
+    assert "figures" in run(samples=0)["models"]["policy"]
 
 
 def test_what_is_no_evaluation_is_never_replaced(run, tmp_path):

@@ -18,8 +18,15 @@ from stages.method.evaluation import (
     sums_of,
     verdict,
 )
-from stages.method.evaluation_report import sentence
-from stages.method.statistics import RESAMPLES, Interval, Ratio, bootstrap_differences, bootstrap_intervals
+from stages.method.evaluation_report import build_report, sentence, summarise
+from stages.method.statistics import (
+    RESAMPLES,
+    Interval,
+    Ratio,
+    bootstrap_differences,
+    bootstrap_intervals,
+    sign_test,
+)
 from tests import reference
 
 
@@ -195,11 +202,84 @@ def test_what_an_interval_says(interval, said):
 
 def test_sentences():
     def say(*interval):
-        comparison = Comparison("a", "b", 1234, 0, {"m": Interval(*interval)})
+        comparison = Comparison("a", "b", 1234, 0, {"m": Interval(*interval)}, {})
         return sentence(comparison, "m", "pairs", "accuracy")
 
     assert say(0.2, 0.1, 0.3) == "a is better than b, by 1,234 pairs: accuracy +0.200 [+0.100, +0.300]"
     assert say(-0.2, -0.3, -0.1) == "a is worse than b, by 1,234 pairs: accuracy -0.200 [-0.300, -0.100]"
     assert say(0.1, -0.1, 0.3) == "a and b are not told apart by 1,234 pairs: accuracy +0.100 [-0.100, +0.300]"
-    none = sentence(Comparison("a", "b", 1, 0, {}), "m", "pairs", "accuracy")
+    none = sentence(Comparison("a", "b", 1, 0, {}, {}), "m", "pairs", "accuracy")
     assert none == "a and b are not told apart by 1 pairs: too few that both have"
+
+
+@pytest.mark.parametrize(
+    ("ups", "downs", "p"),
+    [(4, 0, 1 / 8), (0, 6, 1 / 32), (5, 1, 2 * (1 + 6) / 64), (2, 2, 1.0), (0, 0, 1.0), (3, 4, 1.0)],
+)
+def test_signs_are_counted_like_coins(ups, downs, p):
+    assert sign_test(np.array([0.5] * ups + [-2.0] * downs + [0.0] * 7)) == p
+
+
+def test_a_long_row_of_coins_is_like_a_bell():
+    """Half of 10,000 plus one standard deviation: beyond it, on both sides, lies what lies there of the bell."""
+    assert sign_test(np.repeat([1.0, -1.0], [5050, 4950])) == pytest.approx(0.3222, abs=1e-3)
+
+
+def accuracies(wins, prompts):
+    """An accuracy on pairs of some prompts, and a margin that differs as much."""
+    wins, prompts = np.array(wins, float), np.array(prompts)
+    pairs = {"accuracy_mean": mean(wins), "margin_mean": mean(wins)}
+    return Figures(np.arange(len(wins)), prompts, pairs, np.array([]), np.array([]), {})
+
+
+@pytest.mark.parametrize(("differ", "said"), [(4, "not told apart"), (5, "not told apart"), (6, "better")])
+def test_a_handful_of_prompts_tells_no_two_models_apart(differ, said):
+    """All that differ speak for one model, which the bootstrap of 300 takes for sure: p is 1/8, 1/16 and 1/32."""
+    ours, theirs = (accuracies([wins] * differ + [1] * (300 - differ), range(300)) for wins in (1, 0))
+    report = build_report({"b": theirs, "a": ours}, {"a": {}, "b": {}}, seed=0)
+    [found] = report["comparisons"]
+    assert found["differences"]["accuracy_mean"]["low"] > 0
+    assert found["sign_tests"] == {"accuracy_mean": 2 / 2**differ}
+    assert found["verdicts"] == {"accuracy_mean": said}
+    [words] = found["sentences"]
+    assert (f", but p = {2 / 2**differ:.3f} by a sign test over prompts" in words) == (said != "better")
+    assert words.startswith("a and b are not told apart" if said != "better" else "a is better than b")
+
+
+def test_pairs_of_one_prompt_are_one_coin():
+    """Twelve pairs that differ, of four prompts."""
+    ours, theirs = (accuracies([wins] * 12 + [1] * 88, np.arange(100) // 3) for wins in (1, 0))
+    [found] = compare({"b": theirs, "a": ours}, seed=0)
+    assert found.sign_tests == {"accuracy_mean": 1 / 8}
+
+
+def shown(counts, samples=0):
+    """The tables of models that have so many of the pairs."""
+    found = {
+        name: Figures(
+            np.arange(count), np.arange(count), {"accuracy_mean": mean(np.ones(count)), "kl_per_token": mean(np.ones(count))},
+            np.arange(samples), np.arange(samples), {"sample_tokens": mean(np.ones(samples))} if samples else {},
+        )
+        for name, count in counts.items()
+    }  # fmt: skip
+    report = build_report(found, {name: {} for name in found}, seed=0)
+    return summarise(report | {"warnings": []}, output=None)
+
+
+def test_models_that_keep_other_pairs_say_how_many():
+    summary = shown({"a": 1200, "b": 1198}, samples=3)
+    preferred, distances, answers, _ = summary.tables
+    assert preferred.title.startswith("Chosen response preferred: share of 1,198 to 1,200 held-out pairs")
+    for table in (preferred, distances):
+        assert table.columns[:2] == ["model", "pairs"]
+        assert [row[:2] for row in table.rows] == [["a", "1,200"], ["b", "1,198"]]
+    assert answers.title == "3 samples of each model, at temperature 1"
+    assert answers.columns == ["model", "tokens"]
+    assert dict(summary.rows)["pairs"] == "1,198 to 1,200"
+
+
+def test_models_of_the_same_pairs_say_it_once():
+    summary = shown({"a": 1200, "b": 1200})
+    assert "share of 1,200 held-out pairs" in summary.tables[0].title
+    assert summary.tables[0].columns == ["model", "mean log-prob"]
+    assert [summary.rows[0], summary.rows[1]] == [("pairs", "1,200"), ("samples of each model", "none")]
