@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from stages.catalogue import objectives, rules
 from stages.configs import PolicyConfig, content_settings
 from stages.currency import Example, PairLogps, ScoredPair
-from stages.method.examples import Weighed, chosen_only, make_examples
+from stages.method.examples import Weighed, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
 from stages.model.card import FILE as CARD
@@ -175,7 +175,8 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], too_long: int) -> Weigh
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     evidence = Evidence(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
     selection = rules()[config.rule].load()(evidence, **config.rule_options)
-    weighed = make_examples(rows, selection, references, {f"longer than {config.max_length:,} tokens": too_long})
+    too_long_for = {f"longer than {config.max_length:,} tokens": too_long}
+    weighed = make_examples(rows, selection, references, too_long_for, alone=_alone(config))
     job.reporter.say(str(weighed))
     return weighed
 
@@ -190,19 +191,23 @@ def _train(job: Job, model: Any, examples: list[Example], after_step: Callable[[
         of_reference = entry.constants.get("DIVERGENCE") == "reference||policy"
         divergence = kl_of_reference if of_reference else kl_from_reference
         reference = Reference(find_paths(other, job.reporter), divergence)
-    alone = entry.constants.get("CHOSEN_ONLY", False)
     return fit(
         model,
-        [chosen_only(example) for example in examples] if alone else examples,
+        examples,
         partial(entry.load(), **config.objective_options),
         config,
         phase=config.objective,
         folder=job.work.folder,
         reporter=job.reporter,
-        size=_tokens if alone else _one_pair,
+        size=_tokens if _alone(config) else _one_pair,
         reference=reference,
         after_step=after_step,
     )
+
+
+def _alone(config: PolicyConfig) -> bool:
+    """Whether the chosen responses are trained on without the rejected ones."""
+    return bool(objectives()[config.objective].constants.get("CHOSEN_ONLY", False))
 
 
 def _keep_snapshot(job: Job, trainee: Trainee, tokenizer: Any, steps: int) -> None:
