@@ -77,6 +77,15 @@ def test_the_share_of_a_data_set_is_taken_over_all_responses():
     assert notes == {"responses with no token in the share, whose best one was taken": 1}
 
 
+def test_each_side_has_its_own_share_of_the_data_set():
+    """All of the four chosen tokens; a quarter of the four rejected ones is the lowest alone, and each pair keeps one."""
+    rows = row([1, 2], [-9, -8, 3]), row([3, 4], [5])
+    found = chosen("dataset-share", *rows, chosen_ratio=1.0, rejected_ratio=0.25)
+    assert found == [[[1, 1], [1, 0, 0]], [[1, 1], [1]]]
+    found = chosen("dataset-share", *rows, chosen_ratio=0.25, rejected_ratio=1.0)
+    assert found == [[[0, 1], [1, 1, 1]], [[0, 1], [1]]]
+
+
 def test_soft_weights_by_hand():
     """k = 2, mu = 1, clamp to [-0.5, 1.5]: chosen 2 exp(s), rejected 2 exp(-s)."""
     found = chosen("soft", row([0.0, 1.0, 9.0, -9.0], [0.0, 1.0, 9.0, -9.0]), soft_k=2.0)
