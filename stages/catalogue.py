@@ -8,6 +8,7 @@ options' defaults; the first line of its docstring describes it. Constants in ca
     SELECT       the objective's own selection rule, where that is not "all"
     DIVERGENCE   which way an objective's KL goes, where that is not "policy||reference"
     CHOSEN_ONLY  the rejected responses are left out
+    VOIDS        options of selection rules that change nothing of an objective
 """
 
 import ast

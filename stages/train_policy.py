@@ -18,7 +18,7 @@ from stages.catalogue import objectives, rules
 from stages.configs import PolicyConfig
 from stages.currency import Example, PairLogps, ScoredPair
 from stages.data.training import SNAPSHOTS
-from stages.method.examples import Weighed, chosen_only, make_examples
+from stages.method.examples import Weighed, make_examples
 from stages.method.selection import Evidence
 from stages.model.adapters import base_name
 from stages.model.card import Made, write_policy_card
@@ -184,7 +184,7 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     evidence = Evidence(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
     selection = rules()[config.rule].load()(evidence, **config.rule_options)
-    weighed = make_examples(rows, selection, references, dropped)
+    weighed = make_examples(rows, selection, references, dropped, alone=_alone(config))
     job.reporter.say(str(weighed))
     return weighed
 
@@ -197,20 +197,24 @@ def _train(job: Job, trainee: Trainee, examples: list[Example], after_step: Call
         of_reference = entry.constants.get("DIVERGENCE") == "reference||policy"
         divergence = kl_of_reference if of_reference else kl_from_reference
         reference = Reference(_reference_reader(job, trainee), divergence)
-    alone = entry.constants.get("CHOSEN_ONLY", False)
     return fit(
         trainee.model,
-        [chosen_only(example) for example in examples] if alone else examples,
+        examples,
         partial(entry.load(), **config.objective_options),
         config,
         phase=config.objective,
         folder=job.work.folder,
         reporter=job.reporter,
         fingerprint=job.work.fingerprint,
-        size=_tokens if alone else _one_pair,
+        size=_tokens if _alone(config) else _one_pair,
         reference=reference,
         after_step=after_step,
     )
+
+
+def _alone(config: PolicyConfig) -> bool:
+    """Whether the chosen responses are trained on without the rejected ones."""
+    return bool(objectives()[config.objective].constants.get("CHOSEN_ONLY", False))
 
 
 def _reference_reader(job: Job, trainee: Trainee) -> Reader:

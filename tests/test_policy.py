@@ -328,6 +328,8 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
         ({"objective": "dpo", "gamma": 1.0}, "gamma is no option of objective dpo; sepo, sepo-hinge, simpo have it"),
         ({"threshold": 0.1}, "threshold is no option of select oracle; threshold has it"),
         ({"objective": "simpo", "chosen_ratio": 0.3}, "chosen_ratio is no option of select all"),
+        ({"objective": "sft", "select": "oracle", "rejected_ratio": 0.1}, "rejected_ratio changes nothing of objective sft"),
+        ({"objective": "sepo", "select": "soft", "soft_k": 3.0}, "soft_k changes nothing of objective sepo"),
         ({"objective": "dpo", "anchor_margin": True}, "anchor_margin is no option of objective dpo"),
         ({"select": "threshold", "authors_rule": True}, "authors_rule is no option of select threshold; inverted, oracle, random"),
         ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo, tdpo1 have"),
@@ -343,6 +345,12 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
 def test_what_changes_nothing_is_refused(given, said):
     with pytest.raises(SepoError, match=said):
         PolicyConfig(**given)
+
+
+def test_an_option_that_changes_nothing_has_no_default_to_claim():
+    config = PolicyConfig(objective="sft", select="oracle").resolved()
+    assert (config.chosen_ratio, config.rejected_ratio) == (0.3, None)
+    assert config.resolved() == config
 
 
 @pytest.mark.parametrize(

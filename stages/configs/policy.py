@@ -67,7 +67,13 @@ class PolicyConfig(OptimizerConfig):
 
     def resolved(self) -> "PolicyConfig":
         """The same with the defaults of this objective and this rule filled in; what they do not use stays None."""
-        return replace(self, select=self.rule, **self.objective_options, **self.rule_options)
+        used = {name: value for name, value in self.rule_options.items() if name not in self._voids}
+        return replace(self, select=self.rule, **self.objective_options, **used)
+
+    @property
+    def _voids(self) -> tuple[str, ...]:
+        """The selection rules' options that change nothing of the objective."""
+        return tuple(objectives()[self.objective].constants.get("VOIDS", ()))
 
     def _options(self, defaults: dict[str, Any]) -> dict[str, Any]:
         return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
@@ -110,6 +116,8 @@ class PolicyConfig(OptimizerConfig):
             for name in dict.fromkeys(option for entry in entries.values() for option in entry.options):
                 if self._given(name) and name not in used:
                     faults.append(f"{name} is no option of {kind}; {_have(users(name))} it")
+        void = [name for name in self._voids if self._given(name) and name in self.rule_options]
+        faults += [f"{name} changes nothing of objective {self.objective}" for name in void]
         if self.reference_model and not self.needs & {"reference", "kl"}:
             faults.append(
                 f"reference_model is not used by objective {self.objective} as it is set;"

@@ -29,33 +29,41 @@ class Weighed(NamedTuple):
         selected, tokens = self.counts["selected"], self.counts["tokens"]
         return " and ".join(
             f"{selected[side]:,} of {tokens[side]:,} {side} tokens ({selected[side] / max(1, tokens[side]):.1%})"
-            for side in SIDES
+            for side in tokens
         )
 
 
 def make_examples(
-    rows: Sequence[ScoredPair], selection: Selection, references: Sequence[PairLogps] | None, too_long: dict[str, int]
+    rows: Sequence[ScoredPair],
+    selection: Selection,
+    references: Sequence[PairLogps] | None,
+    too_long: dict[str, int],
+    *,
+    alone: bool = False,
 ) -> Weighed:
     """Join rows, weights and reference log-probs; a pair of which a response has no weight is dropped and counted.
 
     Args:
         references: log-probs under the reference, a row each, where the objective has one.
         too_long: reason -> pairs that were left out before for it, for the counts.
+        alone: the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted.
 
     Raises:
         SepoError: no pair is left.
     """
     examples: list[Example] = []
     empty = 0
-    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(SIDES, 0) for name in ("tokens", "selected")}
+    sides = SIDES[:1] if alone else SIDES
+    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(sides, 0) for name in ("tokens", "selected")}
     for place, (row, weights) in enumerate(zip(rows, selection.weights, strict=True)):
-        if not all(side.any() for side in weights):
+        if not all(side.any() for side in weights[: len(sides)]):
             empty += 1
             continue
         reference = PairLogps(*(np.zeros_like(side) for side in weights)) if references is None else references[place]
         sums = [_weighted_sum(*sides) for sides in zip(weights, reference, strict=True)]
-        examples.append(Example(row.pair, weights.chosen, weights.rejected, *sums))
-        for name, side in zip(SIDES, weights, strict=True):
+        example = Example(row.pair, weights.chosen, weights.rejected, *sums)
+        examples.append(chosen_only(example) if alone else example)
+        for name, side in zip(sides, weights, strict=False):
             counts["tokens"][name] += len(side)
             counts["selected"][name] += int(np.count_nonzero(side))
     if not examples:

@@ -62,10 +62,10 @@ def write_policy_card(folder: Path, made: Made, last: dict[str, float]) -> None:
     """
     assert isinstance(made.config, PolicyConfig)
     counts = made.counts
-    shares = [f"{counts['selected'][side]:,} of {counts['tokens'][side]:,} {side}" for side in ("chosen", "rejected")]
+    shares = [f"{counts['selected'][side]:,} of {tokens:,} {side}" for side, tokens in counts["tokens"].items()]
     what = (
         f"Trained by `sepo train-policy` with the objective `{made.config.objective}` on {counts['kept']:,} scored"
-        f" pairs: of their response tokens, only {shares[0]} and {shares[1]} ones supervised"
+        f" pairs: of their response tokens, only {' and '.join(shares)} ones supervised"
         " the model (arXiv 2408.13518)."
     )
     title = f"{_base(made)}, trained by Selective Preference Optimization"

@@ -86,12 +86,34 @@ def test_every_objective_equals_its_slow_self(name, case):
     assert loss.loss_B.item() == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
 
+OFF = {"sft_weight": 0.0, "kl_weight": 0.0}
+DEFAULTS = {
+    "sepo": {"gamma": 2.1, "margin": 0.5, **OFF, "anchor_margin": False},
+    "sepo-hinge": {"gamma": 1.0, "margin": 0.0, **OFF, "anchor_margin": False},
+    "simpo": {"gamma": 2.1, "margin": 0.5, **OFF, "anchor_margin": False},
+    "dpo": {"beta": 0.1, "sft_weight": 0.0},
+    "ipo": {"beta": 0.1},
+    "rrhf": {"sft_weight": 1.0, "kl_weight": 0.0},
+    "tdpo1": {"beta": 0.1},
+    "tdpo": {"beta": 0.1, "alpha": 0.5},
+    "orpo": {"beta": 0.1, "kl_weight": 0.0},
+    "cpo": {"beta": 0.1, "sft_weight": 1.0, "kl_weight": 0.0},
+    "slic": {"margin": 1.0, "sft_weight": 1.0, "kl_weight": 0.0},
+    "r-dpo": {"beta": 0.1, "alpha": 0.01},
+    "sft": {},
+}
+
+
+def test_the_defaults_are_those_of_the_papers():
+    assert {name: entry.options for name, entry in objectives().items()} == DEFAULTS
+
+
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_default_is_the_one_that_is_documented(name):
-    """Called without options, as with those of the catalogue."""
+def test_without_options_the_defaults_are_taken(name):
     logps, batch = batch_of(*CASES["weighted"], every_token=True)
-    entry = objectives()[name]
-    assert torch.equal(entry.load()(logps, batch).loss_B, entry.load()(logps, batch, **entry.options).loss_B)
+    function = objectives()[name].load()
+    expected = getattr(reference, name.replace("-", "_"))(*CASES["weighted"], **DEFAULTS[name])
+    assert function(logps, batch).loss_B.item() == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +282,20 @@ def test_sft_weight_adds_the_mean_negative_logp_of_chosen():
     loss = dpo(logps, batch, beta=0.1, sft_weight=2.0)
     assert loss.loss_B.item() == pytest.approx(math.log(2) + 2 * 1.875)
     assert loss.metrics["sft_loss"].item() == pytest.approx(1.875)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_scale_of_weights_is_void_where_it_cancels(name):
+    """All weights three times as large, of policy and reference: only sums see it, and their objectives take soft_k."""
+    one, other = (
+        batch_of(
+            *(Side(s.logps, s.reference, [k * weight for weight in s.weights], s.kl) for s in CASES["weighted"]), True
+        )
+        for k in (1.0, 3.0)
+    )
+    losses = [objectives()[name].load()(logps, batch).loss_B.item() for logps, batch in (one, other)]
+    void = "soft_k" in objectives()[name].constants.get("VOIDS", ())
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-5)) == void
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stages.catalogue import rules
 from stages.currency import PairLogps, PairWeights, ScoredPair
 from stages.errors import SepoError
-from stages.method.examples import chosen_only, make_examples
+from stages.method.examples import make_examples
 from stages.method.selection import Evidence, Selection, random_keys, select_by_keys, select_highest_as_authors
 from tests.conftest import token_pair
 
@@ -75,6 +75,15 @@ def test_the_share_of_a_data_set_is_taken_over_all_responses():
     assert found == [[[1, 1, 1, 0], [0, 1]], [[0, 1], [1, 0]]]
     notes = rules()["dataset-share"].load()(Evidence(rows), chosen_ratio=0.5, rejected_ratio=0.5).notes
     assert notes == {"responses with no token in the share, whose best one was taken": 1}
+
+
+def test_each_side_has_its_own_share_of_the_data_set():
+    """All of the four chosen tokens; a quarter of the four rejected ones is the lowest alone, and each pair keeps one."""
+    rows = row([1, 2], [-9, -8, 3]), row([3, 4], [5])
+    found = chosen("dataset-share", *rows, chosen_ratio=1.0, rejected_ratio=0.25)
+    assert found == [[[1, 1], [1, 0, 0]], [[1, 1], [1]]]
+    found = chosen("dataset-share", *rows, chosen_ratio=0.25, rejected_ratio=1.0)
+    assert found == [[[0, 1], [1, 1, 1]], [[0, 1], [1]]]
 
 
 def test_soft_weights_by_hand():
@@ -204,9 +213,15 @@ def test_pairs_with_an_empty_response_are_dropped_and_counted():
         make_examples(rows[:1], Selection(weights[:1]), None, {})
 
 
-def test_sft_leaves_the_rejected_response_out():
-    [example] = make_examples(
-        [row([1, 2], [3])], Selection([PairWeights(floats([1, 2]), floats([1]))]), None, {}
-    ).examples
-    alone = chosen_only(example)
+def test_chosen_responses_alone_are_joined_and_counted_without_the_rejected_ones():
+    """A rejected response without a weight drops nothing, a chosen one does."""
+    rows = [row([1, 2], [3]), row([1, 2], [3, 4])]
+    weights = [PairWeights(floats([1, 2]), floats([0])), PairWeights(floats([0, 0]), floats([1, 1]))]
+    weighed = make_examples(rows, Selection(weights), None, {}, alone=True)
+    [alone] = weighed.examples
     assert (len(alone.pair.rejected_ids), len(alone.rejected_weights), alone.chosen_weights.tolist()) == (0, 0, [1, 2])
+    assert weighed.counts == {
+        "read": 2, "kept": 1, "dropped": {"a response without a weighted token": 1},
+        "tokens": {"chosen": 2}, "selected": {"chosen": 2}, "selection": {},
+    }  # fmt: skip
+    assert str(weighed).endswith("selected 2 of 2 chosen tokens (100.0%)")

@@ -8,6 +8,7 @@ from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss
 
 NEEDS: Final = ("reference",)
+VOIDS: Final = ("soft_k",)
 
 
 def ipo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1) -> PairLoss:

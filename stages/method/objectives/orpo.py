@@ -1,11 +1,15 @@
 """Odds ratio preference optimization."""
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_mean
+
+VOIDS: Final = ("soft_k",)
 
 
 def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, kl_weight: float = 0.0) -> PairLoss:

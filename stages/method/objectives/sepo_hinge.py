@@ -8,6 +8,7 @@ from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, selected_rewards
 
 SELECT: Final = "oracle"
+VOIDS: Final = ("soft_k",)
 
 
 def sepo_hinge(

@@ -1,9 +1,13 @@
 """SimPO."""
 
+from typing import Final
+
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.objectives.sepo import sepo
+
+VOIDS: Final = ("soft_k",)
 
 
 def simpo(
