@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import PhiConfig, PhiForCausalLM
 
 from stages import evaluate
 from stages.data import fingerprint
@@ -30,6 +31,25 @@ def test_a_model_that_diverged_is_refused_and_nothing_of_it_kept(run, world, cha
 def test_a_divergence_that_is_not_finite_is_refused():
     with pytest.raises(SepoError, match="x: KL: 1 of 2 are not finite"):
         judged._refuse_not_finite(torch.tensor([1.0, float("inf")]).numpy(), "x: KL")
+
+
+def test_a_reference_that_rules_a_token_out_is_no_measure(run, chatml, tmp_path):
+    """No response has that token, so that every log-prob is finite; the divergence, over all tokens, is not."""
+    config = PhiConfig(
+        vocab_size=len(chatml), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    unused = chatml.convert_tokens_to_ids("<|im_start|>")
+    for name, bias in (("model", 0.0), ("base", float("-inf"))):
+        torch.manual_seed(0)
+        model = PhiForCausalLM(config).eval()
+        with torch.no_grad():
+            model.lm_head.bias[unused] = bias
+        save_model(model, chatml, tmp_path / name)
+    given = {"models": [tmp_path / "model"], "reference_model": str(tmp_path / "base"), "samples": 0}
+    with pytest.raises(SepoError, match=r"model: KL, pairs: 66 of 66 are not finite"):
+        run(**given)
+    assert "accuracy_implicit" in run(skip_kl=True, **given)["models"]["model"]["figures"]
 
 
 @pytest.mark.parametrize("order", [["policy", "oracle/reference"], ["oracle/reference", "policy"]])

@@ -159,3 +159,16 @@ def test_nor_than_those_of_its_reference(run, short, chatml, tmp_path):
     assert "long: 1 prompts that leave no room for an answer are not sampled from" in ear.said
     assert value(report, "long", "sample_kl_per_token") > 0
     assert run(reference_model=None, samples=0, **given)["models"]["long"]["pairs"] == 34
+
+
+def test_one_prompt_is_refused(run, short, tmp_path):
+    """Also where one alone leaves room: all have 15 tokens, and all but the first are lengthened here."""
+    rows = word_rows(4)
+    same = [row | {"prompt": rows[0]["prompt"]} for row in rows]
+    with pytest.raises(SepoError, match="4 pairs of one prompt are too few: an interval needs at least 2 prompts"):
+        run(dataset=str(write_lines(tmp_path / "same.jsonl", same)), samples=0)
+    for row in rows[1:]:
+        row["prompt"] += " of course"
+    given = {"models": [short], "reference_model": None, "dataset": str(write_lines(tmp_path / "p.jsonl", rows))}
+    with pytest.raises(SepoError, match="short: 1 prompt leaves room for 25 tokens in 40 positions"):
+        run(max_new_tokens=25, **given)
