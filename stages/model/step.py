@@ -70,7 +70,8 @@ def backward(engine: Engine, examples: list[Example], step_size: float) -> list[
 
 def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[str, Tensor]:
     """What is logged of every objective."""
-    reference_R = batch.reference_R if group[0].chosen_reference else None
+    known = any(example.chosen_reference or example.rejected_reference for example in group)
+    reference_R = batch.reference_R if known else None
     metrics = response_metrics(logps_RW, batch.weights_RW, reference_R, len(group))
     if len(group[0].pair.rejected_ids):
         shares = [selected_share(example) for example in group]
