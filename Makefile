@@ -60,6 +60,9 @@ oracle: $(OUT)/oracle/manifest.json
 scores: $(OUT)/scores/manifest.json
 policy: $(OUT)/policy/manifest.json
 
+# Files of tests are shared out over a few cores.
+PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 # A stage is redone when its variables change: they are kept in a file that is rewritten only when they differ.
 $(OUT)/.%.args: FORCE
 	@mkdir -p $(OUT); printf '%s\n' "$$ARGS" | cmp -s - $@ || printf '%s\n' "$$ARGS" > $@
@@ -152,13 +155,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format .
