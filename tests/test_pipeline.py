@@ -113,7 +113,7 @@ def test_every_policy_option_changes_the_weights(world, chat_folder, tmp_path, o
         ({"sft_batch_size": 4}, {"reference", "oracle"}),
         ({"seed": 7}, {"reference", "oracle"}),
     ],
-    ids=lambda option: next(iter(option)),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "-".join(sorted(value)),
 )
 def test_every_oracle_option_changes_the_weights(world, chat_folder, tmp_path, option, changed):
     run_oracle(world, chat_folder, output=tmp_path / "other", **option)
