@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from stages.currency import Ids, PairLogps, TokenPair
 from stages.errors import SepoError
 from stages.model.divergence import response_kl
-from stages.model.folders import embedding_rows, load_model
+from stages.model.folders import load_model
 from stages.model.generate import sample
 from stages.model.logps import Reader, response_logps
 from stages.model.paths import find_paths
+from stages.model.references import refuse_unknown_ids
 from stages.reporting import Reporter
 
 SAMPLE_BATCH: Final = 32
@@ -50,7 +51,7 @@ class Judged:
     def logps(self, folder: Path, pairs: list[TokenPair], name: str) -> list[PairLogps]:
         """Log-probs of all response tokens of some pairs."""
         reader = self._reader(folder)
-        _refuse_unknown_ids(reader, pairs, name)
+        refuse_unknown_ids(reader.model, pairs, name)
         with self._reporter.task(f"{name}: log-probs", len(pairs), "pairs") as task:
             [found] = response_logps([reader], pairs, max_tokens=self._max_tokens, device=self.device, task=task)
         _refuse_not_finite(np.concatenate([side for each in found for side in each]), f"{name}: log-probs")
@@ -99,13 +100,4 @@ def _refuse_not_finite(values: NDArray[Any], what: str) -> None:
         raise SepoError(
             f"{what}: {wrong:,} of {values.size:,} are not finite",
             hint="its training has diverged, or its weights are damaged: leave this model out",
-        )
-
-
-def _refuse_unknown_ids(reader: Reader, pairs: list[TokenPair], name: str) -> None:
-    highest = max(int(ids.max()) for pair in pairs for ids in pair[1:] if len(ids))
-    if highest >= embedding_rows(reader.model):
-        raise SepoError(
-            f"the pairs hold token id {highest:,}, but {name} has embeddings for {embedding_rows(reader.model):,}",
-            hint="resize the model's embeddings to its tokenizer",
         )
