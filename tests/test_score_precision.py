@@ -107,7 +107,7 @@ def test_the_noise_check_is_not_fooled_by_the_fast_way(world, tmp_path, monkeypa
     monkeypatch.setattr(
         Layout, "causal_mask", lambda self, prompt, queries, keys, window, dtype: torch.zeros(queries, keys)
     )
-    monkeypatch.setattr("stages.model.paths._TOLERANCE", {torch.float32: 1e9})
+    monkeypatch.setattr("stages.model.trial.TOLERANCE", {torch.float32: 1e9})
     # Apart, so that no known log-prob of the reference is right whatever the mask.
     apart = {f"{name}_model": str(world / "oracle" / name) for name in ("oracle", "reference")}
     run_score(world, output=tmp_path / "s", oracle=None, noise_check=1.0, **apart)

@@ -7,24 +7,18 @@ log-probs is not taken, and the log says so.
 """
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stages.currency import Batch, TokenPair
+from stages.currency import Batch
 from stages.model.batches import collate, whole
 from stages.model.head import has_head
 from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, weighted_logps
 from stages.model.packing import Packed, pack
+from stages.model.trial import agree, trial_logps, trial_pairs
 from stages.reporting import Reporter
-
-_LENGTHS: Final = ((5, 7, 6), (3, 4, 9))
-_SHORT_WINDOW: Final = 128
-"""a sliding window shorter than this is reached by the trial"""
-_TOLERANCE: Final = {torch.float32: 5e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
-"""nats, mean over the trial's tokens; in half precision rounding alone moves a log-prob by hundredths"""
 
 
 @torch.no_grad()
@@ -32,10 +26,9 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     """The model with the fastest ways that give its own log-probs."""
     training = model.training
     model.eval()
-    examples = [whole(pair) for pair in _trial(model)]
+    examples = [whole(pair) for pair in trial_pairs(model)]
     padded = collate(examples, model.device)
-    expected_RW = weighted_logps(Reader(model, packs=False, tiled=False, alone=True), padded)
-    expected_N = pair_by_pair(padded, expected_RW)
+    expected_N = trial_logps(model)
     reader = Reader(model, packs=False, tiled=has_head(model), alone=_looks_at_the_batch(model))
     if reader.tiled and not _agrees(reader, padded, expected_N):
         reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
@@ -49,17 +42,6 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
     return reader
-
-
-def _trial(model: Any) -> list[TokenPair]:
-    window = getattr(model.config, "sliding_window", None) or 0
-    more = window if window < _SHORT_WINDOW else 0
-    rng = np.random.default_rng(0)
-    high = int(model.get_input_embeddings().weight.shape[0])
-    return [
-        TokenPair(number, *(rng.integers(0, high, length + more).astype(np.int32) for length in lengths))
-        for number, lengths in enumerate(_LENGTHS)
-    ]
 
 
 def _looks_at_the_batch(model: Any) -> bool:
@@ -100,8 +82,7 @@ def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor) -> bool:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
         return False
-    difference = (pair_by_pair(batch, logps_RW) - expected_N).abs().mean().item()
-    return bool(difference <= _TOLERANCE.get(reader.model.dtype, _TOLERANCE[torch.float32]))
+    return agree(pair_by_pair(batch, logps_RW), expected_N, reader.model.dtype)
 
 
 def _name(model: Any) -> str:
