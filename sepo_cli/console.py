@@ -1,6 +1,6 @@
 """What a user sees while a stage runs and when it ends: progress and messages on stderr, the summary on stdout.
 
-Texts are printed as they are: never wrapped, never read as markup (a path may hold [brackets]).
+Texts are never wrapped, never read as markup (a path may hold [brackets]), and what cannot be printed is escaped.
 """
 
 import json
@@ -21,7 +21,7 @@ from rich.text import Text
 from sepo_cli.passages import passage_lines
 from sepo_cli.progress import Clock, Work
 from stages.errors import SepoError
-from stages.reporting import Passage, Quiet, Reporter, Summary, Table
+from stages.reporting import Passage, Quiet, Reporter, Summary, Table, printable
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 WIDTH_OF_A_FILE: Final = 120
@@ -43,7 +43,7 @@ class Lines:
         self._clock = clock
 
     def say(self, text: str) -> None:
-        _print(self._console, Text(text))
+        _print(self._console, _text(text))
 
     def warn(self, text: str) -> None:
         _print(self._console, _labelled("warning:", "yellow", text))
@@ -89,7 +89,7 @@ class Bars:
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
-        _print(self._console, Text(text))
+        _print(self._console, _text(text))
 
     def warn(self, text: str) -> None:
         _print(self._console, _labelled("warning:", "bold yellow", text))
@@ -123,7 +123,7 @@ class _ShownWork(Work):
     def __init__(self, progress: Progress, title: str, total: int, unit: str) -> None:
         super().__init__(title, total, unit)
         self._progress = progress
-        self._row = progress.add_task(title, total=total or None, work=self)
+        self._row = progress.add_task(self.title, total=total or None, work=self)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         super().advance(amount, note)
@@ -159,13 +159,14 @@ def print_summary(summary: Summary) -> None:
     console = Console(highlight=False)
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"
     if console.is_terminal:
-        _print(console, Text(title, style="bold"))
+        _print(console, _text(title, "bold"))
         console.print(_grid(summary))
         for table in summary.tables:
             _print_table(console, table)
         return
-    width = max((len(label) for label, _ in summary.rows), default=0)
-    lines = [title, *(f"  {label:<{width}}  {value}" for label, value in summary.rows)]
+    rows = [(printable(label), printable(value)) for label, value in summary.rows]
+    width = max((len(label) for label, _ in rows), default=0)
+    lines = [printable(title), *(f"  {label:<{width}}  {value}" for label, value in rows)]
     lines += ["\n" + _plain(table) for table in summary.tables]
     # Flushed here, where a reader that has gone away is noticed and forgiven.
     print("\n".join(lines), flush=True)
@@ -190,16 +191,16 @@ def _grid(summary: Summary) -> Grid:
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, value in summary.rows:
-        grid.add_row(Text(label), Text(value))
+        grid.add_row(_text(label), _text(value))
     return grid
 
 
 def _grid_with_columns(table: Table) -> Grid:
-    grid = Grid(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    grid = Grid(title=_text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
-        grid.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+        grid.add_column(_text(column), justify="right" if number else "left", overflow="fold")
     for row in table.rows:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*map(_text, row))
     return grid
 
 
@@ -207,7 +208,7 @@ def _print_table(console: Console, table: Table | Passage) -> None:
     if isinstance(table, Table):
         console.print(_grid_with_columns(table))
         return
-    _print(console, Text(table.title, style="bold"))
+    _print(console, _text(table.title, "bold"))
     for line in passage_lines(table, console.width):
         _print(console, line)
     console.print()
@@ -216,7 +217,7 @@ def _print_table(console: Console, table: Table | Passage) -> None:
 def _plain(table: Table | Passage) -> str:
     if isinstance(table, Table):
         return table.markdown().rstrip("\n")
-    return "\n".join([table.title, "", *(line.plain for line in passage_lines(table, WIDTH_OF_A_FILE))])
+    return "\n".join([printable(table.title), "", *(line.plain for line in passage_lines(table, WIDTH_OF_A_FILE))])
 
 
 def _stderr() -> Console:
@@ -227,8 +228,13 @@ def _print(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=True)
 
 
+def _text(text: str, style: str = "") -> Text:
+    """Other people's words, which control nothing here."""
+    return Text(printable(text), style)
+
+
 def _labelled(label: str, style: str, text: str) -> Text:
-    return Text.assemble((label, style), " ", text)
+    return Text.assemble((label, style), " ", _text(text))
 
 
 def _rank() -> int:

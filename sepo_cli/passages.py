@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from stages.reporting import Passage, Piece
+from stages.reporting import Passage, Piece, printable
 
 _INDENT = "  "
 
 
 def passage_lines(passage: Passage, width: int) -> list[Text]:
     """The lines of a passage, without its title; styles show on a terminal and are lost in a file."""
-    margin = max(cell_len(line.label) for line in passage.lines) + 2 * len(_INDENT)
+    margin = max(cell_len(printable(line.label)) for line in passage.lines) + 2 * len(_INDENT)
     lines = []
     for line in passage.lines:
-        label = f"{_INDENT}{line.label}"
+        label = printable(f"{_INDENT}{line.label}")
         for text in _broken(line.pieces, passage.border, max(width - margin, 10)) or [Text()]:
             lines.append(Text.assemble((set_cell_size(label, margin), "cyan"), text))
             label = ""
@@ -28,7 +28,7 @@ def _broken(pieces: list[Piece], border: str, room: int) -> list[Text]:
     lines: list[Text] = []
     line = Text()
     for piece in pieces:
-        for part in _parts(piece.text, room - cell_len(border)):
+        for part in _parts(printable(piece.text), room - cell_len(border)):
             # A blank at the end of a line takes no room.
             if line and line.cell_len + cell_len(part.rstrip()) + cell_len(border) > room:
                 lines.append(line)

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from stages.reporting import printable
+
 Clock = Callable[[], float]
 
 
@@ -15,7 +17,7 @@ class Work:
     """
 
     def __init__(self, title: str, total: int, unit: str, clock: Clock = time.monotonic) -> None:
-        self.title = title
+        self.title = printable(title)
         self.total = total
         self.unit = unit
         self.done = 0
@@ -28,7 +30,7 @@ class Work:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
-        self._note = note or self._note
+        self._note = printable(note) or self._note
         if self._mark is None:
             self._mark = (self._clock(), self.done)
 

@@ -1,10 +1,26 @@
 """What a stage tells its user while it runs, and what it returns; how that looks is the command line's business."""
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from stages.errors import SepoError
+
+_MARKDOWN: Final = re.compile(r"[\\`*<|]|(?<=])\(")
+
+
+def printable(text: str) -> str:
+    """A text of one line in which nothing controls a terminal: what cannot be printed is escaped as Python would.
+
+    Names, columns and texts are other people's; every border to a terminal or a page passes through here.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def markdown(text: str) -> str:
+    """A text as Markdown shows it: no markup, no link, no end of a table's cell."""
+    return _MARKDOWN.sub(r"\\\g<0>", printable(text))
 
 
 class Task(Protocol):
@@ -36,8 +52,9 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """The table as GitHub shows it, with its title above."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        rows = [[markdown(cell) for cell in row] for row in self.rows]
+        lines = [[*map(markdown, self.columns)], ["---"] * len(self.columns), *rows]
+        return f"{markdown(self.title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 class Piece(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from stages.currency import Ids, Pair, TokenPair
 from stages.data.template_arguments import TOOLS
-from stages.reporting import Line, Passage, Piece
+from stages.reporting import Line, Passage, Piece, printable
 
 BORDER: Final = "│"
 TOKENS_SHOWN: Final = (100, 30)
@@ -50,7 +50,7 @@ def words(text: str) -> list[Piece]:
     head, tail = LETTERS_SHOWN
     if len(text) > head + tail:
         text = f"{text[:head]} ... {len(text) - head - tail:,} characters ... {text[-tail:]}"
-    return [Piece(_printable(word.replace("\n", "⏎"))) for word in _WORD.findall(text)]
+    return [Piece(printable(word.replace("\n", "⏎"))) for word in _WORD.findall(text)]
 
 
 def token_pieces(ids: Ids, tokenizer: Any) -> list[Piece]:
@@ -64,7 +64,7 @@ def token_pieces(ids: Ids, tokenizer: Any) -> list[Piece]:
 
 def visible(text: str) -> str:
     """A text of which every character can be seen."""
-    return "".join(_SIGNS.get(letter, _printable(letter)) for letter in text)
+    return "".join(_SIGNS.get(letter, printable(letter)) for letter in text)
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
@@ -91,7 +91,3 @@ def _argument_lines(pair: Pair) -> list[Line]:
     names = ", ".join(str(tool.get("name", "?")) if isinstance(tool, dict) else "?" for tool in named)
     others = ", ".join(f"{name}={value!r}" for name, value in pair.template_arguments.items() if name != TOOLS)
     return [Line(label, words(text)) for label, text in (("(tools)", names), ("(template)", others)) if text]
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == " " else ascii(letter)[1:-1] for letter in text)

@@ -9,6 +9,7 @@ from stages.model.adapters import is_adapter
 from stages.model.curves import FILE as CURVES
 from stages.model.curves import draw_curves
 from stages.model.metrics import read_metrics
+from stages.reporting import markdown
 from stages.store.files import write_text
 
 FILE: Final = "README.md"
@@ -109,7 +110,7 @@ def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: st
     card = TEMPLATE.format(
         library="peft" if is_adapter(folder) else "transformers",
         base=_base_line(made),
-        title=title,
+        title=markdown(title),
         what=what,
         picture=f"\n![{phase} by step]({CURVES})\n" if records else "",
         settings=_table({name: value for name, value in content_settings(made.config).items() if value is not None}),
@@ -147,4 +148,4 @@ def _flat(counts: dict[str, Any], before: str = "") -> Iterator[tuple[str, int]]
 
 
 def _table(values: dict[str, Any]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    return "\n".join(f"| {markdown(str(name))} | {markdown(str(value))} |" for name, value in values.items())
