@@ -12,6 +12,9 @@ from stages.currency import Message
 from stages.data.read import Row, kind
 from stages.errors import SepoError
 
+LONGEST_TEXT: Final = 1 << 23
+"""Characters of a prompt and one answer. A model that reads a million tokens has room for half as many; tokenising
+more takes a hundred times its size in memory."""
 EMPTY_PROMPT: Final = "empty prompt"
 EMPTY_RESPONSE: Final = "empty response"
 SAME: Final = "chosen equals rejected"
@@ -23,6 +26,7 @@ UNKNOWN_ROLE: Final = "role other than system, user and assistant"
 TOOL_CALL: Final = "a turn calls a tool"
 BROKEN_TEXT: Final = "broken Unicode"
 NUL: Final = "NUL character"
+TOO_LONG: Final = f"more than {LONGEST_TEXT:,} characters"
 TWO_SYSTEMS: Final = "system column and system turn differ"
 TIE: Final = "tie"
 ONE_ANSWER: Final = "fewer than two answers"
@@ -35,6 +39,18 @@ _ROLES: Final = {"Human": "user", "Assistant": "assistant"}
 _SHAREGPT_ROLES: Final = {"human": "user", "gpt": "assistant"}
 # Their content need not be a text.
 _TOOL_ROLES: Final = ("tool", "function", "ipython")
+# What a turn may hold beside its role and content. Whatever is here changes what a model would be shown, or taught, in
+# a way that nothing here can keep; keys that are in none of these lists are about the turn and not part of it.
+_CALLS: Final = {"tool_calls", "function_call"}
+_UNKEPT: Final = (
+    {"reasoning_content", "thinking", "reasoning", "thoughts", "thought", "refusal", "prefix", "partial", "prefill"}
+    | {"image", "images", "image_url", "audio", "audios", "video", "videos", "files", "attachments", "documents"}
+    | {"tool_call_id", "tool_responses", "tool_plan", "tools", "channel", "recipient", "mask", "train_detail"}
+)
+_TRAINED: Final = ("weight", "train", "training", "trainable", "loss")
+"""0 or false: the answer is not to be trained on"""
+_LEFT_OUT: Final = "left out"
+"""key of a turn that is no answer to train on, and why"""
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -85,12 +101,17 @@ def with_system(row: Row, turns: list[Message]) -> list[Message]:
 def split(turns: list[Message]) -> tuple[list[Message], str]:
     """A conversation as its prompt and its answer."""
     check_order(turns)
+    if _LEFT_OUT in turns[-1]:
+        raise UnusableError(turns[-1][_LEFT_OUT])
+    if sum(len(turn["content"]) for turn in turns) > LONGEST_TEXT:
+        raise UnusableError(TOO_LONG)
     if any(_LONE_SURROGATE.search(turn["content"]) for turn in turns):
         raise UnusableError(BROKEN_TEXT)
     # Some tokenizers end a text there, some leave it out.
     if any("\0" in turn["content"] for turn in turns):
         raise UnusableError(NUL)
-    prompt, answer = turns[:-1], turns[-1]["content"]
+    prompt = [{name: text for name, text in turn.items() if name != _LEFT_OUT} for turn in turns[:-1]]
+    answer = turns[-1]["content"]
     if not prompt[-1]["content"].strip():
         raise UnusableError(EMPTY_PROMPT)
     if not answer.strip():
@@ -114,7 +135,8 @@ def check_order(turns: list[Message]) -> None:
 def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool = False) -> list[Message]:
     """A list of turns with nothing but their roles and contents, whose names in ShareGPT are from and value.
 
-    A turn that has more than them to say (a tool is called, or answers) makes the row unusable, whatever its content.
+    A turn that has more than them to say (a tool is called, or answers; a picture) makes the row unusable, whatever
+    its content.
     """
     keys, turn_hint = (("from", "value"), _SHAREGPT_HINT) if sharegpt else (("role", "content"), _TURN_HINT)
     if not isinstance(value, list):
@@ -123,14 +145,25 @@ def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool =
         _check_turn(turn, keys, f'{where}: "{column}" turn {number}', turn_hint)
     role, content = keys
     names = _SHAREGPT_ROLES if sharegpt else {}
-    return [{"role": names.get(turn[role], turn[role]), "content": turn[content]} for turn in value]
+    return [{"role": names.get(turn[role], turn[role]), "content": turn[content], **_left_out(turn)} for turn in value]
+
+
+def unread_keys(value: Any) -> list[str]:
+    """The keys of a column's turns that nothing reads; none where it holds no turns."""
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    known = {"role", "content", "from", "value", *_CALLS, *_UNKEPT, *_TRAINED}
+    return list(dict.fromkeys(str(key) for turn in turns for key in turn if key not in known))
 
 
 def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None:
     if not isinstance(turn, dict):
         raise SepoError(f"{place} is {kind(turn)}, not an object", hint=hint)
-    if turn.get("tool_calls") or turn.get("function_call"):
+    # Parquet gives every turn the keys of all the others: what is null, false or empty is not there.
+    if any(turn.get(key) for key in _CALLS):
         raise UnusableError(TOOL_CALL)
+    unkept = next((key for key, value in turn.items() if key in _UNKEPT and value), None)
+    if unkept is not None:
+        raise UnusableError(f'a turn has "{unkept}", which cannot be kept')
     for key in keys:
         if key not in turn:
             raise SepoError(f'{place} has no "{key}"', hint=hint)
@@ -138,6 +171,15 @@ def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None
             raise UnusableError(UNKNOWN_ROLE)
         if not isinstance(turn[key], str):
             raise SepoError(f'{place}: "{key}" is {kind(turn[key])}, not text', hint=hint)
+
+
+def _left_out(turn: dict[str, Any]) -> Message:
+    for key in _TRAINED:
+        value = turn.get(key)
+        if value is not None and value != 1:
+            how = "leaves the answer out" if value == 0 else "of the answer is neither 0 nor 1"
+            return {_LEFT_OUT: f'"{key}" {how}'}
+    return {}
 
 
 def _joined(prompt: list[Message] | None, turns: list[Message]) -> list[Message]:

@@ -38,6 +38,7 @@ from stages.data.conversations import (
     conversation_list,
     is_dialogue,
     split,
+    unread_keys,
     with_system,
 )
 from stages.data.published import PUBLISHED, Layout, Sides
@@ -63,7 +64,7 @@ class Look(NamedTuple):
     kinds: dict[str, str]
     """what a column is read as, and what it holds in that row: ``text``, ``a list``"""
     ignored: list[str]
-    """columns that nothing reads"""
+    """columns that nothing reads, and keys of turns, such as ``messages.id``"""
 
 
 def read_pairs(
@@ -120,6 +121,7 @@ def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
     read = {name: kind(value) for name, value in row.columns.items() if name in reads}
     names = {ours: (columns or {}).get(ours, ours) for ours in read}
     ignored = [str(name) for name in row.columns if name not in reads]
+    ignored += [f"{names[ours]}.{key}" for ours in read for key in unread_keys(row.columns[ours])]
     return Look(describe_layout(row.columns), names, read, ignored)
 
 
