@@ -3,7 +3,6 @@
 Texts are never wrapped, never read as markup (a path may hold [brackets]), and what cannot be printed is escaped.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from sepo_cli.passages import passage_lines
 from sepo_cli.progress import Clock, Work
 from stages.errors import SepoError
 from stages.reporting import Passage, Quiet, Reporter, Summary, Table, printable
+from stages.store.files import json_text
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 WIDTH_OF_A_FILE: Final = 120
@@ -154,7 +154,7 @@ def print_summary(summary: Summary) -> None:
     if _rank() > 0 and not summary.every_process:
         return
     if summary.json is not None:
-        print(json.dumps(summary.json, allow_nan=False), flush=True)
+        print(json_text(summary.json), flush=True)
         return
     console = Console(highlight=False)
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"

@@ -50,7 +50,7 @@ def one_line(error: BaseException) -> str:
 
     It is the first line, and the next one too where the first ends with a colon.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in (getattr(error, "strerror", None) or str(error)).splitlines() if line.strip()]
     if not lines or isinstance(error, KeyError):
         return " ".join([type(error).__name__, *lines[:1]])[:_LONGEST]
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")

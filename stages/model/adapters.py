@@ -3,14 +3,13 @@
 A folder with ``adapter_config.json`` and no ``config.json`` is such a model; the configuration names its base.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.errors import SepoError, one_line
-from stages.store.files import write_json
+from stages.errors import SepoError, borrowed
+from stages.store.files import read_object, write_json
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
@@ -41,11 +40,8 @@ def base_of(folder: Path) -> str:
     Raises:
         SepoError: the configuration cannot be read, names none, or is of a kind that cannot be read token by token.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-        name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise SepoError(f"{folder / CONFIG} cannot be read: {error}", hint=_REMEDY) from error
+    config = read_object(folder / CONFIG, _REMEDY)
+    name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
     if any(part in kind for part in _BEFORE_THE_PROMPT):
         raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
     if not isinstance(name, str) or not name:
@@ -60,7 +56,7 @@ def base_name(name: str, folder: Path) -> str:
 
 def content(folder: Path) -> dict[str, Any]:
     """What an adapter's configuration says, but for where its base lies and who wrote it."""
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = read_object(folder / CONFIG, _REMEDY)
     return {key: value for key, value in config.items() if key not in _NOT_CONTENT}
 
 
@@ -70,7 +66,7 @@ def save(adapter: Any, folder: Path) -> None:
     adapter.save_pretrained(folder, save_embedding_layers=False)
     # A card to be filled in; a policy has one that is.
     (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / CONFIG).read_bytes())
+    config = read_object(folder / CONFIG, _REMEDY)
     # Sets, which every process lists in an order of its own.
     ordered = {key: sorted(value) if key in _SETS and value else value for key, value in config.items()}
     write_json(folder / CONFIG, ordered)
@@ -102,7 +98,5 @@ def _attached(base: Any, folder: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise SepoError(f"{folder} is an adapter, which needs peft", hint="pip install 'sepo[lora]'") from error
-    try:
+    with borrowed(f"the adapter {folder} does not fit its base", _REMEDY):
         return PeftModel.from_pretrained(base, folder)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise SepoError(f"the adapter {folder} does not fit its base: {one_line(error)}", hint=_REMEDY) from error

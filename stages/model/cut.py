@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed
 from stages.model.adapters import is_adapter
 from stages.model.folders import load_config, load_model
 
@@ -52,10 +51,8 @@ def _shortened(config: Any, layers: int) -> Any:
     values: Mapping[str, Any] = config.to_dict()
     cut = {name: value[:layers] for name, value in values.items() if _is_per_layer(name, value, before)}
     own_name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    try:
+    with borrowed(f"the configuration does not fit {layers} layers", _HINT):
         return type(config).from_dict({**values, **cut, own_name: layers})
-    except StrictDataclassError as error:
-        raise SepoError(f"the configuration does not fit {layers} layers: {one_line(error)}", hint=_HINT) from error
 
 
 def _is_per_layer(name: str, value: Any, layers: int) -> bool:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from stages.configs import OptimizerConfig, OracleConfig, PolicyConfig, ScoreConfig
-from stages.errors import SepoError
+from stages.errors import borrowed
 from stages.model.budget import budget_in_room, memory_of, tokens_in_room
+from stages.model.folders import REMEDY, load_config
 from stages.model.schedule import make_schedule
 from stages.reporting import Table
 
@@ -116,16 +117,9 @@ def model_shape(folder: Path, *, trust_remote_code: bool) -> Shape:
     Raises:
         SepoError: transformers cannot make a causal language model of it.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        # The class that reads a configuration raises whatever it trips over.
-        raise SepoError(
-            f"{folder}/config.json describes no causal language model: {str(error).splitlines()[0]}",
-            hint="give a model folder or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct",
-        ) from error
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     rows = head.weight.numel() if head is not None else 0
     tied = head is not None and head.weight is embedding.weight

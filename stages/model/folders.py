@@ -1,6 +1,5 @@
 """Model folders in and out: finding, checking, hashing, loading, saving."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,19 +8,18 @@ from typing import Any, Final, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed
 from stages.model.adapters import base_of, content, is_adapter, merge
 from stages.model.adapters import save as save_adapter
 from stages.reporting import Quiet, Reporter
-from stages.store.files import hash_file, hash_json, whole_folder
+from stages.store.files import hash_file, hash_json, read_object, whole_folder
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
+_LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
@@ -40,7 +38,7 @@ def resolve_model(name: str, reporter: Reporter) -> Path:
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
     if not is_adapter(folder):
-        _refuse_unfit(folder, _read_config(folder))
+        _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
     return folder
 
 
@@ -63,7 +61,7 @@ def model_hash(folder: Path) -> str:
     if is_adapter(folder):
         adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
-    config = _read_config(folder)
+    config = read_object(folder / "config.json", REMEDY)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
@@ -93,12 +91,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     """The tokenizer of a model folder, with its chat template if it has one."""
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
         folder = base_folder(folder)
-    try:
+    with borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise SepoError(
-            f"{folder} holds no tokenizer that transformers can load: {one_line(error)}", hint=REMEDY
-        ) from error
 
 
 def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -107,11 +101,10 @@ def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     Raises:
         SepoError: transformers does not know such a model, or it is no causal language model.
     """
-    try:
+    with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
-    _refuse_unfit(folder, config.to_dict())
+        described = config.to_dict()
+    _refuse_unfit(folder, described)
     return config
 
 
@@ -137,10 +130,9 @@ def load_model(
     """
     if is_adapter(folder):
         return merge(load_model(base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype), folder)
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    try:
-        config = change(config)
-        _disable_dropout(config)
+    config = change(load_config(folder, trust_remote_code=trust_remote_code))
+    _disable_dropout(config)
+    with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -150,8 +142,6 @@ def load_model(
             output_loading_info=True,
             **(held or {}),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SepoError(f"cannot load {folder} as a causal language model: {one_line(error)}", hint=REMEDY) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
@@ -188,7 +178,7 @@ def embedding_rows(model: Any) -> int:
 def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
     """The longest row that all of some models were made for, as their configurations tell; None where none does."""
     described = [base_folder(folder) if is_adapter(folder) else folder for folder in folders]
-    configs = [AutoConfig.from_pretrained(each, trust_remote_code=trust_remote_code) for each in described]
+    configs = [load_config(each, trust_remote_code=trust_remote_code) for each in described]
     told = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
     return min((positions for positions in told if positions is not None), default=None)
 
@@ -231,12 +221,8 @@ def _download(name: str) -> Path:
 
 
 def _fetched(name: str, patterns: list[str]) -> Path:
-    try:
+    with borrowed(f"there is no folder {name}, and the hub did not give it", REMEDY):
         return Path(snapshot_download(name, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise SepoError(
-            f"there is no folder {name}, and the hub did not give it: {one_line(error)}", hint=REMEDY
-        ) from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -246,16 +232,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise SepoError(f"{folder}/config.json cannot be read: {one_line(error)}", hint=REMEDY) from error
-    if not isinstance(config, dict):
-        raise SepoError(f"{folder}/config.json is not the configuration of a model", hint=REMEDY)
-    return config
 
 
 def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:

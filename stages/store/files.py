@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -9,11 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
-from stages.errors import SepoError
+from stages.errors import SepoError, borrowed
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES: Final = 1 << 20
+MOST_JSON_BYTES: Final = 1 << 26
+DEEPEST_JSON: Final = 100
+"""what is nested deeper could be read, but not hashed or written again"""
 
 
 def hash_bytes(chunks: Iterator[bytes]) -> str:
@@ -75,8 +79,43 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a JSON file whole, keys in the order given; see `json_text`."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes: what is not finite is null, and lone surrogates are escaped."""
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # A file name that is no UTF-8 holds such; the escape is JSON's own.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def read_object(path: Path, hint: str) -> dict[str, Any]:
+    """A small JSON file that holds an object; see `json_object`.
+
+    Raises:
+        SepoError: also, there is no such file.
+    """
+    with borrowed(f"{path} cannot be read", hint), path.open("rb") as file:
+        data = file.read(MOST_JSON_BYTES + 1)
+    return json_object(data, str(path), hint)
+
+
+def json_object(data: bytes, name: str, hint: str) -> dict[str, Any]:
+    """The object in the bytes of a JSON file.
+
+    Raises:
+        SepoError: it is damaged, no object, larger than `MOST_JSON_BYTES` or nested deeper than `DEEPEST_JSON`.
+    """
+    if len(data) > MOST_JSON_BYTES:
+        raise SepoError(f"{name} cannot be read: it has more than {MOST_JSON_BYTES:,} bytes", hint=hint)
+    with borrowed(f"{name} cannot be read", hint):
+        found = json.loads(data)
+    if not isinstance(found, dict):
+        raise SepoError(f"{name} cannot be read: it is no JSON object", hint=hint)
+    if _is_nested_beyond(found, DEEPEST_JSON):
+        raise SepoError(f"{name} cannot be read: it is nested more than {DEEPEST_JSON} deep", hint=hint)
+    return found
 
 
 @contextmanager
@@ -119,3 +158,24 @@ def probe_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise SepoError(f"cannot write to {folder}: {reason}", hint="choose another --output-dir") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_nested_beyond(value: Any, levels: int) -> bool:
+    """Without recursion of its own: what is nested a thousand deep must not be what ends it."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return any(isinstance(each, (dict, list)) for each in level)

@@ -5,7 +5,6 @@ from the environment (``AWS_ENDPOINT_URL``, keys, region) or from the URI's quer
 local one is renamed when whole, an object appears when its upload completes.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from pyarrow import fs
 
 from stages.configs import is_remote
 from stages.errors import SepoError, one_line
-from stages.store.files import sync_into, write_whole
+from stages.store.files import json_text, sync_into, write_whole
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 """file systems of pyarrow where an object appears only when its upload has completed"""
@@ -103,9 +102,8 @@ class Place:
             ) from error
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file whole, keys in the order given."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        self.write(name, text.encode())
+        """Write a JSON file whole, keys in the order given; see `stages.store.files.json_text`."""
+        self.write(name, (json_text(value, indent=2) + "\n").encode())
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
