@@ -1,5 +1,7 @@
 """`--config FILE`: a YAML mapping of option names to values, checked key by key, with the line of every fault."""
 
+import re
+import reprlib
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -8,9 +10,14 @@ from typing import Any, Final, NamedTuple, get_args
 import typer
 
 from sepo_cli.spelling import canonical
-from stages.errors import SepoError
+from stages.errors import SepoError, borrowed
 
 HINT: Final = "write one `option: value` a line, such as `seed: 42`"
+_FILE_HINT: Final = "--config takes a YAML file"
+_LONGEST: Final = 1 << 17
+"""bytes; a file of all options has three thousand"""
+# YAML 1.1 takes 042 for 34 and 1:30 for 90. A sign, digits and _ between them are what everyone takes them for.
+_PLAIN_WHOLE: Final = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 
 
 class Entry(NamedTuple):
@@ -19,6 +26,13 @@ class Entry(NamedTuple):
     key: str
     value: Any
     line: int
+
+
+class _Nested:
+    """A value that no option takes."""
+
+    def __repr__(self) -> str:
+        return "a mapping, or a list in a list"
 
 
 def accepted_names(context: typer.Context) -> dict[str, str]:
@@ -67,32 +81,52 @@ def _entries(path: Path) -> list[Entry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SepoError(f"{path} is not a mapping of option names to values", hint=HINT)
-        for key, _ in root.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise SepoError(f"{path}:{key.start_mark.line + 1}: a key has to be a single word", hint=HINT)
-        return [
-            Entry(key.value, loader.construct_object(value, deep=True), key.start_mark.line + 1)
-            for key, value in root.value
-        ]
+        return [_entry(path, loader, key, value) for key, value in root.value]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
         raise SepoError(f"{where}: not valid YAML: {problem}", hint=HINT) from None
-    except ValueError as error:
-        # A scalar that looks like a date or a number and is none, such as 2024-99-99.
-        raise SepoError(f"{path}: not valid YAML: {error}", hint="put quotes around text") from None
+    except RecursionError:
+        raise SepoError(f"{path}: not valid YAML: nested too deeply", hint=HINT) from None
+
+
+def _entry(path: Path, loader: Any, key: Any, value: Any) -> Entry:
+    """A line of the file. Nothing is made of a value before its shape is known: what an alias repeats has no end."""
+    from yaml import ScalarNode, SequenceNode
+
+    line = key.start_mark.line + 1
+    if not isinstance(key, ScalarNode):
+        raise SepoError(f"{path}:{line}: a key has to be a single word", hint=HINT)
+    scalars = value.value if isinstance(value, SequenceNode) else [value]
+    if not all(isinstance(scalar, ScalarNode) for scalar in scalars):
+        return Entry(key.value, _Nested(), line)
+    for scalar in scalars:
+        if scalar.tag.endswith(":int") and scalar.style is None and not _PLAIN_WHOLE.fullmatch(scalar.value):
+            raise SepoError(
+                f"{path}:{line}: {key.value} is {scalar.value}, which YAML takes for another number",
+                hint="write it without a leading zero or colons, or put quotes around text",
+            )
+    # A scalar that looks like a date or a number and is none, such as 2024-99-99.
+    with borrowed(f"{path}:{line}: not valid YAML", "put quotes around text"):
+        return Entry(key.value, loader.construct_object(value, deep=True), line)
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        if not path.is_file() and path.exists():
+            raise SepoError(f"cannot read {path}: not a regular file", hint=_FILE_HINT)
+        with path.open("rb") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise SepoError(f"{path} has more than {_LONGEST:,} bytes", hint=_FILE_HINT)
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise SepoError(f"there is no configuration file {path}", hint="--config takes a YAML file") from None
+        raise SepoError(f"there is no configuration file {path}", hint=_FILE_HINT) from None
     except OSError as error:
-        raise SepoError(f"cannot read {path}: {error.strerror}", hint="--config takes a YAML file") from None
+        raise SepoError(f"cannot read {path}: {error.strerror}", hint=_FILE_HINT) from None
     except UnicodeDecodeError:
-        raise SepoError(f"{path} is not UTF-8 text", hint="--config takes a YAML file") from None
+        raise SepoError(f"{path} is not UTF-8 text", hint=_FILE_HINT) from None
 
 
 def _unknown(path: Path, entry: Entry, names: dict[str, str], command: str) -> SepoError:
@@ -112,7 +146,7 @@ def _converted(path: Path, entry: Entry, kind: Any) -> Any:
     wanted, convert = _CONVERTERS[_plain(kind)]
     try:
         return convert(entry.value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SepoError(
             f"{path}:{entry.line}: {entry.key} takes {wanted}, got {_shown(entry.value)}",
             hint=f"write {entry.key}: {_EXAMPLES[_plain(kind)]}",
@@ -161,7 +195,7 @@ def _shown(value: Any) -> str:
     """A value as a file spells it."""
     if value is None:
         return "nothing"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
 
 
 _CONVERTERS = {

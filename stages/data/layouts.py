@@ -116,8 +116,8 @@ def read_conversations(
 def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
     """What the columns of a preference data set's first row are taken for; arguments and errors as `read_pairs`."""
     row = next(_renamed(dataset, columns))
-    layout = _recognised(row, columns, _PAIR_HINT) or _GENERAL[-1]
-    reads = layout.needs | layout.takes | {"system", *TEMPLATE_COLUMNS}
+    _recognised(row, columns, _PAIR_HINT)
+    reads = _reads(row.columns, columns)
     read = {name: kind(value) for name, value in row.columns.items() if name in reads}
     names = {ours: (columns or {}).get(ours, ours) for ours in read}
     ignored = [str(name) for name in row.columns if name not in reads]
@@ -164,6 +164,10 @@ _GENERAL: Final = (
     Layout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
 )
 
+_CONVERSATIONS: Final = Layout(
+    "", frozenset(), _general, frozenset({"prompt", "messages", "completion", "chosen", "rejected"})
+)
+
 
 def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[Layout]:
     """The layouts whose columns are all there, without those that are part of another one.
@@ -175,6 +179,14 @@ def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[Layout]:
     fits = [layout for layout in (*PUBLISHED, *_GENERAL) if layout.needs <= present]
     meant = [layout for layout in fits if layout.needs <= named]
     return [layout for layout in meant or fits if not any(layout.needs < other.needs for other in meant or fits)]
+
+
+def _reads(present: Iterable[str], columns: Mapping[str, str] | None) -> frozenset[str]:
+    """Which of the columns of a row, named as ours, are read."""
+    names = frozenset(present)
+    fits = _fitting(names, frozenset(columns or ()))
+    layout = fits[0] if fits else _CONVERSATIONS
+    return names & (layout.needs | layout.takes | {"system", *TEMPLATE_COLUMNS})
 
 
 def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layout | None:
@@ -268,7 +280,13 @@ def _renamed(dataset: str, columns: Mapping[str, str] | None) -> Iterator[Row]:
         raise SepoError(
             f"columns: nothing reads a column called {unknown}", hint=f"name one of {', '.join(sorted(known))}"
         )
-    for row in read_rows(dataset):
+    ours_of = {theirs: ours for ours, theirs in (columns or {}).items()}
+
+    def wanted(names: list[str]) -> list[str]:
+        reads = _reads((ours_of.get(name, name) for name in names), columns)
+        return [name for name in names if ours_of.get(name, name) in reads]
+
+    for row in read_rows(dataset, wanted):
         if not columns:
             yield row
             continue

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from stages.data.files import Placed, kind, unreadable
+from stages.data.files import Wanted
 from stages.data.sources import File, Source, choose_split, find_source
-from stages.errors import SepoError, one_line
+from stages.data.text_files import Placed, kind, unreadable
+from stages.errors import SepoError, borrowed, one_line
 
 __all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows"]
 
@@ -31,8 +30,11 @@ class Row(NamedTuple):
     columns: dict[str, Any]
 
 
-def read_rows(dataset: str) -> Iterator[Row]:
-    """Every row of `dataset`, in its order, as a stream; only a ``.json`` file that is one list is loaded whole.
+def read_rows(dataset: str, wanted: Wanted = list) -> Iterator[Row]:
+    """Every row of `dataset`, in its order, as a stream.
+
+    Args:
+        wanted: which of the columns to read, of all that a file has; another one may be there without its value.
 
     Raises:
         SepoError: from the first row on, if the data set is missing, empty, damaged, of an unknown kind or out of
@@ -40,7 +42,7 @@ def read_rows(dataset: str) -> Iterator[Row]:
     """
     source = find_source(dataset)
     empty = True
-    for number, (where, columns) in _file_rows(source) if source.files else _hub_rows(source):
+    for number, (where, columns) in (_file_rows if source.files else _hub_rows)(source, wanted):
         empty = False
         yield Row(number, where, columns)
     if empty:
@@ -75,7 +77,7 @@ def count_rows(dataset: str) -> int:
     source = find_source(dataset)
     try:
         counts = [file.format.count(file.path) for file in source.files]
-    except (pa.ArrowException, OSError):
+    except Exception:
         # Who reads the rows will tell what is wrong, and where.
         return 0
     return len(range(sum(counts))[source.rows]) if counts and all(counts) else 0
@@ -108,16 +110,22 @@ def load_split(source: str, split: str | None) -> tuple[str, Any]:
     return found, splits[found]
 
 
-def _file_rows(source: Source) -> Iterator[tuple[int, Placed]]:
-    placed = itertools.chain.from_iterable(file.format.rows(file.path, file.name) for file in source.files)
+def _file_rows(source: Source, wanted: Wanted) -> Iterator[tuple[int, Placed]]:
+    placed = itertools.chain.from_iterable(file.format.rows(file.path, file.name, wanted) for file in source.files)
     return itertools.islice(enumerate(placed), source.rows.start, source.rows.stop)
 
 
-def _hub_rows(source: Source) -> Iterator[tuple[int, Placed]]:
+def _hub_rows(source: Source, wanted: Wanted) -> Iterator[tuple[int, Placed]]:
     split, rows = load_split(source.name, source.split)
+    unread = dict.fromkeys(rows.column_names)
     numbers = range(len(rows))[source.rows]
-    for number, row in zip(numbers, rows.select(numbers) if numbers else (), strict=True):
-        yield number, (f"{source.name}:{split} row {number}", row)
+    rows = rows.select_columns(list(wanted(rows.column_names)) or rows.column_names)
+    chosen = iter(rows.select(numbers) if numbers else ())
+    for number in numbers:
+        where = f"{source.name}:{split} row {number}"
+        with borrowed(f"{where} cannot be read", hint="store text as text, and turns as lists"):
+            row = next(chosen)
+        yield number, (where, unread | row)
 
 
 def _rows_hash(dataset: str) -> str:

@@ -103,6 +103,10 @@ def _source(name: str) -> Source:
         if not found:
             raise SepoError(f"{name}: no file matches", hint="check the pattern; quote it, or the shell expands it")
         return Source(name, _of_one_kind([_file(Path(place), place) for place in found], name))
+    if os.path.lexists(path):
+        # /dev/zero has no end, and a pipe can be read only once.
+        problem = "neither a file nor a folder" if os.path.exists(path) else "a link to nothing"
+        raise SepoError(f"{name}: {problem}", hint="give a file or a folder that can be read more than once")
     hub = _HUB_NAME.fullmatch(name)
     if hub is None or format_of(path) or name.startswith((".", "/", "~")):
         raise SepoError(f"{name}: no such file", hint="check the path; a data set on the hub is org/name[:split]")
@@ -137,7 +141,7 @@ def _folder_files(folder: Path, name: str, split: str | None) -> list[File]:
         if (folder / "state.json").is_file():
             return _saved_files(folder, name)
         paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SepoError(
             f"{name}: the folder cannot be read: {one_line(error)}",
             hint="check its permissions; if `datasets` wrote it, write it again",

@@ -109,7 +109,7 @@ def test_two_spellings_are_one_key(tmp_path):
         ("beta: 1\n\tseed: 1", "run.yaml:2: not valid YAML"),
         ("beta: !!python/object:os.system x", "run.yaml:1: not valid YAML"),
         ("beta: 1\n---\nbeta: 2", "run.yaml:2: not valid YAML"),
-        ("model: 2024-99-99", "run.yaml: not valid YAML"),
+        ("model: 2024-99-99", "run.yaml:1: not valid YAML"),
         ("model: *nobody", "run.yaml:1: not valid YAML"),
         ("model: \x00", "run.yaml: not valid YAML"),
         (b"model: \xff", "run.yaml is not UTF-8 text"),
