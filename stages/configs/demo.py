@@ -41,7 +41,7 @@ class DemoReportConfig:
     overwrite: bool = outside(False)
 
     def __post_init__(self) -> None:
-        faults = limits.check(self, samples=limits.at_least_two, output_dir=limits.local)
+        faults = limits.check(self, samples=limits.at_least_two, seed=limits.not_negative, output_dir=limits.local)
         faults += [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
         limits.refuse(faults)
 

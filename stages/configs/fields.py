@@ -44,7 +44,8 @@ def module_names(modules: str) -> list[str]:
 def worker_numbers(worker: str) -> tuple[int, int]:
     """``3/16`` as ``(3, 16)``; ``(0, 0)`` for what is no such thing."""
     number, _, count = worker.partition("/")
-    return (int(number), int(count)) if number.isdecimal() and count.isdecimal() else (0, 0)
+    small = all(part.isdecimal() and len(part) < 10 for part in (number, count))
+    return (int(number), int(count)) if small else (0, 0)
 
 
 def content_settings(config: Any) -> dict[str, Any]:

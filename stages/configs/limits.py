@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, Final
 
 from stages.configs.fields import column_names, is_remote, module_names, worker_numbers
 from stages.errors import SepoError
 
 Rule = tuple[Callable[[Any], bool], str]
+
+_SEEDS: Final = 1 << 63
+_COUNTS: Final = 1 << 31
 
 positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
 not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
@@ -26,7 +30,10 @@ modules: Rule = (lambda x: x is None or all(module_names(x)), "names of layers, 
 
 
 columns: Rule = (
-    lambda x: all(ours and theirs for ours, theirs in column_names(x).items()),
+    lambda x: (
+        all(ours and theirs for ours, theirs in column_names(x).items())
+        and len(column_names(x)) == (len(x.split(",")) if x else 0)
+    ),
     "like prompt=question,chosen=good,rejected=bad",
 )
 
@@ -58,13 +65,24 @@ def one_of_if_given(names: tuple[str, ...]) -> Rule:
 
 def check(config: Any, **rules: Rule) -> list[str]:
     """One sentence for each field that breaks its rule."""
-    return [
+    return _too_large(config) or [
         f"{name} must be {wanted}, got {getattr(config, name)!r}"
         for name, (holds, wanted) in rules.items()
         if not holds(getattr(config, name))
     ]
 
 
+def _too_large(config: Any) -> list[str]:
+    """Whole numbers that torch, numpy or Arrow have no room for: seeds have 64 bits, lengths and counts 32."""
+    given = {field.name: getattr(config, field.name) for field in fields(config)}
+    most = {name: _SEEDS if name == "seed" else _COUNTS for name, value in given.items() if type(value) is int}
+    return [
+        f"{name} must be below {above:,}, got {'a longer number' if given[name].bit_length() > 99 else given[name]}"
+        for name, above in most.items()
+        if abs(given[name]) >= above
+    ]
+
+
 def refuse(faults: list[str]) -> None:
     if faults:
-        raise SepoError("; ".join(faults), hint="nothing was started and nothing was written")
+        raise SepoError("; ".join(dict.fromkeys(faults)), hint="nothing was started and nothing was written")
