@@ -3,13 +3,14 @@
 A run is one evaluation (`sepo evaluate --demo --output E.json`) of a policy and of its snapshots, named by their steps.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.configs import CompareConfig, content_settings
-from stages.errors import SepoError
+from stages.errors import SepoError, shortened
 from stages.method.frontier import Point, budgets, over_runs, paired, reward_at
 from stages.model.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
@@ -25,6 +26,19 @@ REMEDY: Final = "make it by `sepo evaluate --demo D --reference-model R --model 
 SAME_SETTINGS: Final = ("columns", "max_length", "overlong", "samples", "max_new_tokens")
 SAME_INPUTS: Final = ("dataset", "truth", REFERENCE)
 """what decides prompts, answers and rewards, but for the seed"""
+
+FIGURES: Final = ("true_reward", "sample_kl_per_response", "sample_tokens")
+STEP: Final = re.compile(r"[0-9]{1,15}")
+LARGEST: Final = 1e15
+"""beyond it the mean and the square of a figure are no longer to be had"""
+ROUNDING: Final = 0.01
+"""nats a response: how far below 0 the float32 sums of a divergence of 0 may come out"""
+KINDS: Final[dict[type, str]] = {
+    dict: "an object",
+    int: "a whole number",
+    float: f"a number of at most {LARGEST:g}",
+    object: "given",
+}
 
 ENDS: Final[dict[str, tuple[Callable[[Sequence[Point]], float], str]]] = {
     "true_reward": (lambda path: path[-1].reward, "+.2f"),
@@ -114,40 +128,57 @@ def _baseline(name: str | None, runs: Runs) -> str:
 
 
 def _evaluation(file: Path) -> Evaluation:
-    report = read_results(file, REMEDY)
-    try:
-        decided_by = {
-            "stage": report["stage"],
-            "format": report["format"],
-            "settings": {name: report["settings"][name] for name in SAME_SETTINGS},
-            "inputs": {name: report["inputs"][name] for name in SAME_INPUTS if name in report["inputs"]},
-        }
-        return Evaluation(decided_by, report["settings"]["seed"], _path(file, report["models"]))
-    except (KeyError, TypeError) as error:
-        raise SepoError(f"{file} is not what `sepo evaluate` writes: it has no {error}", hint=REMEDY) from error
-
-
-def _path(file: Path, models: Mapping[str, Any]) -> list[Point]:
-    """The reference, then a run's models by step.
+    """What is read of one file.
 
     Raises:
-        SepoError: it is no evaluation on the demo, or a model in it is not named by a step.
+        SepoError: it is no evaluation on the demo, or something in it is missing or of another kind.
     """
-    points = []
-    for name, model in models.items():
-        if name != REFERENCE and not name.isdecimal():
-            raise SepoError(f"{file}: model {name!r} is not named by its step", hint=REMEDY)
-        figures = model["figures"]
-        missing = [wanted for wanted in ("true_reward", "sample_kl_per_response") if wanted not in figures]
-        if missing:
-            raise SepoError(f"{file} has no {missing[0]} of model {name}", hint=REMEDY)
-        reward, kl, tokens = (
-            figures[figure]["value"] for figure in ("true_reward", "sample_kl_per_response", "sample_tokens")
-        )
-        points.append(Point(0 if name == REFERENCE else int(name), kl, reward, tokens))
+    report = read_results(file, REMEDY)
+    settings, inputs, models = (_field(file, report, name, dict) for name in ("settings", "inputs", "models"))
+    decided_by = {
+        "stage": report["stage"],
+        "format": _field(file, report, "format", int),
+        "settings": {name: _field(file, settings, name, object) for name in SAME_SETTINGS},
+        "inputs": {name: inputs[name] for name in SAME_INPUTS if name in inputs},
+    }
+    points = [_point(file, name, _field(file, models, name, dict)) for name in models]
     if not any(point.step == 0 for point in points):
         raise SepoError(f"{file} has no {REFERENCE}", hint=REMEDY)
-    return sorted(points)
+    return Evaluation(decided_by, _field(file, settings, "seed", int), sorted(points))
+
+
+def _point(file: Path, name: str, model: dict[str, Any]) -> Point:
+    """One model of a run, which is named by its step; the reference is step 0."""
+    step = "0" if name == REFERENCE else name
+    if not STEP.fullmatch(step):
+        raise SepoError(f"{file}: model {name!r} is not named by its step", hint=REMEDY)
+    figures = _field(file, model, "figures", dict)
+    missing = [wanted for wanted in FIGURES if wanted not in figures]
+    if missing:
+        raise SepoError(f"{file} has no {missing[0]} of model {name}", hint=REMEDY)
+    reward, kl, tokens = (_field(file, _field(file, figures, wanted, dict), "value", float) for wanted in FIGURES)
+    if kl < -ROUNDING:
+        raise SepoError(f"{file}: model {name} has a divergence of {kl:g}, which is below 0", hint=REMEDY)
+    return Point(int(step), max(kl, 0.0), reward, tokens)
+
+
+def _field(file: Path, holder: dict[str, Any], name: str, kind: type) -> Any:
+    """What a part of a report has under a name, of that kind; whole numbers are numbers too, which are finite.
+
+    Raises:
+        SepoError: it is missing, or of another kind.
+    """
+    if name not in holder:
+        raise SepoError(f"{file} is not what `sepo evaluate` writes: it has no {name!r}", hint=REMEDY)
+    found = holder[name]
+    if kind is float and isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) <= LARGEST:
+        return float(found)
+    if kind is float or not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+        raise SepoError(
+            f"{file} is not what `sepo evaluate` writes: {name!r} must be {KINDS[kind]}, got {shortened(repr(found))}",
+            hint=REMEDY,
+        )
+    return found
 
 
 def _table(runs: Runs, at: Sequence[float]) -> Table:

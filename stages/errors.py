@@ -52,6 +52,11 @@ def one_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in (getattr(error, "strerror", None) or str(error)).splitlines() if line.strip()]
     if not lines or isinstance(error, KeyError):
-        return " ".join([type(error).__name__, *lines[:1]])[:_LONGEST]
+        return shortened(" ".join([type(error).__name__, *lines[:1]]))
     said = " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
-    return said if len(said) <= _LONGEST else said[: _LONGEST - 3] + "..."
+    return shortened(said)
+
+
+def shortened(text: str) -> str:
+    """A text that fits into a message."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

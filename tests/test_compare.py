@@ -210,3 +210,20 @@ def test_recipes_without_a_seed_in_common_have_no_difference(tmp_path):
     _, table = run(tmp_path / "out", f"a={a}", f"b={b}").tables
     assert table.rows == [["b", "0", "", "", "", "", ""]]
     assert len(run(tmp_path / "one", f"a={a}").tables) == 1
+
+
+@pytest.mark.parametrize("hair", [-1e-7, -1e-3])
+def test_a_divergence_a_hair_below_zero_is_zero(tmp_path, hair):
+    path = evaluation(tmp_path / "a.json", {0: (1.0, hair), 8: (1.5, hair), 16: (2.0, 0.4)})
+    run(tmp_path / "out", f"a={path}")
+    [points] = json.loads((tmp_path / "out/compare.json").read_text())["recipes"]["a"]["runs"]
+    assert [point["kl"] for point in points] == [0.0, 0.0, 0.4]
+
+
+@pytest.mark.parametrize(
+    "name", ["$x\\y", "$", "$a$ \\frac", "_hidden", "n" * 3000, "\udcff", "\x1b[31m", "狐", "a\nb", "^_{"]
+)
+def test_any_name_can_be_drawn(tmp_path, name):
+    path = evaluation(tmp_path / "a.json", {0: (1.0, 0.0), 16: (2.0, 0.4)})
+    run(tmp_path / "out", f"{name}={path}")
+    assert list(json.loads((tmp_path / "out/compare.json").read_text())["recipes"]) == [name]

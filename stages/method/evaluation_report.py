@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.errors import SepoError
+from stages.errors import borrowed
 from stages.method.evaluation import Comparison, Figures, compare, verdict
 from stages.method.statistics import Interval, bootstrap_intervals, by_cluster
 from stages.reporting import Summary, Table
@@ -67,13 +67,12 @@ def show_again(report: dict[str, Any], output: str) -> Summary:
     Raises:
         SepoError: something is missing in it.
     """
-    try:
+    # What trips over a damaged report is our own code; over a whole one it does so as well when the report is new.
+    with borrowed(
+        f"{output} is damaged: its report cannot be read",
+        hint="remove it, and the same command writes it again from what the cache keeps",
+    ):
         return summarise(report, output=output, fresh=False)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise SepoError(
-            f"{output} is damaged: its report cannot be read ({type(error).__name__}: {error})",
-            hint="remove it, and the same command writes it again from what the cache keeps",
-        ) from error
 
 
 def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True) -> Summary:

@@ -35,3 +35,8 @@ def test_the_same_steps_give_the_same_bytes_and_one_step_is_enough(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     draw_curves(RECORDS[:1], tmp_path / "one.png", "policy")
     assert ink(tmp_path / "one.png") > 1000
+
+
+def test_a_name_is_no_formula(tmp_path):
+    draw_curves(RECORDS, tmp_path / "a.png", "cost $x\\y in $")
+    assert ink(tmp_path / "a.png") > 1000
