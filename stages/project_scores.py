@@ -27,7 +27,8 @@ from stages.model.folders import load_tokenizer, resolve_without_weights, tokeni
 from stages.reporting import Reporter, Summary, Task
 from stages.store.claim import claimed
 from stages.store.manifest import Input, Run
-from stages.store.scores import Scores, lookup, open_scores, sound, sweep_seals
+from stages.store.scores import Scores, open_scores, sound, sweep_seals
+from stages.store.shape import lookup
 from stages.store.shards import Seal, read_notes, read_seal, read_shard, shard_name, write_shard
 
 STAGE: Final = "project-scores"

@@ -59,7 +59,8 @@ from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
 from stages.store.manifest import Input, Run
-from stages.store.scores import Scores, lookup, open_scores
+from stages.store.scores import Scores, open_scores
+from stages.store.shape import lookup
 
 STAGE: Final = "train-policy"
 

@@ -284,9 +284,10 @@ def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"files": [{}]}, "its files are not a list of names"),
-        ({"files": "abc"}, "its files are not a list of names"),
-        ({"counts": {"kept": "300"}}, "40 sound rows, but the manifest says 300"),
+        ({"files": [{}]}, "files is not a list of names"),
+        ({"files": "abc"}, "files is not a list of names"),
+        ({"counts": {"kept": "300"}}, "counts.kept is not a whole number"),
+        ({"counts": {"kept": 300}}, "40 sound rows, but the manifest says 300"),
         ({"files": ["scores-00000.parquet", "scores-00001.parquet"]}, "scores-00002.parquet is not the manifest's"),
     ],
 )

@@ -5,6 +5,7 @@ chat template. Fine-tuning on a data set of its own (`--sft-dataset`) and the or
 looked at.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,15 @@ from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import FINISHED, read_manifest
-from stages.store.scores import MADE_BY, open_scores
+from stages.store.scores import MADE_BY, NEEDED, open_scores
 
 Hashes = NDArray[np.uint64]
+_LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    MADE_BY: NEEDED,
+    "train-policy": (("input_names", "scores"), ("inputs", "scores"), ("input_names", "model")),
+    "train-oracle": (("input_names", "model"), ("inputs",), ("settings", "sft_epochs"), ("counts", "held_out")),
+}
+"""of each stage's manifest, as paths of keys"""
 SNAPSHOTS: Final = "snapshots"
 """where a policy keeps what it was on the way"""
 
@@ -82,7 +89,8 @@ def recorded_sources(model: Path) -> Recorded:
 
 def _named_in(run: Path, name: str, fits: Callable[[Path], bool]) -> Path | None:
     """What a manifest names, as its user did: from where we are, or else from the run or a folder above it."""
-    path = Path(name).expanduser()
+    # Unlike Path's own, it leaves a home alone whose user is unknown here.
+    path = Path(os.path.expanduser(name))
     above = [] if path.is_absolute() else [run, *run.resolve().parents]
     return next((each for each in (path, *(folder / path for folder in above)) if fits(each)), None)
 
@@ -141,7 +149,7 @@ def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | No
     if not (folder / FINISHED).exists():
         return None
     try:
-        return read_manifest(folder, stage, "")
+        return read_manifest(folder, stage, "", _LOOKED_AT[stage])
     except SepoError:
         return None
 

@@ -16,7 +16,8 @@ from stages.model.logps import Reader, response_logps
 from stages.model.paths import find_paths
 from stages.reporting import Reporter, Task
 from stages.store.logps import forget_parts, part_name, read_logps, write_logps
-from stages.store.scores import Scores, lookup
+from stages.store.scores import Scores
+from stages.store.shape import lookup
 
 PART_PAIRS: Final = 1024
 """whose log-probs are kept together: what a kill can cost"""

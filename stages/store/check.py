@@ -7,7 +7,8 @@ from stages.errors import SepoError
 from stages.reporting import Reporter, Summary, Table
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
-from stages.store.scores import MADE_BY, NEEDED, lookup, seals_of
+from stages.store.scores import MADE_BY, NEEDED, seals_of
+from stages.store.shape import lookup
 from stages.store.shards import DAMAGED, REMEDY, keeps_seal, read_shard, tokenizer_of
 
 SHOWN: Final = 3
@@ -44,7 +45,7 @@ def check_scores(place: Place, vocabulary: str | None, reporter: Reporter) -> Su
     manifest = _manifest(place, findings)
     there = place.names()
     parquet = sorted(name for name in there if name.endswith(".parquet"))
-    names = _files(manifest, findings) or parquet
+    names: list[str] = manifest.get("files") or parquet
     fingerprint = str(manifest.get("fingerprint", ""))
     present = [name for name in names if name in there]
     for name in names:
@@ -78,14 +79,6 @@ def _manifest(place: Place, findings: Findings) -> dict[str, Any]:
         if lookup(manifest, path) is None:
             findings.add("manifest", f"it has no {'.'.join(path)}")
     return manifest
-
-
-def _files(manifest: dict[str, Any], findings: Findings) -> list[str]:
-    files = manifest.get("files", [])
-    if isinstance(files, list) and all(isinstance(name, str) for name in files):
-        return files
-    findings.add("manifest", "its files are not a list of names")
-    return []
 
 
 def _check_seals(place: Place, manifest: dict[str, Any], present: list[str], findings: Findings) -> None:

@@ -5,7 +5,6 @@ says whose unfinished work the folder holds. The fingerprint covers what determi
 the inputs), never paths, dates or machines.
 """
 
-import json
 import platform
 import resource
 import time
@@ -23,6 +22,7 @@ from stages.store.files import hash_json, probe_writable, sweep_temporary
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
 from stages.store.place import Place, place_of
+from stages.store.shape import lookup, misshapen, parse_json
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
@@ -176,15 +176,21 @@ def open_run(
     return Run(place, identity, finished)
 
 
-def read_manifest(folder: str | Path | Place, stages: str | tuple[str, ...], remedy: str) -> dict[str, Any]:
-    """The manifest of a finished stage.
+def read_manifest(
+    folder: str | Path | Place,
+    stages: str | tuple[str, ...],
+    remedy: str,
+    needed: tuple[tuple[str, ...], ...] = (),
+) -> dict[str, Any]:
+    """The manifest of a finished stage; what `stages.store.shape` says of it holds.
 
     Args:
         stages: the one, or the several, whose manifest is wanted; messages speak of the first.
         remedy: the hint if there is none, such as ``run `sepo score` first``.
+        needed: paths of keys that it has to have.
 
     Raises:
-        SepoError: no folder, no manifest, or the manifest of another stage.
+        SepoError: no folder, no manifest, the manifest of another stage or format, or one that lacks something.
     """
     place = place_of(folder)
     if not place.names() and (place.local is None or not place.local.is_dir()):
@@ -195,6 +201,14 @@ def read_manifest(folder: str | Path | Place, stages: str | tuple[str, ...], rem
     wanted = (stages,) if isinstance(stages, str) else stages
     if manifest.get("stage") not in wanted:
         raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {wanted[0]}`", hint=remedy)
+    if manifest.get("format") != FORMAT:
+        raise SepoError(
+            f"{place} is of format {manifest.get('format')}, and this sepo reads format {FORMAT}",
+            hint="use the version of sepo that made it",
+        )
+    for path in needed:
+        if lookup(manifest, path) is None:
+            raise SepoError(f"{place.at(FINISHED)} has no {'.'.join(path)}", hint=remedy)
     return manifest
 
 
@@ -244,17 +258,18 @@ def _found(place: Place) -> dict[str, Any] | None:
 
 
 def _load(place: Place, name: str) -> dict[str, Any]:
+    remedy = "delete the folder and run the stage again"
     try:
-        loaded = json.loads(place.read(name).decode())
+        manifest = parse_json(place.read(name))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise SepoError(
-            f"cannot read {place.at(name)}: {error}", hint="delete the folder and run the stage again"
-        ) from error
-    if not isinstance(loaded, dict):
-        raise SepoError(f"{place.at(name)} is not a manifest of sepo", hint="delete the folder and run the stage again")
-    return loaded
+        raise SepoError(f"cannot read {place.at(name)}: {error}", hint=remedy) from error
+    fault = misshapen(manifest)
+    if fault:
+        raise SepoError(f"{place.at(name)} is not a manifest of sepo: {fault}", hint=remedy)
+    found: dict[str, Any] = manifest
+    return found
 
 
 def _complete(place: Place, manifest: dict[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """The file of an evaluation, and the tables of single pairs and samples beside it. The JSON file is written last."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 from stages.errors import SepoError
 from stages.store.files import hash_file, probe_writable, write_json, write_whole
 from stages.store.manifest import differences
+from stages.store.shape import is_file_name, parse_json
 
 Columns = Mapping[str, Any]
 REMEDY = "choose another --output"
@@ -58,7 +58,7 @@ def write_results(output: str, report: dict[str, Any], tables: Mapping[str, Colu
     A table without columns is not written, and that of the report which is replaced is removed.
     """
     path = Path(output).expanduser()
-    before = _load(path).get("files") or ()
+    before = _load(path).get("files", {})
     hashes = {}
     for name, columns in tables.items():
         file = path.with_name(f"{path.stem}.{name}.parquet")
@@ -71,9 +71,9 @@ def write_results(output: str, report: dict[str, Any], tables: Mapping[str, Colu
 
 
 def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
-    hashes = report.get("files")
-    return isinstance(hashes, dict) and all(
-        path.with_name(name).is_file() and hash_file(path.with_name(name)) == wanted for name, wanted in hashes.items()
+    return "files" in report and all(
+        path.with_name(name).is_file() and hash_file(path.with_name(name)) == wanted
+        for name, wanted in report["files"].items()
     )
 
 
@@ -83,8 +83,10 @@ def _write_table(path: Path, columns: Columns) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """What a file holds, if it can be a report: an object, whose files are beside it."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
     except (OSError, ValueError):
-        found = None
-    return found if isinstance(found, dict) else {}
+        return {}
+    files = found.get("files", {}) if isinstance(found, dict) else None
+    return found if isinstance(files, dict) and all(map(is_file_name, files)) else {}

@@ -88,11 +88,7 @@ def open_scores(folder: str | Path) -> Scores:
         SepoError: no manifest, a manifest of another stage, or shards that are not there.
     """
     place = place_of(folder)
-    manifest = read_manifest(place, MADE_BY, REMEDY)
-    for path in NEEDED:
-        if lookup(manifest, path) is None:
-            name = ".".join(path)
-            raise SepoError(f"{place}/manifest.json has no {name}", hint="see the README on writing scores yourself")
+    manifest = read_manifest(place, MADE_BY, f"{REMEDY}; see the README on writing scores yourself", NEEDED)
     there = place.names()
     missing = [name for name in manifest["files"] if name not in there]
     if missing:
@@ -132,10 +128,3 @@ def sweep_seals(place: Place) -> None:
     for name in place.names():
         if name.endswith(".seal"):
             place.delete(name)
-
-
-def lookup(value: Any, path: tuple[str, ...]) -> Any:
-    """The value at a path of keys, or None."""
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
