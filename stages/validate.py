@@ -135,7 +135,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
         [*_layout_rows(findings), *_pair_rows(findings), *_tokenizer_rows(findings.tokenizer)],
         tables=tuple(_tables(findings, tokenizer)),
         failure=_failure(findings),
-        json=_json(findings, warnings) if config.json else None,
+        json=_json(findings, [*tokenised.remarks, *warnings]) if config.json else None,
     )
 
 

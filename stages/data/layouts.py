@@ -19,10 +19,13 @@ columns is meant. So is a row whose layout is not that of the first row.
 
 Whatever the layout, the last assistant turn is the answer, what precedes it must be the same for both, and turns go
 system (at most once, first), user, assistant, user, assistant ... A text in a ``system`` column is a system turn.
-The columns ``tools`` and ``chat_template_kwargs`` go to the chat template (`stages.data.template_arguments`).
+The columns ``tools`` and ``chat_template_kwargs`` go to the chat template (`stages.data.template_arguments`). Where a
+row gives both answers a grade (`GRADES`), a tie, or a higher one for the rejected answer, is remarked upon: the pair is
+kept, for the grade need not be what the answers were chosen by.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
@@ -55,6 +58,15 @@ _OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "hist
 _TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
+# Higher is better in all data sets that have them, such as UltraFeedback's and Argilla's.
+GRADES: Final = tuple(
+    (order.format(grade, "chosen"), order.format(grade, "rejected"))
+    for grade in ("score", "rating", "reward")
+    for order in ("{0}_{1}", "{1}_{0}", "{0}-{1}", "{1}-{0}")
+)
+_GRADE_COLUMNS: Final = frozenset(itertools.chain(*GRADES))
+
+
 class Look(NamedTuple):
     """What the columns of a data set were taken for, going by its first row."""
 
@@ -68,7 +80,11 @@ class Look(NamedTuple):
 
 
 def read_pairs(
-    dataset: str, columns: Mapping[str, str] | None = None, *, on_layout: Callable[[str], None] | None = None
+    dataset: str,
+    columns: Mapping[str, str] | None = None,
+    *,
+    on_layout: Callable[[str], None] | None = None,
+    on_remark: Callable[[str, int], None] | None = None,
 ) -> Iterator[Pair | Dropped]:
     """Every row of a preference data set (see `stages.data.sources`), usable or not, in its order.
 
@@ -76,6 +92,7 @@ def read_pairs(
         columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``; the others
             keep their names.
         on_layout: is told the layout of the first row in words before anything is made of it.
+        on_remark: is told what is odd about a pair that is kept, and its number.
 
     Raises:
         SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
@@ -89,6 +106,9 @@ def read_pairs(
         except UnusableError as reason:
             pair = Dropped(row.number, str(reason))
         watch.compare(row, layout)
+        remark = _remark(row) if on_remark and isinstance(pair, Pair) else None
+        if on_remark and remark:
+            on_remark(remark, row.number)
         yield pair
 
 
@@ -186,7 +206,7 @@ def _reads(present: Iterable[str], columns: Mapping[str, str] | None) -> frozens
     names = frozenset(present)
     fits = _fitting(names, frozenset(columns or ()))
     layout = fits[0] if fits else _CONVERSATIONS
-    return names & (layout.needs | layout.takes | {"system", *TEMPLATE_COLUMNS})
+    return names & (layout.needs | layout.takes | _GRADE_COLUMNS | {"system", *TEMPLATE_COLUMNS})
 
 
 def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layout | None:
@@ -313,6 +333,23 @@ def _pair(row: Row, layout: Layout | None) -> Pair:
     if chosen == rejected:
         raise UnusableError(SAME)
     return Pair(row.number, prompt, chosen, rejected, arguments)
+
+
+def _remark(row: Row) -> str | None:
+    """What is odd about the grades of a row's answers."""
+    for better, worse in GRADES:
+        chosen, rejected = (_grade(row.columns.get(name)) for name in (better, worse))
+        if chosen <= rejected:
+            return f"{better} equals {worse}" if chosen == rejected else f"{better} is below {worse}"
+    return None
+
+
+def _grade(value: Any) -> float:
+    """A number, in a CSV file as text; NaN, which compares with nothing, for whatever is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:

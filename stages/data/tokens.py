@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from stages.currency import Dropped, Pair
 from stages.data.cache import cached
@@ -20,7 +20,7 @@ from stages.data.fingerprint import code_fingerprint
 from stages.data.layouts import read_conversations, read_pairs
 from stages.data.read import count_rows, dataset_hash
 from stages.data.table import DamagedError, TableWriter, TokenTable
-from stages.data.workers import Encoded, encode_all
+from stages.data.workers import encode_all
 from stages.reporting import Reporter, Task
 from stages.store.files import hash_json, write_json
 
@@ -50,6 +50,8 @@ class Tokenised(NamedTuple):
     """the rows that gave no pair, by reason, in the order in which the reasons were met"""
     layout: str
     """in words"""
+    remarks: list[str]
+    """what is odd about pairs that were not dropped, and about how many, in words for a warning"""
 
 
 def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str], reporter: Reporter) -> Tokenised:
@@ -62,7 +64,9 @@ def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str
         SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_pairs`.
     """
     names = dict(columns)
-    reading = _Reading(["pairs", names], partial(read_pairs, dataset, names), count_rows(dataset))
+    remarks: dict[str, Reason] = {}
+    items = partial(read_pairs, dataset, names, on_remark=partial(_count, remarks))
+    reading = _Reading(["pairs", names], items, count_rows(dataset), remarks)
     return _tokenised(dataset, encoder, reading, reporter)
 
 
@@ -72,7 +76,7 @@ def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporte
     Raises:
         SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_conversations`.
     """
-    reading = _Reading(["conversations"], partial(read_conversations, dataset), total=0)
+    reading = _Reading(["conversations"], partial(read_conversations, dataset), total=0, remarks={})
     return _tokenised(dataset, encoder, reading, reporter)
 
 
@@ -85,6 +89,8 @@ class _Reading(NamedTuple):
     """takes `on_layout`, as `read_pairs` does"""
     total: int
     """how many items there will be; 0: unknown"""
+    remarks: dict[str, Reason]
+    """by what is odd about them, the rows that are and are not dropped; filled while they are read"""
 
 
 def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Reporter) -> Tokenised:
@@ -98,35 +104,45 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
         said.append(words)
 
     def make(folder: Path) -> None:
+        # Where the cache cannot be written, this is done again elsewhere.
+        reading.remarks.clear()
         items = reading.items(on_layout=say_layout)
         with reporter.task(f"read {dataset}", reading.total, "rows") as task:
             tally = _write(items, encoder, folder, task)
-        write_json(folder / _SUMMARY, tally | {"layout": said[-1], "dataset": dataset})
+        remarks = [_remark(words, rows, tally["read"]) for words, rows in reading.remarks.items()]
+        write_json(folder / _SUMMARY, tally | {"layout": said[-1], "remarks": remarks, "dataset": dataset})
 
     key = hash_json([reading.key, dataset_hash(dataset), encoder.fingerprint, code_fingerprint()])
     found = cached(key.removeprefix("sha256:"), _open, make, name=dataset, reporter=reporter)
     if not said:
         say_layout(found.layout)
+    for remark in found.remarks:
+        reporter.warn(f"{dataset}: {remark}")
     return found
 
 
-def _write(items: Items, encoder: Encoder, folder: Path, task: Task) -> dict[str, object]:
+def _write(items: Items, encoder: Encoder, folder: Path, task: Task) -> dict[str, Any]:
     """Write the table; returns what became of the rows."""
     read, dropped = 0, dict[str, Reason]()
     with TableWriter.into(folder) as table, closing(encode_all(items, encoder)) as chunks:
         for encoded in chunks:
             table.write(encoded.chunk)
-            _count(dropped, encoded)
+            for row in encoded.dropped:
+                _count(dropped, row.reason, row.pair_id)
             read += encoded.read
             task.advance(encoded.read)
     return {"read": read, "dropped": {reason: asdict(rows) for reason, rows in dropped.items()}}
 
 
-def _count(dropped: dict[str, Reason], encoded: Encoded) -> None:
-    for row in encoded.dropped:
-        before = dropped.get(row.reason, Reason(0, []))
-        examples = before.examples + [f"row {row.pair_id}"] * (before.count < EXAMPLES)
-        dropped[row.reason] = Reason(before.count + 1, examples)
+def _count(counted: dict[str, Reason], reason: str, row: int) -> None:
+    before = counted.get(reason, Reason(0, []))
+    examples = before.examples + [f"row {row}"] * (before.count < EXAMPLES)
+    counted[reason] = Reason(before.count + 1, examples)
+
+
+def _remark(words: str, rows: Reason, read: int) -> str:
+    where = f"in {rows.count:,} of {read:,} rows {words} (first: {rows.examples[0]})"
+    return f"{where}; such pairs may teach nothing, or the opposite"
 
 
 def _open(folder: Path) -> Tokenised:
@@ -136,6 +152,6 @@ def _open(folder: Path) -> Tokenised:
         table = TokenTable(folder)
         if summary["read"] != len(table) + sum(reason.count for reason in dropped.values()):
             raise DamagedError(f"{folder}: the rows do not add up")
-        return Tokenised(table, summary["read"], dropped, summary["layout"])
+        return Tokenised(table, summary["read"], dropped, summary["layout"], summary["remarks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder}: {error}") from error

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -347,3 +348,25 @@ def test_real_dialogues_lose_nothing_but_their_marks():
             row = published[pair.pair_id]
             assert context + marks["assistant"] + pair.chosen == row["chosen"]
             assert context + marks["assistant"] + pair.rejected == row["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("names", "grades", "remark"),
+    [
+        (("score_chosen", "score_rejected"), (1, 2), "score_chosen is below score_rejected"),
+        (("chosen-rating", "rejected-rating"), (3.0, 3), "chosen-rating equals rejected-rating"),
+        (("chosen_reward", "rejected_reward"), ("-1", "0.5"), "chosen_reward is below rejected_reward"),
+        (("score_chosen", "score_rejected"), (2, 1), None),
+        (("score_chosen", "score_rejected"), (math.nan, 1), None),
+        (("score_chosen", "score_rejected"), (None, 1), None),
+        (("score_chosen", "score_rejected"), ([1], {"a": 1}), None),
+        (("score_chosen", "rejected_score"), (1, 2), None),
+    ],
+)
+def test_a_grade_that_says_the_opposite_is_remarked_upon_and_kept(tmp_path, names, grades, remark):
+    row = {"prompt": "why?", "chosen": "so", "rejected": "no"} | dict(zip(names, grades, strict=True))
+    remarks = []
+    path = write_lines(tmp_path / "pairs.jsonl", [row])
+    pairs = list(read_pairs(str(path), on_remark=lambda words, number: remarks.append((words, number))))
+    assert pairs == [Pair(0, [user("why?")], "so", "no")]
+    assert remarks == ([(remark, 0)] if remark else [])

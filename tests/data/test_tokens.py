@@ -68,6 +68,29 @@ def test_the_table_holds_what_the_encoder_makes_of_every_row(chatml):
         found.pairs[1197]
 
 
+def test_what_is_odd_about_pairs_is_told_every_time(chatml):
+    grades = [(2, 1), (1, 2), (1, 1), (None, 1), (1, 3.5)]
+    rows = [row | {"score_chosen": a, "score_rejected": b} for row, (a, b) in zip(word_rows(5), grades, strict=True)]
+    warned = []
+    for _ in range(2):
+        listens = Listens()
+        make(chatml, rows, listens)
+        warned.append(listens.warnings)
+    assert warned[0] == warned[1]
+    assert warned[0] == [
+        f"pairs.jsonl: in {count} of 5 rows score_chosen {what} score_rejected (first: row {first});"
+        " such pairs may teach nothing, or the opposite"
+        for count, what, first in ((2, "is below", 1), (1, "equals", 2))
+    ]
+
+
+def test_what_is_odd_is_counted_once_where_the_cache_cannot_be_written(chatml, folder):
+    (folder / "cache").write_text("no folder")
+    listens = Listens()
+    make(chatml, [word_rows(1)[0] | {"score_chosen": 1, "score_rejected": 2}], listens)
+    assert "in 1 of 1 rows score_chosen is below" in " ".join(listens.warnings)
+
+
 def test_conversations_have_a_table_too(chatml):
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the lazy dog"}]
     write_lines("sft.jsonl", [{"messages": turns * 2}, {"messages": turns}])
@@ -105,7 +128,7 @@ def test_nothing_is_tokenised_twice(chatml, monkeypatch):
     forbid_encoding(monkeypatch)
     second = make(chatml, reporter=second_ear)
     assert all(map(same, first.pairs, second.pairs))
-    assert second[1:] == first[1:] == (30, {"chosen equals rejected": Reason(1, ["row 4"])}, first.layout)
+    assert second[1:] == first[1:] == (30, {"chosen equals rejected": Reason(1, ["row 4"])}, first.layout, [])
     assert first_ear.said == second_ear.said == ["pairs.jsonl: prompt and answers as text"]
 
 
