@@ -143,17 +143,17 @@ def _converted(path: Path, entry: Entry, kind: Any) -> Any:
     optional = NoneType in get_args(kind)
     if entry.value is None and optional:
         return None
-    wanted, convert = _CONVERTERS[_plain(kind)]
+    wanted, convert = _CONVERTERS[plain(kind)]
     try:
         return convert(entry.value)
     except (TypeError, ValueError, OverflowError):
         raise SepoError(
             f"{path}:{entry.line}: {entry.key} takes {wanted}, got {_shown(entry.value)}",
-            hint=f"write {entry.key}: {_EXAMPLES[_plain(kind)]}",
+            hint=f"write {entry.key}: {_EXAMPLES[plain(kind)]}",
         ) from None
 
 
-def _plain(kind: Any) -> type:
+def plain(kind: Any) -> type:
     """`str` of `str | None`, `tuple` of `tuple[str, ...]`."""
     if getattr(kind, "__origin__", None) is tuple:
         return tuple

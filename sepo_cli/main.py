@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from sepo_cli.commands import COMMANDS, Command
+from sepo_cli.commands import COMMANDS, TranslatingCommand, function_of
 from sepo_cli.console import print_error
 from sepo_cli.run import MissingOptions
 from sepo_cli.spelling import canonical
@@ -57,13 +57,13 @@ def root(
     """
 
 
-def _add(command: Command) -> None:
-    name = command.function.__name__.replace("_", "-")
-    app.command(name, rich_help_panel=command.panel, epilog=f"Example:\n\n{command.example}")(command.function)
-
-
 for _command in COMMANDS:
-    _add(_command)
+    app.command(
+        _command.name,
+        cls=TranslatingCommand,
+        rich_help_panel=_command.panel,
+        epilog=f"Example:\n\nsepo {_command.name} {_command.example}",
+    )(function_of(_command))
 
 
 def main() -> None:

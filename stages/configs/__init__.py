@@ -1,9 +1,4 @@
-"""One frozen dataclass per command: every option, its default and its limits. Loads nothing heavy.
-
-A field marked ``content=False`` decides where or how fast something is made, not what is made; all the others enter
-the fingerprint of the stage (`stages.store.manifest`). Faults are collected and raised together, before any model
-loads.
-"""
+"""One frozen dataclass per command, which declares every option once (`stages.configs.option`). Loads nothing heavy."""
 
 from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig
@@ -17,11 +12,11 @@ from stages.configs.fields import (
     SCHEDULERS,
     TRACKERS,
     column_names,
-    content_settings,
     is_remote,
     module_names,
     worker_numbers,
 )
+from stages.configs.option import Config, Declared, content_settings, declared, is_several
 from stages.configs.policy import PolicyConfig
 from stages.configs.scores import CutModelConfig, ProjectScoresConfig, ScoreConfig, ValidateConfig
 from stages.configs.training import OptimizerConfig, OracleConfig
@@ -36,7 +31,9 @@ __all__ = [
     "SCHEDULERS",
     "TRACKERS",
     "CompareConfig",
+    "Config",
     "CutModelConfig",
+    "Declared",
     "DemoConfig",
     "DemoReportConfig",
     "EvaluateConfig",
@@ -48,7 +45,9 @@ __all__ = [
     "ValidateConfig",
     "column_names",
     "content_settings",
+    "declared",
     "is_remote",
+    "is_several",
     "module_names",
     "worker_numbers",
 ]

@@ -1,60 +1,90 @@
 """The demo with planted truth."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from stages.configs import limits
-from stages.configs.fields import ORACLE_SIZES, outside
+from stages.configs.fields import ORACLE_SIZES
+from stages.configs.option import DATA, METHOD, REQUIRED, Config, Option, required
+from stages.configs.shared import Demo, OutputDir, Overwrite, Scores, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """`sepo make-demo`: preference pairs in a planted language, and a tiny model for it."""
+class DemoConfig(Config):
+    """Write pairs whose true token rewards are known, and a tiny model for them."""
 
-    output_dir: str = outside()
-    train_pairs: int = 4096
-    test_pairs: int = 512
-    oracle_size: str = "same"
-    seed: int = 42
-    overwrite: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        rules = {
-            "train_pairs": limits.at_least_one,
-            "test_pairs": limits.at_least_one,
-            "oracle_size": limits.one_of(ORACLE_SIZES),
-            "output_dir": limits.local,
-        }
-        limits.refuse(limits.check(self, **rules))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoReportConfig:
-    """`sepo demo-report`: what selection found of the planted tokens, and what the policies gained by it."""
-
-    demo: str = outside()
-    scores: str = outside()
-    models: tuple[str, ...] = outside(())
-    reference: str = outside()
-    output_dir: str = outside()
-    samples: int = 512
-    seed: int = 42
-    overwrite: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        faults = limits.check(self, samples=limits.at_least_two, seed=limits.not_negative, output_dir=limits.local)
-        faults += [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
-        limits.refuse(faults)
+    output_dir: OutputDir = required()
+    train_pairs: Annotated[int, Option("Pairs in train.jsonl.", DATA, limit=limits.at_least_one)] = 4096
+    test_pairs: Annotated[
+        int,
+        Option("Pairs in test.jsonl, whose prompts train.jsonl does not have.", DATA, limit=limits.at_least_one),
+    ] = 512
+    oracle_size: Annotated[
+        str,
+        Option(
+            "same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the"
+            " layers and half the width, and the same tokenizer.",
+            DATA,
+            "|".join(ORACLE_SIZES),
+            limit=limits.one_of(ORACLE_SIZES),
+        ),
+    ] = "same"
+    seed: Seed = 42
+    overwrite: Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """`sepo compare`: recipes side by side on the demo, from the evaluations of their runs."""
+class DemoReportConfig(Config):
+    """Compare what selection found and policies gained with the planted truth."""
 
-    runs: tuple[str, ...] = outside(())
-    against: str | None = None
-    output_dir: str = outside()
-    overwrite: bool = outside(False)
+    demo: Demo = required()
+    scores: Scores = required()
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            "A model to sample from and its name in the table; give one for each.",
+            REQUIRED,
+            "NAME=FOLDER",
+            content=False,
+            flags=("--model",),
+        ),
+    ] = required(())
+    reference: Annotated[
+        str,
+        Option("Model from which KL is measured: where every policy started.", REQUIRED, "FOLDER", content=False),
+    ] = required()
+    output_dir: OutputDir = required()
+    samples: Annotated[
+        int,
+        Option("Responses to sample from each model, to held-out prompts.", DATA, limit=limits.at_least_two),
+    ] = 512
+    seed: Seed = 42
+    overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        faults = limits.check(self, output_dir=limits.local)
-        limits.refuse(faults + [f"runs takes NAME=EVALUATION, got {item!r}" for item in self.runs if "=" not in item])
+    def _faults(self) -> list[str]:
+        return [f"models takes NAME=FOLDER, got {item!r}" for item in self.models if "=" not in item]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Config):
+    """Compare recipes on the demo, over several runs, at equal divergence."""
+
+    runs: Annotated[
+        tuple[str, ...],
+        Option(
+            "A recipe's name and an evaluation of one of its runs; give one for each run, a name once for each seed.",
+            REQUIRED,
+            "NAME=FILE",
+            content=False,
+            flags=("--run",),
+        ),
+    ] = required(())
+    against: Annotated[
+        str | None,
+        Option("Recipe from which the others' differences are counted, seed by seed; else the first.", METHOD, "NAME"),
+    ] = None
+    output_dir: OutputDir = required()
+    overwrite: Overwrite = False
+
+    def _faults(self) -> list[str]:
+        return [f"runs takes NAME=EVALUATION, got {item!r}" for item in self.runs if "=" not in item]

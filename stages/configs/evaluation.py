@@ -1,49 +1,122 @@
-"""The options of `sepo evaluate`, their defaults and their limits; see `stages.configs`."""
+"""`sepo evaluate`."""
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from stages.configs import limits
-from stages.configs.fields import OVERLONG, outside
-
-_none_or_two: Final[limits.Rule] = (lambda x: x == 0 or x >= 2, "0 (none) or at least 2")
+from stages.configs.option import DATA, METHOD, OUTPUT, REQUIRED, Config, Option, required
+from stages.configs.shared import (
+    Columns,
+    MaxLength,
+    MaxTokensPerDevice,
+    Overlong,
+    Overwrite,
+    Seed,
+    Strict,
+    TrustRemoteCode,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """`sepo evaluate`: what held-out pairs and samples say of models, each by itself and one against the other."""
+class EvaluateConfig(Config):
+    """Is it better? Judge models on held-out pairs and by their samples, and compare them."""
 
-    models: tuple[str, ...] = outside(())
-    dataset: str | None = outside(None)
-    demo: str | None = outside(None)
-    reference_model: str | None = outside(None)
-    training_data: tuple[str, ...] = field(default=(), metadata={"content": False, "may_be_empty": True})
-    output: str | None = outside(None)
-    columns: str | None = None
-    max_length: int = 2048
-    overlong: str = "drop"
-    samples: int = 64
-    skip_kl: bool = False
-    max_new_tokens: int = 256
-    seed: int = 42
-    strict: bool = outside(False)
-    trust_remote_code: bool = False
-    max_tokens_per_device: int = outside(4096)
-    overwrite: bool = outside(False)
+    models: Annotated[
+        tuple[str, ...],
+        Option(
+            "A model to evaluate, and its name in the tables (else that of its folder). Give several, each with a"
+            " --model of its own (or --compare): they are compared on the same pairs and prompts.",
+            REQUIRED,
+            "[NAME=]FOLDER",
+            content=False,
+            flags=("--model", "--compare"),
+        ),
+    ] = required(())
+    dataset: Annotated[
+        str | None,
+        Option(
+            "Held-out preference pairs: files or a hub name, as for the other commands. With --demo, its test.jsonl.",
+            REQUIRED,
+            "FILE|NAME",
+            content=False,
+        ),
+    ] = None
+    demo: Annotated[
+        str | None,
+        Option(
+            "Folder of `sepo make-demo`, whose planted rewards tell the true reward of samples.",
+            DATA,
+            "FOLDER",
+            content=False,
+        ),
+    ] = None
+    reference_model: Annotated[
+        str | None,
+        Option(
+            "Model from which implicit reward and KL are counted: where the policy started. Without one they are left"
+            " out.",
+            METHOD,
+            "FOLDER|NAME",
+            content=False,
+        ),
+    ] = None
+    training_data: Annotated[
+        tuple[str, ...],
+        Option(
+            "Pairs that a model was trained on: a folder of `sepo score`, `train-oracle` or `train-policy`, or a data"
+            " set. What the manifests beside a model tell is looked at anyway. May be given several times.",
+            DATA,
+            "FOLDER|FILE",
+            content=False,
+        ),
+    ] = ()
+    output: Annotated[
+        str | None,
+        Option(
+            "JSON file for all figures; NAME.pairs.parquet and NAME.samples.parquet beside NAME.json have a row for"
+            " each pair and each sample.",
+            OUTPUT,
+            "FILE.json",
+            content=False,
+        ),
+    ] = None
+    columns: Columns = None
+    max_length: MaxLength = 2048
+    overlong: Overlong = "drop"
+    samples: Annotated[
+        int,
+        Option(
+            "Responses to sample from each model, at temperature 1; 0 = none.",
+            METHOD,
+            limit=(lambda x: x == 0 or x >= 2, "0 (none) or at least 2"),
+        ),
+    ] = 64
+    skip_kl: Annotated[
+        bool,
+        Option(
+            "Leave out KL, which takes most of the time: two forward passes of every pair, and the whole vocabulary.",
+            METHOD,
+        ),
+    ] = False
+    max_new_tokens: Annotated[
+        int, Option("Tokens at which a sampled response is cut.", METHOD, limit=limits.at_least_one)
+    ] = 256
+    seed: Seed = 42
+    strict: Strict = False
+    trust_remote_code: TrustRemoteCode = False
+    max_tokens_per_device: MaxTokensPerDevice = 4096
+    overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        faults = limits.check(
-            self,
-            columns=limits.columns,
-            overlong=limits.one_of(OVERLONG),
-            max_length=limits.at_least_two,
-            samples=_none_or_two,
-            max_new_tokens=limits.at_least_one,
-            seed=limits.not_negative,
-            max_tokens_per_device=limits.at_least_two,
-        )
+    @classmethod
+    def missing(cls, given: Mapping[str, Any]) -> list[str]:
+        either = [] if given["dataset"] or given["demo"] else ["--dataset (or --demo)"]
+        return super().missing(given) + either
+
+    def _faults(self) -> list[str]:
+        faults = []
         if self.demo and not self.samples:
             faults.append("demo tells the true reward of samples: samples must be at least 2 with it, got 0")
         if self.skip_kl and not self.reference_model:
             faults.append("skip_kl without reference_model: there is no KL to leave out")
-        limits.refuse(faults)
+        return faults

@@ -1,7 +1,6 @@
-"""Kinds of fields, what their texts mean, and the names that some of them take."""
+"""What the texts of some options mean, and the names that some of them take."""
 
-from dataclasses import field, fields
-from typing import Any, Final
+from typing import Final
 
 SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
 OVERLONG: Final = ("drop", "truncate", "error")
@@ -13,16 +12,6 @@ ORACLE_SIZES: Final = ("same", "small")
 TRACKERS: Final = (
     "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
 )  # fmt: skip
-
-
-def outside(default: Any = None) -> Any:
-    """A field that does not decide the content of what a stage makes."""
-    return field(default=default, metadata={"content": False})
-
-
-def required() -> Any:
-    """A field that decides the content and has no default: None stands for "not given"."""
-    return field(default=None)
 
 
 def column_names(columns: str | None) -> dict[str, str]:
@@ -46,8 +35,3 @@ def worker_numbers(worker: str) -> tuple[int, int]:
     number, _, count = worker.partition("/")
     small = all(part.isdecimal() and len(part) < 10 for part in (number, count))
     return (int(number), int(count)) if small else (0, 0)
-
-
-def content_settings(config: Any) -> dict[str, Any]:
-    """The settings that decide what a stage makes, by field name."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata.get("content", True)}

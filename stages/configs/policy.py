@@ -1,46 +1,170 @@
 """`sepo train-policy`."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from stages.catalogue import measuring, objectives, rules, unknown, users
+from stages.catalogue import defaults_in_words, measuring, objectives, rules, unknown, users
 from stages.configs import limits
-from stages.configs.fields import outside
+from stages.configs.option import METHOD, OUTPUT, Option, required
+from stages.configs.shared import Model, OutputDir, Scores
 from stages.configs.training import OptimizerConfig
+
+
+def _own(name: str, text: str, limit: limits.Rule) -> Option:
+    """An option of some objectives or rules, each with a default of its own."""
+    return Option(f"{text} Default: {defaults_in_words(name)}.", METHOD, limit=limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(OptimizerConfig):
-    """`sepo train-policy`: an objective on weighted tokens (arXiv 2408.13518 Eq. 11).
+    """Train a policy on the tokens that matter (arXiv 2408.13518 Eq. 11); by default without a reference model.
 
     An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
     """
 
-    model: str = outside()
-    scores: str = outside()
-    output_dir: str = outside()
-    objective: str = "sepo"
-    select: str | None = None
-    reference_model: str | None = outside(None)
-    snapshot_steps: int = 0
+    model: Model = required()
+    scores: Scores = required()
+    output_dir: OutputDir = required()
+    objective: Annotated[
+        str,
+        Option(
+            "The loss. On selected tokens: sepo (Eq. 11), sepo-hinge (the ranking variant in the authors' code). On all"
+            " tokens unless --select says otherwise: simpo and the others, each by its paper's name.",
+            METHOD,
+            "|".join(objectives()),
+        ),
+    ] = "sepo"
+    select: Annotated[
+        str | None,
+        Option(
+            "Which tokens count. oracle: by their score; random: as many by chance, the control that an oracle has to"
+            " beat; the docs have the others. Default: oracle for sepo and sepo-hinge, else all.",
+            METHOD,
+            "|".join(rules()),
+        ),
+    ] = None
     # Options of objectives.
-    gamma: float | None = None
-    margin: float | None = None
-    beta: float | None = None
-    alpha: float | None = None
-    sft_weight: float | None = None
-    kl_weight: float | None = None
-    anchor_margin: bool = False
+    gamma: Annotated[
+        float | None,
+        _own("gamma", "Scale of a response's reward (Eq. 11; SimPO's beta). Paper: 2.1.", limits.positive),
+    ] = None
+    margin: Annotated[
+        float | None,
+        _own(
+            "margin",
+            "Lambda, by which the chosen reward has to lead (Eq. 11; SimPO's gamma; SLiC's delta)."
+            " Paper: 0.5 for TinyLlama-1.1B, 0.9 for LLaMA2-7B, 1.3 for LLaMA2-13B.",
+            limits.not_negative,
+        ),
+    ] = None
+    beta: Annotated[
+        float | None,
+        _own("beta", "How dearly leaving the reference is paid for; IPO's tau, ORPO's lambda.", limits.positive),
+    ] = None
+    alpha: Annotated[
+        float | None,
+        _own(
+            "alpha",
+            "TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length.",
+            limits.not_negative,
+        ),
+    ] = None
+    sft_weight: Annotated[
+        float | None,
+        _own(
+            "sft_weight",
+            "Weight of an SFT term on the chosen response's selected tokens beside the loss.",
+            limits.not_negative,
+        ),
+    ] = None
+    kl_weight: Annotated[
+        float | None,
+        _own(
+            "kl_weight",
+            "Weight of KL(policy || reference) over the whole vocabulary, a mean over all response tokens, beside a"
+            " loss that has no reference.",
+            limits.not_negative,
+        ),
+    ] = None
+    anchor_margin: Annotated[
+        bool,
+        Option(
+            f"Count the log-probs of selected tokens from the reference's ({', '.join(users('anchor_margin'))}).",
+            METHOD,
+        ),
+    ] = False
+    reference_model: Annotated[
+        str | None,
+        Option(
+            f"Model that {', '.join(measuring())}, --anchor-margin and --kl-weight measure from; without it, the one"
+            " the policy starts from.",
+            METHOD,
+            "FOLDER|NAME",
+            content=False,
+        ),
+    ] = None
     # Options of selection rules.
-    chosen_ratio: float | None = None
-    rejected_ratio: float | None = None
-    authors_rule: bool = False
-    threshold: float | None = None
-    soft_k: float | None = None
-    soft_mu: float | None = None
-    soft_low: float | None = None
-    soft_high: float | None = None
-    auto_share: float | None = None
+    chosen_ratio: Annotated[
+        float | None,
+        _own(
+            "chosen_ratio",
+            "Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores.",
+            limits.share,
+        ),
+    ] = None
+    rejected_ratio: Annotated[
+        float | None,
+        _own(
+            "rejected_ratio",
+            "Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores.",
+            limits.share,
+        ),
+    ] = None
+    authors_rule: Annotated[
+        bool,
+        Option(
+            "Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others"
+            f" ({', '.join(users('authors_rule'))}).",
+            METHOD,
+        ),
+    ] = False
+    threshold: Annotated[
+        float | None,
+        _own(
+            "threshold",
+            "Least score of a chosen token, and its negative the most of a rejected one, nats.",
+            limits.finite,
+        ),
+    ] = None
+    soft_k: Annotated[
+        float | None, _own("soft_k", "k of the weights k exp(mu clamp(score, low, high)).", limits.positive)
+    ] = None
+    soft_mu: Annotated[
+        float | None,
+        _own("soft_mu", "mu of these weights; its sign is turned in rejected responses.", limits.not_negative),
+    ] = None
+    soft_low: Annotated[
+        float | None, _own("soft_low", "Scores below it count as it in these weights, nats.", limits.finite)
+    ] = None
+    soft_high: Annotated[
+        float | None, _own("soft_high", "Scores above it count as it in these weights, nats.", limits.finite)
+    ] = None
+    auto_share: Annotated[
+        float | None,
+        _own(
+            "auto_share",
+            "Share of a response's reward beyond the scorer's noise that the selected tokens have to hold.",
+            limits.share,
+        ),
+    ] = None
+    snapshot_steps: Annotated[
+        int,
+        Option(
+            "Steps between models that are kept as ordinary folders, snapshots/step-00000032; 0 = only the last one.",
+            OUTPUT,
+            limit=limits.not_negative,
+        ),
+    ] = 0
 
     @property
     def rule(self) -> str:
@@ -83,28 +207,9 @@ class PolicyConfig(OptimizerConfig):
         return value is not None and value is not False
 
     def _faults(self) -> list[str]:
-        faults = super()._faults() + limits.check(
-            self,
-            output_dir=limits.local,
-            snapshot_steps=limits.not_negative,
-            gamma=limits.unless_none(limits.positive),
-            margin=limits.unless_none(limits.not_negative),
-            beta=limits.unless_none(limits.positive),
-            alpha=limits.unless_none(limits.not_negative),
-            sft_weight=limits.unless_none(limits.not_negative),
-            kl_weight=limits.unless_none(limits.not_negative),
-            chosen_ratio=limits.unless_none(limits.share),
-            rejected_ratio=limits.unless_none(limits.share),
-            threshold=limits.unless_none(limits.finite),
-            soft_k=limits.unless_none(limits.positive),
-            soft_mu=limits.unless_none(limits.not_negative),
-            soft_low=limits.unless_none(limits.finite),
-            soft_high=limits.unless_none(limits.finite),
-            auto_share=limits.unless_none(limits.share),
-        )
         named = [("objective", self.objective, objectives()), ("select", self.select or "all", rules())]
         wrong = [unknown(kind, name, entries) for kind, name, entries in named if name not in entries]
-        return faults + (wrong or self._useless())
+        return super()._faults() + (wrong or self._useless())
 
     def _useless(self) -> list[str]:
         """One sentence for each option that was given and changes nothing."""

@@ -1,45 +1,113 @@
 """The commands that make scores, and those that look before that."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from stages.configs import limits
-from stages.configs.fields import OVERLONG, PRECISIONS, outside, required
+from stages.configs.fields import PRECISIONS
+from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
+from stages.configs.shared import (
+    Columns,
+    Dataset,
+    MaxLength,
+    MaxTokensPerDevice,
+    Model,
+    OutputDir,
+    OutputUri,
+    Overlong,
+    Overwrite,
+    Scores,
+    Strict,
+    TrustRemoteCode,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """`sepo score`: one score for every response token."""
+class ScoreConfig(Config):
+    """Score every response token: oracle minus reference log-prob."""
 
-    dataset: str = outside()
-    output_dir: str = outside()
-    oracle: str | None = outside(None)
-    oracle_model: str | None = outside(None)
-    reference_model: str | None = outside(None)
-    columns: str | None = None
-    max_length: int = 2048
-    overlong: str = "drop"
-    precision: str = "float32"
-    noise_check: float = outside(0.01)
-    shard_size: int = 4096
-    trust_remote_code: bool = False
-    max_tokens_per_device: int = outside(4096)
-    strict: bool = outside(False)
-    worker: str | None = outside(None)
-    overwrite: bool = outside(False)
-    check: str | None = outside(None)
+    dataset: Dataset = required()
+    output_dir: OutputUri = required()
+    oracle: Annotated[
+        str | None,
+        Option(
+            "Folder of `sepo train-oracle`, which holds the oracle and its reference.",
+            REQUIRED,
+            "FOLDER",
+            content=False,
+        ),
+    ] = None
+    oracle_model: Annotated[
+        str | None,
+        Option(
+            "Instead of --oracle: the oracle alone; needs --reference-model beside it.",
+            REQUIRED,
+            "FOLDER|NAME",
+            content=False,
+        ),
+    ] = None
+    reference_model: Annotated[
+        str | None,
+        Option(
+            "Instead of --oracle: the model that the oracle was trained from.", REQUIRED, "FOLDER|NAME", content=False
+        ),
+    ] = None
+    columns: Columns = None
+    max_length: MaxLength = 2048
+    overlong: Overlong = "drop"
+    precision: Annotated[
+        str,
+        Option(
+            "How exactly the models are computed; logits are float32 always. A score is a small difference: see what"
+            " the summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA.",
+            MEMORY,
+            "|".join(PRECISIONS),
+            limit=limits.one_of(PRECISIONS),
+        ),
+    ] = "float32"
+    noise_check: Annotated[
+        float,
+        Option(
+            "Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure"
+            " the noise of the scores; 0 = no check.",
+            MEMORY,
+            limit=limits.share_or_zero,
+            content=False,
+        ),
+    ] = 0.01
+    shard_size: Annotated[
+        int,
+        Option("Pairs per Parquet file; a finished file survives an interruption.", OUTPUT, limit=limits.at_least_one),
+    ] = 4096
+    trust_remote_code: TrustRemoteCode = False
+    max_tokens_per_device: MaxTokensPerDevice = 4096
+    strict: Strict = False
+    worker: Annotated[
+        str | None,
+        Option(
+            "Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever"
+            " completes them writes the manifest.",
+            OUTPUT,
+            "N/COUNT",
+            limit=limits.worker,
+            content=False,
+        ),
+    ] = None
+    overwrite: Overwrite = False
+    check: Annotated[
+        str | None,
+        Option(
+            "Only verify a folder of scores, of this program or of another: nothing is scored, no other option is"
+            " needed. With --oracle or --oracle-model its tokenizer is compared too.",
+            OUTPUT,
+            "FOLDER",
+            content=False,
+        ),
+    ] = None
 
-    def __post_init__(self) -> None:
-        faults = limits.check(
-            self,
-            columns=limits.columns,
-            overlong=limits.one_of(OVERLONG),
-            worker=limits.worker,
-            max_length=limits.at_least_two,
-            precision=limits.one_of(PRECISIONS),
-            noise_check=limits.share_or_zero,
-            shard_size=limits.at_least_one,
-            max_tokens_per_device=limits.at_least_two,
-        )
+    def _faults(self) -> list[str]:
+        faults = []
         apart = [name for name in ("oracle_model", "reference_model") if getattr(self, name)]
         if self.oracle and apart:
             faults.append(
@@ -47,54 +115,74 @@ class ScoreConfig:
             )
         if not self.oracle and len(apart) < 2 and not self.check:
             faults.append("give oracle (a folder of `sepo train-oracle`), or both oracle_model and reference_model")
-        limits.refuse(faults)
+        return faults
 
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectScoresConfig:
-    """`sepo project-scores`: scores carried over to the tokens of another tokenizer."""
-
-    scores: str = outside()
-    model: str = outside()
-    dataset: str = outside()
-    output_dir: str = outside()
-    tokenizer: str | None = outside(None)
-    columns: str | None = None
-    trust_remote_code: bool = False
-    overwrite: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        limits.refuse(limits.check(self, columns=limits.columns))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CutModelConfig:
-    """`sepo cut-model`: the first layers of a model, to make a small oracle of."""
-
-    model: str = outside()
-    layers: int = required()
-    output_dir: str = outside()
-    trust_remote_code: bool = False
-    overwrite: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        limits.refuse(limits.check(self, layers=limits.at_least_one, output_dir=limits.local))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidateConfig:
-    """`sepo validate`: what the stages would make of a data set and what that would cost."""
-
-    model: str = outside()
-    dataset: str = outside()
-    columns: str | None = None
-    max_length: int = 2048
-    overlong: str = "drop"
-    strict: bool = False
-    trust_remote_code: bool = False
-    json: bool = outside(False)
-
-    def __post_init__(self) -> None:
-        limits.refuse(
-            limits.check(self, columns=limits.columns, overlong=limits.one_of(OVERLONG), max_length=limits.at_least_two)
+    @classmethod
+    def missing(cls, given: Mapping[str, Any]) -> list[str]:
+        if given["check"]:
+            return []
+        apart = {"--oracle-model": given["oracle_model"], "--reference-model": given["reference_model"]}
+        named = sum(map(bool, apart.values()))
+        if given["oracle"] or named == 2:
+            return super().missing(given)
+        either = (
+            [name for name, value in apart.items() if not value] if named else [f"--oracle (or {' and '.join(apart)})"]
         )
+        return super().missing(given) + either
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectScoresConfig(Config):
+    """Carry scores over to the tokens of a model with another tokenizer."""
+
+    scores: Scores = required()
+    model: Model = required()
+    dataset: Dataset = required()
+    output_dir: OutputUri = required()
+    tokenizer: Annotated[
+        str | None,
+        Option(
+            "Tokenizer that the scores were made with; without it, the one that the scores' manifest names.",
+            DATA,
+            "FOLDER|NAME",
+            content=False,
+        ),
+    ] = None
+    columns: Columns = None
+    trust_remote_code: TrustRemoteCode = False
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutModelConfig(Config):
+    """Cut a model to its first layers, to fine-tune a weak oracle from."""
+
+    model: Model = required()
+    layers: Annotated[
+        int,
+        Option(
+            "Layers to keep, counted from the embedding; fewer than the model has.",
+            REQUIRED,
+            "N",
+            limit=limits.at_least_one,
+        ),
+    ] = required()
+    output_dir: OutputDir = required()
+    trust_remote_code: TrustRemoteCode = False
+    overwrite: Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateConfig(Config):
+    """Show what a data set becomes and will cost, before any of it is spent."""
+
+    model: Model = required()
+    dataset: Dataset = required()
+    columns: Columns = None
+    max_length: MaxLength = 2048
+    overlong: Overlong = "drop"
+    strict: Strict = False
+    trust_remote_code: TrustRemoteCode = False
+    json: Annotated[
+        bool, Option("Print one JSON object for programs, and nothing else, on stdout.", OUTPUT, content=False)
+    ] = False

@@ -1,48 +1,227 @@
 """What the training commands share, and `sepo train-oracle`."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from stages.configs import limits
-from stages.configs.fields import MIXED_PRECISIONS, OPTIMIZERS, OVERLONG, QUANTIZATIONS, SCHEDULERS, TRACKERS, outside
+from stages.configs.fields import MIXED_PRECISIONS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
+from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Config, Option, required
 from stages.configs.scores import ScoreConfig
+from stages.configs.shared import (
+    Columns,
+    Dataset,
+    MaxLength,
+    Model,
+    OutputDir,
+    Overlong,
+    Overwrite,
+    Seed,
+    Strict,
+    TrustRemoteCode,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """What every training command shares. The defaults are the paper's (section 4.1, Table 5) where it gives them."""
 
-    learning_rate: float = 5e-7
-    batch_size: int = 128
-    num_train_epochs: int = 1
-    max_steps: int = 0
-    warmup_ratio: float = 0.05
-    lr_scheduler_type: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optim: str = "adamw"
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_epsilon: float = 1e-8
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_target_modules: str | None = None
-    quantize: str | None = None
-    merge: bool = False
-    max_length: int = 2048
-    seed: int = 42
-    trust_remote_code: bool = False
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = outside(False)
-    compile: bool = outside(False)
-    max_tokens_per_device: int | None = outside(None)
-    save_steps: int = outside(100)
-    save_total_limit: int = outside(1)
-    resume: bool = outside(True)
-    report_to: str = outside("none")
-    push_to_hub: str | None = outside(None)
-    hub_private: bool = outside(False)
-    logging_steps: int = outside(1)
-    overwrite: bool = outside(False)
+    learning_rate: Annotated[
+        float,
+        Option(
+            "Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more, and LoRA about ten"
+            " times as much.",
+            OPTIMISER,
+            limit=limits.positive,
+        ),
+    ] = 5e-7
+    batch_size: Annotated[
+        int, Option("Pairs per optimiser step, over all devices. Paper: 128.", OPTIMISER, limit=limits.at_least_one)
+    ] = 128
+    num_train_epochs: Annotated[
+        int, Option("Times that every pair is seen. Paper: 1.", OPTIMISER, limit=limits.at_least_one)
+    ] = 1
+    max_steps: Annotated[
+        int,
+        Option(
+            "Stop each training phase after so many optimiser steps; 0 = all epochs.",
+            OPTIMISER,
+            limit=limits.not_negative,
+        ),
+    ] = 0
+    warmup_ratio: Annotated[
+        float,
+        Option(
+            "Share of the steps in which the learning rate rises from 0. Paper: 0.05.",
+            OPTIMISER,
+            limit=limits.share_or_zero,
+        ),
+    ] = 0.05
+    lr_scheduler_type: Annotated[
+        str,
+        Option(
+            f"Course of the learning rate after the warm-up: {', '.join(SCHEDULERS)}. Authors' code: cosine.",
+            OPTIMISER,
+            "NAME",
+            limit=limits.one_of(SCHEDULERS),
+        ),
+    ] = "cosine"
+    weight_decay: Annotated[
+        float,
+        Option("AdamW's weight decay; 0 = none, as in the authors' code.", OPTIMISER, limit=limits.not_negative),
+    ] = 0.0
+    max_grad_norm: Annotated[
+        float, Option("Gradients are scaled down to this norm.", OPTIMISER, limit=limits.positive)
+    ] = 1.0
+    optim: Annotated[
+        str,
+        Option(
+            "8bit: AdamW with its two moments in 8 bits; paged: moments move to the host's memory where a GPU's runs"
+            " out. Both by bitsandbytes.",
+            OPTIMISER,
+            "|".join(OPTIMIZERS),
+            limit=limits.one_of(OPTIMIZERS),
+        ),
+    ] = "adamw"
+    adam_beta1: Annotated[
+        float, Option("AdamW's beta1. Authors' code: 0.9.", OPTIMISER, limit=limits.fraction_below_one)
+    ] = 0.9
+    adam_beta2: Annotated[
+        float, Option("AdamW's beta2. Authors' code: 0.95.", OPTIMISER, limit=limits.fraction_below_one)
+    ] = 0.95
+    adam_epsilon: Annotated[float, Option("AdamW's epsilon.", OPTIMISER, limit=limits.positive)] = 1e-8
+    lora_rank: Annotated[
+        int,
+        Option(
+            "Train an adapter of this rank and leave the model's own weights alone; 0 = train all weights. Wants about"
+            " ten times the learning rate (also --lora-r).",
+            LORA,
+            limit=limits.not_negative,
+        ),
+    ] = 0
+    lora_alpha: Annotated[
+        float | None,
+        Option(
+            "Scale of the adapter: what it adds is times alpha / rank. Without it, twice the rank.",
+            LORA,
+            limit=limits.positive,
+        ),
+    ] = None
+    lora_target_modules: Annotated[
+        str | None,
+        Option(
+            "Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head.",
+            LORA,
+            "NAMES",
+            limit=limits.modules,
+        ),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        Option(
+            "Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is"
+            " LLM.int8 (also --load-in-4bit, --load-in-8bit).",
+            LORA,
+            "|".join(QUANTIZATIONS),
+            limit=limits.one_of(QUANTIZATIONS),
+        ),
+    ] = None
+    merge: Annotated[
+        bool, Option("Add the adapter to its model's weights at the end: an ordinary model folder.", LORA)
+    ] = False
+    max_length: MaxLength = 2048
+    seed: Seed = 42
+    trust_remote_code: TrustRemoteCode = False
+    mixed_precision: Annotated[
+        str,
+        Option(
+            "no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights,"
+            " moments, logits and losses stay float32 (also --bf16, --fp16).",
+            MEMORY,
+            "|".join(MIXED_PRECISIONS),
+            limit=limits.one_of(MIXED_PRECISIONS),
+        ),
+    ] = "no"
+    gradient_checkpointing: Annotated[
+        bool,
+        Option(
+            "Compute every layer twice instead of keeping it for the backward pass: less memory, a third slower.",
+            MEMORY,
+            content=False,
+        ),
+    ] = False
+    compile: Annotated[
+        bool,
+        Option(
+            "Compile the layers with torch.compile: minutes at first, faster steps after that.", MEMORY, content=False
+        ),
+    ] = False
+    max_tokens_per_device: Annotated[
+        int | None,
+        Option(
+            "Token budget of one micro-batch on one device: bounds the memory and does not change the gradient. Without"
+            " it, the largest that fits, measured with the model before the first step.",
+            MEMORY,
+            limit=limits.at_least_two,
+            content=False,
+        ),
+    ] = None
+    save_steps: Annotated[
+        int,
+        Option(
+            "Steps between checkpoints, from which an interrupted run goes on; SIGTERM and Ctrl-C leave one too;"
+            " 0 = no checkpoints.",
+            OUTPUT,
+            limit=limits.not_negative,
+            content=False,
+        ),
+    ] = 100
+    save_total_limit: Annotated[
+        int,
+        Option(
+            "Checkpoints to keep: the newest ones; an older one serves where the newest is damaged.",
+            OUTPUT,
+            limit=limits.at_least_one,
+            content=False,
+        ),
+    ] = 1
+    resume: Annotated[
+        bool,
+        Option(
+            "Go on with an interrupted run of the same settings; --no-resume deletes what it made and starts anew."
+            " A finished run is left as it is either way.",
+            OUTPUT,
+            content=False,
+        ),
+    ] = True
+    report_to: Annotated[
+        str,
+        Option(
+            f"Where metrics go beside metrics.jsonl: {', '.join(TRACKERS)}. Needs that package; for tensorboard:"
+            " pip install 'sepo[report]'.",
+            OUTPUT,
+            "NAME",
+            limit=limits.one_of(TRACKERS),
+            content=False,
+        ),
+    ] = "none"
+    push_to_hub: Annotated[
+        str | None,
+        Option(
+            "Upload the finished folder, without checkpoints, to this repository of the Hugging Face hub"
+            " (also --hub-model-id).",
+            OUTPUT,
+            "ORG/NAME",
+            content=False,
+        ),
+    ] = None
+    hub_private: Annotated[
+        bool,
+        Option("Make that repository a private one, where it is new (also --hub-private-repo).", OUTPUT, content=False),
+    ] = False
+    logging_steps: Annotated[
+        int, Option("Steps between lines of metrics.jsonl.", OUTPUT, limit=limits.at_least_one, content=False)
+    ] = 1
+    overwrite: Overwrite = False
 
     @property
     def tokens_read(self) -> int:
@@ -50,86 +229,81 @@ class OptimizerConfig:
         return self.max_tokens_per_device or ScoreConfig.max_tokens_per_device
 
     def _faults(self) -> list[str]:
-        return (
-            self._lora_faults()
-            + self._idle_faults()
-            + limits.check(
-                self,
-                learning_rate=limits.positive,
-                batch_size=limits.at_least_one,
-                num_train_epochs=limits.at_least_one,
-                max_steps=limits.not_negative,
-                warmup_ratio=limits.share_or_zero,
-                lr_scheduler_type=limits.one_of(SCHEDULERS),
-                weight_decay=limits.not_negative,
-                max_grad_norm=limits.positive,
-                optim=limits.one_of(OPTIMIZERS),
-                adam_beta1=limits.fraction_below_one,
-                adam_beta2=limits.fraction_below_one,
-                adam_epsilon=limits.positive,
-                lora_rank=limits.not_negative,
-                lora_alpha=limits.positive_if_given,
-                lora_target_modules=limits.modules,
-                quantize=limits.one_of_if_given(QUANTIZATIONS),
-                max_length=limits.at_least_two,
-                mixed_precision=limits.one_of(MIXED_PRECISIONS),
-                max_tokens_per_device=limits.unless_none(limits.at_least_two),
-                save_steps=limits.not_negative,
-                save_total_limit=limits.at_least_one,
-                report_to=limits.one_of(TRACKERS),
-                logging_steps=limits.at_least_one,
-                seed=limits.not_negative,
-            )
-        )
-
-    def _idle_faults(self) -> list[str]:
         """Options without what they are about."""
-        return ["hub_private needs push_to_hub"] if self.hub_private and not self.push_to_hub else []
-
-    def _lora_faults(self) -> list[str]:
-        """Options that say how an adapter is trained, where none is."""
         names = ("lora_alpha", "lora_target_modules", "quantize", "merge")
         idle = [] if self.lora_rank else [name for name in names if getattr(self, name) not in (None, False)]
-        return [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
-
-    def __post_init__(self) -> None:
-        limits.refuse(self._faults())
+        faults = [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
+        return faults + (["hub_private needs push_to_hub"] if self.hub_private and not self.push_to_hub else [])
 
 
 @dataclass(frozen=True, kw_only=True)
 class OracleConfig(OptimizerConfig):
-    """`sepo train-oracle`: SFT, then DPO (arXiv 2408.13518 section 3.2)."""
+    """Train an oracle: fine-tune a reference, then DPO from it on preference pairs (arXiv 2408.13518 section 3.2)."""
 
-    model: str = outside()
-    dataset: str = outside()
-    output_dir: str = outside()
-    beta: float = 0.1
-    data_fraction: float = 1.0
-    eval_fraction: float = 0.05
-    columns: str | None = None
-    overlong: str = "drop"
-    sft_dataset: str | None = outside(None)
-    sft_epochs: int = 1
-    sft_learning_rate: float = 1e-5
-    sft_batch_size: int = 512
-    sft_weight: float = 0.0
-    strict: bool = outside(False)
-
-    def _idle_faults(self) -> list[str]:
-        unused = ["sft_dataset needs sft_epochs"] if self.sft_dataset and not self.sft_epochs else []
-        return super()._idle_faults() + unused
+    model: Model = required()
+    dataset: Dataset = required()
+    output_dir: OutputDir = required()
+    beta: Annotated[
+        float,
+        Option(
+            "DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1.",
+            METHOD,
+            limit=limits.positive,
+        ),
+    ] = 0.1
+    data_fraction: Annotated[
+        float,
+        Option(
+            "Share of the pairs that SFT and DPO train on, drawn without replacement; 1.0 = all (section 3.2).",
+            DATA,
+            limit=limits.share,
+        ),
+    ] = 1.0
+    eval_fraction: Annotated[
+        float,
+        Option(
+            "Share of the pairs that is never trained on and judges the oracle; 0 = no judgement.",
+            DATA,
+            limit=limits.fraction_below_one,
+        ),
+    ] = 0.05
+    columns: Columns = None
+    overlong: Overlong = "drop"
+    sft_dataset: Annotated[
+        str | None,
+        Option(
+            "Conversations to fine-tune the reference on; without it, the chosen responses of --dataset.",
+            REFERENCE,
+            "FILE|NAME",
+            content=False,
+        ),
+    ] = None
+    sft_epochs: Annotated[
+        int,
+        Option(
+            "Epochs of fine-tuning; 0 takes the model as the reference as it is. Paper: 2.",
+            REFERENCE,
+            limit=limits.not_negative,
+        ),
+    ] = 1
+    sft_learning_rate: Annotated[
+        float, Option("Peak learning rate of fine-tuning. Paper: 1e-5.", REFERENCE, limit=limits.positive)
+    ] = 1e-5
+    sft_batch_size: Annotated[
+        int,
+        Option("Responses per optimiser step of fine-tuning. Paper: 512.", REFERENCE, limit=limits.at_least_one),
+    ] = 512
+    sft_weight: Annotated[
+        float,
+        Option(
+            "Weight of an SFT term on the chosen responses beside DPO, against drift of tokens that both responses"
+            " share; 0 = pure DPO, as in the paper.",
+            METHOD,
+            limit=limits.not_negative,
+        ),
+    ] = 0.0
+    strict: Strict = False
 
     def _faults(self) -> list[str]:
-        return super()._faults() + limits.check(
-            self,
-            columns=limits.columns,
-            overlong=limits.one_of(OVERLONG),
-            beta=limits.positive,
-            data_fraction=limits.share,
-            eval_fraction=limits.fraction_below_one,
-            sft_epochs=limits.not_negative,
-            sft_learning_rate=limits.positive,
-            sft_batch_size=limits.at_least_one,
-            sft_weight=limits.not_negative,
-            output_dir=limits.local,
-        )
+        unused = ["sft_dataset needs sft_epochs"] if self.sft_dataset and not self.sft_epochs else []
+        return super()._faults() + unused

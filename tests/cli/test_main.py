@@ -71,7 +71,7 @@ def test_every_spelling_means_the_same(sepo, stage):
     for spelling in (
         ["make-demo", "--output-dir", "a_b", "--overwrite"],
         ["make_demo", "--output_dir=a_b", "--overwrite_output_dir"],
-        ["make-demo", "--output_dir", "a_b", "--no-overwrite", "--overwrite-output-dir"],
+        ["make-demo", "--output_dir", "a_b", "--overwrite-output_dir"],
     ):
         assert sepo(*spelling) == (0, "done\n", "")
     assert seen == [DemoConfig(output_dir="a_b", overwrite=True)] * 3
@@ -91,8 +91,8 @@ def test_a_flag_that_repeats_the_default_still_beats_the_file(sepo, stage, tmp_p
     stage(lambda config, reporter: seen.append(config) or DONE)
     file = tmp_path / "run.yaml"
     file.write_text("output_dir: x\nseed: 1\noverwrite: true\n")
-    sepo("make-demo", "--config", file, "--seed", str(DemoConfig.seed), "--no-overwrite")
-    assert seen == [DemoConfig(output_dir="x")]
+    sepo("make-demo", "--config", file, "--seed", str(DemoConfig.seed))
+    assert seen == [DemoConfig(output_dir="x", overwrite=True)]
 
 
 @pytest.mark.parametrize(

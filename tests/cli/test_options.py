@@ -1,56 +1,116 @@
-"""The command line and the dataclasses cannot drift apart: same fields, same defaults, and a help for each."""
+"""An option is declared once, in its command's dataclass; everything else is read from there."""
 
-import inspect
-from dataclasses import MISSING, fields
+import importlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
 
 import pytest
-import typer
 
-from sepo_cli import options
-from sepo_cli.commands import COMMANDS
+from sepo_cli import main as program
+from sepo_cli.cli_docs import page
+from sepo_cli.commands import COMMANDS, Command, TranslatingCommand, function_of
+from stages import make_demo
+from stages.configs import Config, content_settings, declared, limits
+from stages.configs.option import DATA, OPTIMISER, REQUIRED, Option
+from stages.errors import SepoError
+from stages.reporting import Summary
 
-by_name = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.function.__name__)
-
-
-def parameters(command):
-    found = dict(inspect.signature(command.function).parameters)
-    assert found.pop("context").annotation is typer.Context
-    assert found.pop("config").annotation is options.ConfigFile
-    return found
+by_name = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 
 
-def declaration(parameter):
-    [found] = parameter.annotation.__metadata__
-    return found
+@dataclass(frozen=True, kw_only=True)
+class OneMore(Config):
+    """A command with an option that did not exist before."""
+
+    output_dir: Annotated[str, Option("Where.", DATA, content=False)] = "x"
+    shade: Annotated[int, Option("How [dark].", OPTIMISER, "N", limit=limits.at_least_one)] = 3
 
 
-@by_name
-def test_every_field_is_an_option_and_every_option_a_field(command):
-    assert set(parameters(command)) == {field.name for field in fields(command.config)}
-
-
-@by_name
-def test_every_default_is_the_dataclass_own(command):
-    for field in fields(command.config):
-        assert field.default is not MISSING
-        default = parameters(command)[field.name].default
-        assert default == field.default or (default is None and field.default == ()), field.name
-
-
-@by_name
-def test_every_option_has_a_help_in_a_panel(command):
-    for name, parameter in parameters(command).items():
-        assert declaration(parameter).help.strip().endswith((".", ")")), name
-        assert declaration(parameter).rich_help_panel, name
-
-
-@by_name
-def test_required_options_stand_in_the_required_panel_and_have_no_default(command):
-    for name, parameter in parameters(command).items():
-        if declaration(parameter).rich_help_panel == options.REQUIRED:
-            assert parameter.default is None, name
+def test_a_new_option_is_one_declaration(sepo, monkeypatch, tmp_path):
+    """Command line, help, file, check and fingerprint have it without another line."""
+    seen = []
+    monkeypatch.setattr(make_demo, "run", lambda config, reporter: seen.append(config) or Summary("done", []))
+    app = program.typer.Typer()
+    app.callback()(lambda: None)
+    command = Command("make-demo", OneMore, "panel", "--shade 1")
+    app.command(command.name, cls=TranslatingCommand)(function_of(command))
+    monkeypatch.setattr(program, "app", lambda prog_name: app(prog_name=prog_name))
+    (tmp_path / "run.yaml").write_text("shade: 5\n")
+    assert sepo("make-demo", "--shade", 7)[0] == 0
+    assert sepo("make-demo", "--config", tmp_path / "run.yaml")[0] == 0
+    assert [config.shade for config in seen] == [7, 5]
+    assert "How [dark]." in sepo("make-demo", "--help")[1]
+    assert sepo("make-demo", "--shade", 0)[2].startswith("error: shade must be at least 1, got 0\n")
+    assert content_settings(OneMore()) == {"shade": 3}
 
 
 @by_name
-def test_the_example_calls_the_command(command):
-    assert command.example.startswith(f"sepo {command.function.__name__.replace('_', '-')} --")
+def test_every_field_has_an_option_with_a_sentence_for_help(command):
+    options = declared(command.config)
+    assert {each.name for each in options} == {each.name for each in fields(command.config)}
+    for each in options:
+        assert each.option.help.strip().endswith((".", ")")), each.name
+        assert not (each.required and each.option.panel != REQUIRED), each.name
+
+
+@by_name
+def test_help_shows_what_was_declared_to_the_letter(command, sepo, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    code, out, _ = sepo(command.name, "--help")
+    assert code == 0
+    for each in declared(command.config):
+        assert all(f" {flag}" in out for flag in each.flags), each.name
+        assert each.option.help in out, each.name
+        assert (f"--no-{each.flags[0][2:]}" in out) == (each.kind is bool and each.default is True)
+
+
+def test_help_shows_first_what_the_chosen_objective_and_rule_use(sepo):
+    out = sepo("train-policy", "--objective=dpo", "--select", "soft", "--help")[1]
+    beta, mu, gamma = (out.index(option) for option in ("--beta", "--soft-mu", "--gamma"))
+    assert beta < mu < gamma
+    plain = sepo("train-policy", "--help")[1]
+    assert plain.index("--gamma") < plain.index("--beta")
+
+
+@by_name
+def test_a_command_is_a_stage_and_its_example_calls_it(command):
+    assert callable(importlib.import_module("stages." + command.name.replace("-", "_")).run)
+    assert command.example.startswith("--")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "setting"),
+    [
+        (["--lora-r", "4"], {"lora_rank": 4}),
+        (["--lora_r=4", "--load-in-4bit"], {"lora_rank": 4, "quantize": "4bit"}),
+        (["--lora-r", "4", "--load_in_8bit"], {"lora_rank": 4, "quantize": "8bit"}),
+        (["--bf16"], {"mixed_precision": "bf16"}),
+        (["--fp16"], {"mixed_precision": "fp16"}),
+        (["--hub-model-id", "a/b", "--hub-private-repo"], {"push_to_hub": "a/b", "hub_private": True}),
+    ],
+)
+def test_spellings_of_other_tools(sepo, monkeypatch, theirs, setting):
+    seen = []
+    stage = importlib.import_module("stages.train_policy")
+    monkeypatch.setattr(stage, "run", lambda config, reporter: seen.append(config) or Summary("done", []))
+    code, _, err = sepo("train-policy", "--model", "m", "--scores", "s", "--output-dir", "o", *theirs)
+    assert (code, err) == (0, "")
+    assert {name: getattr(seen[0], name) for name in setting} == setting
+
+
+@pytest.mark.parametrize("option", ["--per_device_train_batch_size", "--gradient-accumulation-steps=2"])
+def test_a_batch_size_that_means_something_else_is_explained(sepo, option):
+    code, _, err = sepo("train-policy", option, "8")
+    assert code == 2
+    assert "--batch-size counts the pairs" in " ".join(err.split())
+
+
+def test_the_page_of_options_is_not_stale():
+    assert (Path(__file__).parents[2] / "docs/cli.md").read_text() == page()
+
+
+def test_limits_are_checked_where_a_value_is_given():
+    assert OneMore(shade=1).shade == 1
+    with pytest.raises(SepoError, match="shade must be at least 1, got -1"):
+        OneMore(shade=-1)
