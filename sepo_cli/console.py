@@ -154,7 +154,7 @@ def print_summary(summary: Summary) -> None:
     if _rank() > 0 and not summary.every_process:
         return
     if summary.json is not None:
-        print(json_text(summary.json), flush=True)
+        print(json_text(summary.json, ascii_only=True), flush=True)
         return
     console = Console(highlight=False)
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"

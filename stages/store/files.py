@@ -83,9 +83,9 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
     """A value as JSON that every reader takes: what is not finite is null, and lone surrogates are escaped."""
-    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     # A file name that is no UTF-8 holds such; the escape is JSON's own.
     return text.encode(errors="backslashreplace").decode()
 

@@ -178,7 +178,7 @@ def test_a_scores_folder_without_a_manifest(ends_well, world, chat_folder, tmp_p
 
 def test_a_foreign_manifest_that_lacks_something(ends_well, world, chat_folder, tmp_path):
     shutil.copytree(world / "scores", tmp_path / "scores")
-    (tmp_path / "scores/manifest.json").write_text('{"stage": "score", "files": []}')
+    (tmp_path / "scores/manifest.json").write_text('{"format": 1, "stage": "score", "files": []}')
     arguments = ["--model", chat_folder, "--scores", tmp_path / "scores", "--output-dir", tmp_path / "out"]
     assert "manifest.json has no fingerprint" in ends_well("train-policy", *arguments)
 
