@@ -89,8 +89,8 @@ class Job(NamedTuple):
     reporter: Reporter
 
     def load(self, folder: Path) -> Any:
-        """A model on this process's device."""
-        model = load_model(folder, trust_remote_code=self.config.trust_remote_code)
+        """A model on this process's device, ready to be saved as one."""
+        model = load_model(folder, trust_remote_code=self.config.trust_remote_code, ordinary=True)
         return move_model(model, self.accelerator.device)
 
     def load_trainable(self, folder: Path) -> Any:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -11,7 +12,8 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.errors import SepoError, borrowed
-from stages.model.adapters import base_of, content, is_adapter, merge
+from stages.model.adapters import CONFIG as ADAPTER
+from stages.model.adapters import base_of, content, is_adapter, merge, put_on
 from stages.model.adapters import save as save_adapter
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
@@ -26,15 +28,18 @@ Weights = dict[str, torch.Tensor] | None
 """of a model by name, as `stages.model.processes.gather_weights` gives them"""
 
 
-def resolve_model(name: str, reporter: Reporter) -> Path:
+def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
     """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
 
     Only safetensors weights are downloaded, unless the repository has none.
 
+    Args:
+        above: adapters whose base it is.
+
     Raises:
         SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
     """
-    folder = _resolved(name, _download, reporter)
+    folder = _resolved(name, _download, reporter, above)
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
     if not is_adapter(folder):
@@ -115,21 +120,26 @@ def load_model(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     change: Callable[[Any], Any] = lambda config: config,
     held: dict[str, Any] | None = None,
+    ordinary: bool = False,
 ) -> Any:
-    """A causal language model without dropout, every weight of it read from the folder; an adapter is merged.
+    """A causal language model without dropout, every weight of it read from the folder.
+
+    An adapter is merged; where that would give another model it stays beside its base's weights.
 
     Args:
         dtype: "auto" takes that of the weights.
         change: of the configuration, before the model is built from it.
         held: more of `from_pretrained`, about where and in how many bits weights are held
             (`stages.model.quantization`).
+        ordinary: it will be trained or saved as a model, which no adapter may be left in.
 
     Raises:
-        SepoError: not a causal language model, or weights that do not fill it (transformers would draw the rest by
+        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, or weights that do not fill it (transformers would draw the rest by
             chance and only warn).
     """
     if is_adapter(folder):
-        return merge(load_model(base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype), folder)
+        load_base = partial(load_model, base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype)
+        return _load_adapter(folder, partial(load_base, ordinary=True), ordinary=ordinary)
     config = change(load_config(folder, trust_remote_code=trust_remote_code))
     _disable_dropout(config)
     with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
@@ -146,6 +156,16 @@ def load_model(
     if missing:
         raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
     return model
+
+
+def _load_adapter(folder: Path, load_base: Callable[[], Any], *, ordinary: bool) -> Any:
+    merged = merge(load_base(), folder)
+    if merged is None and ordinary:
+        raise SepoError(
+            f"{folder} is an adapter that cannot be merged: its base with its weights added is another model",
+            hint="start from its base, or from a model that has no adapter",
+        )
+    return put_on(load_base(), folder).model if merged is None else merged
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> None:
@@ -199,7 +219,9 @@ def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) -> Path:
+def _resolved(
+    name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()
+) -> Path:
     folder = Path(name).expanduser()
     if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
         reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
@@ -207,7 +229,9 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter) ->
     if not folder.is_dir():
         raise SepoError(f"there is no model folder {name}", hint=REMEDY)
     if is_adapter(folder):
-        resolve_model(base_of(folder), reporter)
+        if folder.resolve() in above:
+            raise SepoError(f"the adapter {folder} is in the end its own base", hint=f"name a model in its {ADAPTER}")
+        resolve_model(base_of(folder), reporter, above=(*above, folder.resolve()))
     elif not (folder / "config.json").exists():
         inside = folder / "oracle" / "config.json"
         hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
@@ -227,7 +251,7 @@ def _fetched(name: str, patterns: list[str]) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files, or, where there are none, the pickled ones (which are loaded with weights_only)."""
-    for pattern in WEIGHTS:
+    for pattern in ("adapter_model.safetensors",) if is_adapter(folder) else WEIGHTS:
         found = sorted(folder.glob(pattern))
         if found:
             return found

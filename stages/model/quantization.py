@@ -15,7 +15,7 @@ from stages.model.memory import move_model
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> Any:
     """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
     if config.quantize is None:
-        return move_model(load_model(folder, trust_remote_code=config.trust_remote_code), device)
+        return move_model(load_model(folder, trust_remote_code=config.trust_remote_code, ordinary=True), device)
     # Weights are packed as they are read: they are never whole on the device.
     held = {"quantization_config": _how(config.quantize), "device_map": {"": device}}
     model = load_model(folder, trust_remote_code=config.trust_remote_code, held=held)

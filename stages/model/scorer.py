@@ -102,13 +102,15 @@ class Scorer:
         return self._readers[folder]
 
     def _read_both_from_one(self) -> None:
-        """The oracle is an adapter on its reference: with it and without it, one model is both."""
+        """The oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
         adapted = put_on(self._load(self.models.reference), self.models.oracle)
         oracle = find_paths(adapted.model, self._reporter)
-        self._readers = {
-            self.models.oracle: oracle,
-            self.models.reference: oracle._replace(as_read=adapted.without),
-        }
+        if adapted.without is None:
+            self._reporter.say(f"{self.models.oracle} changes its base: the reference is a second model in memory")
+            reference = find_paths(self._load(self.models.reference), self._reporter)
+        else:
+            reference = oracle._replace(as_read=adapted.without)
+        self._readers = {self.models.oracle: oracle, self.models.reference: reference}
 
     def _load(self, folder: Path) -> Any:
         dtype = weights_of(self.how.precision)
