@@ -44,7 +44,7 @@ from stages.model.folders import (
     usable_length,
 )
 from stages.model.loop import fit
-from stages.model.lora import Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.model.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
 from stages.model.memory import move_model
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
@@ -97,13 +97,14 @@ class Job(NamedTuple):
         """The same, its weights held as they are while an adapter is trained."""
         return load_trainable(folder, self.config, self.accelerator.device)
 
-    def adapt(self, model: Any, base: Path) -> Trainee:
-        return make_trainee(model, self.config, str(base.resolve()), self.reporter)
+    def adapt(self, model: Any, base: Path, *, merged: bool) -> Trainee:
+        return make_trainee(model, self.config, str(base.resolve()), self.reporter, merged=merged)
 
     def save(self, trainee: Trainee, name: str, *, merged: bool) -> None:
         weights = gather_weights(trainee.model)
         if self.accelerator.is_main_process:
-            save_model(trainee.finished(merged=merged), self.tokenizer, self.work.folder / name, weights)
+            model = trainee.finished(merged=merged, aside=self.work.folder / f"{name}-{UNMERGED}")
+            save_model(model, self.tokenizer, self.work.folder / name, weights)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
@@ -226,7 +227,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     refuse_unknown_ids(model, [*split.train, *split.held_out, *conversations], config.model)
     trainee = Trainee(model, None)
     if config.sft_epochs:
-        trainee = job.adapt(model, model_folder)
+        trainee = job.adapt(model, model_folder, merged=True)
         fit(
             trainee.model,
             [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in conversations],
@@ -270,7 +271,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
         adapter = is_adapter(folder / ORACLE)
         model = trained_again(model, folder / ORACLE) if adapter else job.load(folder / ORACLE)
     else:
-        trainee = job.adapt(model, folder / REFERENCE)
+        trainee = job.adapt(model, folder / REFERENCE, merged=config.merge)
         fit(
             trainee.model,
             with_reference(split.train, reference.train),

@@ -36,7 +36,7 @@ from stages.model.folders import (
 from stages.model.head import kl_from_reference, kl_of_reference
 from stages.model.logps import Reader, Reference
 from stages.model.loop import fit
-from stages.model.lora import Trainee, make_trainee, refuse_useless_lora
+from stages.model.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
 from stages.model.memory import move_model
 from stages.model.metrics import training_warnings
 from stages.model.optimizers import refuse_useless_optimizer
@@ -137,12 +137,14 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     model = job.load(start)
     refuse_unknown_ids(model, (row.pair for row in rows), config.model)
     weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
-    trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter)
+    trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter, merged=config.merge)
     last = _train(job, trainee, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
-        files = save_model_into(trainee.finished(merged=config.merge), tokenizer, work.folder, weights)
+        files = save_model_into(
+            trainee.finished(merged=config.merge, aside=work.folder / UNMERGED), tokenizer, work.folder, weights
+        )
         write_policy_card(work.folder, Made(config, work.identity["inputs"], weighed.counts), last)
         # Promised is what the model needs: without its card and its log it is still whole, and not to be trained again.
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)

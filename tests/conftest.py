@@ -71,18 +71,16 @@ def chatml():
 
 def tiny_llama(vocab_size, seed=0, **options):
     torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256,
+    }  # fmt: skip
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
         initializer_range=0.2,
         bos_token_id=None,
         eos_token_id=None,
-        **options,
+        **{**sizes, **options},
     )
     return LlamaForCausalLM(config).eval()
 

@@ -7,6 +7,7 @@ weights say so: adapters of some kinds change the base itself, some cannot be me
 are left out with a warning.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -65,6 +66,12 @@ def base_of(folder: Path) -> str:
     name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
     if any(part in kind for part in _BEFORE_THE_PROMPT):
         raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
+    if str(config.get("init_lora_weights")).startswith("pissa_niter"):
+        # What is left of the base beside it is found by chance, and another time it is another.
+        raise SepoError(
+            f"{folder} is an adapter of PiSSA by a fast SVD, another model each time it is loaded",
+            hint="convert it to LoRA with peft's path_initial_model_for_weight_conversion",
+        )
     if not isinstance(name, str) or not name:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
     return name if Path(name).expanduser().exists() else _beside(folder, name)
@@ -146,7 +153,7 @@ def _reading(model: Any) -> Tensor:
     """What tells a model from one with other weights to the bit: the trial, and every row of the embedding."""
     embedding = model.get_input_embeddings()
     ids_V = torch.arange(embedding.weight.shape[0], device=model.device)
-    rows_V = [embedding(ids).sum(-1, dtype=torch.float32) for ids in ids_V.split(_ROWS)]
+    rows_V = [embedding(ids).sum(-1, dtype=torch.float32) for ids in torch.split(ids_V, _ROWS)]
     return torch.cat([trial_logps(model), *rows_V])
 
 
@@ -155,7 +162,10 @@ def _attached(base: Any, folder: Path) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise SepoError(f"{folder} is an adapter, which needs peft", hint="pip install 'sepo[lora]'") from error
-    with borrowed(f"the adapter {folder} does not fit its base", _REMEDY), torch.random.fork_rng(devices=[]):
+    fault = f"the adapter {folder} does not fit its base"
+    with borrowed(fault, _REMEDY), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Of what is refused below, and of tied weights that are not merged.
+        warnings.simplefilter("ignore")
         # Some kinds are begun by chance each time they are loaded: it has to be the same chance.
         torch.manual_seed(0)
         attached = PeftModel.from_pretrained(base, folder)

@@ -134,8 +134,8 @@ def load_model(
         ordinary: it will be trained or saved as a model, which no adapter may be left in.
 
     Raises:
-        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, or weights that do not fill it (transformers would draw the rest by
-            chance and only warn).
+        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, or weights that do
+            not fill it (transformers would draw the rest by chance and only warn).
     """
     if is_adapter(folder):
         load_base = partial(load_model, base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype)
@@ -219,9 +219,7 @@ def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _resolved(
-    name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()
-) -> Path:
+def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
     folder = Path(name).expanduser()
     if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
         reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")

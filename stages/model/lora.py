@@ -6,17 +6,24 @@ W is frozen, and may be held in 4 or 8 bits; B starts at 0, so that training sta
 dropout on the adapter: preference losses compare log-probs, and dropout would add its noise to each of them.
 """
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from stages.configs import OptimizerConfig, module_names
 from stages.errors import SepoError, one_line
-from stages.model.adapters import is_adapter, put_on
+from stages.model.adapters import is_adapter, put_on, save, tied_target
 from stages.model.extras import refuse_without
+from stages.model.memory import enough_memory
+from stages.model.trial import agree, trial_logps
 from stages.reporting import Reporter
+
+UNMERGED: Final = "unmerged-adapter"
+"""in a run's folder, where a trained adapter is kept that could not be merged"""
 
 
 class Trainee(NamedTuple):
@@ -32,13 +39,32 @@ class Trainee(NamedTuple):
         """What is trained: the model, or its adapter alone."""
         return self.model if self.adapter is None else self.adapter
 
-    def finished(self, *, merged: bool) -> Any:
+    def finished(self, *, merged: bool, aside: Path) -> Any:
         """What is to be saved: the model, its adapter alone, or the model with the adapter added to its weights.
 
         Merging takes the trainee apart. Weights that were held in few bits are ordinary ones first, with the values
         that the adapter was trained on.
+
+        Args:
+            aside: where the adapter is kept if merging it does not give what was trained.
+
+        Raises:
+            SepoError: it did not.
         """
-        return _merged(self.adapter) if merged and self.adapter is not None else self.unmerged
+        if not merged or self.adapter is None:
+            return self.unmerged
+        expected_N = trial_logps(self.model)
+        # In 8 bits the products round their activations too, as in half precision; ordinary weights' do not.
+        eight = getattr(self.model, "is_loaded_in_8bit", False)
+        save(self.adapter, aside)
+        model = _merged(self.adapter)
+        if not agree(trial_logps(model), expected_N, torch.bfloat16 if eight else model.dtype):
+            raise SepoError(
+                "the model with the adapter merged into it is not the model that was trained",
+                hint=f"the adapter is in {aside}; leave out --merge to train one that stays beside its base",
+            )
+        shutil.rmtree(aside)
+        return model
 
 
 def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_base: bool) -> None:
@@ -66,18 +92,22 @@ def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_ba
         )
 
 
-def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Reporter) -> Trainee:
+def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Reporter, *, merged: bool) -> Trainee:
     """The model with a fresh adapter inside, seeded; or as it is, where no rank was given.
 
     Args:
         base: folder or hub name of the model, on which the adapter will be loaded again.
+        merged: it will be merged in the end.
 
     Raises:
-        SepoError: the model has no such layers, or only kinds that peft cannot adapt.
+        SepoError: the model has no such layers, or only kinds that peft cannot adapt; a rank that none of them has; a
+            layer that shares its weights and is to be merged.
     """
     if not config.lora_rank:
         return Trainee(model, None)
     from peft import LoraConfig, get_peft_model
+
+    _refuse_rank(model, config.lora_rank)
 
     modules = config.lora_target_modules
     settings = LoraConfig(
@@ -88,8 +118,9 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
+    doing = f"making an adapter of rank {config.lora_rank:,}"
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), enough_memory(doing, lambda: "lower --lora-rank"):
             torch.manual_seed(config.seed)
             adapter = get_peft_model(model, settings)
     except ValueError as error:
@@ -99,6 +130,17 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
         ) from error
     # peft takes the name that the model was loaded by, and warns of any other.
     adapter.active_peft_config.base_model_name_or_path = base
+    tied = tied_target(adapter) if merged else None
+    if tied:
+        raise SepoError(
+            f"{tied} shares its weights with another layer, which a merged adapter would change too",
+            hint="leave it out of --lora-target-modules, or train an adapter that is never merged",
+        )
+    for name in _stacked(adapter.get_base_model()):
+        reporter.warn(
+            f"{name} and its like are no linear layers (experts, stacked): the adapter leaves them as they are"
+        )
+        break
     trained, every = adapter.get_nb_trainable_parameters()
     reporter.say(f"LoRA: {trained:,} weights of an adapter are trained, {every - trained:,} of the model are not")
     return Trainee(adapter.get_base_model(), adapter)
@@ -120,6 +162,28 @@ def _merged(adapter: Any) -> Any:
     exact = get_peft_model(adapter.unload().dequantize(), settings)
     set_peft_model_state_dict(exact, weights)
     return exact.merge_and_unload()
+
+
+def _refuse_rank(model: Any, rank: int) -> None:
+    """Refuse a rank that no matrix of the model has: its adapter would only take memory."""
+    highest = max((_highest_rank(module) for module in model.modules() if _is_linear(module)), default=rank)
+    if rank > highest:
+        raise SepoError(f"lora_rank {rank:,} is above the highest rank of a layer, {highest:,}", hint="give 8 to 64")
+
+
+def _highest_rank(module: Any) -> int:
+    # Weights in 4 bits have a shape of their own.
+    linear = isinstance(module, torch.nn.Linear)
+    return int(min((module.in_features, module.out_features) if linear else module.weight.shape))
+
+
+def _stacked(model: Any) -> Iterator[str]:
+    """Weights without an adapter that hold several matrices each, such as those of all experts of a layer."""
+    for prefix, module in model.named_modules():
+        if not isinstance(module, torch.nn.modules.conv._ConvNd) and "base_layer" not in prefix:
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.ndim == 3 and min(weight.shape) > 1:
+                    yield f"{prefix}.{name}"
 
 
 def _linear_names(model: Any) -> list[str]:

@@ -1,14 +1,17 @@
 """Oracles kept as LoRA adapters: merged where one model is asked for, and beside their base without a second copy."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from stages.errors import SepoError
 from stages.model import scorer
+from stages.model.adapters import put_on
 from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model, save_model
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
@@ -109,3 +112,61 @@ def test_an_adapter_whose_base_is_gone_is_refused_in_words(adapter):
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere/at/all"}))
     with pytest.raises(SepoError, match="there is no model folder /nowhere/at/all"):
         resolve_model(str(adapter), Quiet())
+
+
+def renamed(name):
+    return name.replace("base_model.model.", "base_model.model._orig_mod.")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda weights: {renamed(name): weight for name, weight in weights.items()},
+            "has no place for: 8, such as .*_orig",
+        ),
+        (lambda weights: {n: w for n, w in weights.items() if "layers.1" not in n}, "lacks: 4, such as .*layers.1"),
+        (
+            lambda weights: {**weights, "base_model.model.model.extra": torch.ones(3)},
+            "has no place for: 1, such as .*extra",
+        ),
+        (lambda weights: {}, "lacks: 8"),
+    ],
+    ids=["of a compiled model", "of one layer alone", "of one more", "of none"],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(adapter, change, fault):
+    """peft leaves them out and warns: every score would be 0."""
+    path = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    with pytest.raises(SepoError, match=fault):
+        load_model(adapter, trust_remote_code=False)
+    with pytest.raises(SepoError, match=fault):
+        put_on(load_model(adapter.parent / "base", trust_remote_code=False), adapter)
+
+
+def test_a_base_that_the_adapter_changes_is_a_second_model(adapter, chatml):
+    """Switched off it would leave its biases, the residual of its weights, or rows of the embedding behind."""
+    base = load_model(adapter.parent / "base", trust_remote_code=False)
+    assert put_on(base, adapter).without is not None
+    path = adapter / "adapter_model.safetensors"
+    row = base.get_input_embeddings().weight.detach().clone()
+    row[len(chatml) - 1] += 1e-3
+    save_file({**load_file(path), "base_model.model.model.embed_tokens.weight": row}, path)
+    assert put_on(load_model(adapter.parent / "base", trust_remote_code=False), adapter).without is None
+
+
+def test_a_folder_of_a_model_and_an_adapter_is_refused(adapter):
+    shutil.copy(adapter.parent / "base/config.json", adapter)
+    with pytest.raises(SepoError, match=r"holds a model \(config.json\) and an adapter"):
+        resolve_model(str(adapter), Quiet())
+
+
+def test_adapters_that_are_each_other_s_base_are_refused(adapter):
+    other = shutil.copytree(adapter, adapter.parent / "other")
+    for folder, base in ((adapter, other), (other, adapter)):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    with pytest.raises(SepoError, match="is in the end its own base"):
+        resolve_model(str(adapter), Quiet())
+    with pytest.raises(SepoError, match="is in the end its own base"):
+        model_hash(other)

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
+from stages.model.adapters import put_on
 from stages.model.batches import collate, whole
 from stages.model.extras import refuse_without
 from stages.model.logps import token_logps
@@ -19,6 +20,7 @@ from stages.model.quantization import load_trainable
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
 from tests.model.fits import SETTINGS, Killed, KilledAfter, objective
+from tests.model.zoo import tiny
 
 LORA = {**SETTINGS, "lora_rank": 4}
 CPU = torch.device("cpu")
@@ -27,7 +29,7 @@ EXAMPLES = [whole(pair) for pair in random_pairs(10, 50)]
 
 def trainee_of(model=None, **settings):
     config = OptimizerConfig(**{**LORA, **settings})
-    return make_trainee(model or tiny_llama(50), config, "base", Quiet()), config
+    return make_trainee(model or tiny_llama(50), config, "base", Quiet(), merged=False), config
 
 
 def train(folder, *, model=None, reporter=None, **settings):
@@ -146,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
 def test_a_merged_adapter_is_an_ordinary_model_that_says_the_same(tmp_path):
     trainee = train(tmp_path)
     expected = logits(trainee.model)
-    merged = trainee.finished(merged=True)
+    merged = trainee.finished(merged=True, aside=tmp_path / "aside")
     torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
     assert set(merged.state_dict()) == set(tiny_llama(50).state_dict())
 
@@ -155,7 +157,9 @@ def test_a_family_that_stores_its_matrices_the_other_way_round(tmp_path):
     trainee = train(tmp_path, model=tiny_gpt2(50))
     expected = logits(trainee.model)
     assert not torch.allclose(expected, logits(tiny_gpt2(50)), atol=1e-3)
-    torch.testing.assert_close(logits(trainee.finished(merged=True)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        logits(trainee.finished(merged=True, aside=tmp_path / "aside")), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_layers_that_the_model_does_not_have_are_refused_with_those_it_has():
@@ -174,7 +178,7 @@ def test_weights_in_few_bits_are_trained_on_and_merged_as_they_are(tmp_path, fol
     trainee = train(tmp_path, model=model, quantize=quantize)
     expected = logits(trainee.model)
     assert (expected - rounded).abs().mean() > 0.1
-    merged = trainee.finished(merged=True)
+    merged = trainee.finished(merged=True, aside=tmp_path / "aside")
     assert {each.dtype for each in merged.parameters()} == {torch.float32}
     assert not hasattr(merged.config, "quantization_config")
     # In 8 bits the products round their activations too, which ordinary weights do not.
@@ -204,6 +208,35 @@ def test_evaluation_does_not_change_weights_in_4_bits(folder):
     before = model(input_ids=torch.arange(12)[None]).logits
     logits(model)
     assert torch.equal(model.train()(input_ids=torch.arange(12)[None]).logits, before)
+
+
+@pytest.mark.filterwarnings("ignore:Model (has|with) `tie_word")
+def test_a_merge_of_tied_weights_is_refused_before_training(tmp_path):
+    """It would change the embedding with the head."""
+    tied, config = tiny_llama(50, tie_word_embeddings=True), OptimizerConfig(**LORA, lora_target_modules="lm_head")
+    with pytest.raises(SepoError, match="lm_head shares its weights with another layer"):
+        make_trainee(tied, config, "base", Quiet(), merged=True)
+    trainee = train(tmp_path, model=tiny_llama(50, tie_word_embeddings=True), lora_target_modules="lm_head")
+    with pytest.raises(SepoError, match="is not the model that was trained") as found:
+        trainee.finished(merged=True, aside=tmp_path / "aside")
+    assert str(tmp_path / "aside") in found.value.hint
+    kept = put_on(tiny_llama(50, tie_word_embeddings=True), tmp_path / "aside")
+    again = train(tmp_path / "again", model=tiny_llama(50, tie_word_embeddings=True), lora_target_modules="lm_head")
+    assert torch.equal(logits(kept.model), logits(again.model))
+
+
+def test_a_rank_that_no_layer_has_is_refused():
+    with pytest.raises(SepoError, match="lora_rank 33 is above the highest rank of a layer, 32"):
+        trainee_of(lora_rank=33)
+
+
+def test_experts_that_an_adapter_does_not_reach_are_said():
+    ears, attention = Quiet(), OptimizerConfig(**LORA, lora_target_modules="q_proj")
+    make_trainee(tiny("mixtral, experts"), attention, "base", ears, merged=False)
+    assert "layers.0.mlp.experts.gate_up_proj" in ears.warnings[0]
+    for model, layers in ((tiny("mamba, a state space"), "in_proj"), (tiny_llama(50), None)):
+        make_trainee(model, OptimizerConfig(**LORA, lora_target_modules=layers), "base", ears, merged=False)
+    assert len(ears.warnings) == 1
 
 
 def test_what_is_not_installed_is_refused_by_the_name_of_its_extra(monkeypatch, tmp_path):
