@@ -81,11 +81,11 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
     pairs, samples = (_span([model[items] for model in models.values()]) for items in ("pairs", "samples"))
     rows = [("pairs", pairs), ("samples of each model", samples)]
     rows += [
-        (" vs ".join(comparison["models"]), sentence)
+        (" vs ".join(comparison["models"]), str(sentence))
         for comparison in report["comparisons"]
         for sentence in comparison["sentences"]
     ]
-    rows += [("warning", warning) for warning in report["warnings"]]
+    rows += [("warning", str(warning)) for warning in report["warnings"]]
     rows += [("written", output)] if output else []
     tables = [
         _table(

@@ -11,12 +11,13 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from stages.errors import SepoError, borrowed
+from stages.errors import SepoError, borrowed, shortened
 from stages.model.adapters import CONFIG as ADAPTER
 from stages.model.adapters import base_of, content, is_adapter, merge, put_on
 from stages.model.adapters import save as save_adapter
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
+from stages.store.shape import is_file_name
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
@@ -42,6 +43,8 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
     folder = _resolved(name, _download, reporter, above)
     if not _weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
+    for index in folder.glob("*.index.json"):
+        _refuse_leading_out(index)
     if not is_adapter(folder):
         _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
     return folder
@@ -254,6 +257,14 @@ def _weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def _refuse_leading_out(index: Path) -> None:
+    """Weights lie in the folder that is hashed: an index that leads out of it would load what nobody looked at."""
+    named = read_object(index, REMEDY).get("weight_map")
+    wrong = [file for file in named.values() if not is_file_name(file)] if isinstance(named, dict) else [named]
+    if wrong:
+        raise SepoError(f"{index}: {shortened(repr(wrong[0]))} is no file in its folder", hint=REMEDY)
 
 
 def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:

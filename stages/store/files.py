@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from stages.errors import SepoError, borrowed
+from stages.store.shape import parse_json
 
 CHUNK_BYTES: Final = 1 << 20
 MOST_JSON_BYTES: Final = 1 << 26
-DEEPEST_JSON: Final = 100
-"""what is nested deeper could be read, but not hashed or written again"""
 
 
 def hash_bytes(chunks: Iterator[bytes]) -> str:
@@ -91,30 +90,18 @@ def json_text(value: Any, indent: int | None = None, *, ascii_only: bool = False
 
 
 def read_object(path: Path, hint: str) -> dict[str, Any]:
-    """A small JSON file that holds an object; see `json_object`.
+    """The object in a small JSON file of other people's.
 
     Raises:
-        SepoError: also, there is no such file.
+        SepoError: there is none, it is damaged or no object, nested too deeply, or larger than `MOST_JSON_BYTES`.
     """
-    with borrowed(f"{path} cannot be read", hint), path.open("rb") as file:
-        data = file.read(MOST_JSON_BYTES + 1)
-    return json_object(data, str(path), hint)
-
-
-def json_object(data: bytes, name: str, hint: str) -> dict[str, Any]:
-    """The object in the bytes of a JSON file.
-
-    Raises:
-        SepoError: it is damaged, no object, larger than `MOST_JSON_BYTES` or nested deeper than `DEEPEST_JSON`.
-    """
-    if len(data) > MOST_JSON_BYTES:
-        raise SepoError(f"{name} cannot be read: it has more than {MOST_JSON_BYTES:,} bytes", hint=hint)
-    with borrowed(f"{name} cannot be read", hint):
-        found = json.loads(data)
+    with borrowed(f"{path} cannot be read", hint):
+        with path.open("rb") as file:
+            data = file.read(MOST_JSON_BYTES + 1)
+        found = parse_json(data, finite=False) if len(data) <= MOST_JSON_BYTES else None
     if not isinstance(found, dict):
-        raise SepoError(f"{name} cannot be read: it is no JSON object", hint=hint)
-    if _is_nested_beyond(found, DEEPEST_JSON):
-        raise SepoError(f"{name} cannot be read: it is nested more than {DEEPEST_JSON} deep", hint=hint)
+        problem = "it is no JSON object" if len(data) <= MOST_JSON_BYTES else f"more than {MOST_JSON_BYTES:,} bytes"
+        raise SepoError(f"{path} cannot be read: {problem}", hint=hint)
     return found
 
 
@@ -166,16 +153,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_nested_beyond(value: Any, levels: int) -> bool:
-    """Without recursion of its own: what is nested a thousand deep must not be what ends it."""
-    level = [value]
-    for _ in range(levels):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, (dict, list))
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    return any(isinstance(each, (dict, list)) for each in level)

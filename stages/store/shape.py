@@ -22,7 +22,7 @@ class _Kind(NamedTuple):
 
 def is_inside(name: Any) -> bool:
     """Whether a value names a file in the folder that names it, or below: never a path that leads out of it."""
-    if not isinstance(name, str) or len(name.encode()) > LONGEST_NAME or "\0" in name or "\\" in name:
+    if not isinstance(name, str) or len(_bytes(name)) > LONGEST_NAME or "\0" in name or "\\" in name:
         return False
     return not {"", ".", ".."} & {*name.split("/")}
 
@@ -39,6 +39,11 @@ def is_checksum(value: Any) -> bool:
     )
 
 
+def _bytes(name: str) -> bytes:
+    """As many bytes as the system's; a name that is no UTF-8 holds surrogates."""
+    return name.encode(errors="replace")
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -53,7 +58,7 @@ def _is_count(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     """Whether a value may be given to the system as a path, wherever that leads."""
-    parts = value.encode().split(b"/") if isinstance(value, str) else [b"\0"]
+    parts = _bytes(value).split(b"/") if isinstance(value, str) else [b"\0"]
     return sum(map(len, parts)) < LONGEST_PATH and all(
         len(part) <= LONGEST_NAME and b"\0" not in part for part in parts
     )
@@ -112,21 +117,20 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
 _MISSING: Final = object()
 
 
-def parse_json(data: bytes) -> Any:
-    """A JSON value that can be written again: finite numbers, whole characters, no endless nesting.
+def parse_json(data: bytes, *, finite: bool = True) -> Any:
+    """A JSON value that can be written again: no endless nesting, and, but for other people's, finite numbers.
 
     Raises:
         ValueError: it is none, and why.
     """
     try:
-        value = json.loads(data.decode(), parse_constant=_finite, parse_float=_finite)
+        number = _finite if finite else float
+        value = json.loads(data.decode(), parse_constant=number, parse_float=number)
         levels = _levels(value)
     except RecursionError:
         levels = MOST_LEVELS + 1
     if levels > MOST_LEVELS:
         raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
-    # A surrogate without its other half can be read, but never written.
-    json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

@@ -156,3 +156,11 @@ def test_gathered_weights_are_what_is_saved(tmp_path, chat_folder, chatml):
     assert saved.lm_head.weight is saved.model.embed_tokens.weight
     for name, weights in saved.state_dict().items():
         assert torch.equal(weights, gathered[name]), name
+
+
+@pytest.mark.parametrize("file", ["../elsewhere/model.safetensors", "/etc/passwd", "..", None, 3])
+def test_an_index_that_leads_out_of_its_folder_is_refused(chat_folder, tmp_path, file):
+    shutil.copytree(chat_folder, tmp_path / "model")
+    (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(SepoError, match=r"is no file in its folder"):
+        resolve_model(str(tmp_path / "model"), Quiet())

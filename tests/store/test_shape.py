@@ -138,7 +138,7 @@ def test_a_manifest_of_any_shape_is_right_or_one_line(tmp_path, stage, read, eve
     "text",
     [
         "", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"a": ' + "9" * 5000 + "}", "[" * 99_999,
-        '{"a":' * 101 + "1" + "}" * 101, '"\\ud800"', b"\xff\xfe", b'"\xe9"', "\ufeff{}",
+        '{"a":' * 101 + "1" + "}" * 101, b"\xff\xfe", b'"\xe9"', "\ufeff{}",
     ],
 )  # fmt: skip
 def test_json_that_could_not_be_written_again_is_refused(tmp_path, text):
