@@ -23,13 +23,19 @@ from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.method.projection import project
 from stages.method.statistics import preference_accuracy
-from stages.model.folders import load_tokenizer, resolve_without_weights, tokenizer_hash, vocabulary_hash
+from stages.model.folders import (
+    load_tokenizer,
+    resolve_without_weights,
+    tokenizer_hash,
+    vocabulary_hash,
+    vocabulary_size,
+)
 from stages.reporting import Reporter, Summary, Task
 from stages.store.claim import claimed
 from stages.store.manifest import Input, Run
-from stages.store.scores import Scores, open_scores, sound, sweep_seals
+from stages.store.scores import Scores, open_scores, sound, sweep_checksums
 from stages.store.shape import lookup
-from stages.store.shards import Seal, read_notes, read_seal, read_shard, shard_name, write_shard
+from stages.store.shards import Checksum, read_checksum, read_notes, read_shard, shard_name, write_shard
 
 STAGE: Final = "project-scores"
 NOT_THERE: Final = "not in the data set"
@@ -55,6 +61,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     """
     scores = open_scores(config.scores)
     sides = _tokenizers(config, scores, reporter)
+    scores = scores._replace(ids_below=vocabulary_size(sides.scored))
     inputs = {
         "scores": Input(str(scores.folder), scores.fingerprint),
         "scored tokenizer": Input(_scored_name(config, scores), Encoder(sides.scored).fingerprint),
@@ -65,7 +72,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     settings = content_settings(config) | {"columns": columns}
     with claimed(config.output_dir, STAGE, settings, inputs, overwrite=config.overwrite, sound=sound) as work:
         if work.finished:
-            sweep_seals(work.place)
+            sweep_checksums(work.place)
             finished = [("already finished", work.place.at("manifest.json"))]
             return Summary(f"scores in {work.place}", finished, fresh=False)
         pairs = read_pairs(config.dataset, column_names(columns), on_layout=reporter.say)
@@ -78,14 +85,14 @@ def _project(work: Run, scores: Scores, sides: Sides, pairs: Iterator[Pair | Dro
     projector = _Projector(sides)
     with reporter.task("project", int(scores.manifest["counts"]["kept"]), "pairs") as task:
         _write_missing(work, scores, names, projector, _Reader(pairs), vocabulary_hash(sides.wanted), task)
-    seals = {name: _seal(work, name) for name in names}
-    counts = _counts(work, names, seals)
+    checksums = {name: _checksum(work, name) for name in names}
+    counts = _counts(work, names, checksums)
     reporter.say(f"{scores.folder}: {counts}")
     if not counts.kept:
         raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
     for reason, dropped in counts.dropped.items():
         reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
-    results = _compare(work, scores, seals, counts, projector.end_of_turn)
+    results = _compare(work, scores, checksums, counts, projector.end_of_turn)
     warnings = [f"of the scores before projection: {text}" for text in scores.manifest.get("warnings") or []]
     for warning in warnings:
         reporter.warn(warning)
@@ -98,11 +105,11 @@ def _project(work: Run, scores: Scores, sides: Sides, pairs: Iterator[Pair | Dro
         tokenizer={
             "vocabulary": vocabulary_hash(sides.wanted),
             "hash": tokenizer_hash(sides.wanted),
-            "size": len(sides.wanted),
+            "size": vocabulary_size(sides.wanted),
         },
-        shards={name: seal._asdict() for name, seal in seals.items()},
+        shards={name: checksum._asdict() for name, checksum in checksums.items()},
     )
-    sweep_seals(work.place)
+    sweep_checksums(work.place)
     return Summary(f"scores in {work.place}", _rows(counts, results))
 
 
@@ -241,7 +248,7 @@ def _write_missing(
     for source, name in zip(scores.shards, names, strict=True):
         there = read_notes(work.place, name, work.fingerprint)
         if there is not None:
-            task.advance(_seal(work, name).rows + sum(json.loads(there[_DROPPED]).values()))
+            task.advance(_checksum(work, name).rows + sum(json.loads(there[_DROPPED]).values()))
             continue
         rows: list[ScoredPair] = []
         dropped: Counter[str] = Counter()
@@ -257,15 +264,15 @@ def _write_missing(
         write_shard(work.place, name, rows, work.fingerprint, vocabulary, notes)
 
 
-def _seal(work: Run, name: str) -> Seal:
-    seal = read_seal(work.place, name)
-    if seal is None:
+def _checksum(work: Run, name: str) -> Checksum:
+    checksum = read_checksum(work.place, name)
+    if checksum is None:
         raise SepoError(f"cannot read the checksum beside {work.place.at(name)}", hint="run the same again")
-    return seal
+    return checksum
 
 
-def _counts(work: Run, names: list[str], seals: dict[str, Seal]) -> Counts:
-    counts = Counts(kept=sum(seal.rows for seal in seals.values()))
+def _counts(work: Run, names: list[str], checksums: dict[str, Checksum]) -> Counts:
+    counts = Counts(kept=sum(checksum.rows for checksum in checksums.values()))
     for name in names:
         notes = read_notes(work.place, name, work.fingerprint) or {}
         counts.dropped.update(json.loads(notes[_DROPPED]))
@@ -274,7 +281,7 @@ def _counts(work: Run, names: list[str], seals: dict[str, Seal]) -> Counts:
 
 
 def _compare(
-    work: Run, scores: Scores, seals: dict[str, Seal], counts: Counts, end_of_turn: int | None
+    work: Run, scores: Scores, checksums: dict[str, Checksum], counts: Counts, end_of_turn: int | None
 ) -> dict[str, Any]:
     """Read the shards back, beside the scores they came from: what was conserved. Counts the tokens on the way."""
     largest = 0.0
@@ -283,8 +290,8 @@ def _compare(
     def rows() -> Iterator[PairLogps]:
         nonlocal largest
         sources = scores.rows()
-        for name, seal in seals.items():
-            for row in read_shard(work.place, name, work.fingerprint, seal):
+        for name, checksum in checksums.items():
+            for row in read_shard(work.place, name, work.fingerprint, checksum):
                 source = next(each for each in sources if each.pair.pair_id == row.pair.pair_id)
                 largest = max(largest, *map(_error, source.scores, row.scores))
                 _add_tokens(before, source.pair)

@@ -27,6 +27,7 @@ from stages.model.folders import (
     tokenizer_hash,
     usable_length,
     vocabulary_hash,
+    vocabulary_size,
 )
 from stages.model.precision import refuse_useless
 from stages.model.processes import Worker, join_processes, this_worker
@@ -39,8 +40,8 @@ from stages.store.logps import FILE as KNOWN
 from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input, Run, open_run, read_manifest
 from stages.store.place import place_of
-from stages.store.scores import missing_shards, sound, sweep_seals
-from stages.store.shards import DAMAGED, Seal, read_seal, read_shard, shard_holds, shard_name, write_shard
+from stages.store.scores import sound, sweep_checksums, written_shards
+from stages.store.shards import Checksum, read_shard, shard_holds, shard_name, write_shard
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
@@ -95,7 +96,7 @@ def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
     work.refuse_if_lost()
     if work.finished:
         # A run that was killed between its manifest and its end left them.
-        sweep_seals(work.place)
+        sweep_checksums(work.place)
     return work
 
 
@@ -127,7 +128,8 @@ def _score(
     if work.finished_by_another():
         return _already(work)
     _write_missing(work, worker, scorer, vocabulary_hash(tokenizer), pairs, shards, reporter)
-    missing = missing_shards(work.place, len(shards))
+    checksums = written_shards(work.place, shards)
+    missing = [name for name in shards if name not in checksums]
     if missing and work.finished_by_another():
         return _already(work)
     if missing:
@@ -135,9 +137,8 @@ def _score(
         rows.append(("to finish", "let the other workers end; run again those that died"))
         title = f"worker {worker} done; {len(missing):,} shards of others are missing in {work.place}"
         return Summary(title, rows, every_process=True)
-    seals = {name: _seal(work, name) for name in shards}
-    noise = _noise(config.noise_check, work, scorer, pairs, shards, seals, reporter)
-    verdict = _judge(work, seals, tokenizer, noise)
+    noise = _noise(config.noise_check, work, scorer, pairs, shards, checksums, reporter)
+    verdict = _judge(work, checksums, tokenizer, noise)
     for warning in verdict.warnings:
         reporter.warn(warning)
     work.finish(
@@ -149,11 +150,11 @@ def _score(
         tokenizer={
             "vocabulary": vocabulary_hash(tokenizer),
             "hash": tokenizer_hash(tokenizer),
-            "size": len(tokenizer),
+            "size": vocabulary_size(tokenizer),
         },
-        shards={name: seal._asdict() for name, seal in seals.items()},
+        shards={name: checksum._asdict() for name, checksum in checksums.items()},
     )
-    sweep_seals(work.place)
+    sweep_checksums(work.place)
     tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
     rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
     # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
@@ -161,20 +162,14 @@ def _score(
     return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
 
 
-def _seal(work: Run, name: str) -> Seal:
-    seal = read_seal(work.place, name)
-    if seal is None:
-        raise SepoError(f"cannot read the checksum beside {work.place.at(name)}", hint=DAMAGED)
-    return seal
-
-
 def _check(config: ScoreConfig, reporter: Reporter) -> Summary:
     """Verify a folder of scores, against the oracle's tokenizer if one was named."""
-    vocabulary = None
+    tokenizer = None
     if config.oracle or config.oracle_model:
         name = str(Path(config.oracle) / "oracle") if config.oracle else str(config.oracle_model)
         folder = resolve_model(name, reporter)
-        vocabulary = vocabulary_hash(load_tokenizer(folder, trust_remote_code=config.trust_remote_code))
+        tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+    vocabulary = None if tokenizer is None else (vocabulary_hash(tokenizer), vocabulary_size(tokenizer))
     return check_scores(place_of(str(config.check)), vocabulary, reporter)
 
 
@@ -255,7 +250,7 @@ def _noise(
     scorer: Scorer,
     pairs: Sequence[TokenPair],
     shards: dict[str, slice],
-    seals: dict[str, Seal],
+    checksums: dict[str, Checksum],
     reporter: Reporter,
 ) -> Noise | None:
     """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
@@ -271,19 +266,19 @@ def _noise(
         row.scores
         for name, some in shards.items()
         if any(some.start <= place < some.stop for place in places)
-        for row in read_shard(work.place, name, work.fingerprint, seals[name])
+        for row in read_shard(work.place, name, work.fingerprint, checksums[name])
         if row.pair.pair_id in ids
     ]
     return measure_noise(measured, exact)
 
 
-def _judge(work: Run, seals: dict[str, Seal], tokenizer: Any, noise: Noise | None) -> Verdict:
+def _judge(work: Run, checksums: dict[str, Checksum], tokenizer: Any, noise: Noise | None) -> Verdict:
     """Read the shards back, as the next stage will, and say what is in them."""
-    meter = DriftMeter(max(tokenizer.get_vocab().values()) + 1)
+    meter = DriftMeter(vocabulary_size(tokenizer))
 
     def rows() -> Iterator[PairLogps]:
-        for name, seal in seals.items():
-            for row in read_shard(work.place, name, work.fingerprint, seal):
+        for name, checksum in checksums.items():
+            for row in read_shard(work.place, name, work.fingerprint, checksum):
                 meter.add(row)
                 yield row.scores
 

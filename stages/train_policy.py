@@ -32,6 +32,7 @@ from stages.model.folders import (
     save_model_into,
     tokenizer_hash,
     usable_length,
+    vocabulary_size,
 )
 from stages.model.head import kl_from_reference, kl_of_reference
 from stages.model.logps import Reader, Reference
@@ -100,6 +101,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     model_folder = resolve_model(config.model, reporter)
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     refuse_other_vocabulary(tokenizer, scores, config.model)
+    scores = scores._replace(ids_below=vocabulary_size(tokenizer))
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=False)
     start = frozen(config.model, model_folder, quantize=config.quantize)

@@ -22,8 +22,9 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.lock import held
 from stages.store.manifest import FINISHED, UNFINISHED
-from stages.store.place import place_of
+from stages.store.place import Place, place_of
 from stages.store.scores import open_scores
+from stages.store.shards import SUFFIX, checksum_name, read_checksum, shard_name
 from tests import lives
 from tests.conftest import word_rows, write_lines
 from tests.world import run_score
@@ -48,7 +49,7 @@ def state(folder):
     """Where a kill landed, told by what it left."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     shards = {name for name in names if name.endswith(".parquet")}
-    seals = {name[1:-5] for name in names if name.endswith(".seal")}
+    checksums = {name[1:-5] for name in names if name.endswith(".seal")}
     growing = [name for name in names if name.endswith(".tmp")]
     if any(name.startswith(f".{FINISHED}") for name in growing):
         return "in the manifest's write"
@@ -59,8 +60,8 @@ def state(folder):
     if growing:
         return "in the claim's write"
     if FINISHED in names:
-        return "after the manifest, before the end" if UNFINISHED in names or seals else "after the end"
-    if seals - shards:
+        return "after the manifest, before the end" if UNFINISHED in names or checksums else "after the end"
+    if checksums - shards:
         return "between a checksum and its shard"
     return "between shards" if shards else "before the first shard"
 
@@ -269,11 +270,37 @@ def test_a_worker_that_comes_late_to_a_finished_run_scores_nothing(world, tmp_pa
     assert contents(tmp_path / "s") == contents(world / "scores")
 
 
+@pytest.mark.parametrize("moment", range(4))
+def test_a_worker_that_ends_while_another_one_sweeps_finds_the_checksums(world, tmp_path, monkeypatch, moment):
+    """The other one finishes the run before this one has read the checksum of some shard."""
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    read, reads = Place.read, []
+
+    def late(place, name):
+        if name.endswith(SUFFIX):
+            reads.append(name)
+            if len(reads) == moment + 1:
+                run_score(world, output=tmp_path / "s", worker="1/2")
+        return read(place, name)
+
+    run_score(world, output=tmp_path / "s", worker="2/2")
+    sums = {name: read_checksum(place_of(tmp_path / "s"), name) for name in map(shard_name, range(3))}
+    (tmp_path / "s" / FINISHED).rename(tmp_path / "s" / UNFINISHED)
+    for name, checksum in sums.items():
+        place_of(tmp_path / "s").write_json(checksum_name(name), checksum._asdict())
+    monkeypatch.setattr(Place, "read", late)
+    summary = run_score(world, output=tmp_path / "s", worker="2/2")
+    assert len(reads) > moment
+    assert str(tmp_path / "s") in summary.title
+    assert "missing" not in summary.title
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
 def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_path, monkeypatch):
     run_score(world, output=tmp_path / "s")
     whole = contents(tmp_path / "s")
     # Interrupted when there is something to lose: behind the last shard.
-    monkeypatch.setattr(score, "missing_shards", lambda *given: 1 / 0)
+    monkeypatch.setattr(score, "written_shards", lambda *given: 1 / 0)
     for length in (100, 101):
         with pytest.raises(ZeroDivisionError):
             run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)

@@ -262,7 +262,7 @@ def test_a_reference_with_another_vocabulary_is_refused(world, chat_folder, chat
 
 
 def with_columns(world, tmp_path, make):
-    """A copy of the scores, without seals, whose shards have columns made of their rows."""
+    """A copy of the scores, without checksums, whose shards have columns made of their rows."""
     folder = tmp_path / "weighted"
     folder.mkdir()
     written = manifest(world / "scores")

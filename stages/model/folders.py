@@ -89,6 +89,11 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hash_json(tokenizer.get_vocab())
 
 
+def vocabulary_size(tokenizer: Any) -> int:
+    """What every id of the token->id map is below, whether or not all ids up to there have a token."""
+    return 1 + max(map(int, tokenizer.get_vocab().values()))
+
+
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of what decides how text becomes ids: token->id map, special tokens, chat template."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}

@@ -7,9 +7,9 @@ from stages.errors import SepoError
 from stages.reporting import Reporter, Summary, Table
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
-from stages.store.scores import MADE_BY, NEEDED, seals_of
+from stages.store.scores import MADE_BY, NEEDED, checksums_of
 from stages.store.shape import lookup
-from stages.store.shards import DAMAGED, REMEDY, keeps_seal, read_shard, tokenizer_of
+from stages.store.shards import DAMAGED, REMEDY, is_whole, read_shard, tokenizer_of
 
 SHOWN: Final = 3
 """faults of a kind that are named one by one"""
@@ -35,11 +35,11 @@ class Findings:
         return Table("Findings", ["what", "found"], rows)
 
 
-def check_scores(place: Place, vocabulary: str | None, reporter: Reporter) -> Summary:
+def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Reporter) -> Summary:
     """Read all of a folder and say what is wrong with it; that is the summary's failure.
 
     Args:
-        vocabulary: hash of the token->id map that the ids should be of, if it is known.
+        vocabulary: hash and size of the token->id map that the ids should be of, if it is known.
     """
     findings = Findings()
     manifest = _manifest(place, findings)
@@ -55,8 +55,9 @@ def check_scores(place: Place, vocabulary: str | None, reporter: Reporter) -> Su
         if name not in names:
             findings.add("shards", f"{name} is not the manifest's, but whoever reads *.parquet reads it")
     findings.notes["shards"] = f"{len(present):,} of {len(names):,} are there"
-    _check_seals(place, manifest, present, findings)
-    rows = _check_rows(place, present, fingerprint, findings, reporter)
+    _check_checksums(place, manifest, present, findings)
+    ids_below = vocabulary[1] if vocabulary else lookup(manifest, ("tokenizer", "size"))
+    rows = _check_rows(place, present, fingerprint, ids_below, findings, reporter)
     kept = lookup(manifest, ("counts", "kept"))
     if kept is not None and kept != rows:
         findings.add("rows", f"{rows:,} sound rows, but the manifest says {kept}")
@@ -81,18 +82,20 @@ def _manifest(place: Place, findings: Findings) -> dict[str, Any]:
     return manifest
 
 
-def _check_seals(place: Place, manifest: dict[str, Any], present: list[str], findings: Findings) -> None:
-    seals = seals_of(manifest)
+def _check_checksums(place: Place, manifest: dict[str, Any], present: list[str], findings: Findings) -> None:
+    checksums = checksums_of(manifest)
     for name in present:
-        if name in seals and not keeps_seal(place, name, seals[name]):
+        if name in checksums and not is_whole(place, name, checksums[name]):
             findings.add("checksums", f"{name} is not the file that the manifest's checksum is of")
-        elif seals and name not in seals:
+        elif checksums and name not in checksums:
             findings.add("checksums", f"the manifest has none for {name}")
-    if not seals:
+    if not checksums:
         findings.notes["checksums"] = "the manifest has none; a foreign scorer's may be without"
 
 
-def _check_rows(place: Place, names: list[str], fingerprint: str, findings: Findings, reporter: Reporter) -> int:
+def _check_rows(
+    place: Place, names: list[str], fingerprint: str, ids_below: int | None, findings: Findings, reporter: Reporter
+) -> int:
     """Read every row; returns how many were sound."""
     sound = 0
     last = -1
@@ -101,7 +104,7 @@ def _check_rows(place: Place, names: list[str], fingerprint: str, findings: Find
             task.advance()
             number = -1
             try:
-                for number, pair_id in enumerate(_pair_ids(place, name, fingerprint)):
+                for number, pair_id in enumerate(_pair_ids(place, name, fingerprint, ids_below)):
                     if pair_id <= last:
                         findings.add("rows", f"{name}, row {number}: pair {pair_id} comes after pair {last}")
                     last = pair_id
@@ -111,15 +114,15 @@ def _check_rows(place: Place, names: list[str], fingerprint: str, findings: Find
     return sound
 
 
-def _pair_ids(place: Place, name: str, fingerprint: str) -> Iterator[int]:
-    return (int(row.pair.pair_id) for row in read_shard(place, name, fingerprint))
+def _pair_ids(place: Place, name: str, fingerprint: str, ids_below: int | None) -> Iterator[int]:
+    return (row.pair.pair_id for row in read_shard(place, name, fingerprint, ids_below=ids_below))
 
 
 def _check_tokenizers(
-    place: Place, manifest: dict[str, Any], names: list[str], vocabulary: str | None, findings: Findings
+    place: Place, manifest: dict[str, Any], names: list[str], vocabulary: tuple[str, int] | None, findings: Findings
 ) -> None:
     said = lookup(manifest, ("tokenizer", "vocabulary"))
-    if vocabulary is not None and said is not None and said != vocabulary:
+    if vocabulary is not None and said is not None and said != vocabulary[0]:
         findings.add("tokenizer", "the manifest's is not that of the model")
     for name in names:
         try:

@@ -3,23 +3,24 @@
 A foreign scorer needs the first six columns, the three metadata keys and a ``manifest.json``; checksums are optional.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.currency import ScoredPair, longest
 from stages.errors import SepoError
 from stages.reporting import Reporter
-from stages.store.manifest import read_manifest
+from stages.store.manifest import FINISHED, read_manifest
 from stages.store.place import Place, place_of
 from stages.store.shards import (
     REMEDY,
-    Seal,
-    as_seal,
-    keeps_seal,
+    SUFFIX,
+    Checksum,
+    as_checksum,
+    checksum_name,
+    is_whole,
+    read_checksum,
     read_shard,
-    seal_name,
-    shard_name,
     tokenizer_of,
 )
 
@@ -35,6 +36,8 @@ class Scores(NamedTuple):
     folder: Place
     manifest: dict[str, Any]
     shards: list[str]
+    ids_below: int | None = None
+    """number of ids of the tokenizer, for who has it at hand: then no id may be beyond"""
 
     @property
     def fingerprint(self) -> str:
@@ -45,7 +48,8 @@ class Scores(NamedTuple):
         if tokenizer_of(self.folder, shard) != self.manifest["tokenizer"]["vocabulary"]:
             where = self.folder.at(shard)
             raise SepoError(f"{where} is of another tokenizer than its folder's manifest says", hint=REMEDY)
-        yield from read_shard(self.folder, shard, self.fingerprint, seals_of(self.manifest).get(shard))
+        checksum = checksums_of(self.manifest).get(shard)
+        yield from read_shard(self.folder, shard, self.fingerprint, checksum, self.ids_below)
 
     def rows(self) -> Iterator[ScoredPair]:
         """Every row in data-set order, a part of one shard in memory at a time; checksums are compared on the way."""
@@ -93,38 +97,41 @@ def open_scores(folder: str | Path) -> Scores:
     missing = [name for name in manifest["files"] if name not in there]
     if missing:
         raise SepoError(f"{place} lacks {missing[0]} and {len(missing) - 1} more shards", hint=REMEDY)
+    checksums = checksums_of(manifest)
+    without = [name for name in manifest["files"] if name not in checksums]
+    if checksums and without:
+        raise SepoError(f"{place.at(FINISHED)} has checksums, but none for {without[0]}", hint=REMEDY)
     return Scores(place, manifest, manifest["files"])
 
 
-def seals_of(manifest: dict[str, Any]) -> dict[str, Seal]:
-    """The seals in a manifest, by shard; a foreign scorer may have none."""
-    shards = manifest.get("shards")
-    found = {name: as_seal(value) for name, value in shards.items()} if isinstance(shards, dict) else {}
-    return {name: seal for name, seal in found.items() if seal is not None}
+def checksums_of(manifest: dict[str, Any]) -> dict[str, Checksum]:
+    """The checksums in a manifest, by shard; a foreign scorer may have none."""
+    found = {name: as_checksum(value) for name, value in manifest.get("shards", {}).items()}
+    return {name: checksum for name, checksum in found.items() if checksum is not None}
 
 
 def sound(place: Place, manifest: dict[str, Any]) -> bool:
     """Whether every shard of a finished run of ours is there, to the bit.
 
-    Where it is not, the manifest will go, and its seals move back beside the shards: what is whole is not made again.
+    Where it is not, the manifest will go, and its checksums move back beside the shards: what is whole is kept.
     """
-    seals = seals_of(manifest)
-    if all(keeps_seal(place, name, seals.get(name)) for name in manifest.get("files", [])):
+    checksums = checksums_of(manifest)
+    if all(is_whole(place, name, checksums.get(name)) for name in manifest.get("files", [])):
         return True
-    for name, seal in seals.items():
-        place.write_json(seal_name(name), seal._asdict())
+    for name, checksum in checksums.items():
+        place.write_json(checksum_name(name), checksum._asdict())
     return False
 
 
-def missing_shards(place: Place, count: int) -> list[str]:
-    """Of `count` shards, the names of those that are not there with their seal."""
+def written_shards(place: Place, names: Iterable[str]) -> dict[str, Checksum]:
+    """Of these shards, those that are there with their checksums."""
     there = place.names()
-    names = [shard_name(index) for index in range(count)]
-    return [name for name in names if name not in there or seal_name(name) not in there]
+    found = {name: read_checksum(place, name) for name in names if name in there}
+    return {name: checksum for name, checksum in found.items() if checksum is not None}
 
 
-def sweep_seals(place: Place) -> None:
-    """Remove the seals beside the shards: the manifest holds them now."""
+def sweep_checksums(place: Place) -> None:
+    """Remove the checksums beside the shards: the manifest holds them now."""
     for name in place.names():
-        if name.endswith(".seal"):
+        if name.endswith(SUFFIX):
             place.delete(name)

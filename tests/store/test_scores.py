@@ -148,12 +148,12 @@ def flip(data, place):
 )
 def test_a_damaged_shard_is_found_before_and_after_the_end(tmp_path, damage):
     place, path = place_of(tmp_path), tmp_path / "s.parquet"
-    seal = write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
+    checksum = write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
     assert shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
     path.write_bytes(damage(path.read_bytes()))
     assert not shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
     with pytest.raises(SepoError, match="is damaged: its checksum is not the manifest's"):
-        list(read_shard(place, "s.parquet", "sha256:f", seal))
+        list(read_shard(place, "s.parquet", "sha256:f", checksum))
 
 
 def test_a_truncated_shard_without_a_checksum_is_found(tmp_path):
