@@ -7,7 +7,16 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from stages.errors import SepoError
 
+_PASSWORD: Final = re.compile(r"(?<=://)[^\s@\"]*:[^\s@\"]*@")
 _MARKDOWN: Final = re.compile(r"[\\`*<|]|(?<=])\(")
+
+
+def without_keys(text: str) -> str:
+    """A text whose URIs say who reads them to nobody: ``s3://key:secret@bucket`` as ``s3://bucket``.
+
+    Everything that is printed or written passes through here.
+    """
+    return _PASSWORD.sub("", text)
 
 
 def printable(text: str) -> str:
@@ -15,7 +24,7 @@ def printable(text: str) -> str:
 
     Names, columns and texts are other people's; every border to a terminal or a page passes through here.
     """
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in without_keys(text))
 
 
 def markdown(text: str) -> str:

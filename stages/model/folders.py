@@ -23,6 +23,8 @@ HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
+MOST_IDS: Final = 1 << 24
+"""of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
@@ -105,7 +107,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
         folder = base_folder(folder)
     with borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        # Some that can be loaded fail on whatever they are given.
+        tokenizer("a text", verbose=False)
+        last = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= last < MOST_IDS:
+        raise SepoError(f"{folder}: the tokenizer's last id is {last:,}; it must be in [0, {MOST_IDS:,})", hint=REMEDY)
+    return tokenizer
 
 
 def load_config(folder: Path, *, trust_remote_code: bool) -> Any:

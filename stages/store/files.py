@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from stages.errors import SepoError, borrowed
+from stages.reporting import without_keys
 from stages.store.shape import parse_json
 
 CHUNK_BYTES: Final = 1 << 20
@@ -83,10 +84,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
-    """A value as JSON that every reader takes: what is not finite is null, and lone surrogates are escaped."""
+    """A value as JSON that every reader takes: null for what is not finite, lone surrogates escaped, no URI's keys."""
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     # A file name that is no UTF-8 holds such; the escape is JSON's own.
-    return text.encode(errors="backslashreplace").decode()
+    return without_keys(text.encode(errors="backslashreplace").decode())
 
 
 def read_object(path: Path, hint: str) -> dict[str, Any]:

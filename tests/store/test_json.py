@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import SepoError
+from stages.reporting import printable
 from stages.store.files import hash_json, json_text, read_object, write_json
 from stages.store.shape import MOST_LEVELS
 
@@ -68,3 +69,18 @@ def test_what_is_read_can_be_hashed_and_written(tmp_path):
     assert hash_json(found)
     write_json(tmp_path / "b.json", found)
     assert read_object(tmp_path / "b.json", "do") == found
+
+
+@pytest.mark.parametrize(
+    ("uri", "safe"),
+    [
+        ("s3://key:secret@bucket/a", "s3://bucket/a"),
+        ("s3://key:se/cr+et@bucket/a?region=x", "s3://bucket/a?region=x"),
+        ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
+        ("s3://bucket/a", "s3://bucket/a"),
+        ("mail a@b: no", "mail a@b: no"),
+    ],
+)
+def test_keys_in_a_uri_are_neither_written_nor_printed(uri, safe):
+    assert json.loads(json_text({uri: [f"at {uri} and"]})) == {safe: [f"at {safe} and"]}
+    assert printable(f"cannot reach {uri}") == f"cannot reach {safe}"
