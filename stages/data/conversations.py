@@ -103,13 +103,7 @@ def split(turns: list[Message]) -> tuple[list[Message], str]:
     check_order(turns)
     if _LEFT_OUT in turns[-1]:
         raise UnusableError(turns[-1][_LEFT_OUT])
-    if sum(len(turn["content"]) for turn in turns) > LONGEST_TEXT:
-        raise UnusableError(TOO_LONG)
-    if any(_LONE_SURROGATE.search(turn["content"]) for turn in turns):
-        raise UnusableError(BROKEN_TEXT)
-    # Some tokenizers end a text there, some leave it out.
-    if any("\0" in turn["content"] for turn in turns):
-        raise UnusableError(NUL)
+    check_texts([turn["content"] for turn in turns])
     prompt = [{name: text for name, text in turn.items() if name != _LEFT_OUT} for turn in turns[:-1]]
     answer = turns[-1]["content"]
     if not prompt[-1]["content"].strip():
@@ -117,6 +111,17 @@ def split(turns: list[Message]) -> tuple[list[Message], str]:
     if not answer.strip():
         raise UnusableError(EMPTY_RESPONSE)
     return prompt, answer
+
+
+def check_texts(texts: list[str]) -> None:
+    """Raises `UnusableError` where no tokenizer could be given one of the texts, or all of them together."""
+    if sum(map(len, texts)) > LONGEST_TEXT:
+        raise UnusableError(TOO_LONG)
+    if any(map(_LONE_SURROGATE.search, texts)):
+        raise UnusableError(BROKEN_TEXT)
+    # Some tokenizers end a text there, some leave it out.
+    if any("\0" in text for text in texts):
+        raise UnusableError(NUL)
 
 
 def check_order(turns: list[Message]) -> None:

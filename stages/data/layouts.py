@@ -353,8 +353,8 @@ def _grade(value: Any) -> float:
 
 
 def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
-    arguments = template_arguments(row)
     try:
+        arguments = template_arguments(row)
         turns = with_system(row, _spoken(row, layout))
         ends = [len(turns)]
         if layout is None and _answer_column(row) == "messages":

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
+from stages.data.conversations import UnusableError, check_texts
 from stages.data.read import Row, kind
 from stages.errors import SepoError
 
@@ -18,6 +19,7 @@ TOOLS: Final = "tools"
 KWARGS: Final = "chat_template_kwargs"
 COLUMNS: Final = (TOOLS, KWARGS)
 
+_DEEPEST: Final = 100
 _TOOLS_HINT: Final = 'tools is a list of JSON schemas, [{"type": "function", "function": {...}}], or drop the column'
 _KWARGS_HINT: Final = 'chat_template_kwargs is an object such as {"enable_thinking": false}, or drop the column'
 # What transformers takes as its own argument, or hands to the template by itself.
@@ -34,13 +36,17 @@ def template_arguments(row: Row) -> dict[str, Any]:
 
     Raises:
         SepoError: a column of another type, or an argument that is not the row's to set.
+        UnusableError: a text in them that no tokenizer takes, or lists in lists in lists.
     """
     arguments = _object(row) if row.columns.get(KWARGS) else {}
     taken = sorted(_TAKEN & arguments.keys())
     if taken:
         raise SepoError(f'{row.where}: "{KWARGS}" may not set {", ".join(taken)}', hint="leave it out of the object")
     tools = _tools(row) if row.columns.get(TOOLS) else []
-    return arguments | ({TOOLS: tools} if tools else {})
+    found = arguments | ({TOOLS: tools} if tools else {})
+    if found:
+        check_texts(list(texts_of(found)))
+    return found
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -77,13 +83,32 @@ def _value(row: Row, column: str, hint: str) -> Any:
     """A list or object, also where it is written as text; of a blank or null text, what is empty."""
     value = row.columns[column]
     if not isinstance(value, str):
+        _refuse_deep(value, column)
         return _without_nulls(value)
     if not value.strip() or value.strip() == "null":
         return [] if column == TOOLS else {}
     try:
-        return json.loads(value)
+        found = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise SepoError(f'{row.where}: "{column}" is text, but not JSON', hint=hint) from error
+    _refuse_deep(found, column)
+    return found
+
+
+def _refuse_deep(value: Any, column: str) -> None:
+    """Whoever walks it, here or in a template, would run out of stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for each in level for item in _items(each)]
+        if not level:
+            return
+    raise UnusableError(f'"{column}" is nested more than {_DEEPEST} deep')
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _without_nulls(value: Any) -> Any:
