@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -14,8 +15,11 @@ from stages.errors import SepoError, borrowed
 
 HINT: Final = "write one `option: value` a line, such as `seed: 42`"
 _FILE_HINT: Final = "--config takes a YAML file"
-_LONGEST: Final = 1 << 17
+_LONGEST: Final = 1 << 16
 """bytes; a file of all options has three thousand"""
+_DEEPEST: Final = 10
+_MOST_FAULTS: Final = 10
+"""that are told at once: another kind of file has one in every line"""
 # YAML 1.1 takes 042 for 34 and 1:30 for 90. A sign, digits and _ between them are what everyone takes them for.
 _PLAIN_WHOLE: Final = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 
@@ -55,6 +59,8 @@ def read_config_file(path: Path, kinds: dict[str, Any], names: dict[str, str], c
     settings: dict[str, Any] = {}
     faults: list[SepoError] = []
     for entry in _entries(path):
+        if len(faults) == _MOST_FAULTS:
+            break
         field = names.get(canonical(entry.key))
         try:
             if field is None:
@@ -75,6 +81,7 @@ def _entries(path: Path) -> list[Entry]:
 
     text = _text(path)
     try:
+        _refuse_deep(yaml.parse(text, yaml.SafeLoader), path)
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
@@ -87,8 +94,18 @@ def _entries(path: Path) -> list[Entry]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
         raise SepoError(f"{where}: not valid YAML: {problem}", hint=HINT) from None
-    except RecursionError:
-        raise SepoError(f"{path}: not valid YAML: nested too deeply", hint=HINT) from None
+
+
+def _refuse_deep(events: Iterator[Any], path: Path) -> None:
+    """The rest of the file is not looked at: YAML takes hours for brackets in brackets, where the stack has room."""
+    from yaml import CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _DEEPEST:
+            where = f"{path}:{event.start_mark.line + 1}"
+            raise SepoError(f"{where}: lists and mappings are nested more than {_DEEPEST} deep", hint=HINT)
 
 
 def _entry(path: Path, loader: Any, key: Any, value: Any) -> Entry:

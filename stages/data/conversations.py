@@ -12,9 +12,8 @@ from stages.currency import Message
 from stages.data.read import Row, kind
 from stages.errors import SepoError
 
-LONGEST_TEXT: Final = 1 << 23
-"""Characters of a prompt and one answer. A model that reads a million tokens has room for half as many; tokenising
-more takes a hundred times its size in memory."""
+LONGEST_TEXT: Final = 1 << 22
+"""Characters of a prompt and one answer: a million tokens. Tokenising takes hundreds of bytes for each of them."""
 EMPTY_PROMPT: Final = "empty prompt"
 EMPTY_RESPONSE: Final = "empty response"
 SAME: Final = "chosen equals rejected"

@@ -69,5 +69,5 @@ def test_keys_that_nobody_reads_are_named(tmp_path):
 def test_a_text_that_no_model_could_read_is_counted(tmp_path):
     row = {"prompt": "why?", "chosen": "s" * LONGEST_TEXT, "rejected": "no"}
     assert list(read_pairs(str(write_lines(tmp_path / "pairs.jsonl", [row])))) == [
-        Dropped(0, "more than 8,388,608 characters")
+        Dropped(0, "more than 4,194,304 characters")
     ]

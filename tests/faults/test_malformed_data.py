@@ -1,7 +1,5 @@
-"""Data files and configuration files as no writer should leave them: rows, counted rows, or one line and a hint."""
+"""Data files as no writer should leave them: rows, counted rows, or one line and a hint."""
 
-import contextlib
-import datetime
 import gzip
 import io
 import json
@@ -10,10 +8,6 @@ import resource
 import socket
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
-from math import inf, nan
-from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,14 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import configs
 from stages.currency import Dropped, Pair
 from stages.data.layouts import _GENERAL, read_conversations, read_pairs
 from stages.data.published import PUBLISHED
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from tests.data.turns import bot, user
-from tests.faults.harness import assert_one_line, outcome
 
 ROW = {"prompt": "why?", "chosen": "so", "rejected": "no"}
 GOOD = json.dumps(ROW) + "\n"
@@ -210,11 +202,12 @@ def read(name, rows=read_pairs):
     try:
         dataset_hash(name)
         return list(rows(name))
-    except SepoError as error:
-        assert "\n" not in error.message + error.hint
-        assert len(error.message) < 500
-        assert error.hint
-        return error.message
+    except SepoError as fault:
+        said = fault
+    assert "\n" not in said.message + said.hint
+    assert len(said.message) < 500
+    assert said.hint
+    return said.message
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -339,7 +332,7 @@ ANYTHING = st.recursive(
 @given(
     columns=st.sampled_from([sorted(layout.needs) for layout in (*PUBLISHED, *_GENERAL)]).flatmap(
         lambda names: st.fixed_dictionaries(
-            {name: ANYTHING for name in names},
+            dict.fromkeys(names, ANYTHING),
             optional={"system": ANYTHING, "tools": ANYTHING, "chat_template_kwargs": ANYTHING},
         )
     )
@@ -387,6 +380,6 @@ def test_lines_that_have_no_end(folder):
         "bomb.json.gz row 0: more than 67,108,864 characters",
         "bomb.csv.gz:2: a line of more than 67,108,864 bytes",
         "long.jsonl:1: a line of more than 67,108,864 bytes",
-        "more than 8,388,608 characters",
+        "more than 4,194,304 characters",
         "",
     ]
