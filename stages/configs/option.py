@@ -81,6 +81,11 @@ def is_several(kind: Any) -> bool:
     return get_origin(kind) is tuple
 
 
+def _shown(value: Any) -> str:
+    """Python writes no number of thousands of digits."""
+    return "a longer number" if isinstance(value, int) and value.bit_length() > 99 else reprlib.repr(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of one command. All faults are collected and raised together, before any model loads.
@@ -108,7 +113,7 @@ class Config:
             if limit and value is not None and not wanted and not limit[0](value):
                 wanted = limit[1]
             if wanted:
-                faults.append(f"{each.name} must be {wanted}, got {reprlib.repr(value)}")
+                faults.append(f"{each.name} must be {wanted}, got {_shown(value)}")
         return faults
 
     def _faults(self) -> list[str]:
