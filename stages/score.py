@@ -34,18 +34,19 @@ from stages.model.processes import Worker, join_processes, this_worker
 from stages.model.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.check import check_scores
-from stages.store.files import hash_file
 from stages.store.lock import Lock, held
-from stages.store.logps import FILE as KNOWN
 from stages.store.logps import KnownLogps, read_logps
-from stages.store.manifest import Input, Run, open_run, read_manifest
-from stages.store.place import place_of
+from stages.store.manifest import Input, Run, claimed_by, open_run, read_manifest
+from stages.store.place import Place, place_of
 from stages.store.scores import sound, sweep_checksums, written_shards
+from stages.store.shape import lookup
 from stages.store.shards import Checksum, read_shard, shard_holds, shard_name, write_shard
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
 MOST_NOISE_PAIRS: Final = 512
+_OLD_INPUT: Final = "reference log-probs"
+"""what earlier versions counted among the inputs of a run"""
 
 
 class Verdict(NamedTuple):
@@ -75,7 +76,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
-    known = _known_logps(config, inputs, reporter)
+    known = _known_logps(config, inputs["reference"].hash, reporter)
     with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
         work = _claim(config, inputs, lock)
         if work.finished:
@@ -91,7 +92,9 @@ def _already(work: Run) -> Summary:
 def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
     settings = content_settings(config)
     place = place_of(config.output_dir)
-    work = open_run(place, STAGE, settings, inputs, overwrite=config.overwrite, lock=lock, sound=sound)
+    work = open_run(
+        place, STAGE, settings, _as_begun(place, inputs), overwrite=config.overwrite, lock=lock, sound=sound
+    )
     lock.settle()
     work.refuse_if_lost()
     if work.finished:
@@ -229,19 +232,28 @@ def _is_there(work: Run, name: str, pairs: Sequence[TokenPair], rows: slice) -> 
     return shard_holds(work.place, name, work.fingerprint, ends, rows.stop - rows.start)
 
 
-def _known_logps(config: ScoreConfig, inputs: dict[str, Input], reporter: Reporter) -> KnownLogps | None:
-    """The reference log-probs that `sepo train-oracle` left beside its models; they become an input.
+def _known_logps(config: ScoreConfig, reference: str, reporter: Reporter) -> KnownLogps | None:
+    """The reference log-probs that `sepo train-oracle` left beside its models.
 
-    They are float32: beside an oracle in another precision they would add noise that otherwise cancels in part.
+    They are no input: where they are lost they are computed, to the same numbers but for the rounding of sums in
+    another order, since the pairs of a forward pass are others here. They are float32: beside an oracle in another
+    precision they would add noise that otherwise cancels in part.
+
+    Args:
+        reference: hash of the model.
     """
     if not config.oracle or config.precision != "float32":
         return None
-    folder = Path(config.oracle)
-    known = read_logps(folder, inputs["reference"].hash)
+    known = read_logps(Path(config.oracle), reference)
     if known is not None:
-        inputs["reference log-probs"] = Input(str(folder / KNOWN), hash_file(folder / KNOWN))
-        reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {folder}")
+        reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {config.oracle}")
     return known
+
+
+def _as_begun(place: Place, inputs: dict[str, Input]) -> dict[str, Input]:
+    """The inputs, and the log-probs that were one too when the run in the folder was begun: it goes on as it is."""
+    named = lookup(claimed_by(place), ("inputs", _OLD_INPUT))
+    return inputs if named is None else inputs | {_OLD_INPUT: Input(_OLD_INPUT, named)}
 
 
 def _noise(

@@ -24,7 +24,7 @@ def test_a_policy_is_not_trained_again_for_its_card_its_log_or_its_logps(world, 
 
 
 def test_an_oracle_stays_finished_without_its_log_and_makes_its_logps_anew(world, chat_folder, tmp_path):
-    """Those are what `sepo score` names as an input of its own: without them the same scores would count as others."""
+    """Those tell which pairs it was trained on, and spare `sepo score` their computation."""
     shutil.copytree(world / "oracle", tmp_path / "oracle")
     (tmp_path / "oracle/metrics.jsonl").unlink()
     again = {"root": world, "model": chat_folder, "output": tmp_path / "oracle"}

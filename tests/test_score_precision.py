@@ -11,7 +11,10 @@ from stages.errors import SepoError
 from stages.model.precision import products, weights_of
 from stages.reporting import Quiet
 from stages.store.logps import FILE
-from stages.store.scores import open_scores
+from stages.store.manifest import Input, identity_of
+from stages.store.place import place_of
+from stages.store.scores import open_scores, sweep_checksums
+from stages.store.shards import read_shard, write_shard
 from tests.conftest import word_rows, write_lines
 from tests.world import run_score
 
@@ -67,12 +70,40 @@ def test_pairs_that_are_not_known_are_computed_beside_those_that_are(world, orac
     np.testing.assert_allclose(all_scores(tmp_path / "a"), all_scores(tmp_path / "b"), atol=2e-5)
 
 
-def test_the_known_logps_are_an_input_of_the_run(world, oracle, tmp_path):
-    """Rounding differs with and without them, so shards of the two must never mix."""
-    run_score(world, output=tmp_path / "s", oracle=str(oracle))
+def old_run(folder):
+    """As an earlier version would have left it: with the log-probs among its inputs, and in the fingerprint."""
+    found = json.loads((folder / "manifest.json").read_text())
+    inputs = {name: Input(name, value) for name, value in found["inputs"].items()}
+    inputs["reference log-probs"] = Input("reference-logps.parquet", "sha256:old")
+    identity = identity_of("score", found["settings"], inputs)
+    rows = {name: list(read_shard(place_of(folder), name, found["fingerprint"])) for name in found["files"]}
+    vocabulary = found["tokenizer"]["vocabulary"]
+    sums = {
+        name: write_shard(place_of(folder), name, some, identity["fingerprint"], vocabulary)
+        for name, some in rows.items()
+    }
+    sweep_checksums(place_of(folder))
+    shards = {name: checksum._asdict() for name, checksum in sums.items()}
+    (folder / "manifest.json").write_text(json.dumps(found | identity | {"shards": shards}))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_known_logps_that_are_lost_make_no_other_run(world, oracle, tmp_path, old, half):
+    """A cache is no input: finished stays finished, and half finished goes on, to the same numbers but for rounding."""
+    folder = tmp_path / "s"
+    run_score(world, output=folder, oracle=str(oracle))
+    whole = all_scores(folder)
+    if old:
+        old_run(folder)
     (oracle / FILE).unlink()
-    with pytest.raises(SepoError, match="the reference log-probs differs"):
-        run_score(world, output=tmp_path / "s", oracle=str(oracle))
+    kept = (folder / "scores-00000.parquet").read_bytes()
+    if half:
+        (folder / "scores-00001.parquet").unlink()
+    assert run_score(world, output=folder, oracle=str(oracle)).fresh == half
+    assert (folder / "scores-00000.parquet").read_bytes() == kept
+    np.testing.assert_allclose(all_scores(folder), whole, atol=2e-5)
+    assert not run_score(world, output=folder, oracle=str(oracle)).fresh
 
 
 def test_known_logps_of_another_reference_are_left_alone(world, oracle, tmp_path):

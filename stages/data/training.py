@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.configs import is_remote
@@ -22,6 +20,7 @@ from stages.data.read import dataset_hash
 from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
+from stages.store.logps import read_whole_table
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
 
@@ -166,8 +165,8 @@ def _of_oracle(folder: Path, tokenizer: str) -> Trained:
     manifest = read_manifest(folder, "train-oracle", "")
     if manifest["inputs"].get("tokenizer") != tokenizer:
         return Trained(str(folder), None, "its tokenizer or chat template is another one")
-    try:
-        hashes = pq.read_table(folder / LOGPS, columns=["content_hash"])["content_hash"].to_numpy()
-    except (OSError, KeyError, pa.ArrowInvalid):
+    table = read_whole_table(folder / LOGPS)
+    if table is None:
         return Trained(str(folder), None, f"it has no {LOGPS} that can be read")
+    hashes = table["content_hash"].to_numpy()
     return Trained(str(folder), hashes[manifest["counts"]["held_out"] :])

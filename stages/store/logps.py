@@ -3,8 +3,12 @@
 
 One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.currency.content_hash`): it does not
 matter from which data set, or in which order, the pairs come the next time.
+
+The file holds its own sha256, of all its other bytes, between its pages and its footer, where Parquet reads nothing:
+one that is altered in a single bit is known to be, and its numbers are computed again.
 """
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -14,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.currency import PairLogps, TokenPair, content_hash
-from stages.store.files import make_durable, write_whole
+from stages.store.files import sync_into, write_whole
 
 FILE: Final = "reference-logps.parquet"
 START: Final = "start-logps.parquet"
@@ -28,6 +32,8 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 _MODEL: Final = b"sepo.model"
+_TAIL: Final = 8
+"""bytes at the end of a Parquet file: the length of its footer, and PAR1"""
 
 
 class KnownLogps:
@@ -70,12 +76,12 @@ def write_logps(
     }
     table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
 
-    def write(temporary: Path) -> None:
-        pq.write_table(table, temporary, compression="zstd")
-        with temporary.open("rb+") as file:
-            make_durable(file)
-
-    write_whole(folder / name, write)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    at = _footer(data)
+    whole = data[:at] + _digest(data[:at], data[at:]) + data[at:]
+    write_whole(folder / name, lambda temporary: sync_into(temporary, whole))
 
 
 def part_name(name: str, number: int) -> str:
@@ -94,11 +100,34 @@ def read_logps(folder: Path, model: str, name: str = FILE) -> KnownLogps | None:
 
     Nothing is lost with a damaged file: its numbers are computed again.
     """
-    try:
-        table = pq.read_table(folder / name)
-    except (OSError, pa.ArrowInvalid):
+    table = read_whole_table(folder / name)
+    if table is None:
         return None
     metadata = table.schema.metadata or {}
     if metadata.get(_MODEL) != model.encode() or not table.schema.equals(_SCHEMA):
         return None
     return KnownLogps(table)
+
+
+def read_whole_table(path: Path) -> pa.Table | None:
+    """What `write_logps` wrote; None if there is none, or it is not that to the bit."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    at = _footer(data)
+    start = max(0, at - hashlib.sha256().digest_size)
+    if data[start:at] != _digest(memoryview(data)[:start], memoryview(data)[at:]):
+        return None
+    return pq.read_table(pa.BufferReader(data))
+
+
+def _footer(data: bytes) -> int:
+    """Where the footer of a Parquet file begins; somewhere in it if it is none."""
+    return max(0, len(data) - _TAIL - int.from_bytes(data[-_TAIL:][:4], "little"))
+
+
+def _digest(pages: bytes | memoryview, footer: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(pages)
+    digest.update(footer)
+    return digest.digest()

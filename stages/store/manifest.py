@@ -91,7 +91,7 @@ class Run:
         Raises:
             SepoError: the folder is claimed by another run, or was taken away.
         """
-        found = _found(self.place)
+        found = claimed_by(self.place)
         if found is None or found.get("fingerprint") != self.fingerprint:
             raise SepoError(f"another run has taken {self.place}", hint="give each run an --output-dir of its own")
 
@@ -139,7 +139,7 @@ def open_run(
     place = place_of(folder)
     _refuse_own_input(place, inputs)
     identity = identity_of(stage, settings, inputs)
-    found = _found(place)
+    found = claimed_by(place)
     if found is None and _holdings(place):
         raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
     company = lock is not None and lock.company
@@ -248,7 +248,8 @@ def identity_of(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) 
     return {**content, "fingerprint": hash_json(content), "input_names": names}
 
 
-def _found(place: Place) -> dict[str, Any] | None:
+def claimed_by(place: Place) -> dict[str, Any] | None:
+    """The manifest of the run that a folder holds, finished or not; None if there is none."""
     # A worker that finishes at this moment writes the one and removes the other: look again.
     for name in (FINISHED, UNFINISHED, FINISHED):
         with suppress(FileNotFoundError):
