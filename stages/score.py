@@ -23,6 +23,7 @@ from stages.method.statistics import preference_accuracy
 from stages.model.folders import (
     load_tokenizer,
     model_hash,
+    quantized,
     resolve_model,
     tokenizer_hash,
     usable_length,
@@ -142,6 +143,7 @@ def _score(
         return Summary(title, rows, every_process=True)
     noise = _noise(config.noise_check, work, scorer, pairs, shards, checksums, reporter)
     verdict = _judge(work, checksums, tokenizer, noise)
+    verdict.warnings.extend(_in_few_bits(scorer.models))
     for warning in verdict.warnings:
         reporter.warn(warning)
     work.finish(
@@ -310,6 +312,16 @@ def _judge(work: Run, checksums: dict[str, Checksum], tokenizer: Any, noise: Noi
         },
         warnings=_warnings(drift, token, noise),
     )
+
+
+def _in_few_bits(models: Models) -> list[str]:
+    """Said of each model of which float32 cannot be exact: its weights were rounded before."""
+    held = {name: quantized(folder) for name, folder in models._asdict().items()}
+    return [
+        f"the {name}'s weights are in {bits}: scores are those of the rounded model, and the noise check cannot see it"
+        for name, bits in held.items()
+        if bits
+    ]
 
 
 def _warnings(drift: Drift, token: str, noise: Noise | None) -> list[str]:

@@ -15,6 +15,7 @@ from stages.errors import SepoError, borrowed, shortened
 from stages.model.adapters import CONFIG as ADAPTER
 from stages.model.adapters import base_of, content, is_adapter, merge, put_on
 from stages.model.adapters import save as save_adapter
+from stages.model.few_bits import bits_of, exact_products
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.shape import is_file_name
@@ -79,6 +80,13 @@ def model_hash(folder: Path) -> str:
     if "auto_map" in config:
         parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
     return hash_json(parts)
+
+
+def quantized(folder: Path) -> str | None:
+    """How a model's checkpoint, or that of an adapter's base, holds its weights, if in few bits."""
+    return (
+        quantized(base_folder(folder)) if is_adapter(folder) else bits_of(read_object(folder / "config.json", REMEDY))
+    )
 
 
 def base_folder(folder: Path) -> Path:
@@ -171,6 +179,8 @@ def load_model(
     missing = sorted(info["missing_keys"])
     if missing:
         raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
+    if dtype == torch.float32:
+        exact_products(model)
     return model
 
 

@@ -13,6 +13,7 @@ from stages.model.divergence import response_kl
 from stages.model.folders import load_model
 from stages.model.generate import sample
 from stages.model.logps import Reader, response_logps
+from stages.model.memory import move_model
 from stages.model.paths import find_paths
 from stages.model.references import refuse_unknown_ids
 from stages.reporting import Reporter
@@ -89,7 +90,7 @@ class Judged:
         if folder not in self._readers:
             if folder != self._reference:
                 self._readers = {kept: reader for kept, reader in self._readers.items() if kept == self._reference}
-            model = load_model(folder, trust_remote_code=self._trust_remote_code).to(self.device)
+            model = move_model(load_model(folder, trust_remote_code=self._trust_remote_code), self.device)
             self._readers[folder] = find_paths(model, self._reporter)
         return self._readers[folder]
 

@@ -18,6 +18,8 @@ from stages.configs import OptimizerConfig, module_names
 from stages.errors import SepoError, one_line
 from stages.model.adapters import is_adapter, put_on, save, tied_target
 from stages.model.extras import refuse_without
+from stages.model.few_bits import dequantized, is_dequantizable
+from stages.model.folders import quantized
 from stages.model.memory import enough_memory
 from stages.model.trial import agree, trial_logps
 from stages.reporting import Reporter
@@ -74,8 +76,20 @@ def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_ba
         keeps_base: the adapter's base will be a folder that the stage writes itself.
 
     Raises:
-        SepoError: a library is not installed, or the adapter would have no base to be loaded on again.
+        SepoError: a library is not installed, the adapter would have no base to be loaded on again, or the model's
+            weights are in few bits already.
     """
+    held = quantized(model_folder)
+    if held and not config.lora_rank:
+        raise SepoError(
+            f"{model_folder} holds its weights in {held}, which cannot be trained themselves",
+            hint="train an adapter on them with --lora-rank 16, or give the model that it was made from",
+        )
+    if held and config.quantize:
+        raise SepoError(
+            f"{model_folder} holds its weights in {held} already, and cannot be held in {config.quantize}",
+            hint="leave out --quantize, or give the model that it was made from",
+        )
     if not config.lora_rank:
         return
     refuse_without("peft", "lora_rank", "lora")
@@ -108,6 +122,11 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
     from peft import LoraConfig, get_peft_model
 
     _refuse_rank(model, config.lora_rank)
+    if merged and not is_dequantizable(model):
+        raise SepoError(
+            "an adapter cannot be merged into weights in few bits of this kind",
+            hint="train one that is not merged, or give the model that they were made from",
+        )
 
     modules = config.lora_target_modules
     settings = LoraConfig(
@@ -159,7 +178,7 @@ def _merged(adapter: Any) -> Any:
     # peft would add to weights of few bits, and round the sum to as few again.
     settings, weights = adapter.active_peft_config, get_peft_model_state_dict(adapter, save_embedding_layers=False)
     settings.base_model_name_or_path = None
-    exact = get_peft_model(adapter.unload().dequantize(), settings)
+    exact = get_peft_model(dequantized(adapter.unload()), settings)
     set_peft_model_state_dict(exact, weights)
     return exact.merge_and_unload()
 

@@ -48,7 +48,9 @@ def memory_for(
 
 
 def move_model(model: Any, device: torch.device) -> Any:
-    """The model on that device."""
+    """The model on that device; weights in few bits are where they were loaded to."""
+    if getattr(model, "is_quantized", False):
+        return model
     doing = f"moving a model of {sum(weight.numel() for weight in model.parameters()):,} parameters to {device}"
     with enough_memory(doing, lambda: "use a smaller model or a larger device, or see what else takes its memory"):
         return model.to(device)

@@ -1,6 +1,5 @@
 """Weights held in 4 or 8 bits while an adapter on them is trained (QLoRA, arXiv 2305.14314), by bitsandbytes."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +7,33 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from stages.configs import OptimizerConfig
-from stages.model.folders import load_model
+from stages.errors import SepoError
+from stages.model.few_bits import is_trainable
+from stages.model.folders import load_model, quantized
 from stages.model.memory import move_model
 
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> Any:
-    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
+    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full.
+
+    Raises:
+        SepoError: as `load_model`, or its checkpoint's weights let no gradient through.
+    """
     if config.quantize is None:
-        return move_model(load_model(folder, trust_remote_code=config.trust_remote_code, ordinary=True), device)
+        model = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, ordinary=True), device)
+        if not is_trainable(model):
+            raise SepoError(
+                f"{folder} holds its weights in {quantized(folder)}, through which no gradient passes",
+                hint="give the model that it was made from",
+            )
+        return model
     # Weights are packed as they are read: they are never whole on the device.
     held = {"quantization_config": _how(config.quantize), "device_map": {"": device}}
-    model = load_model(folder, trust_remote_code=config.trust_remote_code, held=held)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On a CPU that can, evaluation would round the constants to bfloat16, for training too.
-            module.support_avx512bf16_for_cpu = False
-    return model
+    return load_model(folder, trust_remote_code=config.trust_remote_code, held=held)
 
 
 def _how(quantize: str) -> BitsAndBytesConfig:
     if quantize == "8bit":
-        # It says at every product that activations are rounded, which is what was asked for.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     # NF4 with quantised constants, as in the paper. Products are float32: log-probs are compared.
     return BitsAndBytesConfig(
