@@ -41,7 +41,7 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
             f"model in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], fresh=False
         )
     model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
-    files = save_model_into(model, tokenizer, work.folder)
+    files = save_model_into(model, tokenizer, work.folder, promise=work.promise)
     warning = (
         "a model that was cut speaks nonsense until it is fine-tuned: give it to `sepo train-oracle` with SFT"
         " (--sft-epochs 1 or more), and to nothing before that"

@@ -119,8 +119,9 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     refuse_several(accelerator, STAGE)
     dataset = config.dataset or str(Path(str(config.demo)) / "test.jsonl")
     chosen = _chosen(config, reporter)
-    identity = identity_of(STAGE, content_settings(config), _inputs(config, dataset, chosen))
-    finished = claim_results(config.output, identity, overwrite=config.overwrite)
+    inputs = _inputs(config, dataset, chosen)
+    identity = identity_of(STAGE, content_settings(config), inputs)
+    finished = claim_results(config.output, identity, inputs, samples=config.samples > 0, overwrite=config.overwrite)
     if finished is not None:
         return show_again(finished, str(config.output))
 
@@ -140,7 +141,7 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     report = _report(job, measured, identity, warnings)
     report["made_by"] = made_just_now(str(accelerator.device), started)
     if config.output:
-        write_results(config.output, report, {"pairs": pair_rows(measured), "samples": sample_rows(measured)})
+        write_results(config.output, report, [pair_rows(measured), sample_rows(measured)])
     return summarise(report, output=config.output)
 
 
@@ -170,13 +171,15 @@ def _chosen(config: EvaluateConfig, reporter: Reporter) -> Chosen:
 def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, Input]:
     scores = scored_pairs(dataset)
     inputs = {f"model {name}": Input(str(folder), hash_) for name, (folder, hash_) in chosen.models.items()}
-    inputs["dataset"] = Input(dataset, scores.fingerprint if scores else dataset_hash(dataset))
+    inputs["dataset"] = Input(dataset, scores.fingerprint if scores else dataset_hash(dataset), data=True)
     if chosen.reference:
         inputs[REFERENCE] = Input(str(config.reference_model), chosen.reference[1])
     if config.demo:
         read_manifest(Path(config.demo), "make-demo", "run `sepo make-demo` first")
         inputs["truth"] = Input(config.demo, hash_file(Path(config.demo) / TRUTH))
-    return inputs | {f"training data {name}": Input(name, source_hash(name)) for name in config.training_data}
+    return inputs | {
+        f"training data {name}": Input(name, source_hash(name), data=True) for name in config.training_data
+    }
 
 
 def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Reporter) -> tuple[list[Model], Model | None]:

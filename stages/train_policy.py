@@ -144,9 +144,8 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:
-        files = save_model_into(
-            trainee.finished(merged=config.merge, aside=work.folder / UNMERGED), tokenizer, work.folder, weights
-        )
+        finished = trainee.finished(merged=config.merge, aside=work.folder / UNMERGED)
+        files = save_model_into(finished, tokenizer, work.folder, weights, promise=work.promise)
         write_policy_card(work.folder, Made(config, work.identity["inputs"], weighed.counts), last)
         # Promised is what the model needs: without its card and its log it is still whole, and not to be trained again.
         work.finish(files=files, device=str(accelerator.device), counts=weighed.counts, results=last, warnings=warnings)

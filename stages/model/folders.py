@@ -205,11 +205,18 @@ def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None
         _write(model, tokenizer, temporary, weights)
 
 
-def save_model_into(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> list[str]:
-    """The same into a folder that holds other files too; returns the names written. A reader checks the manifest."""
+def save_model_into(
+    model: Any, tokenizer: Any, folder: Path, weights: Weights = None, *, promise: Callable[[list[str]], None]
+) -> list[str]:
+    """The same into a folder that holds other files too; returns the names written. A reader checks the manifest.
+
+    Args:
+        promise: called with these names before there is anything of them.
+    """
     with whole_folder(folder / ".model") as temporary:
         _write(model, tokenizer, temporary, weights)
         names = sorted(path.name for path in temporary.iterdir())
+        promise(names)
         for name in names:
             os.replace(temporary / name, folder / name)
     (folder / ".model").rmdir()

@@ -1,18 +1,20 @@
 """Writing so that a file is either whole or absent, and hashing what was read."""
 
+import glob
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from stages.errors import SepoError, borrowed
+from stages.errors import SepoError, borrowed, one_line
 from stages.reporting import without_keys
 from stages.store.shape import parse_json
 
@@ -50,14 +52,28 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     # Process ids repeat on the machines that share a folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SepoError(
-            f"cannot write {path}: {error.strerror or error}", hint="free the space, or use another folder"
-        ) from error
+        with writing(path):
+            write(temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path | str, hint: str = "free the space, or use another folder") -> Iterator[None]:
+    """The border to the disk: a file or folder that cannot be written ends a run in one line, whoever writes it.
+
+    Raises:
+        SepoError: with the system's reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise SepoError(f"cannot write {path}: {reason}", hint=hint) from error
 
 
 def make_durable(file: BinaryIO) -> None:
@@ -111,15 +127,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name if the block ends well, and vanishes if it does not."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SepoError(f"cannot write {folder}: {reason}", hint="free the space, then run the same again") from error
+        with writing(folder, "free the space, then run the same again"):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -130,22 +144,37 @@ def sweep_temporary(folder: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
-def probe_writable(folder: Path) -> None:
+def sweep_writes(path: Path) -> None:
+    """Remove what killed runs left of one file that they were about to write."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
+        with suppress(OSError):
+            left.unlink()
+
+
+def probe_writable(folder: Path, hint: str = "choose another --output-dir") -> None:
     """Make `folder` and write a byte into it, before hours of work depend on it.
 
     Raises:
         SepoError: with the system's reason.
     """
-    try:
+    with writing(f"to {folder}", hint):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", suffix=".tmp"):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SepoError(f"cannot write to {folder}: {reason}", hint="choose another --output-dir") from error
+
+
+def _reason(error: Exception) -> str | None:
+    """What the system says against writing, if an error is about that: also in the words of Rust and of torch."""
+    if isinstance(error, OSError):
+        return one_line(error)
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    return "the disk takes no more" if "PytorchStreamWriter" in str(error) else None
 
 
 def _finite(value: Any) -> Any:

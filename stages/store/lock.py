@@ -65,7 +65,8 @@ class Lock:
         if self._file is None:
             return
         if remove and self._lock(fcntl.LOCK_EX) and self._still_there():
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink()
         os.close(self._file)
         self._file, self.alone, self.company = None, False, False
 

@@ -1,10 +1,12 @@
 """The record of a stage: what was asked, what came out, and whether it finished.
 
 ``manifest.json`` is written last, so its presence means finished. While a stage runs, ``manifest.unfinished.json``
-says whose unfinished work the folder holds. The fingerprint covers what determines the content (settings and hashes of
-the inputs), never paths, dates or machines.
+says whose unfinished work the folder holds. ``.NAME.manifest.json`` beside a folder of this machine brings back a
+manifest that alone was lost. The fingerprint covers what determines the content (settings and hashes of the inputs),
+never paths, dates or machines.
 """
 
+import os
 import platform
 import resource
 import time
@@ -14,27 +16,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from stages.configs import is_remote
 from stages.errors import SepoError
-from stages.store.files import hash_json, probe_writable, sweep_temporary
+from stages.store.files import hash_json, probe_writable, sweep_temporary, write_json
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
 from stages.store.place import Place, place_of
+from stages.store.protect import Input as Input
+from stages.store.protect import refuse_own_input, refuse_strangers
 from stages.store.shape import lookup, misshapen, parse_json
 
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
 UNFINISHED: Final = "manifest.unfinished.json"
 LIBRARIES: Final = ("sepo", "torch", "transformers", "accelerate", "tokenizers", "pyarrow")
-
-
-class Input(NamedTuple):
-    """Something a stage read: the name the user gave it, and the hash of its content."""
-
-    name: str
-    hash: str
 
 
 @dataclass
@@ -46,6 +42,8 @@ class Run:
     finished: bool
     """the same work is done already: nothing is left to do"""
     started: float = field(default_factory=time.monotonic)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """of the same work that was finished before"""
     earlier_seconds: float = 0.0
     """what lives that were killed have spent on it, as far as they wrote it down"""
 
@@ -74,10 +72,19 @@ class Run:
         """
         made_by = made_just_now(device, self.started - self.earlier_seconds)
         self.refuse_if_lost()
-        self.place.write_json(FINISHED, {**self.identity, **sections, "files": files, "made_by": made_by})
+        manifest = {**self.identity, **sections, "files": files, "made_by": made_by}
+        self.place.write_json(FINISHED, manifest)
+        if self.place.local is not None:
+            # A copy more: without it the run is as finished.
+            with suppress(SepoError):
+                write_json(_copy(self.place.local), manifest)
         self.place.delete(UNFINISHED)
         self.place.replaced().clear()
         self.finished = True
+
+    def promise(self, files: list[str]) -> None:
+        """Write down, before they are there, which files the stage is about to put into the folder itself."""
+        self.place.write_json(UNFINISHED, {**self.identity, "files": files})
 
     def finished_by_another(self) -> bool:
         """Whether another worker has finished this run since it was opened."""
@@ -137,8 +144,9 @@ def open_run(
         SepoError: the folder cannot be written, or holds something else.
     """
     place = place_of(folder)
-    _refuse_own_input(place, inputs)
+    refuse_own_input(place, inputs)
     identity = identity_of(stage, settings, inputs)
+    _restore(place)
     found = claimed_by(place)
     if found is None and _holdings(place):
         raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
@@ -154,26 +162,61 @@ def open_run(
                 hint="choose another --output-dir"
                 + (", or replace it with --overwrite" if found.get("stage") == stage and not company else ""),
             )
-        if place.has(FINISHED) or not place.replaced().names():
-            place.move_to(place.replaced())
-        else:
-            # What never finished is not worth the finished run that waits there.
-            place.clear()
+        _put_aside(place, found)
         found = None
     if found is not None and not resume and not place.has(FINISHED):
+        _refuse_removal(place, found)
         place.clear()
-    if place.local is not None:
-        probe_writable(place.local)
-        if lock is None or lock.alone:
-            sweep_temporary(place.local)
-    finished = found is not None and place.has(FINISHED) and (sound or _complete)(place, found)
-    if finished:
+    if place.local is not None and (lock is None or lock.alone):
+        sweep_temporary(place.local)
+    if found is not None and place.has(FINISHED) and (sound or _complete)(place, found):
+        # Nothing is to be written: a finished run may be looked at on a disk that is read-only.
         place.delete(UNFINISHED)
         place.replaced().clear()
+        return Run(place, identity, finished=True, manifest=found)
+    if place.local is not None:
+        probe_writable(place.local)
+    place.write_json(UNFINISHED, identity)
+    place.delete(FINISHED)
+    if place.local is not None:
+        with suppress(OSError):
+            _copy(place.local).unlink()
+    return Run(place, identity, finished=False)
+
+
+def _put_aside(place: Place, found: dict[str, Any]) -> None:
+    """Make room for another run; what is finished waits until that one has finished too."""
+    _refuse_removal(place, found)
+    if place.has(FINISHED) or not place.replaced().names():
+        place.move_to(place.replaced())
     else:
-        place.write_json(UNFINISHED, identity)
-        place.delete(FINISHED)
-    return Run(place, identity, finished)
+        # What never finished is not worth the finished run that waits there.
+        place.clear()
+
+
+def _refuse_removal(place: Place, found: dict[str, Any]) -> None:
+    """
+    Raises:
+        SepoError: the folder holds something of somebody else, or is the one that the user stands in.
+    """
+    refuse_strangers(place, found, finished=place.has(FINISHED))
+    if place.local is not None and os.path.realpath(place.local) == os.getcwd():
+        hint = "go to another folder, and give this one by its name"
+        raise SepoError(f"{place} is the current folder, which cannot be replaced from within", hint=hint)
+
+
+def _copy(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{FINISHED}")
+
+
+def _restore(place: Place) -> None:
+    """Give a folder that lost its manifest, and nothing else, the copy: it says what the files there are."""
+    if place.local is None or place.has(UNFINISHED) or place.has(FINISHED) or not os.path.exists(_copy(place.local)):
+        return
+    with suppress(FileNotFoundError, SepoError):
+        manifest = _load(place_of(place.local.parent), _copy(place.local).name)
+        if manifest.get("files") and _complete(place, manifest):
+            place.write_json(FINISHED, manifest)
 
 
 def read_manifest(
@@ -212,24 +255,6 @@ def read_manifest(
     return manifest
 
 
-def _refuse_own_input(place: Place, inputs: dict[str, Input]) -> None:
-    """A run must not write into, and so perhaps replace, what it reads."""
-    if place.local is None:
-        return
-    output = place.local.resolve()
-    for name, given in inputs.items():
-        path = Path(given.name).expanduser()
-        if (
-            not is_remote(given.name)
-            and path.exists()
-            and (path.resolve() == output or output in path.resolve().parents)
-        ):
-            raise SepoError(
-                f"the output folder {place} holds the {name} it would be made from ({given.name})",
-                hint="choose another --output-dir",
-            )
-
-
 def _only_claimed(place: Place) -> bool:
     """Whether a run was claimed here and stopped before it made anything."""
     return _holdings(place) == {UNFINISHED}
@@ -244,7 +269,8 @@ def identity_of(stage: str, settings: dict[str, Any], inputs: dict[str, Input]) 
     """What a stage was asked to make, and its fingerprint."""
     hashes = {name: given.hash for name, given in inputs.items()}
     content = {"format": FORMAT, "stage": stage, "settings": settings, "inputs": hashes}
-    names = {name: given.name for name, given in inputs.items()}
+    # A path need not be UTF-8, but a manifest has to be.
+    names = {name: given.name.encode(errors="backslashreplace").decode() for name, given in inputs.items()}
     return {**content, "fingerprint": hash_json(content), "input_names": names}
 
 

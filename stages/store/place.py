@@ -5,8 +5,10 @@ from the environment (``AWS_ENDPOINT_URL``, keys, region) or from the URI's quer
 local one is renamed when whole, an object appears when its upload completes.
 """
 
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +17,7 @@ from pyarrow import fs
 
 from stages.configs import is_remote
 from stages.errors import SepoError, one_line
-from stages.store.files import json_text, sync_into, write_whole
+from stages.store.files import json_text, sync_into, write_whole, writing
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 """file systems of pyarrow where an object appears only when its upload has completed"""
@@ -45,13 +47,28 @@ class Place:
     def names(self) -> set[str]:
         """The files and folders directly inside; none where there is no folder."""
         if self.local is not None:
-            return {path.name for path in self.local.iterdir()} if self.local.is_dir() else set()
+            try:
+                return set(os.listdir(self.local))
+            except (FileNotFoundError, NotADirectoryError):
+                return set()
+            except OSError as error:
+                hint = "choose another folder, or check its permissions"
+                raise SepoError(f"cannot read {self}: {one_line(error)}", hint=hint) from error
         selector = fs.FileSelector(self._root, allow_not_found=True)
         return {info.base_name for info in self._ask(lambda: self._fs.get_file_info(selector))}
 
+    def files(self) -> Iterator[str]:
+        """The files inside, by their names from here; on an object store those directly inside."""
+        if self.local is None:
+            yield from self.names()
+            return
+        for folder, _, names in os.walk(self.local):
+            yield from (os.path.relpath(os.path.join(folder, name), self.local) for name in names)
+
     def has(self, name: str) -> bool:
         if self.local is not None:
-            return (self.local / name).exists()
+            # Unlike pathlib's, it never raises: a name may be too long, or closed to us.
+            return os.path.exists(self.local / name)
         [info] = self._ask(lambda: self._fs.get_file_info([self._path(name)]))
         return bool(info.type != fs.FileType.NotFound)
 
@@ -107,9 +124,12 @@ class Place:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
+        if not self.has(name):
+            return
         if self.local is not None:
-            (self.local / name).unlink(missing_ok=True)
-        elif self.has(name):
+            with writing(self.local / name):
+                (self.local / name).unlink(missing_ok=True)
+        else:
             self._ask(lambda: self._fs.delete_file(self._path(name)))
 
     def replaced(self) -> "Place":
@@ -124,7 +144,8 @@ class Place:
         """Take all that is here to another place on the same system, replacing what is there."""
         other.clear()
         if self.local is not None and other.local is not None:
-            self.local.rename(other.local)
+            with writing(other.local):
+                self.local.rename(other.local)
             return
         # What tells whose files these are goes last: a move that was cut off is begun again.
         for name in sorted(self.names(), key=lambda name: (name.startswith("manifest"), name)):
@@ -159,7 +180,8 @@ def place_of(name: "str | Path | Place") -> Place:
     if isinstance(name, Place):
         return name
     if isinstance(name, Path) or not is_remote(name):
-        return Place(str(Path(name)), fs.LocalFileSystem(), str(name), Path(name))
+        local = _followed(os.path.expanduser(name))
+        return Place(str(Path(name)), fs.LocalFileSystem(), str(local), local)
     try:
         filesystem, root = fs.FileSystem.from_uri(name)
     except (OSError, ValueError, ImportError) as error:
@@ -167,6 +189,20 @@ def place_of(name: "str | Path | Place") -> Place:
             f"cannot open {_without_keys(name)}: {one_line(error)}", hint="such as s3://bucket/folder"
         ) from error
     return Place(_without_keys(name), filesystem, root)
+
+
+def _followed(name: str) -> Path:
+    """A folder by a name that it can be renamed by: a link is followed, once, and ``.`` is the folder that it means.
+
+    Raises:
+        SepoError: manifests and cards, which are UTF-8, could not name it.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise SepoError(f"the folder name {name!r} is not UTF-8", hint="give it another name") from error
+    path = Path(name)
+    return Path(os.path.realpath(path)) if os.path.islink(path) or path.name in ("", "..") else path
 
 
 def _without_keys(uri: str) -> str:

@@ -1,42 +1,60 @@
 """The file of an evaluation, and the tables of single pairs and samples beside it. The JSON file is written last."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError
-from stages.store.files import hash_file, probe_writable, write_json, write_whole
-from stages.store.manifest import differences
+from stages.store.files import hash_file, probe_writable, sweep_writes, write_json, write_whole, writing
+from stages.store.manifest import Input, differences
+from stages.store.protect import refuse_own_input_file
 from stages.store.shape import is_file_name, parse_json
 
 Columns = Mapping[str, Any]
-REMEDY = "choose another --output"
+TABLES: Final = ("pairs", "samples")
+REMEDY: Final = "choose another --output"
+_FINGERPRINT: Final = b"sepo.fingerprint"
 
 
-def claim_results(output: str | None, identity: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+def claim_results(
+    output: str | None, identity: dict[str, Any], inputs: Mapping[str, Input], *, samples: bool, overwrite: bool
+) -> dict[str, Any] | None:
     """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
 
+    Args:
+        samples: whether there will be a table of samples.
+
     Raises:
-        SepoError: it holds something else, or cannot be written.
+        SepoError: it, or a table beside it, is an input, is no evaluation or another one, or cannot be written.
     """
     if output is None:
         return None
-    path = Path(output).expanduser()
-    if path.exists():
-        found = _load(path)
-        if found.get("stage") != identity["stage"]:
-            raise SepoError(f"{path} is there already, and is no evaluation", hint=REMEDY)
-        if found.get("fingerprint") == identity["fingerprint"] and _tables_are_whole(path, found):
-            return found
-        if not overwrite and found.get("fingerprint") != identity["fingerprint"]:
-            raise SepoError(
-                f"{path} holds another evaluation: {'; '.join(differences(found, identity))}",
-                hint=f"{REMEDY}, or replace it with --overwrite",
-            )
-    probe_writable(path.parent)
+    path = _path(output)
+    tables = _tables(path)[: 2 if samples else 1]
+    for file in (path, *tables):
+        refuse_own_input_file(file, inputs, REMEDY)
+    found = _load(path) if os.path.lexists(path) else None
+    if found is not None and found.get("stage") != identity["stage"]:
+        raise SepoError(f"{path} is there already, and is no evaluation", hint=REMEDY)
+    if found and found.get("fingerprint") == identity["fingerprint"] and _tables_are_whole(path, found):
+        return found
+    if found and not overwrite and found.get("fingerprint") != identity["fingerprint"]:
+        raise SepoError(
+            f"{path} holds another evaluation: {'; '.join(differences(found, identity))}",
+            hint=f"{REMEDY}, or replace it with --overwrite",
+        )
+    for table in tables:
+        made_by = _made_by(table)
+        ours = made_by is not None and (overwrite or made_by == identity["fingerprint"])
+        if os.path.lexists(table) and not ours and table.name not in (found or {}).get("files", {}):
+            raise SepoError(f"{table} is there already, and is not of this evaluation", hint=REMEDY)
+    probe_writable(path.parent, REMEDY)
+    for left in (path, *_tables(path)):
+        sweep_writes(left)
     return None
 
 
@@ -52,22 +70,40 @@ def read_results(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
-def write_results(output: str, report: dict[str, Any], tables: Mapping[str, Columns]) -> None:
-    """Write a report, and each table as ``NAME.TABLE.parquet`` beside ``NAME.json``.
+def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns]) -> None:
+    """Write a report, and each of `TABLES` as ``NAME.TABLE.parquet`` beside ``NAME.json``.
 
     A table without columns is not written, and that of the report which is replaced is removed.
     """
-    path = Path(output).expanduser()
+    path = _path(output)
     before = _load(path).get("files", {})
     hashes = {}
-    for name, columns in tables.items():
-        file = path.with_name(f"{path.stem}.{name}.parquet")
+    for file, columns in zip(_tables(path), tables, strict=True):
         if columns:
-            _write_table(file, columns)
+            _write_table(file, columns, str(report["fingerprint"]))
             hashes[file.name] = hash_file(file)
         elif file.name in before:
-            file.unlink(missing_ok=True)
+            with writing(file):
+                file.unlink(missing_ok=True)
     write_json(path, report | {"files": hashes})
+
+
+def _path(output: str) -> Path:
+    """Where a report is written; a link is followed, so that the file it leads to is the one that is replaced."""
+    return Path(os.path.realpath(os.path.expanduser(output))) if os.path.islink(output) else Path(output).expanduser()
+
+
+def _tables(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.stem}.{name}.parquet") for name in TABLES]
+
+
+def _made_by(table: Path) -> str | None:
+    """The fingerprint of the evaluation that wrote a table: one that was killed before its report lists none."""
+    try:
+        metadata = pq.read_schema(table).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return metadata[_FINGERPRINT].decode(errors="replace") if _FINGERPRINT in metadata else None
 
 
 def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
@@ -77,8 +113,8 @@ def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
     )
 
 
-def _write_table(path: Path, columns: Columns) -> None:
-    table = pa.table(dict(columns))
+def _write_table(path: Path, columns: Columns, fingerprint: str) -> None:
+    table = pa.table(dict(columns)).replace_schema_metadata({_FINGERPRINT: fingerprint})
     write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 

@@ -104,10 +104,13 @@ def test_a_table_that_is_damaged_is_written_again(run, tmp_path, damage):
 
 
 def test_a_table_of_the_evaluation_before_does_not_stay(run, tmp_path):
-    """What no report lists is not the evaluation's, and stays."""
+    """What no report lists is not the evaluation's, and stays: no table takes its place."""
     (tmp_path / "out.samples.parquet").write_text("a thesis")
     run(samples=0)
+    with pytest.raises(SepoError, match=r"out\.samples\.parquet is there already, and is not of this evaluation"):
+        run()
     assert (tmp_path / "out.samples.parquet").read_text() == "a thesis"
+    (tmp_path / "out.samples.parquet").unlink()
     assert set(run()["files"]) == {"out.pairs.parquet", "out.samples.parquet"}
     assert set(run(samples=0)["files"]) == {"out.pairs.parquet"}
     assert {file.name for file in tmp_path.iterdir()} == {"out.json", "out.pairs.parquet"}

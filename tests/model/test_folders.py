@@ -35,7 +35,9 @@ def test_a_folder_comes_back_as_it_was(tmp_path, chat_folder, chatml):
 
 def test_saving_into_a_used_folder_keeps_the_rest(tmp_path, chatml):
     (tmp_path / "metrics.jsonl").write_text("kept")
-    names = save_model_into(tiny_llama(len(chatml)), chatml, tmp_path)
+    promised = []
+    names = save_model_into(tiny_llama(len(chatml)), chatml, tmp_path, promise=promised.extend)
+    assert promised == names
     assert "model.safetensors" in names
     assert {path.name for path in tmp_path.iterdir()} == {*names, "metrics.jsonl"}
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_an_unfinished_run_goes_on(tmp_path):
     (tmp_path / "out/part.txt").write_text("x")
     assert not claim(tmp_path / "out").finished
     assert (tmp_path / "out/part.txt").exists()
+
+
+def test_a_folder_that_lost_only_its_manifest_gets_it_back(tmp_path):
+    finish(claim(tmp_path / "out"))
+    whole = (tmp_path / "out/manifest.json").read_bytes()
+    (tmp_path / "out/manifest.json").unlink()
+    with pytest.raises(SepoError, match="holds another run: max_length is 512 there and 1 here"):
+        claim(tmp_path / "out", {"max_length": 1})
+    (tmp_path / "out/manifest.json").unlink()
+    assert claim(tmp_path / "out").finished
+    assert (tmp_path / "out/manifest.json").read_bytes() == whole
+    # Not where the files are not what it says.
+    (tmp_path / "out/manifest.json").unlink()
+    (tmp_path / "out/a.txt").unlink()
+    assert not claim(tmp_path / "out").finished
+    # Nor where there is another one's work.
+    finish(claim(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    with pytest.raises(SepoError, match="is not empty and holds no run of sepo"):
+        claim(tmp_path / "out")
 
 
 def test_a_promised_file_that_is_gone_reopens_the_run(tmp_path):
