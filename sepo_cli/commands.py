@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
-from stages.catalogue import objectives, rules
+from stages.catalogue import OBJECTIVES, RULES
 from stages.configs import (
     CompareConfig,
     CutModelConfig,
@@ -99,7 +99,7 @@ class TranslatingCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
     def _show_first(self, args: list[str]) -> None:
-        for option, entries in (("--select", rules()), ("--objective", objectives())):
+        for option, entries in (("--select", RULES), ("--objective", OBJECTIVES)):
             entry = entries.get(_value_of(option, args))
             if entry:
                 own = [param for param in self.params if param.name in entry.options]

@@ -1,104 +1,125 @@
-"""Which objectives and selection rules there are, and their options: read from the source, so that nothing heavy loads.
+"""Which objectives and selection rules there are, their options and what they need. Nothing heavy loads.
 
-A module of `stages.method.objectives` or `stages.method.rules` is one of them. Its name, with dashes for underscores,
-is what the user types; its function of the same name has the options as keyword parameters, whose defaults are the
-options' defaults; the first line of its docstring describes it. Constants in capitals say what else it needs:
-
-    NEEDS        of "reference" (log-probs), "kl"; of a rule: "start_logps", "weights"
-    SELECT       the objective's own selection rule, where that is not "all"
-    DIVERGENCE   which way an objective's KL goes, where that is not "policy||reference"
-    CHOSEN_ONLY  the rejected responses are left out
-    VOIDS        options of selection rules that change nothing of an objective
+An objective is a module of `stages.method.objectives` and a line of `OBJECTIVES`, a rule a module of
+`stages.method.rules` and a line of `RULES`. The module has the name, with underscores for dashes, and a function of its
+own name that takes the options as keywords.
 """
 
-import ast
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-_METHOD: Final = Path(__file__).parent / "method"
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
 
-class Entry(NamedTuple):
-    """An objective or a rule, as its source describes it."""
+class Objective(NamedTuple):
+    """A loss on the tokens that a rule selects."""
 
     name: str
-    module: str
-    summary: str
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     """option -> its default"""
-    constants: dict[str, Any]
-    """capitals -> value, such as ``{"NEEDS": ("reference",)}``"""
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it is given only if it asks for it: reference, kl; start_logps, weights."""
-        return tuple(self.constants.get("NEEDS", ()))
+    needs: tuple[str, ...] = ()
+    """of "reference" (its log-probs), "kl" """
+    select: str = "all"
+    """the rule where none was asked for"""
+    divergence: Literal["policy||reference", "reference||policy"] = "policy||reference"
+    chosen_only: bool = False
+    """the rejected responses are left out"""
+    void: tuple[str, ...] = ()
+    """options of rules that change nothing of it"""
 
     def load(self) -> Callable[..., Any]:
-        """The function."""
-        return getattr(importlib.import_module(self.module), self.module.rpartition(".")[2])  # type: ignore[no-any-return]
+        """The function, with its options at their defaults."""
+        return _load("objectives", self)
 
 
-@cache
-def objectives() -> dict[str, Entry]:
-    """Every objective, by name."""
-    return _entries("objectives")
+class Rule(NamedTuple):
+    """A way to choose the tokens that count, and their weights."""
+
+    name: str
+    options: Mapping[str, Any]
+    """option -> its default"""
+    needs: tuple[str, ...] = ()
+    """of "start_logps", "weights" """
+
+    def load(self) -> Callable[..., Any]:
+        """The function, with its options at their defaults."""
+        return _load("rules", self)
 
 
-@cache
-def rules() -> dict[str, Entry]:
-    """Every selection rule, by name."""
-    return _entries("rules")
+_ANCHORS: Final = {"sft_weight": 0.0, "kl_weight": 0.0, "anchor_margin": False}
+_RATIOS: Final = {"chosen_ratio": 0.3, "rejected_ratio": 0.3}
+_REFERENCE_KL: Final = ("reference", "kl")
+
+OBJECTIVES: Final = {
+    entry.name: entry
+    for entry in (
+        Objective("sepo", {"gamma": 2.1, "margin": 0.5} | _ANCHORS, select="oracle", void=("soft_k",)),
+        Objective("sepo-hinge", {"gamma": 1.0, "margin": 0.0} | _ANCHORS, select="oracle", void=("soft_k",)),
+        Objective("simpo", {"gamma": 2.1, "margin": 0.5} | _ANCHORS, void=("soft_k",)),
+        Objective("dpo", {"beta": 0.1, "sft_weight": 0.0}, needs=("reference",)),
+        Objective("ipo", {"beta": 0.1}, needs=("reference",), void=("soft_k",)),
+        # The paper names no alpha.
+        Objective("r-dpo", {"beta": 0.1, "alpha": 0.01}, needs=("reference",)),
+        Objective("tdpo1", {"beta": 0.1}, needs=_REFERENCE_KL, divergence="reference||policy"),
+        Objective("tdpo", {"beta": 0.1, "alpha": 0.5}, needs=_REFERENCE_KL, divergence="reference||policy"),
+        Objective("cpo", {"beta": 0.1, "sft_weight": 1.0, "kl_weight": 0.0}),
+        Objective("orpo", {"beta": 0.1, "kl_weight": 0.0}, void=("soft_k",)),
+        # The paper names no weight.
+        Objective("slic", {"margin": 1.0, "sft_weight": 1.0, "kl_weight": 0.0}),
+        Objective("rrhf", {"sft_weight": 1.0, "kl_weight": 0.0}),
+        Objective("sft", {}, chosen_only=True, void=("rejected_ratio", "soft_k")),
+    )
+}
+RULES: Final = {
+    entry.name: entry
+    for entry in (
+        Rule("oracle", _RATIOS | {"authors_rule": False}),
+        Rule("inverted", _RATIOS | {"authors_rule": False}),
+        Rule("random", _RATIOS | {"authors_rule": False}),
+        Rule("all", {}),
+        Rule("earliest", _RATIOS),
+        Rule("latest", _RATIOS),
+        Rule("confidence", _RATIOS, needs=("start_logps",)),
+        Rule("symmetric", _RATIOS),
+        Rule("dataset-share", _RATIOS),
+        Rule("threshold", {"threshold": 0.0}),
+        Rule("soft", {"soft_k": 1.0, "soft_mu": 1.0, "soft_low": -0.5, "soft_high": 1.5}),
+        Rule("auto", {"auto_share": 0.8}),
+        Rule("column", {}, needs=("weights",)),
+    )
+}
 
 
 def defaults_in_words(option: str) -> str:
     """Who uses an option, and with which default: ``sepo, simpo 2.1; sepo-hinge 1.0``."""
     by_default: dict[Any, list[str]] = {}
-    for name, entry in {**objectives(), **rules()}.items():
-        if option in entry.options:
-            by_default.setdefault(entry.options[option], []).append(name)
+    for name in users(option):
+        by_default.setdefault(_ALL[name].options[option], []).append(name)
     return "; ".join(f"{', '.join(names)} {default}" for default, names in by_default.items())
 
 
 def users(option: str) -> list[str]:
     """The objectives and rules that have an option."""
-    return [name for name, entry in {**objectives(), **rules()}.items() if option in entry.options]
+    return [name for name, entry in _ALL.items() if option in entry.options]
 
 
 def measuring() -> list[str]:
     """The objectives that measure from a reference whatever their options."""
-    return [name for name, entry in objectives().items() if "reference" in entry.needs]
+    return [name for name, entry in OBJECTIVES.items() if "reference" in entry.needs]
 
 
-def unknown(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
+def unknown(kind: str, name: str, entries: Mapping[str, Any]) -> str:
     """The sentence for a name that nothing has, with the names that are near it."""
     near = difflib.get_close_matches(name, entries, n=3, cutoff=0.5)
     meant = f" (did you mean {' or '.join(near)}?)" if near else ""
     return f"{kind} must be one of {', '.join(entries)}, got {name!r}{meant}"
 
 
-def _entries(package: str) -> dict[str, Entry]:
-    paths = sorted(path for path in (_METHOD / package).glob("*.py") if not path.stem.startswith("_"))
-    found = [_read(path, f"stages.method.{package}.{path.stem}") for path in paths]
-    return {entry.name: entry for entry in found}
+def _load(package: str, entry: Objective | Rule) -> Callable[..., Any]:
+    name = entry.name.replace("-", "_")
+    function = getattr(importlib.import_module(f"stages.method.{package}.{name}"), name)
+    return partial(function, **entry.options)
 
 
-def _read(path: Path, module: str) -> Entry:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    [function] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == path.stem]
-    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    return Entry(
-        name=path.stem.replace("_", "-"),
-        module=module,
-        summary=(ast.get_docstring(function) or "").partition("\n")[0],
-        options={argument.arg: ast.literal_eval(default) for argument, default in pairs if default is not None},
-        constants={
-            node.target.id: ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
-        },
-    )
+_ALL: Final[dict[str, Objective | Rule]] = {**OBJECTIVES, **RULES}

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 
-from stages.catalogue import objectives, rules
+from stages.catalogue import OBJECTIVES, RULES
 from stages.configs import PolicyConfig
 from stages.currency import Example, PairLogps, ScoredPair
 from stages.data.training import SNAPSHOTS
@@ -187,7 +187,7 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]
     if "start_logps" in config.needs:
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     evidence = Evidence(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
-    selection = rules()[config.rule].load()(evidence, **config.rule_options)
+    selection = RULES[config.rule].load()(evidence, **config.rule_options)
     weighed = make_examples(rows, selection, references, dropped, alone=_alone(config))
     job.reporter.say(str(weighed))
     return weighed
@@ -195,10 +195,10 @@ def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]
 
 def _train(job: Job, trainee: Trainee, examples: list[Example], after_step: Callable[[int], None]) -> dict[str, float]:
     """Train in place; returns the averages of the last logged step."""
-    config, entry = job.config, objectives()[job.config.objective]
+    config, entry = job.config, OBJECTIVES[job.config.objective]
     reference = None
     if "kl" in config.needs:
-        of_reference = entry.constants.get("DIVERGENCE") == "reference||policy"
+        of_reference = entry.divergence == "reference||policy"
         divergence = kl_of_reference if of_reference else kl_from_reference
         reference = Reference(_reference_reader(job, trainee), divergence)
     return fit(
@@ -218,7 +218,7 @@ def _train(job: Job, trainee: Trainee, examples: list[Example], after_step: Call
 
 def _alone(config: PolicyConfig) -> bool:
     """Whether the chosen responses are trained on without the rejected ones."""
-    return bool(objectives()[config.objective].constants.get("CHOSEN_ONLY", False))
+    return OBJECTIVES[config.objective].chosen_only
 
 
 def _reference_reader(job: Job, trainee: Trainee) -> Reader:

@@ -14,9 +14,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
-from stages.method.objectives.dpo import dpo
-from stages.method.objectives.sepo import sepo
 from stages.method.objectives.sft import sft
 from stages.model import logps as reading
 from stages.model.batches import whole
@@ -30,6 +29,8 @@ from stages.reporting import Quiet
 from tests.conftest import masked, random_pairs, tiny_llama
 from tests.model.fits import Killed, KilledAfter
 from tests.model.zoo import VOCABULARY, tiny
+
+dpo, sepo = (OBJECTIVES[name].load() for name in ("dpo", "sepo"))
 
 SETTINGS = {
     "learning_rate": 1e-2, "batch_size": 5, "warmup_ratio": 0.0, "num_train_epochs": 1, "max_grad_norm": 1e9,

@@ -1,8 +1,10 @@
 """What `sepo train-policy` does beyond its defaults: other objectives, references, selections and anchors."""
 
+import inspect
 import json
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.catalogue import defaults_in_words, objectives, rules
+import stages.method
+from stages.catalogue import OBJECTIVES, RULES, defaults_in_words
 from stages.configs import PolicyConfig
 from stages.errors import SepoError
 from stages.model.folders import load_model, save_model
@@ -22,7 +25,7 @@ from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 from tests.reference import Side
 from tests.world import manifest, run_policy, run_score
 
-PAIRWISE = [name for name in objectives() if name != "sft"]
+PAIRWISE = [name for name in OBJECTIVES if name != "sft"]
 
 
 def losses(folder):
@@ -82,10 +85,10 @@ def other(tmp_path_factory, chatml):
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_the_first_loss_of_every_objective_is_that_of_its_slow_self(world, chat_folder, other, tmp_path, name):
-    entry = objectives()[name]
+    entry = OBJECTIVES[name]
     needs_kl = "kl" in entry.needs
     given = {"reference_model": str(other)} if entry.needs else {}
-    select = entry.constants.get("SELECT", "all")
+    select = entry.select
     pairs = sides(world, chat_folder, other, select, plain_kl(world, other, chat_folder) if needs_kl else None)
     expected = np.mean([getattr(reference, name.replace("-", "_"))(*pair, **entry_options(entry)) for pair in pairs])
     assert first_loss(world, chat_folder, tmp_path, objective=name, **given) == pytest.approx(
@@ -105,9 +108,9 @@ def test_sft_averages_over_the_chosen_tokens_of_a_step(world, chat_folder, tmp_p
 
 @pytest.mark.parametrize("name", ["sepo", "sepo-hinge", "simpo"])
 def test_anchors_by_their_slow_selves(world, chat_folder, other, tmp_path, name):
-    entry = objectives()[name]
+    entry = OBJECTIVES[name]
     kl = plain_kl(world, chat_folder, other)
-    pairs = sides(world, chat_folder, other, entry.constants.get("SELECT", "all"), kl)
+    pairs = sides(world, chat_folder, other, entry.select, kl)
     options = {"gamma": 1.5, "margin": 0.4, "sft_weight": 0.3, "kl_weight": 0.7, "anchor_margin": True}
     expected = np.mean([getattr(reference, name.replace("-", "_"))(*pair, **options) for pair in pairs])
     found = first_loss(world, chat_folder, tmp_path, objective=name, reference_model=str(other), **options)
@@ -121,7 +124,7 @@ def test_without_another_one_the_start_is_the_reference(world, chat_folder, tmp_
     assert first_loss(world, chat_folder, tmp_path, **options) == pytest.approx(np.log1p(np.exp(0.5)), abs=1e-4)
 
 
-@pytest.mark.parametrize("option", [{"objective": name} for name in objectives() if name != "sepo"] + [{"select": name} for name in rules() if name not in ("oracle", "column")] + [
+@pytest.mark.parametrize("option", [{"objective": name} for name in OBJECTIVES if name != "sepo"] + [{"select": name} for name in RULES if name not in ("oracle", "column")] + [
     {"authors_rule": True}, {"anchor_margin": True}, {"sft_weight": 1.0}, {"kl_weight": 5.0},
 ], ids=lambda option: "-".join(map(str, *option.items())))  # fmt: skip
 def test_every_objective_rule_and_anchor_changes_the_training(world, chat_folder, tmp_path, option):
@@ -331,8 +334,8 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
         ({"objective": "sft", "select": "oracle", "rejected_ratio": 0.1}, "rejected_ratio changes nothing of objective sft"),
         ({"objective": "sepo", "select": "soft", "soft_k": 3.0}, "soft_k changes nothing of objective sepo"),
         ({"objective": "dpo", "anchor_margin": True}, "anchor_margin is no option of objective dpo"),
-        ({"select": "threshold", "authors_rule": True}, "authors_rule is no option of select threshold; inverted, oracle, random"),
-        ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo, tdpo1 have"),
+        ({"select": "threshold", "authors_rule": True}, "authors_rule is no option of select threshold; oracle, inverted, random"),
+        ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo1, tdpo have"),
         ({"reference_model": "m", "kl_weight": 0.0}, "reference_model is not used"),
         ({"select": "soft", "soft_low": 3.0}, "soft_low must be at most soft_high, got 3.0 and 1.5"),
         ({"objective": "simop"}, r"got 'simop' \(did you mean simpo"),
@@ -361,18 +364,19 @@ def test_a_reference_may_be_named_where_something_is_measured_from_it(given):
 
 
 def test_every_option_of_an_objective_or_rule_is_one_of_the_command_and_of_one_kind():
-    taken = [{option for entry in kind().values() for option in entry.options} for kind in (objectives, rules)]
+    taken = [{option for entry in kind.values() for option in entry.options} for kind in (OBJECTIVES, RULES)]
     assert not taken[0] & taken[1]
     assert taken[0] | taken[1] <= {field.name for field in fields(PolicyConfig)}
 
 
-def test_the_catalogue_is_what_the_functions_say():
-    import inspect
-
-    for entry in [*objectives().values(), *rules().values()]:
-        parameters = inspect.signature(entry.load()).parameters.values()
-        assert entry.options == {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-        assert entry.summary == inspect.getdoc(entry.load()).splitlines()[0]
+def test_the_registry_knows_every_module_and_the_options_that_its_function_takes():
+    for package, entries in (("objectives", OBJECTIVES), ("rules", RULES)):
+        folder = Path(stages.method.__path__[0]) / package
+        assert {path.stem.replace("_", "-") for path in folder.glob("*.py")} - {"--init--"} == set(entries)
+        for entry in entries.values():
+            parameters = inspect.signature(entry.load().func).parameters.values()
+            assert set(entry.options) == {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+            assert inspect.getdoc(entry.load().func)
 
 
 def test_defaults_are_told_in_words():

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
 from stages.currency import Batch
 from stages.data.dataset import Limit, load_pairs
 from stages.data.encode import Encoder
-from stages.method.objectives.cpo import cpo
-from stages.method.objectives.dpo import dpo
-from stages.method.objectives.ipo import ipo
-from stages.method.objectives.orpo import orpo
-from stages.method.objectives.sepo import sepo
-from stages.method.objectives.slic import slic
 from stages.model.batches import whole
 from stages.model.folders import load_model, load_tokenizer, save_model
 from stages.model.logps import response_logps
@@ -29,6 +24,8 @@ from stages.model.schedule import order_of_epoch
 from stages.model.verdict import with_reference
 from stages.reporting import Quiet
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows
+
+cpo, dpo, ipo, orpo, sepo, slic = (OBJECTIVES[name].load() for name in ("cpo", "dpo", "ipo", "orpo", "sepo", "slic"))
 
 trl = pytest.importorskip("trl")
 

@@ -1,9 +1,10 @@
 """`sepo train-policy`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from stages.catalogue import defaults_in_words, measuring, objectives, rules, unknown, users
+from stages.catalogue import OBJECTIVES, RULES, defaults_in_words, measuring, unknown, users
 from stages.configs import limits
 from stages.configs.option import METHOD, OUTPUT, Option, required
 from stages.configs.shared import Model, OutputDir, Scores
@@ -31,7 +32,7 @@ class PolicyConfig(OptimizerConfig):
             "The loss. On selected tokens: sepo (Eq. 11), sepo-hinge (the ranking variant in the authors' code). On all"
             " tokens unless --select says otherwise: simpo and the others, each by its paper's name.",
             METHOD,
-            "|".join(objectives()),
+            "|".join(OBJECTIVES),
         ),
     ] = "sepo"
     select: Annotated[
@@ -40,7 +41,7 @@ class PolicyConfig(OptimizerConfig):
             "Which tokens count. oracle: by their score; random: as many by chance, the control that an oracle has to"
             " beat; the docs have the others. Default: oracle for sepo and sepo-hinge, else all.",
             METHOD,
-            "|".join(rules()),
+            "|".join(RULES),
         ),
     ] = None
     # Options of objectives.
@@ -169,12 +170,12 @@ class PolicyConfig(OptimizerConfig):
     @property
     def rule(self) -> str:
         """The selection rule: the one asked for, or the objective's own."""
-        return self.select or str(objectives()[self.objective].constants.get("SELECT", "all"))
+        return self.select or OBJECTIVES[self.objective].select
 
     @property
     def needs(self) -> frozenset[str]:
         """What has to be there beside the policy: reference (log-probs), kl, start_logps, weights."""
-        needs = {*objectives()[self.objective].needs, *rules()[self.rule].needs}
+        needs = {*OBJECTIVES[self.objective].needs, *RULES[self.rule].needs}
         return frozenset(
             needs | ({"reference"} if self.anchor_margin else set()) | ({"kl"} if self.kl_weight else set())
         )
@@ -182,12 +183,12 @@ class PolicyConfig(OptimizerConfig):
     @property
     def objective_options(self) -> dict[str, Any]:
         """The objective's options, by name."""
-        return self._options(objectives()[self.objective].options)
+        return self._options(OBJECTIVES[self.objective].options)
 
     @property
     def rule_options(self) -> dict[str, Any]:
         """The selection rule's options, by name."""
-        return self._options(rules()[self.rule].options)
+        return self._options(RULES[self.rule].options)
 
     def resolved(self) -> "PolicyConfig":
         """The same with the defaults of this objective and this rule filled in; what they do not use stays None."""
@@ -197,9 +198,9 @@ class PolicyConfig(OptimizerConfig):
     @property
     def _voids(self) -> tuple[str, ...]:
         """The selection rules' options that change nothing of the objective."""
-        return tuple(objectives()[self.objective].constants.get("VOIDS", ()))
+        return OBJECTIVES[self.objective].void
 
-    def _options(self, defaults: dict[str, Any]) -> dict[str, Any]:
+    def _options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
 
     def _given(self, name: str) -> bool:
@@ -207,7 +208,10 @@ class PolicyConfig(OptimizerConfig):
         return value is not None and value is not False
 
     def _faults(self) -> list[str]:
-        named = [("objective", self.objective, objectives()), ("select", self.select or "all", rules())]
+        named: list[tuple[str, str, Mapping[str, Any]]] = [
+            ("objective", self.objective, OBJECTIVES),
+            ("select", self.select or "all", RULES),
+        ]
         wrong = [unknown(kind, name, entries) for kind, name, entries in named if name not in entries]
         return super()._faults() + (wrong or self._useless())
 
@@ -215,8 +219,8 @@ class PolicyConfig(OptimizerConfig):
         """One sentence for each option that was given and changes nothing."""
         faults = []
         for kind, used, entries in (
-            (f"objective {self.objective}", self.objective_options, objectives()),
-            (f"select {self.rule}", self.rule_options, rules()),
+            (f"objective {self.objective}", self.objective_options, OBJECTIVES),
+            (f"select {self.rule}", self.rule_options, RULES),
         ):
             for name in dict.fromkeys(option for entry in entries.values() for option in entry.options):
                 if self._given(name) and name not in used:

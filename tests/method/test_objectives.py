@@ -5,17 +5,16 @@ import math
 import pytest
 import torch
 
-from stages.catalogue import objectives
+from stages.catalogue import OBJECTIVES
 from stages.currency import Batch
-from stages.method.objectives.dpo import dpo
-from stages.method.objectives.sepo import sepo
-from stages.method.objectives.sepo_hinge import sepo_hinge
 from stages.method.objectives.sft import sft
-from stages.method.objectives.tdpo import tdpo
-from stages.method.objectives.tdpo1 import tdpo1
 from stages.method.rewards import selected_rewards
 from tests import reference
 from tests.reference import Side
+
+dpo, sepo, sepo_hinge, tdpo, tdpo1 = (
+    OBJECTIVES[name].load() for name in ("dpo", "sepo", "sepo-hinge", "tdpo", "tdpo1")
+)
 
 CHOSEN = [-1.0, -2.0, -0.5, -4.0]
 REJECTED = [-3.0, -0.25, -1.5]
@@ -72,7 +71,7 @@ CASES = {
 
 
 def test_every_pairwise_objective_has_a_case_with_every_option():
-    pairwise = {name: set(entry.options) for name, entry in objectives().items() if name != "sft"}
+    pairwise = {name: set(entry.options) for name, entry in OBJECTIVES.items() if name != "sft"}
     assert {name: set(options) for name, options in OPTIONS.items()} == pairwise
 
 
@@ -81,7 +80,7 @@ def test_every_pairwise_objective_has_a_case_with_every_option():
 def test_every_objective_equals_its_slow_self(name, case):
     sides = CASES[case]
     logps, batch = batch_of(*sides, every_token=True)
-    loss = objectives()[name].load()(logps, batch, **OPTIONS[name])
+    loss = OBJECTIVES[name].load()(logps, batch, **OPTIONS[name])
     expected = getattr(reference, name.replace("-", "_"))(*sides, **OPTIONS[name])
     assert loss.loss_B.item() == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
@@ -105,13 +104,13 @@ DEFAULTS = {
 
 
 def test_the_defaults_are_those_of_the_papers():
-    assert {name: entry.options for name, entry in objectives().items()} == DEFAULTS
+    assert {name: entry.options for name, entry in OBJECTIVES.items()} == DEFAULTS
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_without_options_the_defaults_are_taken(name):
     logps, batch = batch_of(*CASES["weighted"], every_token=True)
-    function = objectives()[name].load()
+    function = OBJECTIVES[name].load()
     expected = getattr(reference, name.replace("-", "_"))(*CASES["weighted"], **DEFAULTS[name])
     assert function(logps, batch).loss_B.item() == pytest.approx(expected, rel=2e-6, abs=1e-6)
 
@@ -136,13 +135,13 @@ def test_without_options_the_defaults_are_taken(name):
 )  # fmt: skip
 def test_by_hand(name, options, expected):
     logps, batch = batch_of(Side(CHOSEN), Side(REJECTED))
-    assert objectives()[name].load()(logps, batch, **options).loss_B.item() == pytest.approx(expected, rel=1e-6)
+    assert OBJECTIVES[name].load()(logps, batch, **options).loss_B.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_orpo_by_hand():
     """Mean log-probs ln 0.5 and ln 0.2: odds 1 and 0.25, their ratio 4; sigmoid(ln 4) = 0.8."""
     logps, batch = batch_of(Side([math.log(0.5)] * 3), Side([math.log(0.2)] * 2))
-    loss = objectives()["orpo"].load()(logps, batch, beta=0.5)
+    loss = OBJECTIVES["orpo"].load()(logps, batch, beta=0.5)
     assert loss.loss_B.item() == pytest.approx(math.log(2) - 0.5 * math.log(0.8), rel=1e-6)
 
 
@@ -192,7 +191,7 @@ REWARDS = {
 def test_the_rewards_that_are_logged(name):
     sides = Side(CHOSEN, [-1.0, 0, 0, 0], kl=[0.5] * 4), Side(REJECTED, [-0.5, 0, 0], kl=[0.5] * 3)
     logps, batch = batch_of(*sides)
-    metrics = objectives()[name].load()(logps, batch).metrics
+    metrics = OBJECTIVES[name].load()(logps, batch).metrics
     found = (metrics["chosen_reward"].item(), metrics["rejected_reward"].item())
     assert found == pytest.approx(REWARDS[name])
     assert metrics["reward_margin"].item() == pytest.approx(found[0] - found[1], abs=1e-6)
@@ -262,7 +261,7 @@ def test_each_pair_has_its_own_loss(name):
         return torch.stack([a[0], b[0], a[1], b[1]])
 
     both = Batch(None, None, *(stacked(a, b) for a, b in zip(first[2:], second[2:], strict=True)))
-    function = objectives()[name].load()
+    function = OBJECTIVES[name].load()
     together = function(stacked(one, other), both, **OPTIONS[name]).loss_B
     alone = [function(logps, batch, **OPTIONS[name]).loss_B for logps, batch in ((one, first), (other, second))]
     torch.testing.assert_close(together, torch.cat(alone))
@@ -293,8 +292,8 @@ def test_the_scale_of_weights_is_void_where_it_cancels(name):
         )
         for k in (1.0, 3.0)
     )
-    losses = [objectives()[name].load()(logps, batch).loss_B.item() for logps, batch in (one, other)]
-    void = "soft_k" in objectives()[name].constants.get("VOIDS", ())
+    losses = [OBJECTIVES[name].load()(logps, batch).loss_B.item() for logps, batch in (one, other)]
+    void = "soft_k" in OBJECTIVES[name].void
     assert (losses[0] == pytest.approx(losses[1], rel=1e-5)) == void
 
 
@@ -304,7 +303,7 @@ def test_the_scale_of_weights_is_void_where_it_cancels(name):
 def test_the_sft_term_is_of_the_selected_tokens(name, anchor):
     """Selected chosen -1 and -0.5: mean 0.75, sum 1.5, whatever the others are."""
     logps, batch = batch_of(selected(CHOSEN, [0, 2]), selected(REJECTED, [0]), every_token=True)
-    assert objectives()[name].load()(logps, batch, sft_weight=0.3).metrics["sft_loss"].item() == pytest.approx(anchor)
+    assert OBJECTIVES[name].load()(logps, batch, sft_weight=0.3).metrics["sft_loss"].item() == pytest.approx(anchor)
 
 
 def test_sft_sums_over_weighted_tokens():
@@ -316,6 +315,6 @@ def test_sft_sums_over_weighted_tokens():
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_gradient_flows_into_metrics(name):
     logps, batch = batch_of(*CASES["with a reference"])
-    loss = objectives()[name].load()(logps.requires_grad_(), batch, **OPTIONS[name])
+    loss = OBJECTIVES[name].load()(logps.requires_grad_(), batch, **OPTIONS[name])
     assert loss.loss_B.requires_grad
     assert not any(value.requires_grad for value in loss.metrics.values())

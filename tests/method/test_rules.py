@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.catalogue import rules
+from stages.catalogue import RULES
 from stages.currency import PairLogps, PairWeights, ScoredPair
 from stages.errors import SepoError
 from stages.method.examples import make_examples
@@ -26,7 +26,7 @@ def row(chosen, rejected, weights=None, pair_id=0):
 
 def chosen(rule, *rows, start_logps=(), noise=None, seed=0, **options):
     """The weights of each row, as lists."""
-    found = rules()[rule].load()(Evidence(rows, start_logps, noise, seed), **options)
+    found = RULES[rule].load()(Evidence(rows, start_logps, noise, seed), **options)
     assert all(side.dtype == np.float32 for pair in found.weights for side in pair)
     return [[side.tolist() for side in pair] for pair in found.weights]
 
@@ -73,7 +73,7 @@ def test_the_share_of_a_data_set_is_taken_over_all_responses():
     rows = [row([9, 8, 7, 1], [-1, -9]), row([0, 2], [-3, 5])]
     found = chosen("dataset-share", *rows, chosen_ratio=0.5, rejected_ratio=0.5)
     assert found == [[[1, 1, 1, 0], [0, 1]], [[0, 1], [1, 0]]]
-    notes = rules()["dataset-share"].load()(Evidence(rows), chosen_ratio=0.5, rejected_ratio=0.5).notes
+    notes = RULES["dataset-share"].load()(Evidence(rows), chosen_ratio=0.5, rejected_ratio=0.5).notes
     assert notes == {"responses with no token in the share, whose best one was taken": 1}
 
 
@@ -106,10 +106,10 @@ def test_auto_takes_nothing_within_the_noise():
     """Noise 1: 3 is beyond by 2, 1 by 0. Rejected by 1 and 4 of 5: 0.8 is one token exactly."""
     assert chosen("auto", row(CHOSEN, REJECTED), noise=1.0) == [[[0, 1, 0, 0], [0, 0, 0, 1]]]
     assert chosen("auto", row(CHOSEN, REJECTED), noise=1.0, auto_share=1.0) == [[[0, 1, 0, 0], [0, 0, 1, 1]]]
-    loud = rules()["auto"].load()(Evidence([row(CHOSEN, REJECTED)], noise=100.0))
+    loud = RULES["auto"].load()(Evidence([row(CHOSEN, REJECTED)], noise=100.0))
     assert [side.tolist() for side in loud.weights[0]] == [[0, 1, 0, 0], [0, 0, 0, 1]]
     assert loud.notes == {"responses with no token beyond the noise, whose best one was taken": 2}
-    unknown = rules()["auto"].load()(Evidence([row(CHOSEN, REJECTED)])).notes
+    unknown = RULES["auto"].load()(Evidence([row(CHOSEN, REJECTED)])).notes
     assert unknown == {"pairs whose scorer did not measure its noise, which was taken to be 0": 1}
 
 
@@ -119,7 +119,7 @@ def test_auto_selects_few_tokens_where_few_matter():
 
 
 def test_a_threshold_counts_the_responses_that_fell_short():
-    found = rules()["threshold"].load()(Evidence([row(CHOSEN, REJECTED), row([9.0], [9.0])]), threshold=4.0)
+    found = RULES["threshold"].load()(Evidence([row(CHOSEN, REJECTED), row([9.0], [9.0])]), threshold=4.0)
     assert found.notes == {"responses with no token beyond the threshold, whose best one was taken": 2}
     assert [[side.tolist() for side in pair] for pair in found.weights] == [[[0, 1, 0, 0], [0, 0, 0, 1]], [[1], [1]]]
 
@@ -168,13 +168,13 @@ ROWS = st.lists(st.tuples(*[st.lists(st.floats(-5, 5, width=16), min_size=1, max
 RATIOS = st.sampled_from([0.01, 0.3, 0.5, 1.0])
 
 
-@given(ROWS, RATIOS, RATIOS, st.sampled_from(sorted(rules())))
+@given(ROWS, RATIOS, RATIOS, st.sampled_from(sorted(RULES)))
 @settings(max_examples=200, deadline=None)
 def test_no_rule_leaves_a_response_empty_or_forgets_one(values, chosen_ratio, rejected_ratio, name):
     """And weights are finite, not negative, one a token; where a rule has ratios, each governs its own side."""
     weights = [PairWeights(np.ones(len(c), np.float32), np.ones(len(r), np.float32)) for c, r in values]
     rows = [row(*pair, weight) for pair, weight in zip(values, weights, strict=True)]
-    entry = rules()[name]
+    entry = RULES[name]
     given_ratios = {"chosen_ratio": chosen_ratio, "rejected_ratio": rejected_ratio}
     options = {option: value for option, value in given_ratios.items() if option in entry.options}
     found = entry.load()(Evidence(rows, [each.scores for each in rows]), **options)

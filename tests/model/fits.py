@@ -4,12 +4,14 @@ import signal
 
 import torch
 
+from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
-from stages.method.objectives.sepo import sepo
 from stages.model.batches import whole
 from stages.model.loop import fit
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama
+
+sepo = OBJECTIVES["sepo"].load()
 
 SETTINGS = {"learning_rate": 1e-2, "batch_size": 4, "warmup_ratio": 0.0, "num_train_epochs": 2, "save_steps": 0}
 

@@ -3,13 +3,15 @@
 import pytest
 import torch
 
+from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
-from stages.method.objectives.sepo import sepo
 from stages.model import loop
 from stages.model.batches import whole
 from stages.model.metrics import read_metrics
 from tests.conftest import Listens, random_pairs, tiny_llama
+
+sepo = OBJECTIVES["sepo"].load()
 
 
 class Narrow(torch.autograd.Function):

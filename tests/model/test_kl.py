@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
-from stages.method.objectives.sepo import sepo
-from stages.method.objectives.tdpo import tdpo
 from stages.model.batches import collate, whole
 from stages.model.head import Head, Rows, head_kl, kl_from_reference, kl_of_reference
 from stages.model.logps import Reader, Reference, logps_and_kl, make_batch, make_groups, reading, token_logps
@@ -16,6 +15,8 @@ from stages.model.paths import find_paths
 from stages.reporting import Quiet
 from tests import reference
 from tests.conftest import masked, random_pairs, tiny_gpt2, tiny_llama
+
+sepo, tdpo = (OBJECTIVES[name].load() for name in ("sepo", "tdpo"))
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(5, 50)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.method.objectives.sepo import sepo
+from stages.catalogue import OBJECTIVES
 from stages.model.attention import Layout, lay_out, packed_attention
 from stages.model.batches import collate, whole
 from stages.model.head import Head, _HeadLogps, head_logps
@@ -15,6 +15,8 @@ from stages.reporting import Quiet
 from tests import reference
 from tests.conftest import Listens, masked, random_pairs, tiny_llama, token_pair
 from tests.model.zoo import ALONE, PACKED, PADDED, VOCABULARY, tiny
+
+sepo = OBJECTIVES["sepo"].load()
 
 CPU = torch.device("cpu")
 PAIRS = [

@@ -7,9 +7,7 @@ from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_sum
 
 
-def cpo(
-    logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, sft_weight: float = 1.0, kl_weight: float = 0.0
-) -> PairLoss:
+def cpo(logps_RW: Tensor, batch: Weighted, *, beta: float, sft_weight: float, kl_weight: float) -> PairLoss:
     """-log sigmoid(beta * (log pi(y_w) - log pi(y_l))) + sft_weight * SFT loss of y_w, arXiv 2401.08417 Eq. 3
 
     DPO with a uniform reference. The SFT loss is a mean over the chosen response's weighted tokens, as in its code over

@@ -1,17 +1,13 @@
 """Direct preference optimization."""
 
-from typing import Final
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, log_ratios, pair_loss
 
-NEEDS: Final = ("reference",)
 
-
-def dpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, sft_weight: float = 0.0) -> PairLoss:
+def dpo(logps_RW: Tensor, batch: Weighted, *, beta: float, sft_weight: float) -> PairLoss:
     """-log sigmoid(beta * (log-ratio of y_w - log-ratio of y_l)), arXiv 2305.18290 Eq. 7
 
     Log-ratios are summed over tokens. The SFT term is RPO's (arXiv 2404.19733 Eq. 1); it holds the model near the data

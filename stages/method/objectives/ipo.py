@@ -1,17 +1,12 @@
 """Identity preference optimization."""
 
-from typing import Final
-
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss
 
-NEEDS: Final = ("reference",)
-VOIDS: Final = ("soft_k",)
 
-
-def ipo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1) -> PairLoss:
+def ipo(logps_RW: Tensor, batch: Weighted, *, beta: float) -> PairLoss:
     """(log-ratio of y_w - log-ratio of y_l - 1 / (2 beta))^2, arXiv 2310.12036 Eq. 17
 
     beta is its tau. Log-ratios are means over the tokens, as its authors advised after publication and TRL has it; the

@@ -1,7 +1,5 @@
 """Odds ratio preference optimization."""
 
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,10 +7,8 @@ from torch import Tensor
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_mean
 
-VOIDS: Final = ("soft_k",)
 
-
-def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, kl_weight: float = 0.0) -> PairLoss:
+def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float, kl_weight: float) -> PairLoss:
     """SFT loss of y_w - beta * log sigmoid(log-odds of y_w - log-odds of y_l), arXiv 2403.07691
 
     odds = p / (1 - p), where log p is the mean log-prob of a response's tokens; beta is its lambda. The SFT loss is

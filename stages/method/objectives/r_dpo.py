@@ -1,17 +1,13 @@
 """Length-regularised direct preference optimization."""
 
-from typing import Final
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss
 
-NEEDS: Final = ("reference",)
 
-
-def r_dpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, alpha: float = 0.01) -> PairLoss:
+def r_dpo(logps_RW: Tensor, batch: Weighted, *, beta: float, alpha: float) -> PairLoss:
     """DPO with alpha * (|y_w| - |y_l|) added inside the sigmoid, arXiv 2403.19159
 
     A pair whose chosen response is the longer one counts as partly explained, and pulls less. |y| is the number of

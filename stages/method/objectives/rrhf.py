@@ -6,7 +6,7 @@ from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_mean, weighted_sum
 
 
-def rrhf(logps_RW: Tensor, batch: Weighted, *, sft_weight: float = 1.0, kl_weight: float = 0.0) -> PairLoss:
+def rrhf(logps_RW: Tensor, batch: Weighted, *, sft_weight: float, kl_weight: float) -> PairLoss:
     """max(0, p_l - p_w) - sft_weight * log pi(y_w), p mean log-probs, arXiv 2304.05302
 
     The SFT term is summed over the chosen response's weighted tokens, as there over all; its weight is 1 there.

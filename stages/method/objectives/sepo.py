@@ -1,26 +1,21 @@
 """Selective preference optimization."""
 
-from typing import Final
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, selected_rewards
 
-SELECT: Final = "oracle"
-VOIDS: Final = ("soft_k",)
-
 
 def sepo(
     logps_RW: Tensor,
     batch: Weighted,
     *,
-    gamma: float = 2.1,
-    margin: float = 0.5,
-    sft_weight: float = 0.0,
-    kl_weight: float = 0.0,
-    anchor_margin: bool = False,
+    gamma: float,
+    margin: float,
+    sft_weight: float,
+    kl_weight: float,
+    anchor_margin: bool,
 ) -> PairLoss:
     """-log sigmoid(u(y_w) - u(y_l) - margin), arXiv 2408.13518 Eq. 11
 

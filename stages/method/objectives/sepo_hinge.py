@@ -1,25 +1,20 @@
 """The ranking variant of selective preference optimization."""
 
-from typing import Final
-
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, selected_rewards
-
-SELECT: Final = "oracle"
-VOIDS: Final = ("soft_k",)
 
 
 def sepo_hinge(
     logps_RW: Tensor,
     batch: Weighted,
     *,
-    gamma: float = 1.0,
-    margin: float = 0.0,
-    sft_weight: float = 0.0,
-    kl_weight: float = 0.0,
-    anchor_margin: bool = False,
+    gamma: float,
+    margin: float,
+    sft_weight: float,
+    kl_weight: float,
+    anchor_margin: bool,
 ) -> PairLoss:
     """max(0, u(y_l) - u(y_w) + margin), the ranking variant in the authors' code of arXiv 2408.13518
 

@@ -1,14 +1,9 @@
 """Supervised fine-tuning."""
 
-from typing import Final
-
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import weighted_sum
-
-CHOSEN_ONLY: Final = True
-VOIDS: Final = ("rejected_ratio", "soft_k")
 
 
 def sft(logps_RW: Tensor, batch: Weighted) -> PairLoss:

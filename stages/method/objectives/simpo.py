@@ -1,24 +1,20 @@
 """SimPO."""
 
-from typing import Final
-
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.objectives.sepo import sepo
-
-VOIDS: Final = ("soft_k",)
 
 
 def simpo(
     logps_RW: Tensor,
     batch: Weighted,
     *,
-    gamma: float = 2.1,
-    margin: float = 0.5,
-    sft_weight: float = 0.0,
-    kl_weight: float = 0.0,
-    anchor_margin: bool = False,
+    gamma: float,
+    margin: float,
+    sft_weight: float,
+    kl_weight: float,
+    anchor_margin: bool,
 ) -> PairLoss:
     """-log sigmoid(u(y_w) - u(y_l) - margin) on all tokens, arXiv 2405.14734 Eq. 6
 

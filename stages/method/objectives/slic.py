@@ -6,9 +6,7 @@ from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_sum
 
 
-def slic(
-    logps_RW: Tensor, batch: Weighted, *, margin: float = 1.0, sft_weight: float = 1.0, kl_weight: float = 0.0
-) -> PairLoss:
+def slic(logps_RW: Tensor, batch: Weighted, *, margin: float, sft_weight: float, kl_weight: float) -> PairLoss:
     """max(0, margin - log pi(y_w) + log pi(y_l)) - sft_weight * log pi(y_w), arXiv 2305.10425
 
     margin is its delta, sft_weight its lambda; its regularising target is the chosen response here. Both terms are

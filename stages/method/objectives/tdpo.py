@@ -1,18 +1,13 @@
 """Token-level direct preference optimization, second variant."""
 
-from typing import Final
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss, sequence_kl
 
-NEEDS: Final = ("reference", "kl")
-DIVERGENCE: Final = "reference||policy"
 
-
-def tdpo(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1, alpha: float = 0.5) -> PairLoss:
+def tdpo(logps_RW: Tensor, batch: Weighted, *, beta: float, alpha: float) -> PairLoss:
     """-log sigmoid(u - alpha * delta), delta with a fixed KL of y_w: TDPO2 of arXiv 2404.11999
 
     u is DPO's margin, delta = beta * (KL of y_l - stopgrad(KL of y_w)). KL is the sequential KL(pi_ref || pi_theta):

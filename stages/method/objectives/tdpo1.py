@@ -1,18 +1,13 @@
 """Token-level direct preference optimization, first variant."""
 
-from typing import Final
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss, sequence_kl
 
-NEEDS: Final = ("reference", "kl")
-DIVERGENCE: Final = "reference||policy"
 
-
-def tdpo1(logps_RW: Tensor, batch: Weighted, *, beta: float = 0.1) -> PairLoss:
+def tdpo1(logps_RW: Tensor, batch: Weighted, *, beta: float) -> PairLoss:
     """-log sigmoid(u - delta), u DPO's margin, delta = beta * (KL of y_l - KL of y_w), TDPO1 of arXiv 2404.11999
 
     KL is the sequential KL(pi_ref || pi_theta): over the whole vocabulary at each position, summed over the *weighted*

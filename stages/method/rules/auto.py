@@ -6,7 +6,7 @@ from stages.currency import Floats
 from stages.method.selection import Evidence, Mask, Selection, by_side, never_empty, signed
 
 
-def auto(evidence: Evidence, *, auto_share: float = 0.8) -> Selection:
+def auto(evidence: Evidence, *, auto_share: float) -> Selection:
     """the fewest tokens that hold a share of their response's reward, none of them within the scorer's noise
 
     Why: a fixed k takes noise where few tokens matter and leaves reward where many do. The paper's own picture of a

@@ -1,11 +1,7 @@
 """Weights from elsewhere."""
 
-from typing import Final
-
 from stages.errors import SepoError
 from stages.method.selection import Evidence, Selection, as_weights
-
-NEEDS: Final = ("weights",)
 
 
 def column(evidence: Evidence) -> Selection:

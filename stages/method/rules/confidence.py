@@ -1,14 +1,10 @@
 """The policy's own doubt, without an oracle."""
 
-from typing import Final
-
 from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
 
-NEEDS: Final = ("start_logps",)
 
-
-def confidence(evidence: Evidence, *, chosen_ratio: float = 0.3, rejected_ratio: float = 0.3) -> Selection:
+def confidence(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
     """the tokens that the starting policy is least sure of, in both responses, as in ConfPO, arXiv 2506.08712
 
     ConfPO asks the policy anew in every step and takes the tokens below the mean of their response; here the share is

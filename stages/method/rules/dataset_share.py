@@ -8,7 +8,7 @@ from stages.currency import Floats
 from stages.method.selection import Evidence, Mask, Selection, by_side, never_empty, select_highest, signed
 
 
-def dataset_share(evidence: Evidence, *, chosen_ratio: float = 0.3, rejected_ratio: float = 0.3) -> Selection:
+def dataset_share(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
     """the highest scores of all chosen responses taken together, the lowest of all rejected ones
 
     A response without such a token keeps its best one (its worst, if rejected): a pair is a comparison of two.

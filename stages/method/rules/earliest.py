@@ -6,7 +6,7 @@ from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
 
 
-def earliest(evidence: Evidence, *, chosen_ratio: float = 0.3, rejected_ratio: float = 0.3) -> Selection:
+def earliest(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
     """the first tokens of each response"""
     keys = (PairLogps(*(-np.arange(len(side), dtype=np.float32) for side in row.scores)) for row in evidence.rows)
     return ranked(keys, chosen_ratio, rejected_ratio, authors_rule=False)

@@ -7,9 +7,9 @@ from stages.method.selection import Evidence, Selection, ranked
 def inverted(
     evidence: Evidence,
     *,
-    chosen_ratio: float = 0.3,
-    rejected_ratio: float = 0.3,
-    authors_rule: bool = False,
+    chosen_ratio: float,
+    rejected_ratio: float,
+    authors_rule: bool,
 ) -> Selection:
     """the worst of each chosen response, the best of each rejected one"""
     keys = (PairLogps(-row.scores.chosen, row.scores.rejected) for row in evidence.rows)

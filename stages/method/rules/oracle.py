@@ -6,9 +6,9 @@ from stages.method.selection import Evidence, Selection, ranked, signed
 def oracle(
     evidence: Evidence,
     *,
-    chosen_ratio: float = 0.3,
-    rejected_ratio: float = 0.3,
-    authors_rule: bool = False,
+    chosen_ratio: float,
+    rejected_ratio: float,
+    authors_rule: bool,
 ) -> Selection:
     """the highest scores of each chosen response, the lowest of each rejected one, arXiv 2408.13518 section 3.3"""
     keys = (signed(row.scores) for row in evidence.rows)

@@ -6,9 +6,9 @@ from stages.method.selection import Evidence, Selection, random_keys, ranked
 def random(
     evidence: Evidence,
     *,
-    chosen_ratio: float = 0.3,
-    rejected_ratio: float = 0.3,
-    authors_rule: bool = False,
+    chosen_ratio: float,
+    rejected_ratio: float,
+    authors_rule: bool,
 ) -> Selection:
     """as many tokens as oracle, by chance (seeded)"""
     keys = (random_keys(row.scores, seed=evidence.seed, pair_id=row.pair.pair_id) for row in evidence.rows)

@@ -6,9 +6,7 @@ from stages.currency import Floats
 from stages.method.selection import Evidence, Selection, as_weights
 
 
-def soft(
-    evidence: Evidence, *, soft_k: float = 1.0, soft_mu: float = 1.0, soft_low: float = -0.5, soft_high: float = 1.5
-) -> Selection:
+def soft(evidence: Evidence, *, soft_k: float, soft_mu: float, soft_low: float, soft_high: float) -> Selection:
     """all tokens, weighted by k exp(mu clamp(score, L, U)), mu negative in rejected responses, arXiv 2410.04350
 
     (TIS-DPO.) k matters to objectives that sum over tokens; those that average divide it out.

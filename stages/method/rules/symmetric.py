@@ -6,7 +6,7 @@ from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
 
 
-def symmetric(evidence: Evidence, *, chosen_ratio: float = 0.3, rejected_ratio: float = 0.3) -> Selection:
+def symmetric(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
     """in both responses the tokens whose score is farthest from the data set's median, whatever the sign
 
     The median is that of all response tokens of all pairs.

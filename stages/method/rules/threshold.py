@@ -3,7 +3,7 @@
 from stages.method.selection import Evidence, Selection, by_side, never_empty, signed
 
 
-def threshold(evidence: Evidence, *, threshold: float = 0.0) -> Selection:
+def threshold(evidence: Evidence, *, threshold: float) -> Selection:
     """scores of at least T in chosen responses, of at most -T in rejected ones
 
     A response without such a token keeps its best one (its worst, if rejected): a pair is a comparison of two.
