@@ -91,8 +91,7 @@ def _parquet_rows(path: Path, name: str, wanted: Wanted) -> Iterator[Placed]:
             names = file.schema_arrow.names
             read = _columns_read(names, wanted, name)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=read):
-                # A name also stands for the columns whose names begin with it and a dot.
-                yield names, batch.select(read)
+                yield names, batch
 
     return _batch_rows(batches(), name, "Parquet")
 
