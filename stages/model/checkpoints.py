@@ -20,6 +20,8 @@ from stages.store.files import hash_file, make_durable, whole_folder, write_json
 
 FOLDER: Final = "checkpoints"
 SEAL: Final = "checksums.json"
+WEIGHTS: Final = "pytorch_model.bin"
+"""of the one model, as accelerate names the file"""
 STATE: Final = "state.json"
 """of what accelerate does not know"""
 FORMAT_FAULTS: Final = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
@@ -121,6 +123,8 @@ class Checkpoints:
             path = self._folder / name[0]
             self._refuse_other(path, steps)
             with _going_on_from(path):
+                if self._partly_trained():
+                    self._refuse_other_weights(path)
                 self._accelerator.load_state(str(path), strict=not self._partly_trained())
                 states = json.loads((path / STATE).read_text(encoding="utf-8"))
                 for part, its in self._parts.items():
@@ -134,6 +138,15 @@ class Checkpoints:
         if of_another or _step_of(path) > steps:
             fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
             raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
+
+    def _refuse_other_weights(self, path: Path) -> None:
+        """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
+        held = set(torch.load(path / WEIGHTS, map_location="meta", weights_only=True))
+        [model] = self._accelerator._models
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if held != trained:
+            name = min(held ^ trained)
+            raise ValueError(f"its weights are not those that are trained, such as {name}")
 
     def _newest_sound(self, reporter: Reporter) -> str:
         """Its name; damaged ones are named and removed."""

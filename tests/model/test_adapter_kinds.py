@@ -30,12 +30,11 @@ OF_A_KIND = {"OFT": {"r": 0, "oft_block_size": 8}, "ADAPTION_PROMPT": {"target_m
 NOT_TRIED = {
     "ADAMSS": "needs scikit-learn",
     "XLORA": "mixes other adapters, each in a folder of its own",
-    "LILY": "weighs its experts by the whole row",
     "POLY": "needs to be told the task of every row",
 }
 REFUSED = {
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
-    "SHADOW", "TINYLORA", "LORA, PiSSA, about",
+    "LILY", "SHADOW", "TINYLORA", "LORA, PiSSA, about",
 }  # fmt: skip
 """they read what no base alone reads, say nothing finite, or are another model each time"""
 VARIANTS = {

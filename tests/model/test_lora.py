@@ -1,5 +1,6 @@
 """Adapters in training: the same steps as peft's own forward gives, on weights that stay as they are."""
 
+import json
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.model.adapters import put_on
 from stages.model.batches import collate, whole
+from stages.model.checkpoints import SEAL
 from stages.model.extras import refuse_without
 from stages.model.logps import token_logps
 from stages.model.loop import fit
@@ -18,6 +20,7 @@ from stages.model.optimizers import make_optimizer, refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.quantization import load_trainable
 from stages.reporting import Quiet
+from stages.store.files import hash_file
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
 from tests.model.fits import SETTINGS, Killed, KilledAfter, objective
 from tests.model.zoo import tiny
@@ -143,6 +146,21 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps):
     resumed = train(tmp_path / "b", save_steps=2)
     assert torch.equal(adapter_weights(resumed), adapter_weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_of_other_weights_is_not_gone_on_from(tmp_path):
+    """accelerate would leave out what does not fit, and train on from nothing."""
+    with pytest.raises(Killed):
+        train(tmp_path, save_steps=2, reporter=KilledAfter(3))
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    weights = torch.load(checkpoint / "pytorch_model.bin", weights_only=True)
+    renamed = {name.replace("lora_A", "lora_C"): weight for name, weight in weights.items()}
+    torch.save(renamed, checkpoint / "pytorch_model.bin")
+    sums = json.loads((checkpoint / SEAL).read_text())
+    sums["files"]["pytorch_model.bin"] = hash_file(checkpoint / "pytorch_model.bin")
+    (checkpoint / SEAL).write_text(json.dumps(sums))
+    with pytest.raises(SepoError, match=r"its weights are not those that are trained, such as .*lora_"):
+        train(tmp_path, save_steps=2)
 
 
 def test_a_merged_adapter_is_an_ordinary_model_that_says_the_same(tmp_path):
