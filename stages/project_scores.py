@@ -31,6 +31,7 @@ from stages.model.folders import (
     vocabulary_size,
 )
 from stages.reporting import Reporter, Summary, Task
+from stages.store.alarms import Scale, alarms
 from stages.store.claim import claimed
 from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, open_scores, sound, sweep_checksums
@@ -92,8 +93,10 @@ def _project(work: Run, scores: Scores, sides: Sides, pairs: Iterator[Pair | Dro
         raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
     for reason, dropped in counts.dropped.items():
         reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
-    results = _compare(work, scores, checksums, counts, projector.end_of_turn)
-    warnings = [f"of the scores before projection: {text}" for text in scores.manifest.get("warnings") or []]
+    scale = Scale()
+    results = _compare(work, scores, checksums, counts, projector.end_of_turn, scale)
+    warnings = alarms(scale, {})
+    warnings += [f"of the scores before projection: {text}" for text in scores.manifest.get("warnings") or []]
     for warning in warnings:
         reporter.warn(warning)
     work.finish(
@@ -281,7 +284,7 @@ def _counts(work: Run, names: list[str], checksums: dict[str, Checksum]) -> Coun
 
 
 def _compare(
-    work: Run, scores: Scores, checksums: dict[str, Checksum], counts: Counts, end_of_turn: int | None
+    work: Run, scores: Scores, checksums: dict[str, Checksum], counts: Counts, end_of_turn: int | None, scale: Scale
 ) -> dict[str, Any]:
     """Read the shards back, beside the scores they came from: what was conserved. Counts the tokens on the way."""
     largest = 0.0
@@ -296,6 +299,7 @@ def _compare(
                 largest = max(largest, *map(_error, source.scores, row.scores))
                 _add_tokens(before, source.pair)
                 _add_tokens(counts.tokens, row.pair)
+                scale.add(row.scores)
                 counts.truncated += _is_cut(row.pair, end_of_turn)
                 yield row.scores
 

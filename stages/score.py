@@ -34,6 +34,7 @@ from stages.model.precision import refuse_useless
 from stages.model.processes import Worker, join_processes, this_worker
 from stages.model.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
+from stages.store.alarms import Scale, alarms
 from stages.store.check import check_scores
 from stages.store.lock import Lock, held
 from stages.store.logps import KnownLogps, read_logps
@@ -288,29 +289,31 @@ def _noise(
 
 def _judge(work: Run, checksums: dict[str, Checksum], tokenizer: Any, noise: Noise | None) -> Verdict:
     """Read the shards back, as the next stage will, and say what is in them."""
-    meter = DriftMeter(vocabulary_size(tokenizer))
+    meter, scale = DriftMeter(vocabulary_size(tokenizer)), Scale()
 
     def rows() -> Iterator[PairLogps]:
         for name, checksum in checksums.items():
             for row in read_shard(work.place, name, work.fingerprint, checksum):
                 meter.add(row)
+                scale.add(row.scores)
                 yield row.scores
 
     accuracy = preference_accuracy(rows())
     drift = meter.read()
     token = tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
+    results = {
+        "accuracy": accuracy.as_json(),
+        "drift": {**drift._asdict(), "worst_token": token},
+        "noise": noise.as_json() if noise else None,
+    }
     return Verdict(
         rows=[
             ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
             *drift.rows(token),
             *(noise.rows() if noise else []),
         ],
-        results={
-            "accuracy": accuracy.as_json(),
-            "drift": {**drift._asdict(), "worst_token": token},
-            "noise": noise.as_json() if noise else None,
-        },
-        warnings=_warnings(drift, token, noise),
+        results=results,
+        warnings=alarms(scale, {**work.identity, "results": results}) + _warnings(drift, token, noise),
     )
 
 

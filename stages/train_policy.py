@@ -56,6 +56,7 @@ from stages.model.references import (
 )
 from stages.model.training_mode import refuse_impossible
 from stages.reporting import Reporter, Summary
+from stages.store.alarms import Scale, alarms
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
@@ -129,13 +130,13 @@ def _already(job: Job) -> Summary:
 def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     """Select, train, and write the model."""
     config, accelerator, work, scores, start, reference, reporter = job
-    warnings = _warnings(tokenizer, scores)
-    for warning in warnings:
-        reporter.warn(warning)
     trust = config.trust_remote_code
     folders = {start.folder, reference.folder}
     max_length = usable_length(folders, config.max_length, trust_remote_code=trust, reporter=reporter)
     rows, too_long = scores.rows_within(max_length, reporter)
+    warnings = _warnings(tokenizer, scores, rows)
+    for warning in warnings:
+        reporter.warn(warning)
     model = job.load(start)
     refuse_unknown_ids(model, (row.pair for row in rows), config.model)
     weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
@@ -163,13 +164,17 @@ def _reference(config: PolicyConfig, start: Frozen, scores: Scores, reporter: Re
     return reference
 
 
-def _warnings(tokenizer: Any, scores: Scores) -> list[str]:
-    if tokenizer_hash(tokenizer) == scores.manifest["tokenizer"].get("hash"):
-        return []
-    return [
-        "the policy's special tokens or chat template are not those that the scored text was rendered with; "
-        "it is trained on the text as it was scored"
-    ]
+def _warnings(tokenizer: Any, scores: Scores, rows: list[ScoredPair]) -> list[str]:
+    scale = Scale()
+    for row in rows:
+        scale.add(row.scores)
+    found = alarms(scale, scores.manifest)
+    if tokenizer_hash(tokenizer) != scores.manifest["tokenizer"].get("hash"):
+        found.append(
+            "the policy's special tokens or chat template are not those that the scored text was rendered with; "
+            "it is trained on the text as it was scored"
+        )
+    return found
 
 
 def _weigh(job: Job, model: Any, rows: list[ScoredPair], dropped: dict[str, int]) -> Weighed:
@@ -252,6 +257,7 @@ def _rows(weighed: Weighed, last: dict[str, float]) -> list[tuple[str, str]]:
     rows = [
         ("pairs", f"{weighed.counts['kept']:,}"),
         ("selected tokens", weighed.shares),
+        *(("of them", f"{count:,} {what}") for what, count in weighed.counts["selection"].items()),
         ("loss of the last step", f"{last['loss']:.4f}"),
     ]
     if "accuracy" in last:

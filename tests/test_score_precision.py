@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from stages import score
+from stages.configs import ScoreConfig
 from stages.errors import SepoError
+from stages.method.selection import CUT_TIES
 from stages.model.precision import products, weights_of
 from stages.reporting import Quiet
 from stages.store.logps import FILE
@@ -16,7 +19,7 @@ from stages.store.place import place_of
 from stages.store.scores import open_scores, sweep_checksums
 from stages.store.shards import read_shard, write_shard
 from tests.conftest import word_rows, write_lines
-from tests.world import run_score
+from tests.world import run_policy, run_score
 
 
 class Titles(Quiet):
@@ -205,3 +208,18 @@ def test_products_are_set_and_put_back():
     assert torch.get_float32_matmul_precision() == before
     assert weights_of("bfloat16") == torch.bfloat16
     assert weights_of("medium") == torch.float32
+
+
+def test_scores_of_a_model_against_itself_are_warned_of_by_all_who_touch_them(world, chat_folder, tmp_path):
+    """In the same words, and where position alone decides it is counted."""
+    one = str(world / "oracle/reference")
+    ears = [Quiet(), Quiet(), Quiet()]
+    run_score(world, ears[0], output=tmp_path / "s", oracle=None, oracle_model=one, reference_model=one)
+    score.run(ScoreConfig(check=str(tmp_path / "s")), ears[1])
+    summary = run_policy(world, chat_folder, ears[2], scores=tmp_path / "s", output=tmp_path / "p", max_steps=1)
+    for ear in ears:
+        assert any("oracle and reference are one model" in warning for warning in ear.warnings)
+        assert any("every score is 0: a selection by scores follows" in warning for warning in ear.warnings)
+    cut = json.loads((tmp_path / "p/manifest.json").read_text())["counts"]["selection"][CUT_TIES]
+    assert 70 < cut <= 80
+    assert ("of them", f"{cut:,} {CUT_TIES}") in summary.rows

@@ -14,6 +14,7 @@ from stages.currency import Floats, PairLogps, PairWeights, ScoredPair
 
 Mask = NDArray[np.bool_]
 
+CUT_TIES: Final = "responses whose cut lies within ties, where position decides"
 _ROUNDING: Final = 1e-9
 """0.1 * 30 is 3.0000000000000004 in floating point; its ceiling is meant to be 3."""
 
@@ -94,9 +95,19 @@ def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
 
 
 def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool) -> Selection:
-    """`select_by_keys` in every pair, weight 1."""
-    masks = (select_by_keys(pair, chosen_ratio, rejected_ratio, authors_rule=authors_rule) for pair in keys)
-    return Selection([as_weights(*both) for both in masks])
+    """`select_by_keys` in every pair, weight 1; the cuts within ties are counted."""
+    weights, ties = [], 0
+    for pair in keys:
+        masks = select_by_keys(pair, chosen_ratio, rejected_ratio, authors_rule=authors_rule)
+        weights.append(as_weights(*masks))
+        # The authors' code never takes the first token: it is nothing that was cut off.
+        ties += sum(cuts_ties(key[authors_rule:], mask[authors_rule:]) for key, mask in zip(pair, masks, strict=True))
+    return Selection(weights, {CUT_TIES: ties} if ties else {})
+
+
+def cuts_ties(keys: Floats, mask: Mask) -> bool:
+    """Whether the last token that was selected has the key of the first that was not: then its position decided."""
+    return bool(mask.any() and not mask.all() and keys[mask].min() == keys[~mask].max())
 
 
 def as_weights(chosen: NDArray[Any], rejected: NDArray[Any]) -> PairWeights:

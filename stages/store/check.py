@@ -1,10 +1,10 @@
 """Whether a folder of scores is sound: every fault of every shard, of our own scorer's or of a foreign one's."""
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from stages.errors import SepoError
 from stages.reporting import Reporter, Summary, Table
+from stages.store.alarms import Scale, alarms
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
 from stages.store.scores import MADE_BY, NEEDED, checksums_of
@@ -13,7 +13,7 @@ from stages.store.shards import DAMAGED, REMEDY, is_whole, read_shard, tokenizer
 
 SHOWN: Final = 3
 """faults of a kind that are named one by one"""
-KINDS: Final = ("manifest", "shards", "checksums", "rows", "tokenizer")
+KINDS: Final = ("manifest", "shards", "checksums", "rows", "scores", "tokenizer")
 
 
 class Findings:
@@ -57,7 +57,12 @@ def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Rep
     findings.notes["shards"] = f"{len(present):,} of {len(names):,} are there"
     _check_checksums(place, manifest, present, findings)
     ids_below = vocabulary[1] if vocabulary else lookup(manifest, ("tokenizer", "size"))
-    rows = _check_rows(place, present, fingerprint, ids_below, findings, reporter)
+    scale = Scale()
+    rows = _check_rows(place, present, fingerprint, ids_below, scale, findings, reporter)
+    warnings = alarms(scale, manifest)
+    for warning in warnings:
+        reporter.warn(warning)
+    findings.notes["scores"] = "; ".join(warnings) or "they tell tokens apart"
     kept = lookup(manifest, ("counts", "kept"))
     if kept is not None and kept != rows:
         findings.add("rows", f"{rows:,} sound rows, but the manifest says {kept}")
@@ -94,7 +99,13 @@ def _check_checksums(place: Place, manifest: dict[str, Any], present: list[str],
 
 
 def _check_rows(
-    place: Place, names: list[str], fingerprint: str, ids_below: int | None, findings: Findings, reporter: Reporter
+    place: Place,
+    names: list[str],
+    fingerprint: str,
+    ids_below: int | None,
+    scale: Scale,
+    findings: Findings,
+    reporter: Reporter,
 ) -> int:
     """Read every row; returns how many were sound."""
     sound = 0
@@ -104,7 +115,9 @@ def _check_rows(
             task.advance()
             number = -1
             try:
-                for number, pair_id in enumerate(_pair_ids(place, name, fingerprint, ids_below)):
+                for number, row in enumerate(read_shard(place, name, fingerprint, ids_below=ids_below)):
+                    pair_id = row.pair.pair_id
+                    scale.add(row.scores)
                     if pair_id <= last:
                         findings.add("rows", f"{name}, row {number}: pair {pair_id} comes after pair {last}")
                     last = pair_id
@@ -112,10 +125,6 @@ def _check_rows(
             except SepoError as fault:
                 findings.add("rows", f"{name}, row {number + 1}: {fault.message}")
     return sound
-
-
-def _pair_ids(place: Place, name: str, fingerprint: str, ids_below: int | None) -> Iterator[int]:
-    return (row.pair.pair_id for row in read_shard(place, name, fingerprint, ids_below=ids_below))
 
 
 def _check_tokenizers(

@@ -1,9 +1,11 @@
 """A share of its own for every response."""
 
+from itertools import chain
+
 import numpy as np
 
 from stages.currency import Floats
-from stages.method.selection import Evidence, Mask, Selection, by_side, never_empty, signed
+from stages.method.selection import CUT_TIES, Evidence, Mask, Selection, by_side, cuts_ties, never_empty, signed
 
 
 def auto(evidence: Evidence, *, auto_share: float) -> Selection:
@@ -24,6 +26,9 @@ def auto(evidence: Evidence, *, auto_share: float) -> Selection:
     )
     empty = few + more
     notes = {"responses with no token beyond the noise, whose best one was taken": empty} if empty else {}
+    ties = sum(cuts_ties(key, mask) for key, mask in zip(chain(*sides), chain(chosen, rejected), strict=True))
+    if ties:
+        notes[CUT_TIES] = ties
     if evidence.noise is None:
         notes["pairs whose scorer did not measure its noise, which was taken to be 0"] = len(keys)
     return Selection(by_side(chosen, rejected), notes)

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from stages.currency import PairLogps, ScoredPair
+from stages.method.rules.auto import auto
+from stages.method.rules.oracle import oracle
+from stages.method.selection import CUT_TIES, Evidence
+from stages.store.alarms import Scale, alarms
+from tests.conftest import token_pair
+
+MODELS = {"inputs": {"oracle": "a", "reference": "b"}}
+
+
+def pair(chosen, rejected):
+    return PairLogps(np.array(chosen, np.float32), np.array(rejected, np.float32))
+
+
+def scale_of(*pairs):
+    scale = Scale()
+    for each in pairs:
+        scale.add(each)
+    return scale
+
+
+@pytest.mark.parametrize(
+    ("scores", "manifest", "said"),
+    [
+        (pair([0.0, 0.0], [0.0]), {}, "every score is 0:"),
+        (pair([0.3, 0.3], [0.3]), MODELS, "every score is 0.3:"),
+        (pair([1.0, 0.0], [0.5]), {"inputs": {"oracle": "a", "reference": "a"}}, "are one model"),
+        (pair([1.0, 0.0], [0.5]), {"results": {"noise": {"p99": 0.5}}}, "spread of 0.41 nats is below their noise of 0.5"),
+        (pair([1.0, 0.0], [0.5]), MODELS | {"results": {"noise": {"p99": 0.4}}}, None),
+        (pair([1.0, 0.0], [0.5]), MODELS | {"results": {"noise": None}}, None),
+    ],
+)  # fmt: skip
+def test_scores_that_tell_nothing_are_called_so(scores, manifest, said):
+    found = alarms(scale_of(scores), manifest)
+    assert len(found) == (said is not None)
+    assert said is None or said in found[0]
+
+
+def test_without_scores_there_is_no_alarm():
+    assert alarms(Scale(), MODELS | {"results": {"noise": {"p99": 0.4}}}) == []
+
+
+def row(scores):
+    ids = token_pair(0, [1], [2] * len(scores.chosen), [3] * len(scores.rejected))
+    return ScoredPair(ids, scores, None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ties"),
+    [
+        (pair([0, 0, 0, 0], [0, 0]), 2),
+        (pair([1, 0, 0, 0], [0, 0]), 1),
+        (pair([1, 1, 0, 0], [-1, 0]), 0),
+        (pair([1, 1, 1, 0], [0, -1, -1, -1, -1]), 2),
+        (pair([1], [1]), 0),
+    ],
+)
+def test_cuts_within_ties_are_counted(scores, ties):
+    selection = oracle(Evidence([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5)
+    assert selection.notes.get(CUT_TIES, 0) == ties
+
+
+def test_the_authors_rule_never_counts_the_first_token():
+    evidence = Evidence([row(pair([5, 5, 1, 0, 0], [0, -3]))])
+    assert oracle(evidence, chosen_ratio=0.3, rejected_ratio=0.3, authors_rule=True).notes == {}
+
+
+def test_auto_counts_ties_too():
+    notes = auto(Evidence([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).notes
+    assert notes[CUT_TIES] == 1
