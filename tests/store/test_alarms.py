@@ -59,7 +59,9 @@ def row(scores):
     ],
 )
 def test_cuts_within_ties_are_counted(scores, ties):
-    selection = oracle(Evidence([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5)
+    selection = oracle(
+        Evidence([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5, authors_rule=False
+    )
     assert selection.notes.get(CUT_TIES, 0) == ties
 
 
