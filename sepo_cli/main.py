@@ -1,5 +1,6 @@
 """The program `sepo`: its commands, and the one boundary at which an error becomes a line on the screen."""
 
+import errno
 import io
 import logging
 import os
@@ -13,7 +14,7 @@ from sepo_cli.commands import COMMANDS, TranslatingCommand, function_of
 from sepo_cli.console import print_error
 from sepo_cli.run import MissingOptions
 from sepo_cli.spelling import canonical
-from stages.errors import SepoError
+from stages.errors import SepoError, shortened
 
 app = typer.Typer(
     name="sepo",
@@ -34,6 +35,13 @@ QUIET_LIBRARIES: Final = {
     "DATASETS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+
+# What the system refuses is no bug, wherever it was asked.
+THE_SYSTEMS: Final = {
+    errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 
 
 def _print_version(wanted: bool) -> None:
@@ -81,3 +89,9 @@ def main() -> None:
     except SepoError as error:
         print_error(error)
         sys.exit(2 if isinstance(error, MissingOptions) else 1)
+    except OSError as error:
+        if error.errno not in THE_SYSTEMS:
+            raise
+        problem = f"{shortened(str(error.filename))}: {error.strerror}" if error.filename else str(error.strerror)
+        print_error(SepoError(problem, hint="check the name, your rights and the space, then run the same again"))
+        sys.exit(1)

@@ -245,11 +245,12 @@ def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code
 
 
 def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
-    if hasattr(model, "get_base_model"):
-        save_adapter(model, folder)
-    else:
-        model.save_pretrained(folder, state_dict=weights)
-    tokenizer.save_pretrained(folder)
+    with borrowed(f"cannot write {folder.parent}", "free the space, or use another folder; then run the same again"):
+        if hasattr(model, "get_base_model"):
+            save_adapter(model, folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
 
 
 def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:

@@ -1,6 +1,7 @@
 """How many processes work together, that they know of each other, and what each one's share is."""
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -13,13 +14,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from stages.configs import worker_numbers
-from stages.errors import SepoError
+from stages.errors import SepoError, borrowed, shortened
 from stages.model.trackers import refuse_missing_tracker
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
 
 
+_NUMBERS: Final = {"RANK": -1, "LOCAL_RANK": -1, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+"""variables of a launcher, and the least that they may be; -1: none"""
+_UNSET: Final = "unset what a launcher did not set (RANK, WORLD_SIZE, MASTER_PORT, ACCELERATE_... in the environment)"
 _ENGINES: Final = "use DDP (`accelerate launch --multi_gpu`) or, on GPUs, FSDP2 (`--use_fsdp --fsdp_version 2`)"
 
 
@@ -57,6 +61,12 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             engine was asked for that this loop does not know, or that this machine does not have; or the tracker is
             not installed.
     """
+    for name, least in _NUMBERS.items():
+        value = os.environ.get(name, str(least))
+        if not re.fullmatch(r"-?\d{1,6}", value, re.ASCII) or int(value) < least:
+            raise SepoError(
+                f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}", hint=_UNSET
+            )
     for engine in ("DeepSpeed", "Megatron_LM"):
         if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
             raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
@@ -68,14 +78,15 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
         # Of two stages in one process each may have a precision of its own; the group of processes stays.
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        # A plain number would give way to the environment's, by which every gradient would be divided.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[patience],
-        log_with=log_with,
-        project_dir=folder,
-    )
+    with borrowed("accelerate cannot start", _UNSET):
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            # A plain number would give way to the environment's, by which every gradient would be divided.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[patience],
+            log_with=log_with,
+            project_dir=folder,
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         used = f"{accelerator.num_processes} on {accelerator.device}"

@@ -58,18 +58,18 @@ def use(sound, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("number", range(80))
+@pytest.mark.parametrize("number", range(50))
 def test_one_value_of_a_configuration(use, number):
     command = ("evaluate", "cut-model", "evaluate", "validate", "score")[number % 5]
     use("model", lambda bad: mutate(bad / "config.json", number), command)
 
 
-@pytest.mark.parametrize("number", range(30))
+@pytest.mark.parametrize("number", range(20))
 def test_one_value_of_a_tokenizers_configuration(use, number):
     use("model", lambda bad: mutate(bad / "tokenizer_config.json", number))
 
 
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", range(25))
 def test_one_value_of_a_tokenizer(use, number):
     use("model", lambda bad: mutate(bad / "tokenizer.json", number))
 
@@ -79,7 +79,7 @@ def test_one_value_of_how_to_generate(use, number):
     use("model", lambda bad: mutate(bad / "generation_config.json", number), "cut-model")
 
 
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", range(20))
 def test_one_value_of_an_adapters_configuration(use, number):
     use("adapter", lambda bad: mutate(bad / "adapter_config.json", number))
 

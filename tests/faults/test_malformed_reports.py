@@ -1,0 +1,176 @@
+"""Evaluations, manifests, options and surroundings in which something is wrong: read as they are, or refused in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import tiny_llama, word_rows, write_lines
+from tests.faults.harness import assert_can_go_on, assert_one_line, assert_right_or_one_line, outcome, unharmed
+from tests.faults.mutations import WHOLE, mutate
+from tests.test_compare import evaluation
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, chat_folder, chatml):
+    """Two models, a data set, an evaluation of them, and one for `sepo compare`."""
+    root = tmp_path_factory.mktemp("sound")
+    shutil.copytree(chat_folder, root / "one")
+    tiny_llama(len(chatml), seed=1).save_pretrained(root / "two")
+    chatml.save_pretrained(root / "two")
+    write_lines(root / "pairs.jsonl", word_rows(2))
+    evaluation(root / "compare.json", {0: (1.0, 0.0), 8: (1.5, 0.3), 16: (2.0, 0.5)})
+    assert outcome(*evaluated(root, root / "report.json")).code == 0
+    return root
+
+
+def evaluated(root, output, *more):
+    models = ("--model", f"a={root / 'one'}", "--model", f"b={root / 'two'}")
+    return ("evaluate", *models, "--dataset", root / "pairs.jsonl", "--samples", 0, "--output", output, *more)
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_one_value_of_a_run_to_compare(sound, tmp_path, number):
+    bad = tmp_path / "bad.json"
+    shutil.copy(sound / "compare.json", bad)
+    print(mutate(bad, number))
+    runs = ("--run", f"good={sound / 'compare.json'}", "--run", f"bad={bad}")
+    with unharmed(bad, sound):
+        found = outcome("compare", *runs, "--output-dir", tmp_path / "out")
+    assert_right_or_one_line(found)
+    if found.code:
+        assert_can_go_on(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", WHOLE.values(), ids=WHOLE)
+def test_a_run_to_compare_that_is_something_else(tmp_path, content):
+    (tmp_path / "bad.json").write_bytes(content)
+    assert_one_line(outcome("compare", "--run", f"bad={tmp_path / 'bad.json'}", "--output-dir", tmp_path / "out"))
+    assert_can_go_on(tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_value_of_an_evaluation_that_is_there_already(sound, tmp_path, number):
+    shutil.copy(sound / "report.json", tmp_path / "report.json")
+    shutil.copy(sound / "report.pairs.parquet", tmp_path / "report.pairs.parquet")
+    print(mutate(tmp_path / "report.json", number))
+    with unharmed(sound):
+        assert_right_or_one_line(outcome(*evaluated(sound, tmp_path / "report.json")))
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_one_value_of_a_manifest(world, tmp_path, number):
+    shutil.copytree(world / "scores", tmp_path / "scores")
+    name = "oracle" if number % 2 else "scores"
+    shutil.copytree(world / name, tmp_path / "bad")
+    print(mutate(tmp_path / "bad/manifest.json", number))
+    source = ("--oracle", tmp_path / "bad") if number % 2 else ("--scores", tmp_path / "bad", "--max-length", 2)
+    command = ("score", *source, "--dataset", world / "pairs.jsonl") if number % 2 else ("train-policy", *source)
+    more = ("--max-length", 128) if number % 2 else ("--model", world / "oracle/reference")
+    with unharmed(tmp_path / "bad"):
+        found = outcome(*command, *more, "--output-dir", tmp_path / "out")
+    assert_right_or_one_line(found)
+    if found.code:
+        assert_can_go_on(tmp_path / "out")
+
+
+NAMES = ["$x\\y", "a" * 300, "", "\udcff", "\x1b[2J", "a\nb", "=", "s3://key:secret@b/c", "~nobody/x", "/dev/null"]  # fmt: skip
+OPTIONS = {
+    "validate": ("--dataset", "--model", "--columns"),
+    "evaluate": ("--dataset", "--model", "--reference-model"),
+    "cut-model": ("--model", "--output-dir"),
+    "compare": ("--run", "--against", "--output-dir"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize(("command", "option"), [(c, o) for c, options in OPTIONS.items() for o in options])
+def test_an_odd_name_as_an_option(sound, tmp_path, monkeypatch, command, option, name):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "validate": {"--dataset": sound / "pairs.jsonl", "--model": sound / "one"},
+        "evaluate": {"--dataset": sound / "pairs.jsonl", "--model": sound / "one", "--samples": 0},
+        "cut-model": {"--model": sound / "one", "--layers": 1, "--output-dir": tmp_path / "out"},
+        "compare": {"--run": f"a={sound / 'compare.json'}", "--output-dir": tmp_path / "out"},
+    }[command]
+    with unharmed(sound):
+        found = outcome(command, *(part for each in (given | {option: name}).items() for part in each))
+    assert_right_or_one_line(found)
+    assert "secret" not in found.out + found.err
+    for path in tmp_path.rglob("*.json"):
+        assert "secret" not in path.read_text(), path
+
+
+SURROUNDINGS = [
+    {"SEPO_CACHE": "{file}"},
+    {"SEPO_CACHE": "{file}/below"},
+    {"SEPO_CACHE": "\udcff"},
+    {"SEPO_CACHE": "a" * 5000},
+    {"HF_HOME": "{file}"},
+    {"RANK": "junk"},
+    {"RANK": "-7"},
+    {"LOCAL_RANK": "junk"},
+    {"WORLD_SIZE": "junk"},
+    {"WORLD_SIZE": "0"},
+    {"WORLD_SIZE": "2"},
+    {"WORLD_SIZE": ""},
+    {"WORLD_SIZE": "\u0662"},
+    {"LOCAL_WORLD_SIZE": "0"},
+    {"COLUMNS": "0"},
+    {"COLUMNS": "-5", "LINES": "x"},
+    {"TERM": "no-such-terminal", "FORCE_COLOR": "1"},
+    {"TMPDIR": "/nowhere"},
+    {"HOME": "/nowhere"},
+    {"XDG_CACHE_HOME": "{file}"},
+    {"MPLCONFIGDIR": "{file}"},
+    {"ACCELERATE_USE_DEEPSPEED": "true"},
+]
+
+
+@pytest.mark.parametrize("variables", SURROUNDINGS, ids=lambda variables: "-".join(variables))
+def test_odd_surroundings(sound, tmp_path, variables):
+    (tmp_path / "file").write_text("")
+    environment = {name: value.format(file=tmp_path / "file") for name, value in variables.items()}
+    with unharmed(sound, tmp_path):
+        found = outcome(
+            "validate", "--model", sound / "one", "--dataset", sound / "pairs.jsonl", environment=environment
+        )
+    assert_right_or_one_line(found)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMP_NUM_THREADS": "abc", "MASTER_PORT": "junk", "WORLD_SIZE": "1", "RANK": "0", "CUDA_VISIBLE_DEVICES": "junk", "LANG": "C", "LC_ALL": "junk.junk", "PYTHONIOENCODING": "ascii"},
+    ],
+    ids=["a process of its own"],
+)  # fmt: skip
+def test_surroundings_that_a_process_reads_when_it_starts(sound, variables):
+    command = [
+        sys.executable,
+        "-m",
+        "sepo_cli",
+        "validate",
+        "--model",
+        sound / "one",
+        "--dataset",
+        sound / "pairs.jsonl",
+    ]
+    found = subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in found.stderr
+    assert found.returncode == 0 or [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+
+
+def test_a_figure_that_is_no_number_is_refused(sound, tmp_path):
+    report = json.loads((sound / "compare.json").read_text())
+    report["models"]["16"]["figures"]["true_reward"]["value"] = float("nan")
+    (tmp_path / "bad.json").write_text(json.dumps(report))
+    message = assert_one_line(
+        outcome("compare", "--run", f"a={tmp_path / 'bad.json'}", "--output-dir", tmp_path / "out")
+    )
+    assert str(tmp_path / "bad.json") in message
