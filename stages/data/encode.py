@@ -25,9 +25,11 @@ import numpy as np
 
 from stages.currency import Dropped, Ids, Pair, TokenPair
 from stages.data.borders import Located, LocatedPair, locate
-from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate, UnusableError
+from stages.data.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate
 from stages.data.control import ControlTokens
+from stages.data.conversations import EMPTY_RESPONSE, UnusableError
 from stages.data.fingerprint import tokenizer_fingerprint
+from stages.data.round_trip import losses, refuse_unfit
 from stages.data.template_arguments import TOOLS, texts_of
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
@@ -36,7 +38,6 @@ __all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
 TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
-EMPTY_RESPONSE: Final = "empty response"
 NO_PROMPT_IDS: Final = "the tokenizer has no token for the prompt"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
@@ -62,17 +63,30 @@ class Encoder:
     """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
 
     def __init__(self, tokenizer: Any) -> None:
+        refuse_unfit(tokenizer)
         self._tokenizer = tokenizer
         self._ready: dict[str, list[int]] = {}
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self._after = self._template.after if self._template else ""
         self._control = ControlTokens(tokenizer, self._template.own_text if self._template else "")
         after_ids = self._tokenise(self._after)
-        self._end_of_turn = self._control.first(self._after, after_ids)
+        self._end_of_turn = self._control.first(self._after, after_ids) or self._next_turn()
         self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
         self._newline = (_NEWLINE, self._tokenise(_NEWLINE))
         self._anchor = self._newline
         self._before = [] if self._template else _before_a_text(tokenizer)
+
+    def _next_turn(self) -> int | None:
+        """What ends a turn where the template writes nothing behind the last one: the first token of what follows."""
+        between = self._template.between if self._template else ""
+        found = self._control.first(between, self._tokenise(between))
+        # A text begins with it, and none ends so.
+        return None if found == self._tokenizer.bos_token_id else found
+
+    @property
+    def losses(self) -> list[str]:
+        """What a user should know of what the tokenizer does to text, one sentence each."""
+        return losses(self._tokenizer)
 
     @property
     def end_of_turn(self) -> int | None:

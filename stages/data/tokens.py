@@ -95,6 +95,8 @@ class _Reading(NamedTuple):
 
 def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Reporter) -> Tokenised:
     """What the cache has of a data set, or else makes of it now."""
+    for loss in encoder.losses:
+        reporter.warn(loss)
     said: list[str] = []
 
     def say_layout(words: str) -> None:

@@ -3,8 +3,9 @@
 import pytest
 
 from stages.currency import Dropped, Pair
-from stages.data import chat
-from stages.data.encode import CONTROL, EMPTY_RESPONSE, NO_SYSTEM, NOT_CONTINUED, REFUSED, Encoder
+from stages.data import rendering
+from stages.data.chat import REWRITTEN
+from stages.data.encode import EMPTY_RESPONSE, NO_SYSTEM, NOT_CONTINUED, REFUSED, Encoder
 from stages.errors import SepoError
 from tests.conftest import CHATML
 from tests.tokenizers_zoo import TEMPLATES, byte_level, dress, with_added_tokens
@@ -129,7 +130,7 @@ def test_the_day_does_not_matter(monkeypatch):
     assert "26 Jul 2024, 26.07.24" in prompt
     defined = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}" + CHATML
     assert texts(defined)[0].startswith("2024<|im_start|>")
-    monkeypatch.setattr(chat, "TODAY", chat.TODAY.replace(year=2031))
+    monkeypatch.setattr(rendering, "TODAY", rendering.TODAY.replace(year=2031))
     assert texts(defined)[0].startswith("2031<|im_start|>")
 
 
@@ -162,5 +163,5 @@ def test_no_more_than_three_renderings_a_pair(monkeypatch):
 def test_a_control_token_that_only_the_template_spells():
     """It joins what the data had apart: the text is harmless, the ids are not."""
     joins = CHATML.replace("message['content']", "message['content'].replace('~', '')")
-    assert texts(joins, "It <|im_~end|> is") == CONTROL
-    assert texts(joins, "It is", "so <|im_~end|>") == CONTROL
+    assert texts(joins, "It <|im_~end|> is") == REWRITTEN
+    assert texts(joins, "It is", "so <|im_~end|>") == REWRITTEN
