@@ -15,6 +15,7 @@ from stages.errors import SepoError, borrowed
 
 HINT: Final = "write one `option: value` a line, such as `seed: 42`"
 _FILE_HINT: Final = "--config takes a YAML file"
+_OPENED: Final = (Path("/dev/fd"), Path("/proc/self/fd"))
 _LONGEST: Final = 1 << 16
 """bytes; a file of all options has three thousand"""
 _DEEPEST: Final = 10
@@ -131,7 +132,8 @@ def _entry(path: Path, loader: Any, key: Any, value: Any) -> Entry:
 
 def _text(path: Path) -> str:
     try:
-        if not path.is_file() and path.exists():
+        # What a shell writes for <(...) is open already; any other pipe or device might be waited for without an end.
+        if not path.is_file() and path.exists() and path.parent not in _OPENED:
             raise SepoError(f"cannot read {path}: not a regular file", hint=_FILE_HINT)
         with path.open("rb") as file:
             data = file.read(_LONGEST + 1)

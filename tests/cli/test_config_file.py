@@ -1,5 +1,7 @@
 """`--config FILE`: what a file may say, and what it is told when it says something else."""
 
+import subprocess
+import sys
 from typing import get_type_hints
 
 import pytest
@@ -124,3 +126,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path, complaint in ((tmp_path / "none.yaml", "there is no configuration file"), (tmp_path, "cannot read")):
         with pytest.raises(SepoError, match=complaint):
             read_config_file(path, {}, {}, "score")
+
+
+def test_a_file_may_be_what_a_shell_pipes_in(tmp_path):
+    command = f"{sys.executable} -m sepo_cli make-demo --config <(echo 'train-pairs: 0') --output-dir {tmp_path / 'd'}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: train_pairs must be at least 1, got 0\n")
