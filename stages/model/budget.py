@@ -16,6 +16,7 @@ from torch import Tensor
 from stages.configs import OptimizerConfig
 from stages.currency import Example, longest
 from stages.model.logps import LogpsAndKl, Reader, Reference, WeightedLogps, make_batch, reading
+from stages.model.memory import memory_for
 from stages.reporting import Reporter
 
 Value = TypeVar("Value")
@@ -81,7 +82,8 @@ def measured_budget(
         return UNMEASURED
     example = max(examples, key=lambda example: longest(example.pair))
     batch = make_batch([example], accelerator.device, packs=reader.packs, every_token=reference is not None)
-    with accelerator.autocast(), reading(reader, batch):
+    tokens = batch[0].numel()
+    with memory_for([example], tokens, tokens), accelerator.autocast(), reading(reader, batch):
         kept = bytes_kept(module, batch) / batch[0].numel()
     if config.gradient_checkpointing:
         kept = _kept_with_checkpointing(reader.model, kept)

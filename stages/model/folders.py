@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stages.errors import SepoError, borrowed, shortened
 from stages.model.adapters import CONFIG as ADAPTER
@@ -26,6 +29,12 @@ REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
 MOST_IDS: Final = 1 << 24
 """of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
+_DEPTHS: Final = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_HARMLESS: Final = re.compile(
+    r"rotary_emb\.inv_freq$|\battn\.(masked_)?bias$|\battention\.(masked_)?bias$|(^|\.)position_ids$|(^|\.)mtp"
+)
+"""what old checkpoints hold beside their weights (tables and masks that are computed), and heads for further tokens"""
+_HARMLESS_IF_CUT: Final = re.compile(_HARMLESS.pattern + r"|\.\d+\.")
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
@@ -49,7 +58,9 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
     for index in folder.glob("*.index.json"):
         _refuse_leading_out(index)
     if not is_adapter(folder):
-        _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
+        config = read_object(folder / "config.json", REMEDY)
+        _refuse_unfit(folder, config)
+        _refuse_impossible_depth(folder, config)
     return folder
 
 
@@ -142,7 +153,7 @@ def load_model(
     *,
     trust_remote_code: bool,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
-    change: Callable[[Any], Any] = lambda config: config,
+    change: Callable[[Any], Any] | None = None,
     held: dict[str, Any] | None = None,
     ordinary: bool = False,
 ) -> Any:
@@ -152,19 +163,21 @@ def load_model(
 
     Args:
         dtype: "auto" takes that of the weights.
-        change: of the configuration, before the model is built from it.
+        change: of the configuration, before the model is built from it: the folder may hold more layers than it takes.
         held: more of `from_pretrained`, about where and in how many bits weights are held
             (`stages.model.quantization`).
         ordinary: it will be trained or saved as a model, which no adapter may be left in.
 
     Raises:
-        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, or weights that do
-            not fill it (transformers would draw the rest by chance and only warn).
+        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, weights that do not
+            fill it (transformers would draw the rest by chance and only warn), or weights that it does not take
+            (transformers would leave them out).
     """
     if is_adapter(folder):
         load_base = partial(load_model, base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype)
         return _load_adapter(folder, partial(load_base, ordinary=True), ordinary=ordinary)
-    config = change(load_config(folder, trust_remote_code=trust_remote_code))
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    config = change(config) if change else config
     _disable_dropout(config)
     with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -174,11 +187,12 @@ def load_model(
             trust_remote_code=trust_remote_code,
             weights_only=True,
             output_loading_info=True,
+            # Which ones they are is said below.
+            ignore_mismatched_sizes=True,
             **(held or {}),
         )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
+    _refuse_other_weights(folder, type(model).__name__, info, cut=change is not None)
+    _tell_untied(model)
     if dtype == torch.float32:
         exact_products(model)
     return model
@@ -306,11 +320,74 @@ def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:
         if config.get(f"{sense}_config"):
             problem = f"{folder} is a model of {sense} and text; sepo needs a causal language model of text alone"
             raise SepoError(problem, hint="save its language model apart, or give a text model of its family")
+    _refuse_other_kind(folder, config)
+
+
+def _refuse_other_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what was saved as another class of transformers: its weights may fill a language model all the same."""
+    names, own_code = config.get("architectures"), config.get("auto_map")
+    if not isinstance(names, list) or not names or (isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code):
+        return
+    known = [name for name in names if isinstance(name, str) and hasattr(transformers, name)]
+    if known and not set(known) & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
+        raise SepoError(f"{folder} is a {known[0]}; sepo needs a causal language model", hint=REMEDY)
+
+
+def _refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration with more layers than there are weights, before as many are built."""
+    files = _weight_files(folder)
+    if files[0].suffix == ".safetensors":
+        most = 0
+        for path in files:
+            with borrowed(f"cannot load {folder} as a causal language model", REMEDY), safe_open(path, "pt") as weights:
+                most += len(weights.keys())
+    else:
+        most = sum(path.stat().st_size for path in files)
+    for name in _DEPTHS:
+        layers = config.get(name)
+        if isinstance(layers, int) and layers > most:
+            raise SepoError(
+                f"{folder}/config.json has {name} {layers:,}, but the folder holds weights for {most:,} at most",
+                hint=REMEDY,
+            )
+
+
+def _refuse_other_weights(folder: Path, kind: str, info: Mapping[str, Any], *, cut: bool) -> None:
+    """Refuse weights that are not those of the model, by the report of `from_pretrained`.
+
+    Args:
+        kind: the model's class.
+        cut: the model was given fewer layers than the folder holds.
+    """
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        sizes = f"{name} is {list(found)}, and config.json makes it {list(wanted)}"
+        raise SepoError(f"{len(mismatched)} weights of {folder} are of another size: {sizes}", hint=REMEDY)
+    harmless = _HARMLESS_IF_CUT if cut else _HARMLESS
+    surplus = sorted(name for name in info["unexpected_keys"] if not harmless.search(name))
+    if surplus:
+        raise SepoError(
+            f"{folder} holds {len(surplus)} weights that a {kind} does not take, such as {surplus[0]}",
+            hint="give a folder saved as a causal language model, with the config.json that it was saved with",
+        )
+
+
+def _tell_untied(model: Any) -> None:
+    """Let the configuration say that embeddings and head are two matrices where the weights have two that differ."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    if tied and head is not None and head is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
 
 
 def _disable_dropout(config: Any) -> None:
     """Preference losses compare log-probs; dropout would add its own noise to each of them."""
-    for name in list(vars(config)):
-        value = getattr(config, name)
-        if isinstance(value, float) and (name.endswith(("dropout", "pdrop")) or "dropout" in name):
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _disable_dropout(value)
+        elif isinstance(value, float) and "drop" in name:
             setattr(config, name, 0.0)

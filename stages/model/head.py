@@ -92,6 +92,11 @@ def head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
     Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows. A head
     that was padded to a round number has logits for no token: only those that both models have count.
     """
+    with torch.autocast(ours.values_NX.device.type, enabled=False):
+        return _head_kl(ours, theirs, divergence)
+
+
+def _head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
     both = min(ours.vocabulary, theirs.vocabulary)
     ours, theirs = ours.first(both), theirs.first(both)
     # Cast once, so that the rows' gradients are summed in float32 whatever the model.

@@ -30,7 +30,7 @@ from stages.model.schedule import make_schedule, order_of_epoch
 from stages.model.step import Engine, Objective, agree, backward
 from stages.model.trackers import FOLDER as TRACKERS
 from stages.model.trackers import tracking
-from stages.model.training_mode import training_mode
+from stages.model.training_mode import refuse_noise, training_mode
 from stages.reporting import Reporter
 
 MOMENTS_HINT: Final = (
@@ -100,15 +100,14 @@ def fit(
                 raise
             for _, loss in done:
                 log.add(loss, step_size)
-            whole_norm = _clip(engine, config, step, reporter)
-            norm = whole_norm or 0.0
-            interrupted = agree(accelerator, done, norm, step, interrupts.number)
+            norm = _clip(engine, config, step, reporter)
+            interrupted = agree(accelerator, done, norm or 0.0, step, interrupts.number)
             with enough_memory("the optimiser's step", lambda: MOMENTS_HINT):
                 optimizer.step()
             optimizer.zero_grad()
             last = step + 1 == schedule.steps
             log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
-            if whole_norm is not None:
+            if norm is not None:
                 scheduler.step()
             task.advance(1, log.note)
             after_step(step + 1)
@@ -135,6 +134,7 @@ def _make_engine(
         refuse_divided(accelerator, "an adapter is trained")
     optimizer = make_optimizer(model, config)
     reader = find_paths(model, reporter)
+    refuse_noise(model)
     if reader.alone:
         refuse_divided(accelerator, "this model's responses are read one by one")
     if reference is not None:

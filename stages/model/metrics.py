@@ -71,9 +71,13 @@ class MetricLog:
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values_B.device)) + values_B.sum()
 
     def end_step(
-        self, step: int, examples: Sequence[Example], learning_rate: float, gradient_norm: float, *, last: bool
+        self, step: int, examples: Sequence[Example], learning_rate: float, gradient_norm: float | None, *, last: bool
     ) -> None:
-        """Close a step (counted from 0); every so often, and after the last one, average and write."""
+        """Close a step (counted from 0); every so often, and after the last one, average and write.
+
+        Args:
+            gradient_norm: None for a step that overflowed in fp16 and was not taken.
+        """
         self._steps += 1
         self._pace.add(examples)
         if not last and (step + 1) % self._every:

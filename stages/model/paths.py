@@ -13,35 +13,60 @@ import torch
 from torch import Tensor
 
 from stages.currency import Batch
+from stages.errors import SepoError
 from stages.model.batches import collate, whole
 from stages.model.head import has_head
 from stages.model.logps import Reader, keeps_logits, pair_by_pair, reading, weighted_logps
 from stages.model.packing import Packed, pack
-from stages.model.trial import agree, trial_logps, trial_pairs
+from stages.model.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter
 
 
 @torch.no_grad()
 def find_paths(model: Any, reporter: Reporter) -> Reader:
-    """The model with the fastest ways that give its own log-probs."""
+    """The model with the fastest ways that give its own log-probs.
+
+    Raises:
+        SepoError: a token's log-prob depends on later tokens.
+    """
     training = model.training
     model.eval()
     examples = [whole(pair) for pair in trial_pairs(model)]
     padded = collate(examples, model.device)
     expected_N = trial_logps(model)
-    reader = Reader(model, packs=False, tiled=has_head(model), alone=_looks_at_the_batch(model))
-    if reader.tiled and not _agrees(reader, padded, expected_N):
-        reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
-        reader = reader._replace(tiled=False)
+    _refuse_later_tokens(model, expected_N)
+    reader = Reader(model, packs=False, tiled=False, alone=_looks_at_the_batch(model))
+    padded_N = _read(reader, padded)
+    if not reader.alone and (padded_N is None or not agree(padded_N, expected_N, model.dtype)):
+        reporter.say(f"{_name(model)}: the rows of a batch change each other in it")
+        reader = reader._replace(alone=True)
+        padded_N = _read(reader, padded)
+    limit = rounding_of(expected_N if padded_N is None else padded_N, expected_N, model.dtype)
+    if has_head(model):
+        tiled = reader._replace(tiled=True)
+        tiled_N = _read(tiled, padded)
+        if tiled_N is not None and apart(tiled_N, expected_N) <= limit:
+            reader, limit = tiled, max(limit, rounding_of(tiled_N, expected_N, model.dtype))
+        else:
+            reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
     packed = pack(examples, model.device)
     if reader.alone:
-        reporter.say(f"{_name(model)}: positions depend on the longest row of a batch; responses are read one by one")
-    elif _may_pack(reader) and _agrees(reader, packed, expected_N) and _windows_told(reader, packed):
+        reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
+    elif _may_pack(reader) and _agrees(reader, packed, expected_N, limit) and _windows_told(reader, packed):
         reader = reader._replace(packs=True)
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
     return reader
+
+
+def _refuse_later_tokens(model: Any, expected_N: Tensor) -> None:
+    if sees_later_tokens(model, expected_N):
+        raise SepoError(
+            f"{model.config.name_or_path or _name(model)} sees later tokens: another last token changes what it says of"
+            " those before it",
+            hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
+        )
 
 
 def _looks_at_the_batch(model: Any) -> bool:
@@ -74,15 +99,20 @@ def _windows_told(reader: Reader, packed: Packed) -> bool:
     return not (window and slides) or window in packed.layout.windows_seen
 
 
-def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor) -> bool:
-    """Whether one way of reading gives the expected log-probs, pair by pair, chosen before rejected."""
+def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor, limit: float) -> bool:
+    """Whether one way of reading gives the expected log-probs."""
+    found_N = _read(reader, batch)
+    return found_N is not None and apart(found_N, expected_N) <= limit
+
+
+def _read(reader: Reader, batch: Packed | Batch) -> Tensor | None:
+    """Log-probs by one way of reading, pair by pair, chosen before rejected; None where the model cannot be read so."""
     try:
         with reading(reader, batch):
-            logps_RW = weighted_logps(reader, batch)
+            return pair_by_pair(batch, weighted_logps(reader, batch))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
-        return False
-    return agree(pair_by_pair(batch, logps_RW), expected_N, reader.model.dtype)
+        return None
 
 
 def _name(model: Any) -> str:

@@ -4,16 +4,23 @@ None of it changes what is trained: the weights stay float32, and so do the opti
 the losses.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate.utils.other import has_repeated_blocks, is_repeated_blocks
+from torch.nn.modules.dropout import _DropoutNd
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError, one_line
 from stages.model.precision import products
+from stages.model.trial import same, trial_logps
+
+_NOISE: Final = re.compile("drop|jitter|noise")
+_READINGS: Final = 8
+"""of a model that draws random numbers: what leaves a layer out now and then shows in some of them only"""
 
 
 def refuse_impossible(config: OptimizerConfig, device: torch.device) -> None:
@@ -43,9 +50,78 @@ def training_mode(model: Any, config: OptimizerConfig) -> Iterator[None]:
             for block in _repeated_blocks(model):
                 block.compile(dynamic=True)
                 stack.callback(setattr, block, "_compiled_call_impl", None)
-        model.train()
+        train_without_noise(model)
         stack.callback(model.eval)
         yield
+
+
+def train_without_noise(model: Any) -> None:
+    """Train mode, but for the modules that would draw random numbers in it.
+
+    What they draw by is left as it is: the jitter of some routers also decides what they do when nothing is drawn.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            # Attention asks it for its share, and draws by itself.
+            module.p = 0.0
+        elif _makes_noise(module):
+            module.training = False
+
+
+@torch.no_grad()
+def refuse_noise(model: Any) -> None:
+    """Refuse a model that says something else in train mode, or something else each time, by reading the trial pairs.
+
+    Preference losses compare log-probs: a policy that starts as its reference has to give the same ones. The run's
+    random numbers stay as they were.
+
+    Raises:
+        SepoError: it does, and nothing that is known to make noise is left to be switched off.
+    """
+    training = model.training
+    model.eval()
+    expected_N = trial_logps(model)
+    train_without_noise(model)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        for seed in range(_READINGS if expected_N.isfinite().all() else 0):
+            torch.manual_seed(seed)
+            before = _random_state(model.device)
+            found_N = trial_logps(model)
+            if not same(found_N, expected_N, model.dtype):
+                _say_noise(model, float((found_N - expected_N).abs().max()))
+            if torch.equal(_random_state(model.device), before):
+                # Nothing was drawn: another reading would be the same.
+                break
+    model.train(training)
+
+
+def _makes_noise(module: torch.nn.Module) -> bool:
+    """Whether a module holds a number by which it would draw noise."""
+    return any(isinstance(value, float) and value and _NOISE.search(name) for name, value in vars(module).items())
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return torch.cat(states)
+
+
+def _say_noise(model: Any, most: float) -> None:
+    left = sorted(name for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name))
+    named = f"set {', '.join(left)} to 0 in its config.json" if left else "look for `self.training` in its code"
+    raise SepoError(
+        f"{model.config.name_or_path or type(model).__name__} gives other log-probs in train mode (up to {most:.2g}"
+        " nats apart): their noise would be trained on",
+        hint=named,
+    )
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, float]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, float):
+            yield name, value
 
 
 def _checkpoint_layers(model: Any) -> None:

@@ -130,7 +130,7 @@ def test_a_model_without_a_head_is_refused(chatml, tmp_path):
     sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     BertModel(BertConfig(num_attention_heads=4, **sizes)).save_pretrained(tmp_path / "bert")
     chatml.save_pretrained(tmp_path / "bert")
-    with pytest.raises(SepoError, match=r"lacks .* of its weights"):
+    with pytest.raises(SepoError, match="is a BertModel; sepo needs a causal language model"):
         cut(tmp_path / "bert", tmp_path / "cut")
 
 
