@@ -52,7 +52,9 @@ recipe = $(patsubst %-$(call seed,$(1)),%,$(1))
 COMPARED := $(foreach s,$(SEEDS),$(foreach r,$(RECIPES),$(OUT)/compare/$(r)-$(s)))
 
 .PHONY: all compare oracle scores policy install test check format help clean FORCE
-.DELETE_ON_ERROR:
+# A manifest is written when its stage has finished: whatever ends make then, the stage stays finished.
+.PRECIOUS: $(foreach s,demo oracle scores policy policy-simpo policy-random report compare/table,$(OUT)/$(s)/manifest.json) \
+  $(COMPARED:=/manifest.json) $(COMPARED:=.json)
 
 all: $(LAST)
 	@echo 'finished: $(dir $(LAST))'
@@ -168,7 +170,7 @@ format: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.args)
+	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.args $(OUT)/.*.manifest.json)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:

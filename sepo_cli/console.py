@@ -181,6 +181,10 @@ def print_error(error: SepoError) -> None:
         _print(console, _labelled(f"{rank}hint: ", "bold", error.hint))
 
 
+def print_note(text: str) -> None:
+    _print(_stderr(), _labelled("note:", "bold", text))
+
+
 def print_interrupted() -> None:
     if _rank() == 0:
         _print(_stderr(), Text("interrupted; run the same command again to continue"))

@@ -1,7 +1,6 @@
 """The program `sepo`: its commands, and the one boundary at which an error becomes a line on the screen."""
 
 import errno
-import io
 import logging
 import os
 import sys
@@ -11,10 +10,11 @@ from typing import Annotated, Final
 import typer
 
 from sepo_cli.commands import COMMANDS, TranslatingCommand, function_of
-from sepo_cli.console import print_error
+from sepo_cli.console import print_error, print_note
 from sepo_cli.run import MissingOptions
 from sepo_cli.spelling import canonical
-from stages.errors import SepoError, shortened
+from sepo_cli.streams import forgive_streams, lost_output
+from stages.errors import SepoError, one_line, shortened
 
 app = typer.Typer(
     name="sepo",
@@ -80,10 +80,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     # Loaded by others wherever it is installed, it tells of a kernel that it lacks.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for stream in (sys.stdout, sys.stderr):
-        # A token or path that the terminal's encoding lacks must not end a run in a UnicodeEncodeError.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    forgive_streams()
     try:
         app(prog_name="sepo")
     except SepoError as error:
@@ -95,3 +92,7 @@ def main() -> None:
         problem = f"{shortened(str(error.filename))}: {error.strerror}" if error.filename else str(error.strerror)
         print_error(SepoError(problem, hint="check the name, your rights and the space, then run the same again"))
         sys.exit(1)
+    finally:
+        lost = lost_output()
+        if lost is not None:
+            print_note(f"not all could be shown on stdout: {one_line(lost)}")

@@ -1,6 +1,7 @@
 """From the options of a command to its stage: merge the configuration file, name what is missing, import, run, show."""
 
 import importlib
+import os
 import signal
 from typing import Any
 
@@ -35,9 +36,9 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
     config = config_class(**settings)
+    stage = _imported("stages." + command.replace("-", "_"))
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        stage = importlib.import_module("stages." + command.replace("-", "_"))
         summary = stage.run(config, make_reporter())
     except KeyboardInterrupt:
         # Here and not in `main`: typer would make an exit of it before `main` sees it.
@@ -51,6 +52,26 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
+
+
+def _imported(name: str) -> Any:
+    """A module that takes seconds to load. Within imports, an interruption may end as any error, or be lost."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        # What is ignored, as under nohup, stays ignored.
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    try:
+        return importlib.import_module(name)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """Nothing was begun yet: nothing is to be put in order."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stages.configs import EvaluateConfig, column_names, content_settings
 from stages.currency import Ids, TokenPair
 from stages.data.arrays import Arrays, kept_arrays
-from stages.data.dataset import Limit, load_pairs
+from stages.data.dataset import Limit, load_pairs, refuse_recorded
 from stages.data.demo_language import TRUTH, load_rewards, true_reward
 from stages.data.fingerprint import modules_hash
 from stages.data.held_out import (
@@ -123,6 +123,8 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     identity = identity_of(STAGE, content_settings(config), inputs)
     finished = claim_results(config.output, identity, inputs, samples=config.samples > 0, overwrite=config.overwrite)
     if finished is not None:
+        for model in finished["models"].values() if config.strict else ():
+            refuse_recorded(model["counts"], dataset)
         return show_again(finished, str(config.output))
 
     models, reference = _read(config, dataset, chosen, reporter)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Limit, load_pairs, refuse_dropped
+from stages.data.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
@@ -82,6 +82,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
         work = _claim(config, inputs, lock)
         if work.finished:
+            if config.strict:
+                refuse_recorded(work.manifest.get("counts"), config.dataset)
             return _already(work)
         how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
         return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, reporter)

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names
 from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped
+from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash
 from stages.method.objectives.dpo import dpo
@@ -147,6 +147,9 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 
 def _already(job: Job) -> Summary:
     folder = job.work.folder
+    if job.config.strict:
+        for name in ("dataset", "sft_dataset"):
+            refuse_recorded(job.work.manifest["counts"].get(name), str(getattr(job.config, name)))
     rows = [("already finished", str(folder / "manifest.json"))]
     rows += push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
     return Summary(f"oracle in {folder}", rows, fresh=False)

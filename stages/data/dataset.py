@@ -137,12 +137,19 @@ def refuse_dropped(counts: Counts, name: str) -> None:
     """
     if counts.dropped:
         reasons = [
-            f"{count:,} {reason} (first: {counts.first[reason]})" for reason, count in counts.dropped.most_common()
+            f"{count:,} {reason}" + (f" (first: {counts.first[reason]})" if reason in counts.first else "")
+            for reason, count in counts.dropped.most_common()
         ]
         raise SepoError(
             f"{name}: {counts.dropped.total():,} of {counts.read:,} rows would be dropped: {', '.join(reasons)}",
             hint="repair or remove these rows (row 0 is the first), or leave out --strict",
         )
+
+
+def refuse_recorded(counts: Any, name: str) -> None:
+    """The same by the counts in the manifest of a finished run."""
+    if isinstance(counts, dict) and isinstance(counts.get("dropped"), dict):
+        refuse_dropped(Counts(read=counts.get("read", 0), dropped=Counter(counts["dropped"])), name)
 
 
 def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> NDArray[np.int64]:
