@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from stages import make_demo, project_scores, score
 from stages.configs import DemoConfig, ProjectScoresConfig, ScoreConfig
 from stages.currency import Dropped, PairLogps, ScoredPair
+from stages.data.chat import REWRITTEN
 from stages.data.demo_language import REWARDS
 from stages.data.encode import Encoder
 from stages.data.layouts import read_pairs
@@ -325,7 +326,7 @@ def test_a_template_that_writes_another_answer_drops_the_row(world, tmp_path):
     foxes = sum("fox" in line for line in (world / "pairs.jsonl").read_text().splitlines())
     dropped = manifest_of(tmp_path / "out")["counts"]["dropped"]
     assert 0 < foxes < 40
-    assert dropped == {"the two chat templates write another answer": foxes}
+    assert dropped == {REWRITTEN: foxes}
 
 
 # --- options and bad input ---
