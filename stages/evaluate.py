@@ -32,7 +32,7 @@ from stages.data.held_out import (
     refuse_other_ids,
     scored_pairs,
 )
-from stages.data.read import dataset_hash
+from stages.data.read import dataset_hash, refuse_changed
 from stages.data.training import Hashes, Trained, hashes_of, recorded_sources, source_hash, trained_on
 from stages.errors import SepoError
 from stages.method.evaluation import (
@@ -128,6 +128,8 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
         return show_again(finished, str(config.output))
 
     models, reference = _read(config, dataset, chosen, reporter)
+    if scored_pairs(dataset) is None:
+        refuse_changed(dataset, inputs["dataset"].hash)
     judged = Judged(
         reference.folder if reference else None,
         max_tokens=config.max_tokens_per_device,

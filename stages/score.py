@@ -15,7 +15,7 @@ from stages.configs import ScoreConfig, column_names, content_settings
 from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
-from stages.data.read import dataset_hash
+from stages.data.read import dataset_hash, refuse_changed
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
@@ -128,6 +128,7 @@ def _score(
         columns=column_names(config.columns),
         reporter=reporter,
     )
+    refuse_changed(config.dataset, work.identity["inputs"]["dataset"])
     if config.strict:
         refuse_dropped(counts, config.dataset)
     shards = _shards(pairs, config.shard_size)

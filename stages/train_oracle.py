@@ -22,7 +22,7 @@ from stages.configs import OracleConfig, column_names
 from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
-from stages.data.read import dataset_hash
+from stages.data.read import dataset_hash, refuse_changed
 from stages.method.objectives.dpo import dpo
 from stages.method.objectives.sft import sft
 from stages.model.adapters import is_adapter
@@ -162,6 +162,7 @@ def _make(job: Job, model_folder: Path) -> Summary:
         pairs, counts = load_pairs(
             config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter
         )
+    refuse_changed(config.dataset, job.work.identity["inputs"]["dataset"])
     if config.strict:
         refuse_dropped(counts, config.dataset)
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
@@ -259,6 +260,7 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
         return split.train, None
     with job.accelerator.main_process_first():
         conversations, counts = load_conversations(source, job.encoder, job.limit, reporter=job.reporter)
+    refuse_changed(source, job.work.identity["inputs"]["sft_dataset"])
     if job.config.strict:
         refuse_dropped(counts, source)
     return conversations, counts

@@ -151,3 +151,19 @@ def test_a_lost_picture_does_not_reopen_a_run(world, chat_folder, tmp_path):
     for name in ("oracle/curves.png", "reference/README.md"):
         (tmp_path / "o" / name).unlink()
     assert not run_oracle(world, chat_folder, output=tmp_path / "o", max_steps=1).fresh
+
+
+@pytest.mark.parametrize("stage", ["oracle", "score"])
+def test_a_data_set_that_changes_between_its_hash_and_its_reading_is_refused(world, chat_folder, tmp_path, stage):
+    """The manifest would name one data set, and the work be done on another."""
+    write_lines(tmp_path / "p.jsonl", word_rows(20))
+
+    class Changes(Quiet):
+        def say(self, text):
+            if text.endswith("prompt and answers as text"):
+                write_lines(tmp_path / "p.jsonl", word_rows(20, seed=1))
+
+    run = {"oracle": lambda **given: run_oracle(world, chat_folder, **given), "score": lambda **given: run_score(world, **given)}  # fmt: skip
+    with pytest.raises(SepoError, match=r"p\.jsonl was written to while it was read$"):
+        run[stage](reporter=Changes(), output=tmp_path / "out", dataset=tmp_path / "p.jsonl")
+    assert not (tmp_path / "out/manifest.json").exists()

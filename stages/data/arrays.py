@@ -1,5 +1,7 @@
 """Arrays that took long to compute, kept in the cache until they are asked for again."""
 
+import functools
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.cache import cached
-from stages.data.table import DamagedError
+from stages.data.cache import DamagedError, NewFolder, cached
 from stages.reporting import Reporter
 from stages.store.files import hash_json
 
@@ -25,8 +26,13 @@ def kept_arrays(key: Any, make: Callable[[], Arrays], *, name: str, reporter: Re
         name: of what they are made from, for messages.
     """
 
-    def write(folder: Path) -> None:
-        np.savez(folder / FILE, **make())  # type: ignore[arg-type]
+    # Written twice where the cache cannot be, and computed once.
+    made = functools.cache(make)
+
+    def write(folder: NewFolder) -> None:
+        arrays = io.BytesIO()
+        np.savez(arrays, **made())  # type: ignore[arg-type]
+        folder.write(FILE, arrays.getvalue())
 
     return cached(hash_json(["arrays", key]).removeprefix("sha256:"), _read, write, name=name, reporter=reporter)
 

@@ -3,21 +3,20 @@
 Nothing here knows what the columns mean, only that a row is an object. Rows come as a stream, whatever the source.
 """
 
-import functools
 import hashlib
 import itertools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.data.files import Wanted
 from stages.data.sources import File, Source, choose_split, find_source
 from stages.data.text_files import Placed, kind, unreadable
 from stages.errors import SepoError, borrowed, one_line
+from stages.store.files import hash_file
 
-__all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows"]
+__all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows", "refuse_changed"]
 
 
 class Row(NamedTuple):
@@ -70,6 +69,20 @@ def dataset_hash(dataset: str) -> str:
     if source.sliced:
         found = _joined_hash((found, source.rows.start, source.rows.stop))
     return found
+
+
+def refuse_changed(dataset: str, before: str) -> None:
+    """
+    Args:
+        before: hash of the data set, taken before it was read.
+
+    Raises:
+        SepoError: its files are others now. What `datasets` has taken from the hub is never written again.
+    """
+    if find_source(dataset).files and dataset_hash(dataset) != before:
+        raise SepoError(
+            f"{dataset} was written to while it was read", hint="wait until it is whole, then run the same again"
+        )
 
 
 def count_rows(dataset: str) -> int:
@@ -139,17 +152,9 @@ def _rows_hash(dataset: str) -> str:
 
 def _file_hash(file: File) -> str:
     try:
-        state = file.path.stat()
-        return _bytes_hash(file.path, state.st_ino, state.st_size, state.st_ctime_ns)
+        return hash_file(file.path)
     except OSError as error:
         raise unreadable(file.name, error) from error
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _bytes_hash(path: Path, *state: int) -> str:
-    """A stage asks for the hash of its data set more than once. Args: state: what changes when the file does."""
-    with path.open("rb") as opened:
-        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _joined_hash(*parts: tuple[Any, ...]) -> str:

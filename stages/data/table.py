@@ -11,15 +11,14 @@ What is asked of all pairs (who is too long, who shares a prompt) is answered by
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, Self, overload
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.currency import Ids, TokenPair, content_hash, hash_ids
-from stages.store.files import make_durable
+from stages.data.cache import DamagedError, NewFolder
 
 PAIR: Final = np.dtype(
     [
@@ -33,10 +32,6 @@ PAIR: Final = np.dtype(
 _ID: Final = np.dtype("<i4")
 _IDS: Final = "ids.bin"
 _PAIRS: Final = "pairs.bin"
-
-
-class DamagedError(Exception):
-    """The files of a table do not belong together, or are not whole."""
 
 
 class Chunk(NamedTuple):
@@ -107,19 +102,10 @@ class TokenTable(Sequence[TokenPair]):
 class TableWriter:
     """Writes a table piece by piece."""
 
-    def __init__(self, ids: BinaryIO, pairs: BinaryIO) -> None:
-        self._ids = ids
-        self._pairs = pairs
+    def __init__(self, folder: NewFolder) -> None:
+        self._ids = folder.open(_IDS)
+        self._pairs = folder.open(_PAIRS)
         self._written = 0
-
-    @classmethod
-    @contextmanager
-    def into(cls, folder: Path) -> Iterator[Self]:
-        """A writer of a new table in `folder`; everything is on the disk when the block ends well."""
-        with (folder / _IDS).open("wb") as ids, (folder / _PAIRS).open("wb") as pairs:
-            yield cls(ids, pairs)
-            make_durable(ids)
-            make_durable(pairs)
 
     def write(self, chunk: Chunk) -> None:
         chunk.pairs["start"] += self._written

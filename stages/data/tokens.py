@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.currency import Dropped, Pair
-from stages.data.cache import cached
+from stages.data.cache import DamagedError, NewFolder, cached, filling
 from stages.data.encode import Encoder
 from stages.data.fingerprint import code_fingerprint
 from stages.data.layouts import read_conversations, read_pairs
-from stages.data.read import count_rows, dataset_hash
-from stages.data.table import DamagedError, TableWriter, TokenTable
+from stages.data.read import count_rows, dataset_hash, refuse_changed
+from stages.data.table import TableWriter, TokenTable
 from stages.data.workers import encode_all
 from stages.reporting import Reporter, Task
-from stages.store.files import hash_json, write_json
+from stages.store.files import hash_json, json_text
 
 __all__ = ["Reason", "TokenTable", "Tokenised", "tokenised_conversations", "tokenised_pairs"]
 
@@ -105,16 +105,20 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
             reporter.say(f"{dataset}: {words}")
         said.append(words)
 
-    def make(folder: Path) -> None:
+    content = dataset_hash(dataset)
+
+    def make(folder: NewFolder) -> None:
         # Where the cache cannot be written, this is done again elsewhere.
         reading.remarks.clear()
         items = reading.items(on_layout=say_layout)
         with reporter.task(f"read {dataset}", reading.total, "rows") as task:
             tally = _write(items, encoder, folder, task)
+        refuse_changed(dataset, content)
         remarks = [_remark(words, rows, tally["read"]) for words, rows in reading.remarks.items()]
-        write_json(folder / _SUMMARY, tally | {"layout": said[-1], "remarks": remarks, "dataset": dataset})
+        summary = tally | {"layout": said[-1], "remarks": remarks, "dataset": dataset}
+        folder.write(_SUMMARY, json_text(summary).encode())
 
-    key = hash_json([reading.key, dataset_hash(dataset), encoder.fingerprint, code_fingerprint()])
+    key = hash_json([reading.key, content, encoder.fingerprint, code_fingerprint()])
     found = cached(key.removeprefix("sha256:"), _open, make, name=dataset, reporter=reporter)
     if not said:
         say_layout(found.layout)
@@ -123,12 +127,15 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
     return found
 
 
-def _write(items: Items, encoder: Encoder, folder: Path, task: Task) -> dict[str, Any]:
+def _write(items: Items, encoder: Encoder, folder: NewFolder, task: Task) -> dict[str, Any]:
     """Write the table; returns what became of the rows."""
     read, dropped = 0, dict[str, Reason]()
-    with TableWriter.into(folder) as table, closing(encode_all(items, encoder)) as chunks:
+    with filling():
+        table = TableWriter(folder)
+    with closing(encode_all(items, encoder)) as chunks:
         for encoded in chunks:
-            table.write(encoded.chunk)
+            with filling():
+                table.write(encoded.chunk)
             for row in encoded.dropped:
                 _count(dropped, row.reason, row.pair_id)
             read += encoded.read

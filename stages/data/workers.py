@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Final, NamedTuple, TypeVar
@@ -80,12 +80,8 @@ def encode_chunk(items: Items, encoder: Encoder) -> Encoded:
 def _in_parallel(chunks: Iterable[Items], encoder: Encoder, packed: bytes, workers: int) -> Iterator[Encoded]:
     """This process goes on alone until a worker is there, or if none can take the encoder."""
     spawn = multiprocessing.get_context("spawn")
-    # A tokenizer has megabytes. Handed over in the pipe a worker is started through, they would hold this process up
-    # for ever where the worker dies before it has read them.
-    with tempfile.NamedTemporaryFile(prefix="sepo-") as file:
-        file.write(packed)
-        file.flush()
-        pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(file.name,))
+    with _file_of(packed) as name:
+        pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(name,))
         waiting: deque[Future[Encoded]] = deque()
         try:
             ready = _submit(pool, _has_encoder)
@@ -145,6 +141,22 @@ def _packed(encoder: Encoder) -> bytes | None:
         return pickle.dumps(encoder)
     except Exception:  # whatever a tokenizer's own code raises
         return None
+
+
+@contextmanager
+def _file_of(packed: bytes) -> Iterator[str]:
+    """The name of a file; where no disk takes it whole, a worker finds no encoder there.
+
+    A tokenizer has megabytes. Handed over in the pipe a worker is started through, they would hold this process up for
+    ever where the worker dies before it has read them.
+    """
+    with ExitStack() as stack:
+        name = ""
+        with suppress(OSError):
+            file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="sepo-", buffering=0))
+            name = file.name
+            file.write(packed)
+        yield name
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Writing so that a file is either whole or absent, and hashing what was read."""
 
+import functools
 import glob
 import hashlib
 import json
@@ -9,6 +10,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,8 @@ from stages.store.shape import parse_json
 
 CHUNK_BYTES: Final = 1 << 20
 MOST_JSON_BYTES: Final = 1 << 26
+FRESH_NS: Final = 2_000_000_000
+"""a file that was written this recently may be written again at the same time of change: clocks of disks are coarse"""
 
 
 def hash_bytes(chunks: Iterator[bytes]) -> str:
@@ -31,7 +35,19 @@ def hash_bytes(chunks: Iterator[bytes]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """``sha256:...`` of a file's bytes, read in constant memory."""
+    """``sha256:...`` of a file's bytes, read in constant memory; only once for as long as nothing writes to it."""
+    state = path.stat()
+    if time.time_ns() - state.st_ctime_ns < FRESH_NS:
+        return _hash_of(path)
+    return _hash_of_state(path, state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _hash_of_state(path: Path, *state: int) -> str:
+    return _hash_of(path)
+
+
+def _hash_of(path: Path) -> str:
     with path.open("rb") as file:
         return hash_open(file)
 

@@ -306,15 +306,16 @@ def test_nothing_of_a_killed_writer_is_read_and_nothing_of_it_stays(chatml):
 
 
 def test_what_another_process_is_writing_stays(chatml):
-    Path("cache/.theirs.tmp").mkdir(parents=True)
-    lock = os.open("cache/.theirs.tmp", os.O_RDONLY)
+    theirs = f".{'0' * 64}.theirs.tmp"
+    Path("cache", theirs).mkdir(parents=True)
+    lock = os.open(f"cache/{theirs}", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     make(chatml, word_rows(30))
     assert len(entries()) == 2
     os.close(lock)
     make(chatml, word_rows(31))
     assert len(entries()) == 2
-    assert ".theirs.tmp" not in entries()
+    assert theirs not in entries()
 
 
 def test_two_processes_at_once_make_one_entry(chatml, monkeypatch):

@@ -126,6 +126,13 @@ def test_a_tokenizer_that_cannot_travel_stays_here(chatml, started):
     assert started == [False]
 
 
+def test_without_room_for_the_encoder_this_process_goes_on_alone(chatml, started, monkeypatch, tmp_path):
+    alone = bytes_of(encode_all(items(100), Encoder(chatml), workers=0))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert bytes_of(encode_all(items(100), Encoder(chatml), workers=1)) == alone
+    assert started == [False]
+
+
 def test_a_killed_worker_ends_the_run_with_a_line(chatml, started):
     def killing():
         for number, item in enumerate(items(1000)):

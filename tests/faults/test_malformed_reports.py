@@ -131,8 +131,10 @@ SURROUNDINGS = [
 
 
 @pytest.mark.parametrize("variables", SURROUNDINGS, ids=lambda variables: "-".join(variables))
-def test_odd_surroundings(sound, tmp_path, variables):
+def test_odd_surroundings(sound, tmp_path, tmp_path_factory, monkeypatch, variables):
     (tmp_path / "file").write_text("")
+    # Where a name is taken for one from here, such as that of a cache.
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     environment = {name: value.format(file=tmp_path / "file") for name, value in variables.items()}
     with unharmed(sound, tmp_path):
         found = outcome(
