@@ -40,7 +40,7 @@ QUIET_LIBRARIES: Final = {
 # What the system refuses is no bug, wherever it was asked.
 THE_SYSTEMS: Final = {
     errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP,
-    errno.EMFILE, errno.ENFILE,
+    errno.EMFILE, errno.ENFILE, errno.EFBIG,
 }  # fmt: skip
 
 

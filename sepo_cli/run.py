@@ -1,8 +1,9 @@
 """From the options of a command to its stage: merge the configuration file, name what is missing, import, run, show."""
 
 import importlib
-import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -36,10 +37,10 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
     config = config_class(**settings)
-    stage = _imported("stages." + command.replace("-", "_"))
-    before = signal.signal(signal.SIGTERM, _terminate)
+    stage = importlib.import_module("stages." + command.replace("-", "_"))
     try:
-        summary = stage.run(config, make_reporter())
+        with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):
+            summary = stage.run(config, make_reporter())
     except KeyboardInterrupt:
         # Here and not in `main`: typer would make an exit of it before `main` sees it.
         print_interrupted()
@@ -47,31 +48,23 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     except Terminated:
         print_interrupted()
         raise typer.Exit(143) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
 
 
-def _imported(name: str) -> Any:
-    """A module that takes seconds to load. Within imports, an interruption may end as any error, or be lost."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        # What is ignored, as under nohup, stays ignored.
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _leave)
+@contextmanager
+def _handled(handlers: dict[int, Any]) -> Iterator[None]:
+    """Signals by these handlers within the block; what is ignored, as under nohup, stays ignored."""
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
-        return importlib.import_module(name)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave(number: int, frame: Any) -> None:
-    """Nothing was begun yet: nothing is to be put in order."""
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
 
 
 def _terminate(number: int, frame: Any) -> None:

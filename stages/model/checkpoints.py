@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from stages.errors import SepoError, one_line
 from stages.model.memory import enough_memory
 from stages.reporting import Reporter
-from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text
+from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text, writing
 
 FOLDER: Final = "checkpoints"
 SEAL: Final = "checksums.json"
@@ -106,7 +106,8 @@ class Checkpoints:
         self.newest = step
         if self._accelerator.is_main_process:
             for path in self._found()[: -self._keep]:
-                shutil.rmtree(path)
+                with writing(path):
+                    shutil.rmtree(path)
 
     def resume(self, reporter: Reporter, steps: int) -> int:
         """Load the newest sound checkpoint, if any, and return how many steps it holds.
@@ -189,13 +190,13 @@ class Checkpoints:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
+    hint = "free the space, then run the same again"
     try:
-        with enough_memory(f"writing {path}", lambda: MEMORY_HINT):
+        with enough_memory(f"writing {path}", lambda: MEMORY_HINT), writing(path, hint):
             yield
     except MACHINE_FAULTS:
         raise
-    except (OSError, *FORMAT_FAULTS) as error:
-        hint = "free the space, then run the same again"
+    except FORMAT_FAULTS as error:
         raise SepoError(f"cannot write {path}: {one_line(error)}", hint=hint) from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.currency import Example, PairLoss
 from stages.method.watch import collapse
 from stages.reporting import Reporter
-from stages.store.files import make_durable, write_text
+from stages.store.files import make_durable, write_text, writing
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
@@ -211,7 +211,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -190,7 +190,7 @@ def _reason(error: Exception) -> str | None:
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number:
         return os.strerror(int(number[1]))
-    return "the disk takes no more" if "PytorchStreamWriter" in str(error) else None
+    return "the disk takes no more" if re.search(r"PytorchStreamWriter|inline_container", str(error)) else None
 
 
 def _finite(value: Any) -> Any:

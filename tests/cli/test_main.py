@@ -217,3 +217,23 @@ def test_sigterm_says_how_to_continue_and_leaves_no_handler(sepo, stage):
     expected = "interrupted; run the same command again to continue\n"
     assert sepo("make-demo", "--output-dir", "x") == (143, "", expected)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [("typer", signal.SIGINT), ("sepo_cli.run", signal.SIGTERM), ("stages.make_demo", signal.SIGINT)],
+)
+def test_a_signal_within_an_import_is_one_line(tmp_path, module, number):
+    code = f"""
+import os, sys
+class Kill:
+    def find_spec(self, name, *more):
+        if name == {module!r}: os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Kill())
+sys.argv = ["sepo", "make-demo", "--output-dir", {str(tmp_path / "out")!r}]
+from sepo_cli.__main__ import start
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import struct
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from stages.data import rendering
 from stages.model.folders import load_model
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.faults.harness import assert_can_go_on, assert_one_line, assert_right_or_one_line, outcome, unharmed
@@ -199,11 +200,15 @@ TEMPLATES = {
     "says nothing": "hello",
     "a forbidden attribute": "{{ messages.__class__.__mro__ }}",
     "not utf-8": b"\xff\xfe",
+    "divides by zero": "{{ 1 / 0 }}",
+    "calls itself": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "has no end": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
 }
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_chat_template_that_fails(use, template):
+def test_a_chat_template_that_fails(use, monkeypatch, template):
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
     data = template if isinstance(template, bytes) else template.encode()
     use("model", lambda bad: (bad / "chat_template.jinja").write_bytes(data), must_fail=bool(data))
 
