@@ -33,7 +33,8 @@ from stages.data.held_out import (
     scored_pairs,
 )
 from stages.data.read import dataset_hash, refuse_changed
-from stages.data.training import Hashes, Trained, hashes_of, recorded_sources, source_hash, trained_on
+from stages.data.template_arguments import given_arguments
+from stages.data.training import Hashes, Trained, Writing, hashes_of, recorded_sources, source_hash, trained_on
 from stages.errors import SepoError
 from stages.method.evaluation import (
     FEWEST,
@@ -299,13 +300,14 @@ def _trained_on(job: Job) -> list[str]:
 
 def _look_into(job: Job, model: Model, source: str) -> list[Trained]:
     config, encoder = job.config, model.held_out.encoder
+    writing = Writing(tokenizer_hash(model.held_out.tokenizer), given_arguments(config.chat_template_kwargs))
 
     def read(name: str) -> Sequence[TokenPair]:
         limit = Limit(config.max_length, config.overlong)
         return load_pairs(name, encoder, limit, columns=column_names(config.columns), reporter=job.reporter)[0]
 
     try:
-        return trained_on(source, tokenizer_hash(model.held_out.tokenizer), read)
+        return trained_on(source, writing, read)
     except SepoError as error:
         if source in config.training_data:
             raise

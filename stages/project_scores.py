@@ -20,6 +20,7 @@ from stages.data.dataset import Counts
 from stages.data.encode import SAME_WHEN_CUT, Encoder
 from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
+from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.method.projection import project
 from stages.method.statistics import preference_accuracy
@@ -53,6 +54,13 @@ class Sides(NamedTuple):
     wanted: Any
 
 
+class Encoders(NamedTuple):
+    """The same as what makes ids of text."""
+
+    scored: Encoder
+    wanted: Encoder
+
+
 def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     """Write the scores as scores of the policy's tokens, one shard for each shard; those that are there are kept.
 
@@ -63,27 +71,32 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     scores = open_scores(config.scores)
     sides = _tokenizers(config, scores, reporter)
     scores = scores._replace(ids_below=vocabulary_size(sides.scored))
+    theirs = lookup(scores.manifest, ("settings", "chat_template_kwargs"))
+    kwargs = config.chat_template_kwargs or theirs
+    encoders = Encoders(Encoder(sides.scored, given_arguments(theirs)), Encoder(sides.wanted, given_arguments(kwargs)))
     inputs = {
         "scores": Input(str(scores.folder), scores.fingerprint),
-        "scored tokenizer": Input(_scored_name(config, scores), Encoder(sides.scored).fingerprint),
-        "tokenizer": Input(config.model, Encoder(sides.wanted).fingerprint),
+        "scored tokenizer": Input(_scored_name(config, scores), encoders.scored.fingerprint),
+        "tokenizer": Input(config.model, encoders.wanted.fingerprint),
         "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
     }
     columns = config.columns or lookup(scores.manifest, ("settings", "columns"))
-    settings = content_settings(config) | {"columns": columns}
+    settings = content_settings(config) | {"columns": columns} | ({"chat_template_kwargs": kwargs} if kwargs else {})
     with claimed(config.output_dir, STAGE, settings, inputs, overwrite=config.overwrite, sound=sound) as work:
         if work.finished:
             sweep_checksums(work.place)
             finished = [("already finished", work.place.at("manifest.json"))]
             return Summary(f"scores in {work.place}", finished, fresh=False)
         pairs = read_pairs(config.dataset, column_names(columns), on_layout=reporter.say)
-        return _project(work, scores, sides, pairs, reporter)
+        return _project(work, scores, sides, encoders, pairs, reporter)
 
 
-def _project(work: Run, scores: Scores, sides: Sides, pairs: Iterator[Pair | Dropped], reporter: Reporter) -> Summary:
+def _project(
+    work: Run, scores: Scores, sides: Sides, encoders: Encoders, pairs: Iterator[Pair | Dropped], reporter: Reporter
+) -> Summary:
     """Write what is missing, read it all back beside what it came from, and finish the run."""
     names = [shard_name(index) for index in range(len(scores.shards))]
-    projector = _Projector(sides)
+    projector = _Projector(encoders)
     with reporter.task("project", int(scores.manifest["counts"]["kept"]), "pairs") as task:
         _write_missing(work, scores, names, projector, _Reader(pairs), vocabulary_hash(sides.wanted), task)
     checksums = {name: _checksum(work, name) for name in names}
@@ -187,9 +200,8 @@ class _Reader:
 class _Projector:
     """Makes a row of the policy's tokens of a row of the scorer's and its text."""
 
-    def __init__(self, sides: Sides) -> None:
-        self._scored = Encoder(sides.scored)
-        self._wanted = Encoder(sides.wanted)
+    def __init__(self, encoders: Encoders) -> None:
+        self._scored, self._wanted = encoders
 
     @property
     def end_of_turn(self) -> int | None:

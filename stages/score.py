@@ -16,6 +16,7 @@ from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash, refuse_changed
+from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
@@ -72,6 +73,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     refuse_useless(config.precision, accelerator.device)
     models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code)
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     inputs = {
         "oracle": Input(str(models.oracle), model_hash(models.oracle)),
         "reference": Input(str(models.reference), model_hash(models.reference)),
@@ -86,7 +88,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
             return _already(work)
         how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
-        return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, reporter)
+        return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, encoder, reporter)
 
 
 def _already(work: Run) -> Summary:
@@ -118,12 +120,13 @@ def _score(
     worker: Worker,
     scorer: Scorer,
     tokenizer: Any,
+    encoder: Encoder,
     reporter: Reporter,
 ) -> Summary:
     """Make this worker's shards; if with them all are there, judge them and finish the run."""
     pairs, counts = load_pairs(
         config.dataset,
-        Encoder(tokenizer),
+        encoder,
         Limit(_usable_length(config, scorer, reporter), config.overlong),
         columns=column_names(config.columns),
         reporter=reporter,

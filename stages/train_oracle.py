@@ -23,6 +23,7 @@ from stages.currency import PairLogps, TokenPair
 from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
 from stages.data.encode import Encoder
 from stages.data.read import dataset_hash, refuse_changed
+from stages.data.template_arguments import given_arguments
 from stages.method.objectives.dpo import dpo
 from stages.method.objectives.sft import sft
 from stages.model.adapters import is_adapter
@@ -135,13 +136,14 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=True)
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     inputs = _inputs(config, model_folder, tokenizer)
     limit = Limit(
         usable_length([model_folder], config.max_length, trust_remote_code=config.trust_remote_code, reporter=reporter),
         config.overlong,
     )
     with claimed_together(config, STAGE, inputs, accelerator) as work:
-        job = Job(config, accelerator, work, tokenizer, Encoder(tokenizer), limit, reporter)
+        job = Job(config, accelerator, work, tokenizer, encoder, limit, reporter)
         return _already(job) if work.finished else _make(job, model_folder)
 
 

@@ -15,7 +15,7 @@ from stages.currency import Dropped, Pair, TokenPair
 from stages.data.conversations import SAME
 from stages.data.encode import SAME_IDS, Encoder, truncate
 from stages.data.layouts import Look, look, read_pairs
-from stages.data.template_arguments import TOOLS
+from stages.data.template_arguments import TOOLS, given_arguments
 from stages.data.tokens import Reason, Tokenised, TokenTable, tokenised_pairs
 from stages.data.visible import pair_passage, token_passage
 from stages.errors import SepoError
@@ -107,7 +107,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
     described = base_folder(folder) if is_adapter(folder) else folder
     shape = model_shape(described, trust_remote_code=config.trust_remote_code)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     columns = column_names(config.columns)
     seen = look(config.dataset, columns)
     tokenised = tokenised_pairs(config.dataset, encoder, columns=columns, reporter=reporter)

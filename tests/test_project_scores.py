@@ -383,3 +383,12 @@ def test_a_tokenizer_that_is_not_that_of_the_scores_is_refused(world, strong, tm
     other = describe(tmp_path / "other", dress(FAMILIES["words"](), "bos"))
     with pytest.raises(SepoError, match=r"is not the one .* was made with"):
         carry(world / "scores", strong, world / "pairs.jsonl", tmp_path / "out", tokenizer=str(other))
+
+
+def test_arguments_of_the_template_come_from_the_scores_or_from_the_user(world, strong, carried, tmp_path):
+    given = '{"style": "short"}'
+    carry(world / "scores", strong, world / "pairs.jsonl", tmp_path / "out", chat_template_kwargs=given)
+    carry(tmp_path / "out", world / "oracle/oracle", world / "pairs.jsonl", tmp_path / "back")
+    assert "chat_template_kwargs" not in manifest_of(carried)["settings"]
+    for name in ("out", "back"):
+        assert manifest_of(tmp_path / name)["settings"]["chat_template_kwargs"] == given

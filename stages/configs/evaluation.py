@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from stages.configs import limits
 from stages.configs.option import DATA, METHOD, OUTPUT, REQUIRED, Config, Option, required
 from stages.configs.shared import (
+    ChatTemplateKwargs,
     Columns,
     MaxLength,
     MaxTokensPerDevice,
@@ -82,6 +83,7 @@ class EvaluateConfig(Config):
         ),
     ] = None
     columns: Columns = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     max_length: MaxLength = 2048
     overlong: Overlong = "drop"
     samples: Annotated[

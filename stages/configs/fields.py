@@ -1,6 +1,7 @@
 """What the texts of some options mean, and the names that some of them take."""
 
-from typing import Final
+import json
+from typing import Any, Final
 
 SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
 OVERLONG: Final = ("drop", "truncate", "error")
@@ -18,6 +19,20 @@ def column_names(columns: str | None) -> dict[str, str]:
     """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
     items = [item.partition("=") for item in columns.split(",")] if columns else []
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """``{"enable_thinking": false}``; None for what is no JSON object, or has numbers that JSON has not."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        text.encode()
+        found = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def is_remote(name: str) -> bool:

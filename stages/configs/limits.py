@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from stages.configs.fields import column_names, is_remote, module_names, worker_numbers
+from stages.configs.fields import column_names, is_remote, json_object, module_names, worker_numbers
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -29,6 +29,7 @@ columns: Rule = (
     ),
     "like prompt=question,chosen=good,rejected=bad",
 )
+an_object: Rule = (lambda x: json_object(x) is not None, """a JSON object, like '{"enable_thinking": false}'""")
 local: Rule = (
     lambda x: not is_remote(x),
     "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",

@@ -8,6 +8,7 @@ from stages.configs import limits
 from stages.configs.fields import PRECISIONS
 from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
 from stages.configs.shared import (
+    ChatTemplateKwargs,
     Columns,
     Dataset,
     MaxLength,
@@ -54,6 +55,7 @@ class ScoreConfig(Config):
         ),
     ] = None
     columns: Columns = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     max_length: MaxLength = 2048
     overlong: Overlong = "drop"
     precision: Annotated[
@@ -149,6 +151,7 @@ class ProjectScoresConfig(Config):
         ),
     ] = None
     columns: Columns = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     trust_remote_code: TrustRemoteCode = False
     overwrite: Overwrite = False
 
@@ -179,6 +182,7 @@ class ValidateConfig(Config):
     model: Model = required()
     dataset: Dataset = required()
     columns: Columns = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     max_length: MaxLength = 2048
     overlong: Overlong = "drop"
     strict: Strict = False

@@ -53,6 +53,17 @@ Columns = Annotated[
         limit=limits.columns,
     ),
 ]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    Option(
+        "What the chat template is given for every row, as a JSON object: '{\"enable_thinking\": false}'. What a row's"
+        " own column of that name says goes before it.",
+        DATA,
+        "JSON",
+        limit=limits.an_object,
+        if_given=True,
+    ),
+]
 MaxLength = Annotated[
     int, Option("Most tokens of prompt and longer response together. Paper: 2048.", DATA, limit=limits.at_least_two)
 ]

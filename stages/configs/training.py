@@ -8,6 +8,7 @@ from stages.configs.fields import MIXED_PRECISIONS, OPTIMIZERS, QUANTIZATIONS, S
 from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Config, Option, required
 from stages.configs.scores import ScoreConfig
 from stages.configs.shared import (
+    ChatTemplateKwargs,
     Columns,
     Dataset,
     MaxLength,
@@ -268,6 +269,7 @@ class OracleConfig(OptimizerConfig):
         ),
     ] = 0.05
     columns: Columns = None
+    chat_template_kwargs: ChatTemplateKwargs = None
     overlong: Overlong = "drop"
     sft_dataset: Annotated[
         str | None,

@@ -123,8 +123,11 @@ class _Manner(NamedTuple):
 class ChatTemplate:
     """A tokenizer's chat template as a function of text, with what it writes around an answer."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._render = Renderer(tokenizer, _PROBE_TOOL)
+    def __init__(self, tokenizer: Any, given: Arguments = _NONE) -> None:
+        """Args: given: arguments for every conversation that brings no other ones."""
+        self._render = Renderer(tokenizer, _PROBE_TOOL, given)
+        self.ignored = self._render.ignored
+        """the arguments given for all conversations that the template never names"""
         try:
             manner = self._learn({})
         except RenderError as error:

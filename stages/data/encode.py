@@ -18,7 +18,7 @@ across the border (a template that ends in a blank, an answer that begins with a
 the model will be asked with, and the response is tokenised behind a newline, or on its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ from stages.data.conversations import EMPTY_RESPONSE, UnusableError
 from stages.data.fingerprint import tokenizer_fingerprint
 from stages.data.round_trip import losses, refuse_unfit
 from stages.data.template_arguments import TOOLS, texts_of
+from stages.errors import SepoError
+from stages.store.files import hash_json
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
 __all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
@@ -43,6 +45,7 @@ SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
 _NEWLINE: Final = "\n"
 _PROBE: Final = "0"
+_NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
 
 
 class _Rendered(NamedTuple):
@@ -62,13 +65,24 @@ class _Rendered(NamedTuple):
 class Encoder:
     """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, given: Mapping[str, Any] = _NO_ARGUMENTS) -> None:
+        """
+        Args:
+            given: what the chat template is told for every row that says nothing else
+                (`stages.data.template_arguments`).
+
+        Raises:
+            SepoError: a tokenizer or a template that spoils text, or arguments that spell a control token.
+        """
         refuse_unfit(tokenizer)
+        self._given = given
         self._tokenizer = tokenizer
         self._ready: dict[str, list[int]] = {}
-        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._template = ChatTemplate(tokenizer, given) if tokenizer.chat_template else None
         self._after = self._template.after if self._template else ""
         self._control = ControlTokens(tokenizer, self._template.own_text if self._template else "")
+        if any(map(self._control.spelled_in, texts_of(given))):
+            raise SepoError("chat_template_kwargs: " + CONTROL, hint="give the template other arguments")
         after_ids = self._tokenise(self._after)
         self._end_of_turn = self._control.first(self._after, after_ids) or self._next_turn()
         self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
@@ -85,8 +99,10 @@ class Encoder:
 
     @property
     def losses(self) -> list[str]:
-        """What a user should know of what the tokenizer does to text, one sentence each."""
-        return losses(self._tokenizer)
+        """What a user should know of what the tokenizer and its template do to text, one sentence each."""
+        ignored = self._template.ignored if self._template else list(self._given)
+        unknown = f"the chat template does not know {', '.join(ignored)}: --chat-template-kwargs changes nothing there"
+        return losses(self._tokenizer) + ([unknown] if ignored else [])
 
     @property
     def end_of_turn(self) -> int | None:
@@ -97,7 +113,8 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Two encoders of one fingerprint make the same ids of the same text."""
-        return tokenizer_fingerprint(self._tokenizer)
+        alone = tokenizer_fingerprint(self._tokenizer)
+        return hash_json([alone, self._given]) if self._given else alone
 
     @property
     def shows_tools(self) -> bool:

@@ -11,6 +11,7 @@ from stages.configs import EvaluateConfig, column_names
 from stages.currency import Dropped, Ids, TokenPair, content_hash, longest
 from stages.data.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
 from stages.data.encode import Encoder
+from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.reporting import Reporter
 from stages.store.files import hash_bytes
@@ -74,14 +75,17 @@ def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter
     Raises:
         SepoError: it cannot be read, or has fewer than two prompts: no interval could be given.
     """
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     scores = scored_pairs(dataset)
     limit = Limit(config.max_length, config.overlong)
     if scores is None:
         found, counts = load_pairs(dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
         pairs = list(found)
-    elif config.columns and not config.training_data:
-        raise SepoError(f"{dataset} holds scored pairs, which have no columns to name", hint="leave out --columns")
+    elif (config.columns or config.chat_template_kwargs) and not config.training_data:
+        raise SepoError(
+            f"{dataset} holds scored pairs, which have no columns to name and no template to fill",
+            hint="leave out --columns and --chat-template-kwargs",
+        )
     else:
         pairs, counts = _within(scores, limit, reporter)
     if config.strict:

@@ -29,20 +29,27 @@ class _TooLongError(Exception):
 class Renderer:
     """Renders conversations with the chat template of a tokenizer."""
 
-    def __init__(self, tokenizer: Any, tool: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, tool: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """
         Args:
             tool: any; a tokenizer may have a template of its own for conversations with tools.
+            given: arguments for every conversation that brings no other ones.
 
         Raises:
             SepoError: the tokenizer has several templates, and none that is the default.
         """
         self._tokenizer = tokenizer
+        self._given = given
         try:
             self._template = _pin_date(tokenizer.get_chat_template())
             self._template_for_tools = _pin_date(tokenizer.get_chat_template(tools=[tool]))
         except ValueError as error:
             raise SepoError(f"the tokenizer has no chat template: {one_line(error)}") from error
+
+    @property
+    def ignored(self) -> list[str]:
+        """The arguments given for all conversations that the template never names."""
+        return [name for name in self._given if name not in self._template + self._template_for_tools]
 
     def __call__(
         self,
@@ -68,7 +75,7 @@ class Renderer:
                         chat_template=template,
                         tokenize=False,
                         add_generation_prompt=answer is None,
-                        **arguments,
+                        **{**self._given, **arguments},
                     )
                 )
         except _TooLongError as error:

@@ -1,10 +1,12 @@
-"""What a row passes to the chat template beside its turns, in two optional columns that TRL knows too.
+"""What the chat template is given beside the turns, in two optional columns that TRL knows too.
 
 ``tools`` is a list of JSON schemas of functions, ``chat_template_kwargs`` an object such as
 ``{"enable_thinking": false}``; each may be JSON written as text. Null and what is empty mean that there is none.
 
 In a list or object that is no text, a key whose value is null is left out: Parquet and Arrow give every object of a
 column the keys of all the others.
+
+The option ``--chat-template-kwargs`` gives the same object for all rows; what a row says itself goes before it.
 """
 
 import json
@@ -47,6 +49,19 @@ def template_arguments(row: Row) -> dict[str, Any]:
     if found:
         check_texts(list(texts_of(found)))
     return found
+
+
+def given_arguments(text: str | None) -> dict[str, Any]:
+    """What ``--chat-template-kwargs`` gives the template for all rows.
+
+    Raises:
+        SepoError: an argument that is not a user's to set, or a text in them that no tokenizer takes.
+    """
+    option = "--" + KWARGS.replace("_", "-")
+    try:
+        return template_arguments(Row(0, option, {KWARGS: text}))
+    except UnusableError as reason:
+        raise SepoError(f"{option}: {reason}", hint=_KWARGS_HINT) from reason
 
 
 def texts_of(value: Any) -> Iterator[str]:

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from stages.configs import is_remote
 from stages.currency import TokenPair, content_hash
 from stages.data.read import dataset_hash
+from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import read_whole_table
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
+from stages.store.shape import lookup
 
 Hashes = NDArray[np.uint64]
 _LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
@@ -31,6 +33,10 @@ _LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
     "train-oracle": (("input_names", "model"), ("inputs",), ("settings", "sft_epochs"), ("counts", "held_out")),
 }
 """of each stage's manifest, as paths of keys"""
+_KWARGS: Final = ("settings", "chat_template_kwargs")
+_NO_ARGUMENTS: Final[dict[str, Any]] = {}
+_OTHER_TOKENIZER: Final = "its tokenizer or chat template is another one"
+_OTHER_KWARGS: Final = "its chat template was given other arguments"
 SNAPSHOTS: Final = "snapshots"
 """where a policy keeps what it was on the way"""
 
@@ -99,13 +105,22 @@ def _holds(fingerprint: str, folder: Path) -> bool:
     return scores is not None and scores["fingerprint"] == fingerprint
 
 
-def trained_on(source: str, tokenizer: str, read_data: Callable[[str], Sequence[TokenPair]]) -> list[Trained]:
+class Writing(NamedTuple):
+    """What made ids of the text of some pairs."""
+
+    tokenizer: str
+    """hash (`stages.model.folders.tokenizer_hash`)"""
+    given: dict[str, Any] = _NO_ARGUMENTS
+    """what the chat template was given for all rows"""
+
+
+def trained_on(source: str, writing: Writing, read_data: Callable[[str], Sequence[TokenPair]]) -> list[Trained]:
     """The pairs that a source holds.
 
     Args:
         source: a folder of `sepo score`, `train-oracle` or `train-policy`, or the manifest in it, or else a data set.
-        tokenizer: hash of the tokenizer that made the pairs to be looked for (`stages.model.folders.tokenizer_hash`).
-        read_data: a data set as pairs in the ids of that tokenizer.
+        writing: what made the pairs to be looked for.
+        read_data: a data set as pairs that were made by the same.
 
     Raises:
         SepoError: what was given can be read as none of these.
@@ -113,11 +128,11 @@ def trained_on(source: str, tokenizer: str, read_data: Callable[[str], Sequence[
     folder = Path(source).expanduser()
     folder = folder.parent if folder.name == FINISHED else folder
     if _manifest(folder, "train-oracle"):
-        return [_of_oracle(folder, tokenizer)]
+        return [_of_oracle(folder, writing)]
     if is_remote(source) or _manifest(folder, MADE_BY):
-        return [_of_scores(source if is_remote(source) else str(folder), tokenizer)]
+        return [_of_scores(source if is_remote(source) else str(folder), writing)]
     if _manifest(folder, "train-policy"):
-        return [each for name in recorded_sources(folder).sources for each in trained_on(name, tokenizer, read_data)]
+        return [each for name in recorded_sources(folder).sources for each in trained_on(name, writing, read_data)]
     if (folder / FINISHED).exists():
         raise SepoError(
             f"{source} holds no pairs that a model was trained on",
@@ -153,18 +168,22 @@ def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | No
         return None
 
 
-def _of_scores(folder: str, tokenizer: str) -> Trained:
+def _of_scores(folder: str, writing: Writing) -> Trained:
     scores = open_scores(folder)
-    if scores.manifest["tokenizer"].get("hash") not in (tokenizer, None):
-        return Trained(folder, None, "its tokenizer or chat template is another one")
+    if scores.manifest["tokenizer"].get("hash") not in (writing.tokenizer, None):
+        return Trained(folder, None, _OTHER_TOKENIZER)
+    if given_arguments(lookup(scores.manifest, _KWARGS)) != writing.given:
+        return Trained(folder, None, _OTHER_KWARGS)
     return Trained(folder, hashes_of([row.pair for row in scores.rows()]))
 
 
-def _of_oracle(folder: Path, tokenizer: str) -> Trained:
+def _of_oracle(folder: Path, writing: Writing) -> Trained:
     """`sepo train-oracle` writes the log-probs of the pairs that it held out before those it trained on."""
     manifest = read_manifest(folder, "train-oracle", "")
-    if manifest["inputs"].get("tokenizer") != tokenizer:
-        return Trained(str(folder), None, "its tokenizer or chat template is another one")
+    if manifest["inputs"].get("tokenizer") != writing.tokenizer:
+        return Trained(str(folder), None, _OTHER_TOKENIZER)
+    if given_arguments(lookup(manifest, _KWARGS)) != writing.given:
+        return Trained(str(folder), None, _OTHER_KWARGS)
     table = read_whole_table(folder / LOGPS)
     if table is None:
         return Trained(str(folder), None, f"it has no {LOGPS} that can be read")

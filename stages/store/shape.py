@@ -93,6 +93,7 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("fingerprint",): _TEXT,
     ("settings",): _OBJECT,
     ("settings", "columns"): _TEXT_OR_NULL,
+    ("settings", "chat_template_kwargs"): _TEXT_OR_NULL,
     ("settings", "sft_epochs"): _NUMBER,
     ("inputs",): _NAMED,
     ("input_names",): _NAMED,

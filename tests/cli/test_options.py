@@ -11,7 +11,17 @@ from sepo_cli import main as program
 from sepo_cli.cli_docs import page
 from sepo_cli.commands import COMMANDS, Command, TranslatingCommand, function_of
 from stages import make_demo
-from stages.configs import Config, content_settings, declared, limits
+from stages.configs import (
+    Config,
+    EvaluateConfig,
+    OracleConfig,
+    ProjectScoresConfig,
+    ScoreConfig,
+    ValidateConfig,
+    content_settings,
+    declared,
+    limits,
+)
 from stages.configs.option import DATA, OPTIMISER, REQUIRED, Option
 from stages.errors import SepoError
 from stages.reporting import Summary
@@ -114,3 +124,27 @@ def test_limits_are_checked_where_a_value_is_given():
     assert OneMore(shade=1).shade == 1
     with pytest.raises(SepoError, match="shade must be at least 1, got -1"):
         OneMore(shade=-1)
+
+
+_NAMES = {"model": "m", "dataset": "d", "output_dir": "o"}
+_CONFIGS = {
+    ValidateConfig: {"model": "m", "dataset": "d"},
+    OracleConfig: _NAMES,
+    ScoreConfig: {"oracle": "o", "dataset": "d", "output_dir": "o"},
+    EvaluateConfig: {"models": ("m",), "dataset": "d"},
+    ProjectScoresConfig: _NAMES | {"scores": "s"},
+}
+
+
+@pytest.mark.parametrize("config", _CONFIGS, ids=lambda config: config.__name__)
+def test_arguments_of_the_template_are_recorded_where_they_are_given(config):
+    """And not elsewhere: runs that were made before there was the option keep their fingerprint."""
+    assert "chat_template_kwargs" not in content_settings(config(**_CONFIGS[config]))
+    given = content_settings(config(**_CONFIGS[config], chat_template_kwargs='{"a": 1}'))
+    assert given["chat_template_kwargs"] == '{"a": 1}'
+
+
+@pytest.mark.parametrize("text", ["", "thinking", "[1]", '{"a": NaN}', '{"a"', "[" * 9000, '{"a": "\udc80"}'])
+def test_arguments_of_the_template_are_a_json_object(text):
+    with pytest.raises(SepoError, match="chat_template_kwargs must be a JSON object"):
+        ValidateConfig(**_CONFIGS[ValidateConfig], chat_template_kwargs=text)

@@ -10,7 +10,7 @@ import pytest
 from stages.currency import Dropped, Pair
 from stages.data.encode import CONTROL, REFUSED, TOOLS_NEED_TEMPLATE, Encoder
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
-from stages.data.template_arguments import _TAKEN
+from stages.data.template_arguments import _TAKEN, given_arguments
 from stages.errors import SepoError
 from tests.conftest import CHATML, write_lines
 from tests.data.turns import bot, user
@@ -217,3 +217,51 @@ def test_the_zoo_takes_arguments_that_it_does_not_know():
     for name in TEMPLATES:
         if name != "asks_for_thoughts":
             assert encode(name, {"style": "brief"}) == encode(name, {})
+
+
+@pytest.mark.parametrize("own", [{}, {"enable_thinking": True}, {"style": "short"}])
+def test_what_is_given_for_all_rows_is_the_column_of_every_row_that_says_nothing_else(own):
+    tokenizer, given = dress(byte_level(), SWITCHED), {"enable_thinking": False}
+    pair = Pair(0, [user("what?")], "It is", "sorry", own)
+    found = Encoder(tokenizer, given).encode(pair)
+    wanted = Encoder(tokenizer).encode(pair._replace(template_arguments=given | own))
+    assert [part.tolist() for part in found[1:]] == [part.tolist() for part in wanted[1:]]
+
+
+def test_what_is_given_for_all_rows_makes_another_encoder():
+    tokenizer = dress(byte_level(), SWITCHED)
+    prints = [
+        Encoder(tokenizer, given).fingerprint for given in ({"enable_thinking": False}, {"enable_thinking": True})
+    ]
+    assert len({*prints, Encoder(tokenizer).fingerprint}) == 3
+    assert Encoder(tokenizer, {}).fingerprint == Encoder(tokenizer).fingerprint
+
+
+def test_a_name_that_the_template_does_not_know_is_said():
+    tokenizer = dress(byte_level(), SWITCHED)
+    assert Encoder(tokenizer, {"enable_thinking": False}).losses == Encoder(tokenizer).losses
+    [said] = Encoder(tokenizer, {"enable_thinking": False, "thinkng": False}).losses
+    assert "does not know thinkng:" in said
+    assert "does not know style:" in Encoder(dress(byte_level(), None), {"style": 1}).losses[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"tools": []}', "may not set tools"),
+        ('{"a": "\\ud800"}', "broken Unicode"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "more than 100 deep"),
+    ],
+)
+def test_what_no_template_can_be_given_is_refused(text, reason):
+    with pytest.raises(SepoError, match=reason):
+        given_arguments(text)
+
+
+def test_what_is_given_for_all_rows_cannot_end_a_turn():
+    with pytest.raises(SepoError, match=CONTROL):
+        Encoder(dress(byte_level(), SWITCHED), {"enable_thinking": "<|im_end|>"})
+
+
+def test_nothing_given_is_nothing():
+    assert given_arguments(None) == given_arguments("{}") == {}

@@ -112,6 +112,8 @@ def test_a_folder_of_scores_keeps_the_limit_it_is_given(run, world):
         run(dataset=str(world / "scores"), overlong="error", **given)
     with pytest.raises(SepoError, match="holds scored pairs, which have no columns to name"):
         run(dataset=str(world / "scores"), columns="prompt=q", **given)
+    with pytest.raises(SepoError, match="and no template to fill"):
+        run(dataset=str(world / "scores"), chat_template_kwargs='{"a": 1}', **given)
 
 
 def test_a_model_without_a_name_is_refused(run, world):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from stages.data.training import hashes_of, recorded_sources, trained_on
+from stages.data.training import Writing, hashes_of, recorded_sources, trained_on
 from stages.model.folders import tokenizer_hash
 from stages.store.scores import open_scores
 from tests.evaluate.conftest import Ear
@@ -57,9 +57,9 @@ def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder
 
 def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
     hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
-    [found] = trained_on(str(world / "scores"), tokenizer_hash(chatml), list)
+    [found] = trained_on(str(world / "scores"), Writing(tokenizer_hash(chatml)), list)
     assert set(found.hashes) == set(hashes)
-    [found] = trained_on(str(world / "scores"), "another", list)
+    [found] = trained_on(str(world / "scores"), Writing("another"), list)
     assert (found.hashes, found.why_not) == (None, "its tokenizer or chat template is another one")
     shutil.copytree(world / "policy", tmp_path / "policy")
     manifest = json.loads((tmp_path / "policy/manifest.json").read_text())

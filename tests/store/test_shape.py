@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from stages.data.training import recorded_sources, trained_on
+from stages.data.training import Writing, recorded_sources, trained_on
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.check import check_scores
@@ -100,7 +100,7 @@ def claim_other(folder):
 
 
 def trace(folder):
-    return recorded_sources(folder), trained_on(str(folder), "h", lambda name: random_pairs(1, 50))
+    return recorded_sources(folder), trained_on(str(folder), Writing("h"), lambda name: random_pairs(1, 50))
 
 
 @pytest.mark.parametrize(
