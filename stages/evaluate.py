@@ -191,9 +191,9 @@ def _read(config: EvaluateConfig, dataset: str, chosen: Chosen, reporter: Report
     """The models with the pairs in their ids, and the reference: it comes first, unless it is one of them already."""
     read: dict[tuple[str, int], HeldOut] = {}
     models = []
-    theirs = _tokenizer(chosen.reference[0], config) if chosen.reference else None
+    theirs = _tokenizer(chosen.reference[0], config, reporter) if chosen.reference else None
     for name, (folder, hash_) in chosen.models.items():
-        tokenizer = _tokenizer(folder, config)
+        tokenizer = _tokenizer(folder, config, reporter)
         if theirs is not None and vocabulary_hash(tokenizer) != vocabulary_hash(theirs):
             raise SepoError(
                 f"{name} and the reference {config.reference_model} do not share a token->id map"
@@ -241,8 +241,8 @@ def _prompts(
     return draw_prompts(pairs, config.samples, room, config.seed)
 
 
-def _tokenizer(folder: Path, config: EvaluateConfig) -> Any:
-    return load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+def _tokenizer(folder: Path, config: EvaluateConfig, reporter: Reporter) -> Any:
+    return load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
 
 
 def _too_few(job: Job) -> list[str]:

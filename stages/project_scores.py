@@ -131,7 +131,7 @@ def _project(
 
 def _tokenizers(config: ProjectScoresConfig, scores: Scores, reporter: Reporter) -> Sides:
     folder = resolve_without_weights(config.model, reporter)
-    wanted = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+    wanted = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     theirs = scores.manifest["tokenizer"]["vocabulary"]
     if vocabulary_hash(wanted) == theirs:
         raise SepoError(
@@ -140,7 +140,7 @@ def _tokenizers(config: ProjectScoresConfig, scores: Scores, reporter: Reporter)
         )
     name = _scored_name(config, scores)
     scored_folder = Path(name) if Path(name).is_dir() else resolve_without_weights(name, reporter)
-    scored = load_tokenizer(scored_folder, trust_remote_code=config.trust_remote_code)
+    scored = load_tokenizer(scored_folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     if vocabulary_hash(scored) != theirs:
         raise SepoError(
             f"the token->id map of {name} is not the one {scores.folder} was made with",

@@ -72,7 +72,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     worker = this_worker(accelerator, config.worker)
     refuse_useless(config.precision, accelerator.device)
     models = _models(config, reporter)
-    tokenizer = _common_tokenizer(models, config.trust_remote_code)
+    tokenizer = _common_tokenizer(models, config.trust_remote_code, reporter)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     inputs = {
         "oracle": Input(str(models.oracle), model_hash(models.oracle)),
@@ -195,9 +195,9 @@ def _models(config: ScoreConfig, reporter: Reporter) -> Models:
     return Models(*(resolve_model(name, reporter) for name in names))
 
 
-def _common_tokenizer(models: Models, trust_remote_code: bool) -> Any:
+def _common_tokenizer(models: Models, trust_remote_code: bool, reporter: Reporter) -> Any:
     """The oracle's tokenizer, which has to be the reference's too: a score is a difference at one and the same id."""
-    oracle = load_tokenizer(models.oracle, trust_remote_code=trust_remote_code)
+    oracle = load_tokenizer(models.oracle, trust_remote_code=trust_remote_code, reporter=reporter)
     reference = load_tokenizer(models.reference, trust_remote_code=trust_remote_code)
     if vocabulary_hash(oracle) != vocabulary_hash(reference):
         raise SepoError(

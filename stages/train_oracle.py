@@ -133,7 +133,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     refuse_impossible(config, accelerator.device)
     refuse_closed_hub(config.push_to_hub)
     model_folder = resolve_model(config.model, reporter)
-    tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=True)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))

@@ -100,7 +100,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     refuse_closed_hub(config.push_to_hub)
     scores = open_scores(config.scores)
     model_folder = resolve_model(config.model, reporter)
-    tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(model_folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     refuse_other_vocabulary(tokenizer, scores, config.model)
     scores = scores._replace(ids_below=vocabulary_size(tokenizer))
     refuse_useless_optimizer(config, accelerator.device)

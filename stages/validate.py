@@ -104,7 +104,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     folder = resolve_without_weights(config.model, reporter)
-    tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     described = base_folder(folder) if is_adapter(folder) else folder
     shape = model_shape(described, trust_remote_code=config.trust_remote_code)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))

@@ -19,6 +19,7 @@ from stages.model.adapters import CONFIG as ADAPTER
 from stages.model.adapters import base_of, content, is_adapter, merge, put_on
 from stages.model.adapters import save as save_adapter
 from stages.model.few_bits import bits_of, exact_products
+from stages.model.overheard import overheard
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.shape import is_file_name
@@ -121,17 +122,19 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a model folder, with its chat template if it has one."""
+def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Any:
+    """The tokenizer of a model folder, with its chat template if it has one; `reporter` hears what is wrong with it."""
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
         folder = base_folder(folder)
-    with borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
+    with overheard() as said, borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         # Some that can be loaded fail on whatever they are given.
         tokenizer("a text", verbose=False)
         last = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= last < MOST_IDS:
         raise SepoError(f"{folder}: the tokenizer's last id is {last:,}; it must be in [0, {MOST_IDS:,})", hint=REMEDY)
+    for text in said:
+        (reporter or Quiet()).warn(f"the tokenizer of {folder}: {text}")
     return tokenizer
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import pytest
@@ -166,3 +167,18 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(chat_folder, tmp_path,
     (tmp_path / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
     with pytest.raises(SepoError, match=r"is no file in its folder"):
         resolve_model(str(tmp_path / "model"), Quiet())
+
+
+@pytest.mark.parametrize(("kind", "said"), [("mistral", 1), ("llama", 0)])
+def test_what_transformers_says_of_a_tokenizer_is_shown_once(kind, said, tmp_path, chatml):
+    """It knows that the pattern of some files of Mistral's gives wrong ids, and sepo keeps it quiet but for that."""
+    chatml.save_pretrained(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {f"more{number}": 1000 + len(vocabulary) + number for number in range(100_001)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "transformers_version": "4.50.0"}))
+    before, quiet = logging.getLogger("transformers").handlers, Quiet()
+    load_tokenizer(tmp_path, trust_remote_code=False, reporter=quiet)
+    assert [("fix_mistral_regex" in text) for text in quiet.warnings] == [True] * said
+    assert logging.getLogger("transformers").handlers is before
