@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from stages.errors import SepoError, one_line
 from stages.model.memory import enough_memory
 from stages.reporting import Reporter
-from stages.store.files import hash_file, make_durable, whole_folder, write_json, write_text, writing
+from stages.store.checksums import durable_checksums, fault_in, read_checksums, unlisted_in, write_checksums
+from stages.store.files import whole_folder, write_text, writing
 
 FOLDER: Final = "checkpoints"
-SEAL: Final = "checksums.json"
 WEIGHTS: Final = "pytorch_model.bin"
 """of the one model, as accelerate names the file"""
 STATE: Final = "state.json"
@@ -62,7 +62,7 @@ class Checkpoints:
 
     Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
-    Its seal says of which run it is, and that it is as it was written.
+    Its checksums say of which run it is, and that it is as it was written.
 
     Args:
         keep: how many there may be.
@@ -100,7 +100,7 @@ class Checkpoints:
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
                     self._write_parts(temporary)
-                    _seal(temporary, self._fingerprint)
+                    _write_checksums(temporary, self._fingerprint)
             else:
                 self._save_together(target)
         self.newest = step
@@ -135,10 +135,16 @@ class Checkpoints:
         return self.newest
 
     def _refuse_other(self, path: Path, steps: int) -> None:
-        of_another = _read_seal(path)["run"] != self._fingerprint
+        of_another = read_checksums(path)["run"] != self._fingerprint
         if of_another or _step_of(path) > steps:
             fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
             raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
+        # What a library finds beside the files that it wrote may be what it prefers to load.
+        unlisted = unlisted_in(path)
+        if unlisted:
+            raise SepoError(
+                f"{path} holds {unlisted[0]}, which was not written with it", hint="remove it, and run the same again"
+            )
 
     def _refuse_other_weights(self, path: Path) -> None:
         """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
@@ -153,12 +159,12 @@ class Checkpoints:
         """Its name; damaged ones are named and removed."""
         damaged = False
         for path in reversed(self._found()):
-            fault = _fault(path)
+            fault = fault_in(path)
             if not fault:
                 return path.name
             damaged = True
             reporter.warn(f"{path} is damaged ({fault}); it is removed, and training goes on from before it")
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         if damaged:
             reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
         return ""
@@ -176,7 +182,7 @@ class Checkpoints:
         self._write_parts(temporary)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            _seal(temporary, self._fingerprint)
+            _write_checksums(temporary, self._fingerprint)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
@@ -185,7 +191,7 @@ class Checkpoints:
         return any(_frozen_names(model) for model in self._accelerator._models)
 
     def _found(self) -> list[Path]:
-        return sorted(self._folder.glob(f"{self._phase}-*"))
+        return sorted(path for path in self._folder.glob(f"{self._phase}-{'[0-9]' * 8}") if path.is_dir())
 
 
 @contextmanager
@@ -220,24 +226,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
 
 
-def _seal(folder: Path, fingerprint: str) -> None:
+def _write_checksums(folder: Path, fingerprint: str) -> None:
     """Wait until the disk has every file, and write down whose they are and what is in them."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    for name in names:
-        with (folder / name).open("rb+") as file:
-            make_durable(file)
-    write_json(folder / SEAL, {"run": fingerprint, "files": {name: hash_file(folder / name) for name in names}})
-
-
-def _read_seal(folder: Path) -> dict[str, Any]:
-    seal: dict[str, Any] = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-    return seal
-
-
-def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint; nothing if it is as it was written."""
-    try:
-        sums = _read_seal(folder)["files"]
-        return next((name for name, hashed in sums.items() if hash_file(folder / name) != hashed), "")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        return one_line(error)
+    write_checksums(folder, fingerprint, durable_checksums(folder, names))

@@ -70,3 +70,27 @@ def test_a_checkpoint_of_another_format_may_be_deleted(resume, tmp_path):
     with pytest.raises(SepoError, match=r"cannot go on from .*t-00000002: .*newer") as caught:
         resume(newer=Part())
     assert caught.value.hint.endswith(f"or delete {tmp_path / 'checkpoints'} to train anew")
+
+
+def test_a_file_that_was_not_written_with_a_checkpoint_is_not_loaded(resume, tmp_path):
+    """accelerate prefers it to the weights that it wrote itself."""
+    of_run = (Accelerator(cpu=True), tmp_path, "t", 1, "sha256:one")
+    Checkpoints(*of_run, {"part": Part()}).save(2)
+    checkpoint = tmp_path / "checkpoints/t-00000002"
+    (checkpoint / ".DS_Store").touch()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(
+        SepoError, match=r"t-00000002 holds model\.safetensors, which was not written with it"
+    ) as caught:
+        Checkpoints(*of_run, {"part": Part()}).resume(Quiet(), 4)
+    assert caught.value.hint == "remove it, and run the same again"
+    (checkpoint / "model.safetensors").unlink()
+    assert Checkpoints(*of_run, {"part": Part()}).resume(Quiet(), 4) == 2
+
+
+def test_what_is_no_checkpoint_is_passed_over_and_stays(resume, tmp_path):
+    for name in ("t-notes", "t-00000009.old"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints/t-00000008").touch()
+    assert resume(part=Part()) == 2
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 4

@@ -11,7 +11,6 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.model.adapters import put_on
 from stages.model.batches import collate, whole
-from stages.model.checkpoints import SEAL
 from stages.model.extras import refuse_without
 from stages.model.logps import token_logps
 from stages.model.loop import fit
@@ -20,6 +19,7 @@ from stages.model.optimizers import make_optimizer, refuse_useless_optimizer
 from stages.model.paths import find_paths
 from stages.model.quantization import load_trainable
 from stages.reporting import Quiet
+from stages.store.checksums import FILE as SEAL
 from stages.store.files import hash_file
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
 from tests.model.fits import SETTINGS, Killed, KilledAfter, objective
