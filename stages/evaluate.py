@@ -61,7 +61,7 @@ from stages.model.named import named_models
 from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Reporter, Summary
 from stages.store.files import hash_file, hash_json
-from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now, read_manifest
+from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now, read_manifest, refuse_altered
 from stages.store.results import claim_results, write_results
 
 Floats64 = NDArray[np.float64]
@@ -181,6 +181,7 @@ def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, I
         inputs[REFERENCE] = Input(str(config.reference_model), chosen.reference[1])
     if config.demo:
         read_manifest(Path(config.demo), "make-demo", "run `sepo make-demo` first")
+        refuse_altered(Path(config.demo))
         inputs["truth"] = Input(config.demo, hash_file(Path(config.demo) / TRUTH))
     return inputs | {
         f"training data {name}": Input(name, source_hash(name), data=True) for name in config.training_data

@@ -33,10 +33,12 @@ def run(config: DemoConfig, reporter: Reporter) -> Summary:
         f"{len(train):,} pairs to train on, {len(test):,} with other prompts, {len(REWARDS)} words with a reward"
     )
     build_demo_model(work.folder / "model", VOCABULARY, config.seed)
-    files = ["train.jsonl", "test.jsonl", "truth.json", "model/config.json"]
+    models = [work.folder / "model"]
     if config.oracle_size == "small":
-        build_demo_model(work.folder / "oracle-model", VOCABULARY, config.seed, HALF)
-        files.append("oracle-model/config.json")
+        models.append(work.folder / "oracle-model")
+        build_demo_model(models[1], VOCABULARY, config.seed, HALF)
+    files = ["train.jsonl", "test.jsonl", "truth.json"]
+    files += [f"{model.name}/{path.name}" for model in models for path in sorted(model.iterdir())]
     work.finish(files=files, device="cpu")
     summary = [
         ("train pairs", f"{len(train):,} in {work.folder / 'train.jsonl'}"),

@@ -106,13 +106,16 @@ class Job(NamedTuple):
         if self.accelerator.is_main_process:
             model = trainee.finished(merged=merged, aside=self.work.folder / f"{name}-{UNMERGED}")
             save_model(model, self.tokenizer, self.work.folder / name, weights)
+            self.work.vouch(name)
             forget_checkpoints(self.work.folder)
         self.accelerator.wait_for_everyone()
 
     def done(self, phase: str, name: str) -> bool:
         """Whether an earlier attempt has written this model already, and nobody took it apart since."""
-        # Agreed on before one of the processes writes it.
-        if not all(gather_object([holds_model(self.work.folder / name)])):
+        # Agreed on before one of the processes writes it; what it holds is looked at once.
+        there = holds_model(self.work.folder / name)
+        sound = there and (not self.accelerator.is_main_process or self.work.keeps(name))
+        if not all(gather_object([sound])):
             return False
         self.reporter.say(f"{phase}: {self.work.folder / name} is there already")
         return True
@@ -142,7 +145,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
         usable_length([model_folder], config.max_length, trust_remote_code=config.trust_remote_code, reporter=reporter),
         config.overlong,
     )
-    with claimed_together(config, STAGE, inputs, accelerator) as work:
+    with claimed_together(config, STAGE, inputs, accelerator, reporter) as work:
         job = Job(config, accelerator, work, tokenizer, encoder, limit, reporter)
         return _already(job) if work.finished else _make(job, model_folder)
 

@@ -114,7 +114,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     }
     if config.needs & {"reference", "kl"}:
         inputs["reference"] = Input(reference.name, reference.hash)
-    with claimed_together(config, STAGE, inputs, accelerator) as work:
+    with claimed_together(config, STAGE, inputs, accelerator, reporter) as work:
         job = Job(config, accelerator, work, scores, start, reference, reporter)
         return _already(job) if work.finished else _make(job, tokenizer, model_folder)
 

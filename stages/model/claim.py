@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from stages.configs import OracleConfig, PolicyConfig, content_settings
 from stages.model.metrics import read_times
+from stages.reporting import Reporter
 from stages.store.claim import claimed
 from stages.store.lock import Lock
 from stages.store.manifest import Input, Run, open_run
@@ -15,7 +16,11 @@ from stages.store.place import place_of
 
 @contextmanager
 def claimed_together(
-    config: OracleConfig | PolicyConfig, stage: str, inputs: dict[str, Input], accelerator: Accelerator
+    config: OracleConfig | PolicyConfig,
+    stage: str,
+    inputs: dict[str, Input],
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> Iterator[Run]:
     """The run of `config`, from which every other run is kept out until the block ends.
 
@@ -29,6 +34,8 @@ def claimed_together(
                 resume = config.resume
                 claim = claimed(place, stage, settings, inputs, overwrite=config.overwrite, resume=resume)
                 work = stack.enter_context(claim)
+                if work.altered:
+                    reporter.warn(f"{work.folder / work.altered} is not what was written there, and is made again")
             else:
                 # A lock that was not taken: the first process may have begun, and nothing of its is cleared or swept.
                 work = open_run(place, stage, settings, inputs, overwrite=False, lock=Lock(place, several=True))

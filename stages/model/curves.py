@@ -44,7 +44,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), number)
         for name, label in panel.lines.items():
-            points = [(record["step"], record[name]) for record in records if name in record]
+            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             if points:
                 axes.plot(
                     *zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "", linewidth=1.2

@@ -22,6 +22,7 @@ from stages.model.few_bits import bits_of, exact_products
 from stages.model.overheard import overheard
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
+from stages.store.manifest import refuse_altered
 from stages.store.shape import is_file_name
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -81,6 +82,7 @@ def holds_model(folder: Path) -> bool:
 
 def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
+    refuse_altered(folder)
     if is_adapter(folder):
         adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})

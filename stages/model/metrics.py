@@ -3,24 +3,37 @@
 Times and memory, which never repeat, stand beside it in timing.jsonl.
 """
 
-import json
 import resource
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from stages.currency import Example, PairLoss
+from stages.errors import SepoError, one_line
 from stages.method.watch import collapse
 from stages.reporting import Reporter
-from stages.store.files import make_durable, write_text, writing
+from stages.store.files import json_text, make_durable, sync_into, write_whole, writing
+from stages.store.shape import parse_json
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
+
+
+class _Line(NamedTuple):
+    """A line of a log."""
+
+    record: dict[str, Any]
+    data: bytes
+
+    @property
+    def checksum(self) -> str:
+        return f"{zlib.crc32(self.data):08x}"
 
 
 class MetricLog:
@@ -42,19 +55,27 @@ class MetricLog:
         self._steps = 0
         self._chosen_logps: list[float] = []
         self._lines = 0
+        self._checksums: list[str] = []
+        """of the lines of all phases"""
+        self._vouched: frozenset[str] | None = None
+        """those that there were at the checkpoint"""
         self.last: dict[str, float] = {}
 
     def start(self, first: int) -> None:
         """Go on after `first` steps: what an interrupted run logged after them is dropped."""
-        if self._accelerator.is_main_process:
-            _forget_after(self._path, self._phase, first)
-            _forget_after(self._pace.path, self._phase, first)
-        there = [line for line in read_metrics(self._path.parent) if line["phase"] == self._phase]
-        there = [line for line in there if line["step"] <= first]
-        self._chosen_logps = [line["chosen_logp"] for line in there if "chosen_logp" in line]
+        if not self._accelerator.is_main_process:
+            return
+        kept, damaged = _forget_after(self._path, self._phase, first, self._vouched)
+        _, damaged_times = _forget_after(self._pace.path, self._phase, first)
+        self._checksums = [line.checksum for line in kept]
+        there = [line.record for line in kept if line.record["phase"] == self._phase]
+        self._chosen_logps = [line["chosen_logp"] for line in there if line.get("chosen_logp") is not None]
         lost = self._lines - len(there)
         if lost > 0:
             self._reporter.warn(f"{self._path} has lost {lost:,} of the {self._lines:,} lines of {self._phase} so far")
+        for path, count in ((self._path, damaged if lost <= 0 else 0), (self._pace.path, damaged_times)):
+            if count:
+                self._reporter.warn(f"{path} had {count:,} damaged lines, which are left out")
 
     @property
     def note(self) -> str:
@@ -90,7 +111,7 @@ class MetricLog:
         if not warned and collapse(self._chosen_logps):
             self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
         if self._accelerator.is_main_process:
-            _append(self._path, record)
+            self._checksums.append(_append(self._path, record))
             _append(self._pace.path, {"phase": self._phase, "step": step + 1, **self._pace.lap()})
         self._accelerator.log({f"{self._phase}/{name}": value for name, value in self.last.items()}, step=step + 1)
         self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
@@ -98,8 +119,8 @@ class MetricLog:
     def state_dict(self) -> dict[str, Any]:
         """The sums since the last line, a row for each process: added up, they would round otherwise than they do.
 
-        Also how many lines there are, and the last one's figures. The lines themselves are on the disk when this ends:
-        a checkpoint must not outlive them.
+        Also how many lines there are, what they are, and the last one's figures. The lines themselves are on the disk
+        when this ends: a checkpoint must not outlive them.
         """
         if self._accelerator.is_main_process and self._path.exists():
             with self._path.open("rb+") as file:
@@ -107,13 +128,15 @@ class MetricLog:
         # Through JSON and back a float32 stays the same.
         rows = self._accelerator.gather(self._row()[None]).tolist()
         open_sums = {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
-        return open_sums | {"lines": self._lines, "last": self.last}
+        return open_sums | {"lines": self._lines, "checksums": self._checksums, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
         self._sums = dict(zip(state["names"], sums, strict=True))
         self._steps, self._lines, self.last = state["steps"], state["lines"], state["last"]
+        if "checksums" in state:
+            self._vouched = frozenset(state["checksums"])
 
     def _row(self) -> Tensor:
         values = [self._loss, self._pairs, *(self._sums[name] for name in sorted(self._sums))]
@@ -173,12 +196,13 @@ class _Pace:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's metrics.jsonl; none if there is no such file."""
-    return _read(folder / FILE)
+    return [line.record for line in _sound_lines(folder / FILE)[0]]
 
 
 def read_times(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's timing.jsonl; none if there is no such file."""
-    return _read(folder / TIMES)
+    lines = [line.record for line in _sound_lines(folder / TIMES)[0]]
+    return [line for line in lines if (line.get("seconds") or -1) >= 0]
 
 
 def training_warnings(folder: Path) -> list[str]:
@@ -187,7 +211,7 @@ def training_warnings(folder: Path) -> list[str]:
     warnings: dict[str, str] = {}
     for record in read_metrics(folder):
         curve = curves.setdefault(record["phase"], [])
-        if "chosen_logp" in record:
+        if record.get("chosen_logp") is not None:
             curve.append(record["chosen_logp"])
         said = collapse(curve)
         if said:
@@ -202,20 +226,56 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A killed run may have left half a line at the end.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _sound_lines(path: Path) -> tuple[list[_Line], int]:
+    """The lines that say what ours say, and how many whole ones do not; a killed run may leave half a line at the end.
+
+    Raises:
+        SepoError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise SepoError(
+            f"cannot read {path}: {one_line(error)}", hint="move it away, and run the same again"
+        ) from error
+    sound = [line for line in map(_line_of, lines) if line is not None]
+    return sound, len(lines) - len(sound)
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def _line_of(data: bytes) -> _Line | None:
+    """A line by what it says of whom, numbers being all the rest of it; None for what is damaged."""
+    try:
+        record = parse_json(data)
+        phase, step = record["phase"], record["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    # A number that is not finite stands as null there.
+    numbers = all(each is None or type(each) in (int, float) for name, each in record.items() if name != "phase")
+    sound = isinstance(phase, str) and type(step) is int and step > 0 and numbers
+    return _Line(record, data) if sound else None
 
 
-def _forget_after(path: Path, phase: str, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on."""
-    kept = [line for line in _read(path) if line["phase"] != phase or line["step"] <= step]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+def _append(path: Path, record: dict[str, Any]) -> str:
+    """Write a line; returns its checksum."""
+    data = json_text(record).encode()
+    with writing(path), path.open("ab") as file:
+        file.write(data + b"\n")
+    return _Line(record, data).checksum
+
+
+def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | None = None) -> tuple[list[_Line], int]:
+    """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on, and damaged ones.
+
+    Args:
+        vouched: the checksums of the lines that there were at the checkpoint, if that is known.
+
+    Returns:
+        the lines that stay, and how many are damaged.
+    """
+    sound, damaged = _sound_lines(path)
+    before = [line for line in sound if line.record["phase"] != phase or line.record["step"] <= step]
+    kept = [line for line in before if vouched is None or line.checksum in vouched]
+    write_whole(path, lambda temporary: sync_into(temporary, b"".join(line.data + b"\n" for line in kept)))
+    return kept, damaged + len(before) - len(kept)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.errors import SepoError
+from stages.store.checksums import CHECKSUM, altered_in, checksums_of, is_altered, vouched
 from stages.store.files import hash_json, probe_writable, sweep_temporary, write_json
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
@@ -30,6 +31,7 @@ from stages.store.shape import lookup, misshapen, parse_json
 FORMAT: Final = 1
 FINISHED: Final = "manifest.json"
 UNFINISHED: Final = "manifest.unfinished.json"
+WEIGHTS: Final = (".safetensors", ".bin")
 LIBRARIES: Final = ("sepo", "torch", "transformers", "accelerate", "tokenizers", "pyarrow")
 
 
@@ -44,6 +46,10 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     manifest: dict[str, Any] = field(default_factory=dict)
     """of the same work that was finished before"""
+    checksums: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """what files of the same work were when they were written (`stages.store.checksums.checksums_of`)"""
+    altered: str = ""
+    """the file for which the same work, finished before, is not believed"""
     earlier_seconds: float = 0.0
     """what lives that were killed have spent on it, as far as they wrote it down"""
 
@@ -72,7 +78,9 @@ class Run:
         """
         made_by = made_just_now(device, self.started - self.earlier_seconds)
         self.refuse_if_lost()
-        manifest = {**self.identity, **sections, "files": files, "made_by": made_by}
+        if self.place.local is not None and "shards" not in sections:
+            sections["checksums"] = checksums_of(self.place.local, files)
+        manifest = vouched({**self.identity, **sections, "files": files, "made_by": made_by})
         self.place.write_json(FINISHED, manifest)
         if self.place.local is not None:
             # A copy more: without it the run is as finished.
@@ -84,7 +92,17 @@ class Run:
 
     def promise(self, files: list[str]) -> None:
         """Write down, before they are there, which files the stage is about to put into the folder itself."""
-        self.place.write_json(UNFINISHED, {**self.identity, "files": files})
+        _claim(self.place, self.identity, self.checksums, files=files)
+
+    def vouch(self, name: str) -> None:
+        """Write down what the files of a folder in this one are, for a run that goes on from them."""
+        paths = sorted(path for path in (self.folder / name).rglob("*") if path.is_file())
+        self.checksums |= checksums_of(self.folder, [str(path.relative_to(self.folder)) for path in paths])
+        _claim(self.place, self.identity, self.checksums)
+
+    def keeps(self, name: str) -> bool:
+        """Whether the files of a folder in this one are those that were written there, as far as that is known."""
+        return not altered_in(self.folder, _below(self.checksums, name))
 
     def finished_by_another(self) -> bool:
         """Whether another worker has finished this run since it was opened."""
@@ -176,12 +194,48 @@ def open_run(
         return Run(place, identity, finished=True, manifest=found)
     if place.local is not None:
         probe_writable(place.local)
-    place.write_json(UNFINISHED, identity)
+    checksums = (found or {}).get("checksums", {})
+    altered = altered_in(place.local, checksums) if place.local is not None and place.has(FINISHED) else ""
+    _claim(place, identity, checksums)
     place.delete(FINISHED)
     if place.local is not None:
         with suppress(OSError):
             _copy(place.local).unlink()
-    return Run(place, identity, finished=False)
+    return Run(place, identity, finished=False, checksums=dict(checksums), altered=altered)
+
+
+def _claim(place: Place, identity: dict[str, Any], checksums: dict[str, dict[str, Any]], **sections: Any) -> None:
+    place.write_json(UNFINISHED, vouched({**identity, **sections, "checksums": checksums}))
+
+
+def refuse_altered(folder: Path) -> None:
+    """A finished run's folder, or one in it, is an input only as it was written.
+
+    Raises:
+        SepoError: a file that the manifest vouches for is another one, or there are weights that it does not list.
+    """
+    for run, name in ((folder, ""), (folder.absolute().parent, folder.absolute().name)):
+        try:
+            checksums = _below(_load(place_of(run), FINISHED).get("checksums", {}), name)
+        except (SepoError, OSError):
+            # No manifest of ours, or one that vouches for nothing.
+            continue
+        altered = altered_in(run, checksums, hash_all=True)
+        surplus = [path.name for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS] if checksums else []
+        surplus = [each for each in surplus if os.path.join(name, each) not in checksums]
+        if altered or surplus:
+            fault = (
+                f"{run / altered} is not what was written there" if altered else f"{folder / surplus[0]} is not of it"
+            )
+            raise SepoError(
+                f"{folder} is not as its run finished it: {fault}",
+                hint=f"run the same again, or, if it was changed on purpose, give a copy without {FINISHED}",
+            )
+
+
+def _below(checksums: dict[str, dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """Of all files those in a folder; the empty name is that of the folder that holds all."""
+    return {each: checksum for each, checksum in checksums.items() if not name or each.startswith(f"{name}/")}
 
 
 def _put_aside(place: Place, found: dict[str, Any]) -> None:
@@ -287,7 +341,8 @@ def claimed_by(place: Place) -> dict[str, Any] | None:
 def _load(place: Place, name: str) -> dict[str, Any]:
     remedy = "delete the folder and run the stage again"
     try:
-        manifest = parse_json(place.read(name))
+        data = place.read(name)
+        manifest = parse_json(data)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -295,12 +350,19 @@ def _load(place: Place, name: str) -> dict[str, Any]:
     fault = misshapen(manifest)
     if fault:
         raise SepoError(f"{place.at(name)} is not a manifest of sepo: {fault}", hint=remedy)
+    if is_altered(data, manifest):
+        raise SepoError(
+            f"{place.at(name)} is not as it was written: its checksum is of another text",
+            hint=f"restore it, or {remedy}; if you changed it on purpose, remove its {CHECKSUM!r}",
+        )
     found: dict[str, Any] = manifest
     return found
 
 
 def _complete(place: Place, manifest: dict[str, Any]) -> bool:
-    return all(place.has(name) for name in manifest.get("files", []))
+    """Whether what a manifest promises is there, and is what was written, where that can be told."""
+    there = all(place.has(name) for name in manifest.get("files", []))
+    return there and (place.local is None or not altered_in(place.local, manifest.get("checksums", {})))
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError
+from stages.store.checksums import is_altered, vouched
 from stages.store.files import hash_file, probe_writable, sweep_writes, write_json, write_whole, writing
 from stages.store.manifest import Input, differences
 from stages.store.protect import refuse_own_input_file
@@ -85,7 +86,7 @@ def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns]
         elif file.name in before:
             with writing(file):
                 file.unlink(missing_ok=True)
-    write_json(path, report | {"files": hashes})
+    write_json(path, vouched(report | {"files": hashes}))
 
 
 def _path(output: str) -> Path:
@@ -119,10 +120,20 @@ def _write_table(path: Path, columns: Columns, fingerprint: str) -> None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """What a file holds, if it can be a report: an object, whose files are beside it."""
+    """What a file holds, if it can be a report: an object, whose files are beside it.
+
+    Raises:
+        SepoError: it is a report that was altered since it was written.
+    """
     try:
-        found = parse_json(path.read_bytes())
+        data = path.read_bytes()
+        found = parse_json(data)
     except (OSError, ValueError):
         return {}
     files = found.get("files", {}) if isinstance(found, dict) else None
+    if files is not None and is_altered(data, found):
+        raise SepoError(
+            f"{path} is not as it was written: its checksum is of another text",
+            hint="remove it, and the same command writes it again from what the cache keeps",
+        )
     return found if isinstance(files, dict) and all(map(is_file_name, files)) else {}

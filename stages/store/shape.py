@@ -73,7 +73,19 @@ def _are_checksums(value: Any) -> bool:
     return named and all(map(is_checksum, value.values()))
 
 
+def _are_of_files(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(map(is_inside, value))
+        and all(
+            isinstance(each, dict) and _is_text(each.get("sha256")) and all(_is_count(each.get(key)) for key in _STATE)
+            for each in value.values()
+        )
+    )
+
+
 _SIZES: Final = ("bytes", "rows")
+_STATE: Final = ("bytes", "modified")
 _OBJECT: Final = _Kind("an object", lambda value: isinstance(value, dict))
 _OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 _TEXT: Final = _Kind("a text", _is_text)
@@ -113,6 +125,7 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("tokenizer", "size"): _COUNT,
     ("files",): _FILES,
     ("shards",): _CHECKSUMS,
+    ("checksums",): _Kind("an object of checksums by names of files in the folder", _are_of_files),
 }
 """what may stand where, if anything does; what no reader looks at may be anything"""
 _MISSING: Final = object()

@@ -4,23 +4,25 @@ import os
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from stages.configs import OptimizerConfig
+from stages.errors import SepoError
 from stages.model.batches import whole
 from stages.model.loop import fit
-from stages.model.metrics import read_metrics
+from stages.model.metrics import MetricLog, read_metrics, read_times
 from stages.reporting import Quiet
 from tests.conftest import random_pairs, tiny_llama
 from tests.model.fits import SETTINGS, Killed, KilledAfter, objective, weights
 
 
-def train(folder, reporter=None, **settings):
+def train(folder, reporter=None, phase="test", **settings):
     """Returns the model and the figures of the last line."""
     folder.mkdir(exist_ok=True)
     model = tiny_llama(50)
     examples = [whole(pair) for pair in random_pairs(10, 50)]
     config = OptimizerConfig(**{**SETTINGS, "save_steps": 2, **settings})
-    last = fit(model, examples, objective, config, phase="test", folder=folder, reporter=reporter or Quiet())
+    last = fit(model, examples, objective, config, phase=phase, folder=folder, reporter=reporter or Quiet())
     return model, last
 
 
@@ -73,3 +75,72 @@ def test_the_log_is_on_the_disk_before_the_checkpoint_that_relies_on_it(tmp_path
     seals = [place for place, (name, _) in enumerate(synced) if ".checksums.json" in name]
     assert len(seals) == 1
     assert whole_log in synced[: seals[0]]
+
+
+JUNK = [
+    b"\x00\xff\x80",
+    b"[]",
+    b"null",
+    b'{"phase": "test"}',
+    b'{"phase": 3, "step": 1}',
+    b'{"phase": "test", "step": "1"}',
+]
+JUNK += [
+    b'{"phase": "test", "step": NaN}',
+    b'{"phase": "test", "step": 1, "loss": "x"}',
+    b'{"phase": "test", "st',
+    b"[" * 9999,
+]
+JUNK += [b'{"phase": "test", "step": 1, "loss": NaN, "seconds": Infinity}', b'{"phase": "test", "step": 1e400}', b""]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl"])
+def test_damaged_lines_are_left_out_and_the_run_goes_on(tmp_path, name):
+    train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", KilledAfter(5))
+    log = tmp_path / "cut" / name
+    first, *rest = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"\n".join(JUNK) + b"\n" + first + b"\n".join(JUNK) + b"\n" + b"".join(rest))
+    assert len(read_times(tmp_path / "cut")) == len(read_metrics(tmp_path / "cut"))
+    reporter = Quiet()
+    train(tmp_path / "cut", reporter)
+    assert reporter.warnings == [f"{log} had {2 * len(JUNK)} damaged lines, which are left out"]
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert [line["step"] for line in read_times(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_bit_that_flipped_in_a_logged_figure_is_found_by_the_checkpoint(tmp_path):
+    """A line of the phase itself, and one of the phase before it."""
+    with pytest.raises(Killed):
+        train(tmp_path, KilledAfter(1), phase="before")
+    before = len(read_metrics(tmp_path))
+    with pytest.raises(Killed):
+        train(tmp_path, KilledAfter(5))
+    log = tmp_path / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == before + 6
+    for number in (0, before):
+        digit = lines[number].index(b'"loss": ') + len(b'"loss": ')
+        lines[number] = lines[number][:digit] + bytes([lines[number][digit] ^ 1]) + lines[number][digit + 1 :]
+    log.write_bytes(b"".join(lines))
+    reporter = Quiet()
+    train(tmp_path, reporter)
+    assert reporter.warnings == [f"{log} has lost 1 of the 4 lines of test so far"]
+    assert [(line["phase"], line["step"]) for line in read_metrics(tmp_path)] == [
+        *[("before", step) for step in range(2, before + 1)],
+        *[("test", step) for step in (2, 3, 4, 5, 6)],
+    ]
+
+
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(SepoError, match=r"^cannot read .*metrics\.jsonl: Is a directory$"):
+        train(tmp_path)
+
+
+def test_figures_that_are_not_finite_are_logged_as_unknown(tmp_path):
+    log = MetricLog(Accelerator(cpu=True), tmp_path, "test", 1, Quiet())
+    log.end_step(0, [], float("inf"), float("nan"), last=True)
+    [line] = read_metrics(tmp_path)
+    assert line["learning_rate"] is line["gradient_norm"] is None

@@ -1,0 +1,140 @@
+"""A finished run's files are those that it wrote: found at every rerun, and where they are an input."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+
+from stages.errors import SepoError
+from stages.model.folders import model_hash
+from stages.reporting import Quiet
+from stages.store import checksums, files
+from stages.store.checksums import altered_in, checksums_of
+from stages.store.manifest import FINISHED, UNFINISHED, read_manifest
+from tests.conftest import tiny_llama
+from tests.world import run_oracle, run_policy, run_score, weights
+
+STEP = {"max_steps": 1, "save_steps": 1}
+
+
+def flip(path, bit=None):
+    data = bytearray(path.read_bytes())
+    bit = len(data) * 4 if bit is None else bit
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
+    "flipped": flip,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_policy_is_not_taken_for_finished(world, chat_folder, tmp_path, damage):
+    run_policy(world, chat_folder, output=tmp_path / "p", **STEP)
+    path = tmp_path / "p/model.safetensors"
+    whole = path.read_bytes()
+    DAMAGES[damage](path)
+    with pytest.raises(
+        SepoError, match=r"p is not as its run finished it: .*model\.safetensors is not what was written"
+    ):
+        model_hash(tmp_path / "p")
+    ear = Quiet()
+    assert run_policy(world, chat_folder, ear, output=tmp_path / "p", **STEP).fresh
+    assert f"{path} is not what was written there, and is made again" in ear.warnings
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("name", ["reference", "oracle"])
+def test_only_the_damaged_model_of_an_oracle_is_trained_again(world, chat_folder, tmp_path, name, finished):
+    folder = shutil.copytree(world / "oracle", tmp_path / "oracle")
+    if not finished:
+        manifest = read_manifest(folder, "train-oracle", "")
+        (folder / UNFINISHED).write_text(json.dumps(manifest))
+        (folder / FINISHED).unlink()
+    kept = (folder / "reference/model.safetensors").stat().st_ino
+    flip(folder / name / "model.safetensors")
+    assert run_oracle(world, chat_folder, output=folder).fresh
+    for model in ("reference", "oracle"):
+        assert torch.equal(weights(folder / model), weights(world / "oracle" / model))
+    assert ((folder / "reference/model.safetensors").stat().st_ino == kept) == (name == "oracle")
+
+
+def test_an_altered_model_is_no_input(world, chat_folder, tmp_path):
+    folder = shutil.copytree(world / "oracle", tmp_path / "oracle")
+    (folder / "oracle/pytorch_model.bin").write_bytes(b"weights")
+    with pytest.raises(SepoError, match=r"pytorch_model\.bin is not of it$") as caught:
+        run_score(tmp_path, dataset=world / "pairs.jsonl")
+    assert "without manifest.json" in caught.value.hint
+    (folder / "oracle/pytorch_model.bin").unlink()
+    flip(folder / "reference/tokenizer.json")
+    with pytest.raises(SepoError, match=r"reference is not as its run finished it: .*tokenizer\.json is not what was"):
+        model_hash(folder / "reference")
+    shutil.copytree(folder / "reference", tmp_path / "changed")
+    assert model_hash(tmp_path / "changed") == model_hash(world / "oracle/reference")
+
+
+def test_a_large_file_that_nobody_touched_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "ALWAYS_HASHED", 8)
+    path = tmp_path / "weights"
+    path.write_bytes(b"0123456789")
+    sums = checksums_of(tmp_path, ["weights"])
+    hashed = []
+    monkeypatch.setattr(checksums, "hash_file", lambda path: hashed.append(path) or files.hash_file(path))
+    assert altered_in(tmp_path, sums) == ""
+    assert hashed == []
+    assert altered_in(tmp_path, sums, hash_all=True) == ""
+    assert hashed == [path]
+    os.utime(path, ns=(0, 1))
+    assert altered_in(tmp_path, sums) == ""
+    path.write_bytes(b"0123456780")
+    assert altered_in(tmp_path, sums) == "weights"
+    path.write_bytes(b"0123456789a")
+    os.utime(path, ns=(0, sums["weights"]["modified"]))
+    assert altered_in(tmp_path, sums) == "weights"
+    path.unlink()
+    assert altered_in(tmp_path, sums) == "weights"
+
+
+def test_a_hash_is_never_that_of_the_file_before(tmp_path, monkeypatch):
+    """Written twice within one tick of the disk's clock, as long as before."""
+    path = tmp_path / "file"
+    seen = set()
+    for number in range(50):
+        path.write_text(f"{number:02}")
+        seen.add(files.hash_file(path))
+    assert len(seen) == 50
+    monkeypatch.setattr(time, "time_ns", lambda: path.stat().st_ctime_ns + files.FRESH_NS)
+    files.hash_file(path)
+    monkeypatch.setattr(files, "hash_open", None)
+    assert files.hash_file(path) in seen
+
+
+def test_any_digit_of_a_manifest_is_vouched_for(world, tmp_path):
+    """A place of the noise decides which tokens `--select auto` takes."""
+    shutil.copytree(world / "scores", tmp_path / "s")
+    path = tmp_path / "s" / FINISHED
+    text = path.read_text()
+    for line in [
+        line for line in text.splitlines() if '"p99": ' in line or '"kept": ' in line or '"vocabulary": ' in line
+    ]:
+        digit = next(at for at in range(len(line) - 1, 0, -1) if line[at] in "0123456789")
+        altered = line[:digit] + chr(ord(line[digit]) ^ 1) + line[digit + 1 :]
+        path.write_text(text.replace(line, altered))
+        with pytest.raises(SepoError, match=r"manifest\.json is not as it was written"):
+            read_manifest(tmp_path / "s", "score", "")
+    path.write_text(json.dumps(json.loads(text) | {"warnings": ["edited"]}))
+    assert read_manifest(tmp_path / "s", "score", "")["warnings"] == ["edited"]
+
+
+def test_weights_that_are_not_vouched_for_are_told_from_those_of_a_folder_of_ones_own(chatml, tmp_path):
+    """A folder that no run of sepo finished vouches for nothing."""
+    tiny_llama(50).save_pretrained(tmp_path / "m")
+    (tmp_path / FINISHED).write_text('{"a manifest": "of something else"}')
+    assert model_hash(tmp_path / "m")
