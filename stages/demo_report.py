@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from stages.configs import DemoReportConfig, content_settings
 from stages.currency import Ids
 from stages.data.dataset import Limit, load_pairs
-from stages.data.demo_language import TRUTH, load_rewards
+from stages.data.demo_language import load_rewards
 from stages.data.encode import Encoder
+from stages.data.held_out import truth_hash
 from stages.method.selection import Mask, random_keys, select_by_keys, signed
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
 from stages.model.demo_model import MOST_TOKENS
@@ -28,7 +29,7 @@ from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Quiet, Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
-from stages.store.manifest import Input, open_run, read_manifest
+from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
 
 STAGE: Final = "demo-report"
@@ -67,14 +68,14 @@ class Gain(NamedTuple):
 def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
     """Make both tables and write them as report.json and report.md."""
     demo = Path(config.demo)
-    read_manifest(demo, "make-demo", "run `sepo make-demo` first")
+    truth = truth_hash(demo)
     scores = open_scores(config.scores)
     reference = resolve_model(config.reference, reporter)
     folders = {"reference": reference} | named_models(config.models, reporter, taken=("reference",))
     inputs = {name: Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     inputs |= {
         "scores": Input(str(scores.folder), scores.fingerprint),
-        "truth": Input(str(demo), hash_file(demo / TRUTH)),
+        "truth": Input(str(demo), truth),
         "dataset": Input(str(demo / "test.jsonl"), hash_file(demo / "test.jsonl")),
     }
     work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)

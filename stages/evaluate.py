@@ -20,7 +20,7 @@ from stages.configs import EvaluateConfig, column_names, content_settings
 from stages.currency import Ids, TokenPair
 from stages.data.arrays import Arrays, kept_arrays
 from stages.data.dataset import Limit, load_pairs, refuse_recorded
-from stages.data.demo_language import TRUTH, load_rewards, true_reward
+from stages.data.demo_language import load_rewards, true_reward
 from stages.data.fingerprint import modules_hash
 from stages.data.held_out import (
     HeldOut,
@@ -31,6 +31,7 @@ from stages.data.held_out import (
     read_held_out,
     refuse_other_ids,
     scored_pairs,
+    truth_hash,
 )
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
@@ -60,8 +61,8 @@ from stages.model.judged import SAMPLE_BATCH, Judged, Sampling
 from stages.model.named import named_models
 from stages.model.processes import join_processes, refuse_several
 from stages.reporting import Reporter, Summary
-from stages.store.files import hash_file, hash_json
-from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now, read_manifest, refuse_altered
+from stages.store.files import hash_json
+from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now
 from stages.store.results import claim_results, write_results
 
 Floats64 = NDArray[np.float64]
@@ -180,9 +181,7 @@ def _inputs(config: EvaluateConfig, dataset: str, chosen: Chosen) -> dict[str, I
     if chosen.reference:
         inputs[REFERENCE] = Input(str(config.reference_model), chosen.reference[1])
     if config.demo:
-        read_manifest(Path(config.demo), "make-demo", "run `sepo make-demo` first")
-        refuse_altered(Path(config.demo))
-        inputs["truth"] = Input(config.demo, hash_file(Path(config.demo) / TRUTH))
+        inputs["truth"] = Input(config.demo, truth_hash(Path(config.demo)))
     return inputs | {
         f"training data {name}": Input(name, source_hash(name), data=True) for name in config.training_data
     }

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from stages.configs import EvaluateConfig, column_names
 from stages.currency import Dropped, Ids, TokenPair, content_hash, longest
 from stages.data.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
+from stages.data.demo_language import TRUTH
 from stages.data.encode import Encoder
 from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.reporting import Reporter
-from stages.store.files import hash_bytes
-from stages.store.manifest import FINISHED
+from stages.store.files import hash_bytes, hash_file
+from stages.store.manifest import FINISHED, read_manifest, refuse_altered
 from stages.store.scores import Scores, open_scores
 
 
@@ -42,6 +43,17 @@ def scored_pairs(dataset: str) -> Scores | None:
     """The scores in a folder of `sepo score`, whose pairs can be a data set too; None for any other data set."""
     folder = Path(dataset).expanduser()
     return open_scores(folder) if (folder / FINISHED).exists() else None
+
+
+def truth_hash(demo: Path) -> str:
+    """Hash of the planted rewards of a folder of `sepo make-demo`.
+
+    Raises:
+        SepoError: it never finished, or is not as it was written.
+    """
+    read_manifest(demo, "make-demo", "run `sepo make-demo` first")
+    refuse_altered(demo)
+    return hash_file(demo / TRUTH)
 
 
 def content_of(pairs: list[TokenPair]) -> str:
