@@ -44,6 +44,7 @@ from stages.model.folders import (
     tokenizer_hash,
     usable_length,
 )
+from stages.model.generate import stop_at
 from stages.model.loop import fit
 from stages.model.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
 from stages.model.memory import move_model
@@ -233,6 +234,7 @@ def _make_reference(job: Job, model_folder: Path, split: Split) -> Counts | None
     if job.accelerator.is_main_process:
         shutil.rmtree(job.work.folder / ORACLE, ignore_errors=True)
     model = job.load_trainable(model_folder) if config.sft_epochs else job.load(model_folder)
+    stop_at(model, job.encoder.end_of_turn)
     refuse_unknown_ids(model, [*split.train, *split.held_out, *conversations], config.model)
     trainee = Trainee(model, None)
     if config.sft_epochs:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from stages.catalogue import OBJECTIVES, RULES
 from stages.configs import PolicyConfig
 from stages.currency import Example, PairLogps, ScoredPair
+from stages.data.encode import Encoder
 from stages.data.training import SNAPSHOTS
 from stages.method.examples import Weighed, make_examples
 from stages.method.selection import Evidence
@@ -34,6 +35,7 @@ from stages.model.folders import (
     usable_length,
     vocabulary_size,
 )
+from stages.model.generate import stop_at
 from stages.model.head import kl_from_reference, kl_of_reference
 from stages.model.logps import Reader, Reference
 from stages.model.loop import fit
@@ -138,6 +140,7 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     for warning in warnings:
         reporter.warn(warning)
     model = job.load(start)
+    stop_at(model, Encoder(tokenizer).end_of_turn)
     refuse_unknown_ids(model, (row.pair for row in rows), config.model)
     weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter, merged=config.merge)

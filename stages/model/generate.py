@@ -58,6 +58,15 @@ def sample(
     return answers
 
 
+def stop_at(model: Any, end_of_turn: int | None) -> None:
+    """Let a model stop where training teaches it to: its configurations name the end of turn beside what they name."""
+    for config in (model.config, model.generation_config):
+        named = getattr(config, "eos_token_id", None)
+        ids = named if isinstance(named, list) else [] if named is None else [named]
+        if config is not None and end_of_turn is not None and end_of_turn not in ids:
+            config.eos_token_id = [*ids, end_of_turn] if ids else end_of_turn
+
+
 @contextmanager
 def _without_its_own_settings(model: Any) -> Iterator[None]:
     """`generate` fills whatever a configuration leaves open from that of the model, so the model may not have any."""

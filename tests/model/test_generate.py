@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.model.folders import load_model
-from stages.model.generate import sample
+from stages.model.generate import sample, stop_at
 from stages.reporting import Quiet
 from tests.conftest import tiny_llama
 
@@ -69,3 +69,21 @@ def test_an_answer_ends_with_its_turn():
     assert {len(answer) for answer in answers} != {24}
     assert all(2 not in answer[:-1] for answer in answers)
     assert lists(draw(model, seed=1)) != lists(draw(model))
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, 5), (2, [2, 5]), ([1, 2], [1, 2, 5]), ([5, 1], [5, 1]), (5, 5)])
+def test_a_model_stops_where_training_teaches_it_to(named, expected):
+    model = tiny_llama(20)
+    model.config.eos_token_id = model.generation_config.eos_token_id = named
+    stop_at(model, None)
+    assert model.generation_config.eos_token_id == named
+    stop_at(model, 5)
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == expected
+
+
+def test_what_training_writes_says_where_it_stops(world, chatml):
+    """The model it started from names no end at all."""
+    end = chatml.convert_tokens_to_ids("<|im_end|>")
+    for folder in ("oracle/reference", "oracle/oracle", "policy"):
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads((world / folder / file).read_text())["eos_token_id"] == end
