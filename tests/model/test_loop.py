@@ -161,6 +161,17 @@ class _BrokenBackward(torch.autograd.Function):
         return gradient * float("nan")
 
 
+def test_a_loss_that_is_not_finite_stops_a_run_whose_gradient_is(tmp_path):
+    """An infinite constant has no gradient: the norm alone would not tell."""
+
+    def endless(logps_RW, batch):
+        found = objective(logps_RW, batch)
+        return found._replace(loss_B=found.loss_B + float("inf"))
+
+    with pytest.raises(SepoError, match="the loss is not finite at step 1 "):
+        train(tmp_path, objective=endless)
+
+
 def test_a_gradient_that_is_not_finite_names_the_pairs_of_its_step(tmp_path):
     model = tiny_llama(50)
     before = weights(model)
