@@ -31,6 +31,8 @@ REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
 MOST_IDS: Final = 1 << 24
 """of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
+_MOST_LAYERS: Final = 4096
+"""of a model whose weights are not here to tell"""
 _DEPTHS: Final = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _HARMLESS: Final = re.compile(
     r"rotary_emb\.inv_freq$|\battn\.(masked_)?bias$|\battention\.(masked_)?bias$|(^|\.)position_ids$|(^|\.)mtp"
@@ -60,9 +62,7 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
     for index in folder.glob("*.index.json"):
         _refuse_leading_out(index)
     if not is_adapter(folder):
-        config = read_object(folder / "config.json", REMEDY)
-        _refuse_unfit(folder, config)
-        _refuse_impossible_depth(folder, config)
+        _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
     return folder
 
 
@@ -287,6 +287,8 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, ab
         inside = folder / "oracle" / "config.json"
         hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
         raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
+    else:
+        _refuse_impossible_depth(folder, read_object(folder / "config.json", REMEDY))
     return folder
 
 
@@ -340,9 +342,10 @@ def _refuse_other_kind(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a configuration with more layers than there are weights, before as many are built."""
-    files = _weight_files(folder)
-    if files[0].suffix == ".safetensors":
-        most = 0
+    files, most = _weight_files(folder), 0
+    if not files:
+        most = _MOST_LAYERS
+    elif files[0].suffix == ".safetensors":
         for path in files:
             with borrowed(f"cannot load {folder} as a causal language model", REMEDY), safe_open(path, "pt") as weights:
                 most += len(weights.keys())
@@ -351,10 +354,7 @@ def _refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
     for name in _DEPTHS:
         layers = config.get(name)
         if isinstance(layers, int) and layers > most:
-            raise SepoError(
-                f"{folder}/config.json has {name} {layers:,}, but the folder holds weights for {most:,} at most",
-                hint=REMEDY,
-            )
+            raise SepoError(f"{folder}/config.json has {name} {layers:,}, where {most:,} are possible", hint=REMEDY)
 
 
 def _refuse_other_weights(folder: Path, kind: str, info: Mapping[str, Any], *, cut: bool) -> None:

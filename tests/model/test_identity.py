@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel, MixtralConfig, MixtralForCausalLM
 
 from stages.errors import SepoError
-from stages.model.folders import load_model, resolve_model
+from stages.model.folders import load_model, resolve_model, resolve_without_weights
 from stages.model.head import Head, Rows, _HeadLogps, head_kl, kl_from_reference
 from stages.model.paths import find_paths
 from stages.model.training_mode import refuse_noise, train_without_noise
@@ -57,6 +57,11 @@ def test_other_sizes_and_impossible_depths_are_one_line(tmp_path):
     changed(tmp_path, num_hidden_layers=10_000_000)
     with pytest.raises(SepoError, match="has num_hidden_layers 10,000,000"):
         resolve_model(str(tmp_path), Quiet())
+    # Nor is there an end to building them for an estimate, which needs no weights.
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(SepoError, match="has num_hidden_layers 10,000,000"):
+        resolve_without_weights(str(tmp_path), Quiet())
 
 
 def test_two_matrices_are_said_to_be_two(tmp_path):
