@@ -1,6 +1,5 @@
 """The three stages on a tiny real model: what they compute, write and refuse."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from stages import train_oracle
-from stages.configs import OracleConfig, PolicyConfig
+from stages.configs import OracleConfig, PolicyConfig, declared
 from stages.errors import SepoError
 from stages.model.folders import load_model, save_model, vocabulary_hash
 from stages.model.metrics import read_metrics
@@ -295,7 +294,8 @@ def test_the_manifest_counts_what_was_selected(world):
 def test_every_setting_that_matters_is_in_the_manifest(world):
     for stage, config in [("oracle", OracleConfig), ("policy", PolicyConfig)]:
         recorded = manifest(world / stage)["settings"]
-        assert set(recorded) == {f.name for f in dataclasses.fields(config) if f.metadata.get("content", True)}
+        options = [(each.name, each.option) for each in declared(config)]
+        assert set(recorded) == {name for name, option in options if option.content and not option.if_given}
 
 
 def test_a_foreign_scorer_needs_six_columns_and_a_small_manifest(world, chat_folder, chatml, tmp_path):

@@ -21,7 +21,7 @@ from stages.model.extras import refuse_without
 from stages.model.few_bits import dequantized, is_dequantizable
 from stages.model.folders import quantized
 from stages.model.memory import enough_memory
-from stages.model.trial import agree, trial_logps
+from stages.model.trial import agree, rounds_as, trial_logps
 from stages.reporting import Reporter
 
 UNMERGED: Final = "unmerged-adapter"
@@ -57,10 +57,10 @@ class Trainee(NamedTuple):
             return self.unmerged
         expected_N = trial_logps(self.model)
         # In 8 bits the products round their activations too, as in half precision; ordinary weights' do not.
-        eight = getattr(self.model, "is_loaded_in_8bit", False)
+        precision = rounds_as(self.model)
         save(self.adapter, aside)
         model = _merged(self.adapter)
-        if not agree(trial_logps(model), expected_N, torch.bfloat16 if eight else model.dtype):
+        if not agree(trial_logps(model), expected_N, precision):
             raise SepoError(
                 "the model with the adapter merged into it is not the model that was trained",
                 hint=f"the adapter is in {aside}; leave out --merge to train one that stays beside its base",

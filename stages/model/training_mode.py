@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError, one_line
 from stages.model.precision import products
-from stages.model.trial import same, trial_logps
+from stages.model.trial import agree, rounds_as, same, trial_logps
 
 _NOISE: Final = re.compile("drop|jitter|noise")
 _READINGS: Final = 8
@@ -82,13 +82,16 @@ def refuse_noise(model: Any) -> None:
     training = model.training
     model.eval()
     expected_N = trial_logps(model)
+    precision = rounds_as(model)
+    # What is rounded batch by batch is so in each mode in its own way.
+    alike = same if precision == model.dtype else agree
     train_without_noise(model)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         for seed in range(_READINGS if expected_N.isfinite().all() else 0):
             torch.manual_seed(seed)
             before = _random_state(model.device)
             found_N = trial_logps(model)
-            if not same(found_N, expected_N, model.dtype):
+            if not alike(found_N, expected_N, precision):
                 _say_noise(model, float((found_N - expected_N).abs().max()))
             if torch.equal(_random_state(model.device), before):
                 # Nothing was drawn: another reading would be the same.

@@ -85,7 +85,12 @@ def sees_later_tokens(model: Any, expected_N: Tensor) -> bool:
     earlier = [slice(end - length, end - 1) for length, end in zip(lengths, accumulate(lengths), strict=True)]
     before_N, after_N = (torch.cat([logps_N[part] for part in earlier]) for logps_N in (expected_N, found_N))
     # Weights that are not finite say nothing of it; whoever uses them finds out.
-    return bool(before_N.isfinite().all()) and not same(after_N, before_N, model.dtype)
+    return bool(before_N.isfinite().all()) and not same(after_N, before_N, rounds_as(model))
+
+
+def rounds_as(model: Any) -> torch.dtype:
+    """The precision by whose tolerance a model is measured; LLM.int8 rounds its activations batch by batch."""
+    return torch.bfloat16 if getattr(model, "is_loaded_in_8bit", False) else model.dtype
 
 
 def _last_changed(pair: TokenPair, model: Any) -> TokenPair:

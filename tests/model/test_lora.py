@@ -258,6 +258,7 @@ def test_experts_that_an_adapter_does_not_reach_are_said():
 
 
 def test_what_is_not_installed_is_refused_by_the_name_of_its_extra(monkeypatch, tmp_path):
+    tiny_llama(50).save_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(SepoError, match="quantize 4bit needs bitsandbytes, which is not installed") as found:
         refuse_useless_lora(OptimizerConfig(lora_rank=4, quantize="4bit"), tmp_path, keeps_base=True)
