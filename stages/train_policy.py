@@ -51,6 +51,7 @@ from stages.model.references import (
     Frozen,
     frozen,
     logps_of_rows,
+    refuse_not_finite,
     refuse_other_head,
     refuse_other_reference,
     refuse_other_vocabulary,
@@ -145,6 +146,7 @@ def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:
     weighed = _weigh(job, model, rows, {f"longer than {max_length:,} tokens": too_long})
     trainee = make_trainee(model, config, base_name(config.model, model_folder), reporter, merged=config.merge)
     last = _train(job, trainee, weighed.examples, partial(_keep_snapshot, job, trainee, tokenizer))
+    refuse_not_finite(trainee.model, rows[0].pair, Around(accelerator, work.folder, config.tokens_read, reporter))
     warnings += training_warnings(work.folder)
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:

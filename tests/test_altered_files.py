@@ -8,12 +8,13 @@ import time
 import pytest
 import torch
 
+from stages.data.dataset import load_pairs
 from stages.errors import SepoError
 from stages.model.folders import model_hash
 from stages.reporting import Quiet
 from stages.store import checksums, files
 from stages.store.checksums import altered_in, checksums_of
-from stages.store.manifest import FINISHED, UNFINISHED, read_manifest
+from stages.store.manifest import FINISHED, UNFINISHED, open_run, read_manifest
 from tests.conftest import tiny_llama
 from tests.world import run_oracle, run_policy, run_score, weights
 
@@ -138,3 +139,24 @@ def test_weights_that_are_not_vouched_for_are_told_from_those_of_a_folder_of_one
     tiny_llama(50).save_pretrained(tmp_path / "m")
     (tmp_path / FINISHED).write_text('{"a manifest": "of something else"}')
     assert model_hash(tmp_path / "m")
+
+
+class Taken(Quiet):
+    """Another run takes the folder as soon as something was scored, as where no lock reaches it."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def advance(self, amount=1, note=""):
+        shutil.rmtree(self.folder)
+        open_run(self.folder, "score", {"another": "run"}, {}, overwrite=False)
+
+
+def test_a_scorer_that_lost_its_folder_puts_no_shard_there(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "stages.score.load_pairs", lambda *given, reporter, **named: load_pairs(*given, reporter=Quiet(), **named)
+    )
+    with pytest.raises(SepoError, match=r"^another run has taken"):
+        run_score(world, Taken(tmp_path / "s"), output=tmp_path / "s")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [UNFINISHED]

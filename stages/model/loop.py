@@ -27,7 +27,7 @@ from stages.model.optimizers import make_optimizer
 from stages.model.paths import find_paths
 from stages.model.processes import join_processes, refuse_divided
 from stages.model.schedule import make_schedule, order_of_epoch
-from stages.model.step import Engine, Objective, agree, backward
+from stages.model.step import Engine, Objective, agree, backward, refuse_broken
 from stages.model.trackers import FOLDER as TRACKERS
 from stages.model.trackers import tracking
 from stages.model.training_mode import refuse_noise, training_mode
@@ -70,8 +70,8 @@ def fit(
         the averages of the last logged steps, by name.
 
     Raises:
-        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or memory ran out;
-            or the folder's checkpoint is of another run.
+        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or weights that are
+            to be kept; memory ran out; or the folder's checkpoint is of another run.
     """
     accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
@@ -110,8 +110,11 @@ def fit(
             if norm is not None:
                 scheduler.step()
             task.advance(1, log.note)
+            save = config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0)
+            if last or save:
+                refuse_broken(accelerator, model, phase, step + 1, checkpoints.newest)
             after_step(step + 1)
-            if config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0):
+            if save:
                 checkpoints.save(step + 1)
             if interrupted:
                 reporter.say(f"{phase}: interrupted after step {step + 1:,}; {checkpoints.newest:,} steps are safe")

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -14,7 +15,7 @@ from stages.model.folders import embedding_rows, load_tokenizer, model_hash, voc
 from stages.model.head import has_head
 from stages.model.logps import Reader, response_logps
 from stages.model.paths import find_paths
-from stages.reporting import Reporter, Task
+from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores
 from stages.store.shape import lookup
@@ -176,6 +177,16 @@ def logps_of(model: Any, pairs: list[TokenPair], around: Around, title: str) -> 
         return _read(find_paths(model, around.reporter), pairs, around, task)
 
 
+def refuse_not_finite(model: Any, pair: TokenPair, around: Around) -> None:
+    """
+    Raises:
+        SepoError: a model, though its weights may be finite, says nothing of a pair.
+    """
+    # A model whose parts are spread over processes has to be read by all of them at once.
+    if not around.accelerator.is_fsdp2:
+        _read(find_paths(model, Quiet()), [pair], around, Quiet())
+
+
 def _read(reader: Reader, pairs: list[TokenPair], around: Around, task: Task) -> list[PairLogps]:
     [logps] = response_logps(
         [reader],
@@ -185,7 +196,17 @@ def _read(reader: Reader, pairs: list[TokenPair], around: Around, task: Task) ->
         task=task,
         accelerator=around.accelerator,
     )
+    broken = [pair.pair_id for pair, each in zip(pairs, logps, strict=True) if not _is_finite(each)]
+    if broken:
+        raise SepoError(
+            f"the model's log-probs of {len(broken):,} of {len(pairs):,} pairs are not finite, as of pair {broken[0]}",
+            hint="if this run trained it, lower --learning-rate and begin anew with --overwrite",
+        )
     return logps
+
+
+def _is_finite(logps: PairLogps) -> bool:
+    return all(bool(np.isfinite(each).all()) for each in logps)
 
 
 def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:

@@ -131,3 +131,22 @@ def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, si
 def _finite(loss: PairLoss) -> list[bool]:
     finite: list[bool] = torch.isfinite(loss.loss_B).tolist()
     return finite
+
+
+def refuse_broken(accelerator: Accelerator, model: Any, phase: str, step: int, safe: int) -> None:
+    """Weights that an optimiser's step has broken are neither kept nor saved as a model.
+
+    Args:
+        step: how many there were.
+        safe: the number of steps after which there is a checkpoint.
+
+    Raises:
+        SepoError: in all processes, if a weight of one of them is not finite.
+    """
+    trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    if not all(gather_object([all(bool(weight.isfinite().all()) for weight in here)])):
+        kept = f"the checkpoint after step {safe:,} stays" if safe else "nothing of it was kept"
+        raise SepoError(
+            f"{phase}: step {step:,} has left weights that are not finite; {kept}", hint="lower --learning-rate"
+        )

@@ -165,10 +165,25 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def sweep_writes(path: Path) -> None:
-    """Remove what killed runs left of one file that they were about to write."""
+    """Remove what killed runs left of one file that they were about to write, where no lock keeps others out.
+
+    What another process of this machine may still be writing stays.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
-        with suppress(OSError):
-            left.unlink()
+        writer = re.fullmatch(r"(\d+)-[0-9a-f]{8}\.tmp", left.name.removeprefix(f".{path.name}."))
+        if writer and (int(writer[1]) == os.getpid() or not _is_running(int(writer[1]))):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process > 0
 
 
 def probe_writable(folder: Path, hint: str = "choose another --output-dir") -> None:
@@ -179,7 +194,8 @@ def probe_writable(folder: Path, hint: str = "choose another --output-dir") -> N
     """
     with writing(f"to {folder}", hint):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.", suffix=".tmp"):
+        # Without a name, where the system can do that: a kill leaves nothing behind.
+        with tempfile.TemporaryFile(dir=folder, prefix=".probe.", suffix=".tmp"):
             pass
 
 

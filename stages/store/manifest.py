@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from stages.errors import SepoError
 from stages.store.checksums import CHECKSUM, altered_in, checksums_of, is_altered, vouched
-from stages.store.files import hash_json, probe_writable, sweep_temporary, write_json
+from stages.store.files import hash_json, probe_writable, sweep_temporary, sweep_writes, write_json
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock
 from stages.store.place import Place, place_of
@@ -187,6 +187,7 @@ def open_run(
         place.clear()
     if place.local is not None and (lock is None or lock.alone):
         sweep_temporary(place.local)
+        sweep_writes(_copy(place.local))
     if found is not None and place.has(FINISHED) and (sound or _complete)(place, found):
         # Nothing is to be written: a finished run may be looked at on a disk that is read-only.
         place.delete(UNFINISHED)

@@ -1,11 +1,21 @@
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from stages.errors import SepoError
-from stages.store.files import hash_file, hash_json, whole_folder, write_json, write_whole
+from stages.store.files import (
+    hash_file,
+    hash_json,
+    probe_writable,
+    sweep_writes,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 from stages.store.manifest import Input, open_run, read_manifest
 
 INPUTS = {"dataset": Input("pairs.jsonl", "sha256:aa")}
@@ -204,3 +214,45 @@ def test_hashes(tmp_path):
     assert hash_file(tmp_path / "abc") == expected
     assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
     assert hash_json({"a": 1}) != hash_json({"a": 2})
+
+
+def test_what_a_killed_run_was_writing_is_swept_and_what_is_being_written_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [f".out.json.{process}-0a1b2c3d.tmp" for process in (dead.pid, os.getpid(), 1 << 40)]
+    stays = [f".out.json.{os.getppid()}-0a1b2c3d.tmp", f".out.json.{dead.pid}-thesis.tmp", ".out.json.x.tmp"]
+    stays += [f".other.json.{dead.pid}-0a1b2c3d.tmp"]
+    for name in [*left, *stays]:
+        (tmp_path / name).touch()
+    sweep_writes(tmp_path / "out.json")
+    assert {path.name for path in tmp_path.iterdir()} == {*stays}
+
+
+def test_a_run_sweeps_what_it_was_writing_beside_its_folder(tmp_path):
+    left = tmp_path / f"..out.manifest.json.{os.getpid()}-0a1b2c3d.tmp"
+    left.touch()
+    open_run(tmp_path / "out", "score", {}, {}, overwrite=False)
+    assert not left.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="files have names here from the beginning")
+def test_whether_a_folder_can_be_written_is_asked_without_a_file_that_a_kill_would_leave(tmp_path, monkeypatch):
+    opened, system = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *how: opened.append(str(path)) or system(path, *how))
+    probe_writable(tmp_path)
+    assert opened == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("loss", ["removed", "taken"])
+@pytest.mark.parametrize("act", ["finish", "refuse_if_lost"])
+def test_a_run_that_lost_its_folder_writes_nothing_more_there(tmp_path, loss, act):
+    """No lock reaches an object store, and some file systems have none."""
+    run = open_run(tmp_path / "out", "score", {"k": 1}, {}, overwrite=False)
+    shutil.rmtree(tmp_path / "out")
+    if loss == "taken":
+        open_run(tmp_path / "out", "score", {"k": 2}, {}, overwrite=False)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(SepoError, match=r"^another run has taken .*out$") as caught:
+        run.finish(files=[], device="cpu") if act == "finish" else run.refuse_if_lost()
+    assert caught.value.hint == "give each run an --output-dir of its own"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
