@@ -5,7 +5,6 @@
 Nothing here holds more than a few chunks of a data set, however long it is.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from stages.data.table import TableWriter, TokenTable
 from stages.data.workers import encode_all
 from stages.reporting import Reporter, Task
 from stages.store.files import hash_json, json_text
+from stages.store.shape import parse_json
 
 __all__ = ["Reason", "TokenTable", "Tokenised", "tokenised_conversations", "tokenised_pairs"]
 
@@ -156,7 +156,7 @@ def _remark(words: str, rows: Reason, read: int) -> str:
 
 def _open(folder: Path) -> Tokenised:
     try:
-        summary = json.loads((folder / _SUMMARY).read_bytes())
+        summary = parse_json((folder / _SUMMARY).read_bytes())
         dropped = {reason: Reason(**counted) for reason, counted in summary["dropped"].items()}
         table = TokenTable(folder)
         if summary["read"] != len(table) + sum(reason.count for reason in dropped.values()):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from stages.errors import one_line
 from stages.store.files import hash_file, hash_json, json_text, make_durable, write_json
+from stages.store.shape import parse_json
 
 FILE: Final = "checksums.json"
 CHECKSUM: Final = "checksum"
@@ -36,7 +37,7 @@ def read_checksums(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, KeyError: there are none that can be read.
     """
-    found = json.loads((folder / FILE).read_bytes())
+    found = parse_json((folder / FILE).read_bytes())
     if not isinstance(found, dict) or not isinstance(found["files"], dict):
         raise ValueError(f"{FILE} holds no checksums")
     return {"run": found["run"], "files": found["files"]}

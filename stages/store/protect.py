@@ -1,7 +1,6 @@
 """What is never written over, moved or removed: what a run reads, and what no run of sepo wrote."""
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from stages.configs import is_remote
 from stages.errors import SepoError
+from stages.store.files import read_object
 from stages.store.place import Place
 
 _EVERY_RUN: Final = (
@@ -131,8 +131,8 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _base_of(folder: Path) -> Iterable[Path]:
-    with suppress(OSError, ValueError, AttributeError, RecursionError):
-        base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    with suppress(SepoError, ValueError):
+        base = read_object(folder / "adapter_config.json", hint="").get("base_model_name_or_path")
         if isinstance(base, str) and os.path.isdir(base):
             return [Path(base)]
     return []

@@ -34,9 +34,7 @@ def is_file_name(name: Any) -> bool:
 
 def is_checksum(value: Any) -> bool:
     """Whether a value says what a file has to be, as `stages.store.shards.Checksum` does."""
-    return (
-        isinstance(value, dict) and _is_text(value.get("sha256")) and all(_is_count(value.get(key)) for key in _SIZES)
-    )
+    return _is_sum(value, "bytes", "rows")
 
 
 def _bytes(name: str) -> bytes:
@@ -68,24 +66,17 @@ def _are_files(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value)
 
 
-def _are_checksums(value: Any) -> bool:
-    named = isinstance(value, dict) and all(map(is_file_name, value))
-    return named and all(map(is_checksum, value.values()))
+def _is_sum(value: Any, *counts: str) -> bool:
+    """Whether a value is a hash with these counts beside it."""
+    hashed = isinstance(value, dict) and _is_text(value.get("sha256"))
+    return hashed and all(_is_count(value.get(key)) for key in counts)
 
 
-def _are_of_files(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and all(map(is_inside, value))
-        and all(
-            isinstance(each, dict) and _is_text(each.get("sha256")) and all(_is_count(each.get(key)) for key in _STATE)
-            for each in value.values()
-        )
-    )
+def _are_sums(value: Any, is_named: Callable[[Any], bool], *counts: str) -> bool:
+    named = isinstance(value, dict) and all(map(is_named, value))
+    return named and all(_is_sum(each, *counts) for each in value.values())
 
 
-_SIZES: Final = ("bytes", "rows")
-_STATE: Final = ("bytes", "modified")
 _OBJECT: Final = _Kind("an object", lambda value: isinstance(value, dict))
 _OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
 _TEXT: Final = _Kind("a text", _is_text)
@@ -98,7 +89,7 @@ _NAMED: Final = _Kind(
     "an object of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))
 )
 _FILES: Final = _Kind("a list of names of different files in the folder", _are_files)
-_CHECKSUMS: Final = _Kind("an object of checksums by names of files in the folder", _are_checksums)
+_OF_FILES: Final = "an object of checksums by names of files in the folder"
 _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("format",): _COUNT,
     ("stage",): _TEXT,
@@ -124,8 +115,8 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("tokenizer", "hash"): _TEXT,
     ("tokenizer", "size"): _COUNT,
     ("files",): _FILES,
-    ("shards",): _CHECKSUMS,
-    ("checksums",): _Kind("an object of checksums by names of files in the folder", _are_of_files),
+    ("shards",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_file_name, "bytes", "rows")),
+    ("checksums",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_inside, "bytes", "modified")),
 }
 """what may stand where, if anything does; what no reader looks at may be anything"""
 _MISSING: Final = object()
