@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from stages.currency import Pair, TokenPair, longest
-from stages.data.encode import Encoder
 from stages.data.layouts import read_pairs
-from stages.model.folders import load_tokenizer
+from stages.models.folders import load_tokenizer
+from stages.tokens.encode import Encoder
+from stages.types import Pair, TokenPair, longest
 
 SHARE = 0.3
 VOCABULARY = 32_000

@@ -48,10 +48,10 @@ def long_response() -> dict[str, float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from stages.currency import TokenPair
-    from stages.model.logps import response_logps
-    from stages.model.paths import find_paths
+    from stages.logprobs.logps import response_logps
+    from stages.logprobs.paths import find_paths
     from stages.reporting import Quiet
+    from stages.types import TokenPair
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Limit, load_pairs
-from stages.data.encode import Encoder
+from stages.devices.precision import products, weights_of
+from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.paths import find_paths
 from stages.method.noise import measure_noise
-from stages.model.folders import load_model, load_tokenizer
-from stages.model.logps import Reader, response_logps
-from stages.model.paths import find_paths
-from stages.model.precision import products, weights_of
-from stages.model.scorer import difference
+from stages.models.folders import load_model, load_tokenizer
+from stages.models.scorer import difference
 from stages.reporting import Quiet
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
+from stages.types import PairLogps, TokenPair
 
 CPU = torch.device("cpu")
 

@@ -18,9 +18,9 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.training import ours, pairs_of
-from stages.model.folders import load_model
-from stages.model.logps import response_logps
-from stages.model.paths import find_paths
+from stages.logprobs.logps import response_logps
+from stages.logprobs.paths import find_paths
+from stages.models.folders import load_model
 from stages.reporting import Quiet
 
 

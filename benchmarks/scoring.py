@@ -28,19 +28,19 @@ import torch
 
 from stages import score
 from stages.configs import ScoreConfig
-from stages.currency import TokenPair
-from stages.data.dataset import Limit, load_pairs
-from stages.data.encode import Encoder
-from stages.model import scorer
-from stages.model.attention import packed_attention
-from stages.model.batches import whole
-from stages.model.folders import load_model, load_tokenizer, model_hash
-from stages.model.logps import Reader, response_logps
-from stages.model.packing import pack, packed_groups
-from stages.model.paths import find_paths
-from stages.model.precision import products, weights_of
+from stages.devices.precision import products, weights_of
+from stages.logprobs.attention import packed_attention
+from stages.logprobs.batches import whole
+from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.packing import pack, packed_groups
+from stages.logprobs.paths import find_paths
+from stages.models import scorer
+from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.reporting import Quiet
 from stages.store.logps import FILE, write_logps
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
+from stages.types import TokenPair
 
 CPU = torch.device("cpu")
 HEAD_ROWS = 256

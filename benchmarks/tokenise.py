@@ -65,8 +65,8 @@ def read(model: str, data: Path) -> None:
     from transformers import AutoTokenizer
 
     from sepo_cli.console import make_reporter
-    from stages.data.dataset import Limit, load_pairs
-    from stages.data.encode import Encoder
+    from stages.tokens.dataset import Limit, load_pairs
+    from stages.tokens.encode import Encoder
 
     encoder = Encoder(AutoTokenizer.from_pretrained(model))
     start = time.perf_counter()

@@ -28,10 +28,10 @@ THEIRS = ("trl-dpo", "trl-simpo")
 
 def pairs_of(options: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
     """Encoder, pairs as text and the same as ids: the first that are short enough."""
-    from stages.currency import Pair, TokenPair, longest
-    from stages.data.encode import Encoder
     from stages.data.layouts import read_pairs
-    from stages.model.folders import load_tokenizer
+    from stages.models.folders import load_tokenizer
+    from stages.tokens.encode import Encoder
+    from stages.types import Pair, TokenPair, longest
 
     encoder = Encoder(load_tokenizer(Path(options.model), trust_remote_code=False))
     texts, ids = [], []
@@ -60,8 +60,8 @@ class Clock:
 
 def selected(pair: Any, rng: Any) -> Any:
     """Which tokens are selected does not matter to the cost, only how many, and where the last one is."""
-    from stages.currency import Example, PairLogps
     from stages.method.selection import select_by_keys
+    from stages.types import Example, PairLogps
 
     keys = PairLogps(*(rng.standard_normal(len(part)).astype(np.float32) for part in pair[2:]))
     return Example(pair, *(mask.astype(np.float32) for mask in select_by_keys(keys, 0.3, 0.3)))
@@ -69,16 +69,16 @@ def selected(pair: Any, rng: Any) -> Any:
 
 def ours(options: argparse.Namespace) -> float:
     from stages.configs import OptimizerConfig
+    from stages.evaluation.verdict import with_reference
+    from stages.logprobs.batches import whole
+    from stages.logprobs.logps import response_logps
+    from stages.logprobs.paths import find_paths
     from stages.method.objectives.dpo import dpo
     from stages.method.objectives.sepo import sepo
     from stages.method.objectives.sft import sft
-    from stages.model.batches import whole
-    from stages.model.folders import load_model
-    from stages.model.logps import response_logps
-    from stages.model.loop import fit
-    from stages.model.paths import find_paths
-    from stages.model.verdict import with_reference
+    from stages.models.folders import load_model
     from stages.reporting import Quiet
+    from stages.training.loop import fit
 
     pairs = options.data or pairs_of(options)[2]
     model = load_model(Path(options.model), trust_remote_code=False)
@@ -125,8 +125,8 @@ def ours(options: argparse.Namespace) -> float:
 
 def floor(options: argparse.Namespace) -> float:
     """Forward and backward of the same unique tokens, a row a pair, and of the head on the rows that SePO needs."""
-    from stages.model.folders import load_model
-    from stages.model.packing import pack
+    from stages.logprobs.packing import pack
+    from stages.models.folders import load_model
 
     rng = np.random.default_rng(0)
     pairs = options.data or pairs_of(options)[2]
@@ -200,7 +200,7 @@ def theirs(options: argparse.Namespace) -> float:
 
 def by_length(options: argparse.Namespace) -> None:
     """Ours on random pairs: 64 tokens of prompt, and responses of a given length."""
-    from stages.currency import TokenPair
+    from stages.types import TokenPair
 
     rng = np.random.default_rng(0)
     print("| response tokens | SePO, s a pair | s a 1,000 tokens |\n|---|---|---|")

@@ -15,7 +15,6 @@ from typer.core import TyperCommand
 
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
-from stages.catalogue import OBJECTIVES, RULES
 from stages.configs import (
     CompareConfig,
     CutModelConfig,
@@ -31,6 +30,7 @@ from stages.configs import (
     declared,
     is_several,
 )
+from stages.registry import OBJECTIVES, RULES
 
 PIPELINE: Final = "The pipeline"
 WEAK_TO_STRONG: Final = "Weak to strong"

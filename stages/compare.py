@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.configs import CompareConfig, content_settings
+from stages.demo.frontier import Point, budgets, over_runs, paired, reward_at
 from stages.errors import SepoError, shortened
-from stages.method.frontier import Point, budgets, over_runs, paired, reward_at
-from stages.model.curves import draw_frontiers
+from stages.report.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
 from stages.store.manifest import Input, differences, open_run

@@ -9,8 +9,8 @@ from typing import Final
 
 from stages.configs import CutModelConfig, content_settings
 from stages.errors import SepoError
-from stages.model.cut import layers_of, load_first_layers
-from stages.model.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_hash
+from stages.models.cut import layers_of, load_first_layers
+from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_hash
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, open_run
 

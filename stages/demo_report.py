@@ -13,24 +13,24 @@ import torch
 from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig, content_settings
-from stages.currency import Ids
-from stages.data.dataset import Limit, load_pairs
-from stages.data.demo_language import load_rewards
-from stages.data.encode import Encoder
-from stages.data.held_out import truth_hash
+from stages.demo.language import load_rewards
+from stages.demo.model import MOST_TOKENS
+from stages.devices.processes import join_processes, refuse_several
+from stages.evaluation.held_out import truth_hash
+from stages.logprobs.divergence import as_pair, response_kl
+from stages.logprobs.generate import sample
+from stages.logprobs.paths import find_paths
 from stages.method.selection import Mask, random_keys, select_by_keys, signed
 from stages.method.statistics import Interval, bootstrap_ratio, mean_interval
-from stages.model.demo_model import MOST_TOKENS
-from stages.model.divergence import as_pair, response_kl
-from stages.model.folders import load_model, load_tokenizer, model_hash, resolve_model
-from stages.model.generate import sample
-from stages.model.named import named_models
-from stages.model.paths import find_paths
-from stages.model.processes import join_processes, refuse_several
+from stages.models.folders import load_model, load_tokenizer, model_hash, resolve_model
+from stages.models.named import named_models
 from stages.reporting import Quiet, Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
 from stages.store.manifest import Input, open_run
 from stages.store.scores import Scores, open_scores
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
+from stages.types import Ids
 
 STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)

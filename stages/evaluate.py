@@ -1,6 +1,6 @@
 """`sepo evaluate`: is it better? Models on held-out pairs and by their samples, each by itself and against each other.
 
-What was measured of a model is kept in the cache as soon as it is there (`stages.data.arrays`), under a hash of the
+What was measured of a model is kept in the cache as soon as it is there (`stages.tokens.arrays`), under a hash of the
 model, the pairs' ids and the settings that decide it: an interrupted evaluation goes on, and a model that was measured
 once is not measured again when it is compared with others.
 """
@@ -17,12 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.configs import EvaluateConfig, column_names, content_settings
-from stages.currency import Ids, TokenPair
-from stages.data.arrays import Arrays, kept_arrays
-from stages.data.dataset import Limit, load_pairs, refuse_recorded
-from stages.data.demo_language import load_rewards, true_reward
-from stages.data.fingerprint import modules_hash
-from stages.data.held_out import (
+from stages.data.read import dataset_hash, refuse_changed
+from stages.data.template_arguments import given_arguments
+from stages.demo.language import load_rewards, true_reward
+from stages.devices.processes import join_processes, refuse_several
+from stages.errors import SepoError
+from stages.evaluation.figures import (
+    FEWEST,
+    Measured,
+    PairSums,
+    describe,
+    figures_of,
+    pair_rows,
+    sample_rows,
+    sums_of,
+)
+from stages.evaluation.held_out import (
     HeldOut,
     Prompt,
     content_of,
@@ -33,23 +43,18 @@ from stages.data.held_out import (
     scored_pairs,
     truth_hash,
 )
-from stages.data.read import dataset_hash, refuse_changed
-from stages.data.template_arguments import given_arguments
-from stages.data.training import Hashes, Trained, Writing, hashes_of, recorded_sources, source_hash, trained_on
-from stages.errors import SepoError
-from stages.method.evaluation import (
-    FEWEST,
-    Measured,
-    PairSums,
-    describe,
-    figures_of,
-    pair_rows,
-    sample_rows,
-    sums_of,
+from stages.evaluation.judged import SAMPLE_BATCH, Judged, Sampling
+from stages.evaluation.training_data import (
+    Hashes,
+    Trained,
+    Writing,
+    hashes_of,
+    recorded_sources,
+    source_hash,
+    trained_on,
 )
-from stages.method.evaluation_report import build_report, show_again, summarise
-from stages.model.divergence import as_pair
-from stages.model.folders import (
+from stages.logprobs.divergence import as_pair
+from stages.models.folders import (
     load_tokenizer,
     model_hash,
     most_positions,
@@ -57,13 +62,16 @@ from stages.model.folders import (
     tokenizer_hash,
     vocabulary_hash,
 )
-from stages.model.judged import SAMPLE_BATCH, Judged, Sampling
-from stages.model.named import named_models
-from stages.model.processes import join_processes, refuse_several
+from stages.models.named import named_models
+from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
 from stages.store.files import hash_json
 from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now
 from stages.store.results import claim_results, write_results
+from stages.tokens.arrays import Arrays, kept_arrays
+from stages.tokens.dataset import Limit, load_pairs, refuse_recorded
+from stages.tokens.fingerprint import modules_hash
+from stages.types import Ids, TokenPair
 
 Floats64 = NDArray[np.float64]
 STAGE: Final = "evaluate"
@@ -102,8 +110,8 @@ class Job(NamedTuple):
 
     def keep(self, what: str, model: Model, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """Arrays that are measured once. Another device, code or version of a library may measure another number."""
-        by = [self.judged.device.type, modules_hash("model", "method"), [version(library) for library in LIBRARIES]]
-        key = [STAGE, what, by, model.hash, *more]
+        code = [modules_hash("logprobs", "models", "evaluation", "method"), *map(version, LIBRARIES)]
+        key = [STAGE, what, self.judged.device.type, code, model.hash, *more]
         name = hash_json(key)
         if name not in self.known:
             self.known[name] = kept_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from stages.configs import DemoConfig, content_settings
-from stages.data.demo_language import REWARDS, VOCABULARY, draw_splits
-from stages.model.demo_model import HALF, build_demo_model
+from stages.demo.language import REWARDS, VOCABULARY, draw_splits
+from stages.demo.model import HALF, build_demo_model
 from stages.reporting import Reporter, Summary
 from stages.store.files import write_json, write_text
 from stages.store.manifest import open_run

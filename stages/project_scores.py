@@ -14,17 +14,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from stages.configs import ProjectScoresConfig, column_names, content_settings
-from stages.currency import Dropped, Floats, Ids, Pair, PairLogps, ScoredPair, TokenPair
-from stages.data.borders import Located
-from stages.data.dataset import Counts
-from stages.data.encode import SAME_WHEN_CUT, Encoder
 from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.method.projection import project
 from stages.method.statistics import preference_accuracy
-from stages.model.folders import (
+from stages.models.folders import (
     load_tokenizer,
     resolve_without_weights,
     tokenizer_hash,
@@ -38,6 +34,10 @@ from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, open_scores, sound, sweep_checksums
 from stages.store.shape import lookup
 from stages.store.shards import Checksum, read_checksum, read_notes, read_shard, shard_name, write_shard
+from stages.tokens.borders import Located
+from stages.tokens.dataset import Counts
+from stages.tokens.encode import SAME_WHEN_CUT, Encoder
+from stages.types import Dropped, Floats, Ids, Pair, PairLogps, ScoredPair, TokenPair
 
 STAGE: Final = "project-scores"
 NOT_THERE: Final = "not in the data set"

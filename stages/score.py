@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.configs import ScoreConfig, column_names, content_settings
-from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
-from stages.data.encode import Encoder
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
+from stages.devices.precision import refuse_useless
+from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
-from stages.model.folders import (
+from stages.models.folders import (
     load_tokenizer,
     model_hash,
     quantized,
@@ -31,9 +30,7 @@ from stages.model.folders import (
     vocabulary_hash,
     vocabulary_size,
 )
-from stages.model.precision import refuse_useless
-from stages.model.processes import Worker, join_processes, this_worker
-from stages.model.scorer import How, Models, Scorer
+from stages.models.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.check import check_scores
@@ -44,6 +41,9 @@ from stages.store.place import Place, place_of
 from stages.store.scores import sound, sweep_checksums, written_shards
 from stages.store.shape import lookup
 from stages.store.shards import Checksum, read_shard, shard_holds, shard_name, write_shard
+from stages.tokens.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.encode import Encoder
+from stages.types import PairLogps, TokenPair
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16

@@ -19,21 +19,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names
-from stages.currency import PairLogps, TokenPair
-from stages.data.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
-from stages.data.encode import Encoder
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
+from stages.devices.memory import move_model
+from stages.devices.processes import gather_weights, join_processes
+from stages.evaluation.verdict import Verdict, judge, with_reference
+from stages.logprobs.batches import whole
+from stages.logprobs.generate import stop_at
 from stages.method.objectives.dpo import dpo
 from stages.method.objectives.sft import sft
-from stages.model.adapters import is_adapter
-from stages.model.batches import whole
-from stages.model.card import FILE as CARD
-from stages.model.card import Made, write_oracle_card, write_reference_card
-from stages.model.checkpoints import forget_checkpoints
-from stages.model.claim import claimed_together
-from stages.model.curves import FILE as CURVES
-from stages.model.folders import (
+from stages.models.adapters import is_adapter
+from stages.models.folders import (
     embedding_rows,
     holds_model,
     load_model,
@@ -44,21 +40,25 @@ from stages.model.folders import (
     tokenizer_hash,
     usable_length,
 )
-from stages.model.generate import stop_at
-from stages.model.loop import fit
-from stages.model.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
-from stages.model.memory import move_model
-from stages.model.metrics import training_warnings
-from stages.model.optimizers import refuse_useless_optimizer
-from stages.model.processes import gather_weights, join_processes
-from stages.model.quantization import load_trainable
-from stages.model.references import Around, frozen, kept_logps, logps_of, refuse_unknown_ids
-from stages.model.training_mode import refuse_impossible
-from stages.model.verdict import Verdict, judge, with_reference
+from stages.models.quantization import load_trainable
+from stages.models.references import Around, frozen, kept_logps, logps_of, refuse_unknown_ids
+from stages.report.card import FILE as CARD
+from stages.report.card import Made, write_oracle_card, write_reference_card
+from stages.report.curves import FILE as CURVES
 from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import Input, Run
+from stages.tokens.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.encode import Encoder
+from stages.training.checkpoints import forget_checkpoints
+from stages.training.claim import claimed_together
+from stages.training.loop import fit
+from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.training.metrics import training_warnings
+from stages.training.optimizers import refuse_useless_optimizer
+from stages.training.training_mode import refuse_impossible
+from stages.types import PairLogps, TokenPair
 
 REFERENCE: Final = "reference"
 ORACLE: Final = "oracle"

@@ -14,18 +14,18 @@ from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 
-from stages.catalogue import OBJECTIVES, RULES
 from stages.configs import PolicyConfig
-from stages.currency import Example, PairLogps, ScoredPair
-from stages.data.encode import Encoder
-from stages.data.training import SNAPSHOTS
+from stages.devices.memory import move_model
+from stages.devices.processes import gather_weights, join_processes
+from stages.evaluation.training_data import SNAPSHOTS
+from stages.logprobs.generate import stop_at
+from stages.logprobs.head import kl_from_reference, kl_of_reference
+from stages.logprobs.logps import Reader, Reference
+from stages.logprobs.paths import find_paths
 from stages.method.examples import Weighed, make_examples
 from stages.method.selection import Evidence
-from stages.model.adapters import base_name
-from stages.model.card import Made, write_policy_card
-from stages.model.checkpoints import forget_checkpoints
-from stages.model.claim import claimed_together
-from stages.model.folders import (
+from stages.models.adapters import base_name
+from stages.models.folders import (
     load_model,
     load_tokenizer,
     resolve_model,
@@ -35,18 +35,8 @@ from stages.model.folders import (
     usable_length,
     vocabulary_size,
 )
-from stages.model.generate import stop_at
-from stages.model.head import kl_from_reference, kl_of_reference
-from stages.model.logps import Reader, Reference
-from stages.model.loop import fit
-from stages.model.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
-from stages.model.memory import move_model
-from stages.model.metrics import training_warnings
-from stages.model.optimizers import refuse_useless_optimizer
-from stages.model.paths import find_paths
-from stages.model.processes import gather_weights, join_processes
-from stages.model.quantization import load_trainable
-from stages.model.references import (
+from stages.models.quantization import load_trainable
+from stages.models.references import (
     Around,
     Frozen,
     frozen,
@@ -57,7 +47,8 @@ from stages.model.references import (
     refuse_other_vocabulary,
     refuse_unknown_ids,
 )
-from stages.model.training_mode import refuse_impossible
+from stages.registry import OBJECTIVES, RULES
+from stages.report.card import Made, write_policy_card
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.hub import push_run, refuse_closed_hub
@@ -66,6 +57,15 @@ from stages.store.logps import START
 from stages.store.manifest import Input, Run
 from stages.store.scores import Scores, open_scores
 from stages.store.shape import lookup
+from stages.tokens.encode import Encoder
+from stages.training.checkpoints import forget_checkpoints
+from stages.training.claim import claimed_together
+from stages.training.loop import fit
+from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
+from stages.training.metrics import training_warnings
+from stages.training.optimizers import refuse_useless_optimizer
+from stages.training.training_mode import refuse_impossible
+from stages.types import Example, PairLogps, ScoredPair
 
 STAGE: Final = "train-policy"
 

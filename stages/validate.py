@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.configs import ValidateConfig, column_names
-from stages.currency import Dropped, Pair, TokenPair
 from stages.data.conversations import SAME
-from stages.data.encode import SAME_IDS, Encoder, truncate
 from stages.data.layouts import Look, look, read_pairs
 from stages.data.template_arguments import TOOLS, given_arguments
-from stages.data.tokens import Reason, Tokenised, TokenTable, tokenised_pairs
-from stages.data.visible import pair_passage, token_passage
+from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
-from stages.method.census import (
+from stages.method.statistics import Interval
+from stages.models.adapters import is_adapter
+from stages.models.folders import base_folder, load_tokenizer, resolve_without_weights
+from stages.report.census import (
     Overlong,
     Repeats,
     Spreads,
@@ -31,9 +31,7 @@ from stages.method.census import (
     spreads,
     whole_lengths,
 )
-from stages.method.statistics import Interval
-from stages.model.adapters import is_adapter
-from stages.model.estimate import (
+from stages.report.estimate import (
     Cost,
     Machine,
     Shape,
@@ -44,9 +42,11 @@ from stages.model.estimate import (
     model_shape,
     stage_costs,
 )
-from stages.model.folders import base_folder, load_tokenizer, resolve_without_weights
-from stages.model.processes import join_processes, refuse_several
+from stages.report.visible import pair_passage, token_passage
 from stages.reporting import Passage, Reporter, Summary, Table
+from stages.tokens.encode import SAME_IDS, Encoder, truncate
+from stages.tokens.tokenised import Reason, Tokenised, TokenTable, tokenised_pairs
+from stages.types import Dropped, Pair, TokenPair
 
 STAGE: Final = "validate"
 EXAMPLES: Final = 3

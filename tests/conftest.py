@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from stages.currency import Example, TokenPair
 from stages.reporting import Quiet
+from stages.types import Example, TokenPair
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()

@@ -14,21 +14,21 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
+from stages.devices.processes import gather_weights, join_processes
+from stages.logprobs import logps as reading
+from stages.logprobs.batches import whole
+from stages.logprobs.logps import response_logps
+from stages.logprobs.paths import find_paths
 from stages.method.objectives.sft import sft
-from stages.model import logps as reading
-from stages.model.batches import whole
-from stages.model.logps import response_logps
-from stages.model.loop import fit
-from stages.model.metrics import read_metrics
-from stages.model.paths import find_paths
-from stages.model.processes import gather_weights, join_processes
-from stages.model.references import Around, Frozen, kept_logps
+from stages.models.references import Around, Frozen, kept_logps
+from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
+from stages.training.loop import fit
+from stages.training.metrics import read_metrics
 from tests.conftest import masked, random_pairs, tiny_llama
-from tests.model.fits import Killed, KilledAfter
-from tests.model.zoo import VOCABULARY, tiny
+from tests.logprobs.zoo import VOCABULARY, tiny
+from tests.training.fits import Killed, KilledAfter
 
 dpo, sepo = (OBJECTIVES[name].load() for name in ("dpo", "sepo"))
 

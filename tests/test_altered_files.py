@@ -8,13 +8,13 @@ import time
 import pytest
 import torch
 
-from stages.data.dataset import load_pairs
 from stages.errors import SepoError
-from stages.model.folders import model_hash
+from stages.models.folders import model_hash
 from stages.reporting import Quiet
 from stages.store import checksums, files
 from stages.store.checksums import altered_in, checksums_of
 from stages.store.manifest import FINISHED, UNFINISHED, open_run, read_manifest
+from stages.tokens.dataset import load_pairs
 from tests.conftest import tiny_llama
 from tests.world import run_oracle, run_policy, run_score, weights
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from stages import train_oracle
 from stages.configs import OracleConfig, PolicyConfig
+from stages.devices.processes import join_processes
 from stages.errors import SepoError
-from stages.model.folders import usable_length
-from stages.model.processes import join_processes
+from stages.models.folders import usable_length
 from stages.reporting import Quiet
 from tests.conftest import Listens, tiny_gpt2, tiny_llama, write_lines
 from tests.world import run_oracle, run_policy, run_score
@@ -116,7 +116,7 @@ def test_what_needs_too_much_memory_is_named(tmp_path, chat_folder, monkeypatch)
             run_oracle(tmp_path, chat_folder, eval_fraction=0.0)
         assert "--optim adamw-8bit" in caught.value.hint
     with monkeypatch.context() as patched:
-        patched.setattr("stages.model.logps.pair_by_pair", full)
+        patched.setattr("stages.logprobs.logps.pair_by_pair", full)
         with pytest.raises(SepoError, match=r"out of memory in a micro-batch of \d+ pairs with \d+ tokens") as caught:
             run_oracle(tmp_path, chat_folder, eval_fraction=0.0, sft_epochs=0, output="read")
         assert "--gradient-checkpointing" not in caught.value.hint

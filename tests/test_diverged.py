@@ -5,7 +5,7 @@ import pytest
 from stages.errors import SepoError
 from stages.store.manifest import FINISHED
 from tests.conftest import tiny_llama
-from tests.model.fits import objective, train
+from tests.training.fits import objective, train
 from tests.world import run_oracle, run_policy
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.devices.processes import join_processes
 from stages.errors import SepoError
-from stages.model.processes import join_processes
 from tests.conftest import token_pair
 from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, kept_twice, logps_of, name_of, train
-from tests.model.zoo import VOCABULARY
+from tests.logprobs.zoo import VOCABULARY
 
 KEY_TOKENS = CASES[0]
 

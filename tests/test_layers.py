@@ -8,8 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"catalogue", "configs", "errors", "currency", "reporting"}
-PACKAGES = {"method", "data", "model", "store"}
+ORDER = [
+    {"errors", "types", "reporting", "registry"},
+    {"configs"},
+    {"method", "store"},
+    {"data"},
+    {"tokens", "devices"},
+    {"logprobs"},
+    {"models"},
+    {"training", "demo"},
+    {"evaluation"},
+    {"report"},
+]
+"""the rooms, lowest first: each imports what lies below it, and rooms beside each other do not; verbs come last"""
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
     for folder in ("stages", "sepo_cli")
@@ -30,7 +42,7 @@ def imports_of(module):
 
 
 def layer(module):
-    """The name below `stages` that decides a module's layer, such as `model` or `score`."""
+    """The name below `stages` that decides a module's layer, such as `models` or `score`."""
     return module.split(".")[1] if module.count(".") else ""
 
 
@@ -47,22 +59,20 @@ def test_stages_do_not_know_the_command_line(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("stages.")])
 def test_imports_run_one_way(module):
-    """verbs -> {method, data, model, store} -> leaves; a verb never imports a verb, the science imports leaves only."""
-    inside = {layer(name) for name in imports_of(module) if name.startswith("stages.")}
+    """A room imports rooms below it, a verb any room; nobody imports a verb."""
     mine = layer(module)
-    if mine in LEAVES:
-        assert inside <= LEAVES
-    elif mine == "method":
-        assert inside <= LEAVES | {"method"}
-    elif mine == "store":
-        assert inside <= LEAVES | {"store"}
-    elif mine == "data":
-        assert inside <= LEAVES | {"data", "store"}
-    elif mine == "model":
-        # The loop watches what it trains by functions of the science, which knows nothing of it.
-        assert inside <= LEAVES | {"model", "store", "method"}
-    else:
-        assert inside <= LEAVES | PACKAGES
+    for other in {layer(name) for name in imports_of(module) if name.startswith("stages.")} - {mine}:
+        assert other in LEVEL, f"{module} imports the verb {other}"
+        assert LEVEL[other] < LEVEL.get(mine, len(ORDER)) or LEVEL[other] == 0, f"{module} imports {other}"
+
+
+def test_every_room_says_what_it_is_for():
+    rooms = [path for path in (ROOT / "stages").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert {room.name for room in rooms} == set(LEVEL) - ORDER[0]
+    for room in rooms:
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+        assert "May import" in said, room.name
+        assert "On disk" in said, room.name
 
 
 def test_only_the_log_prob_primitive_shifts():

@@ -10,8 +10,8 @@ from peft import AutoPeftModelForCausalLM
 
 from stages import train_oracle, train_policy
 from stages.errors import SepoError
-from stages.model import scorer
-from stages.model.folders import load_model, model_hash
+from stages.models import scorer
+from stages.models.folders import load_model, model_hash
 from stages.store.scores import open_scores
 from tests import reference
 from tests.conftest import word_rows, write_lines

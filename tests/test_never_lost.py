@@ -329,7 +329,7 @@ def test_check_names_what_is_wrong_with_a_manifest(world, tmp_path, change, said
 
 def test_check_of_a_foreign_folder_and_of_another_tokenizer(world, tmp_path):
     """Without checksums it is sound; against a model of another vocabulary it is not."""
-    from stages.model.folders import save_model
+    from stages.models.folders import save_model
     from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
     shutil.copytree(world / "scores", tmp_path / "s")

@@ -9,10 +9,10 @@ import torch
 from stages import train_oracle
 from stages.configs import OracleConfig, PolicyConfig, declared
 from stages.errors import SepoError
-from stages.model.folders import load_model, save_model, vocabulary_hash
-from stages.model.metrics import read_metrics
+from stages.models.folders import load_model, save_model, vocabulary_hash
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
+from stages.training.metrics import read_metrics
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, token_pair, word_rows, write_lines
 from tests.world import CARD_FILES, MODEL_FILES, files, manifest, run_oracle, run_policy, run_score, weights

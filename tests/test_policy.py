@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import stages.method
-from stages.catalogue import OBJECTIVES, RULES, defaults_in_words
 from stages.configs import PolicyConfig
 from stages.errors import SepoError
-from stages.model.folders import load_model, save_model
-from stages.model.metrics import read_metrics
+from stages.models.folders import load_model, save_model
+from stages.registry import OBJECTIVES, RULES, defaults_in_words
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
+from stages.training.metrics import read_metrics
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 from tests.reference import Side
@@ -231,7 +231,7 @@ def test_logps_of_another_model_are_not_taken(world, chat_folder, other, tmp_pat
 
 
 def tokenizer(folder):
-    from stages.model.folders import load_tokenizer
+    from stages.models.folders import load_tokenizer
 
     return load_tokenizer(folder, trust_remote_code=False)
 

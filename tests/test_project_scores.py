@@ -10,18 +10,18 @@ from transformers import LlamaConfig
 
 from stages import make_demo, project_scores, score
 from stages.configs import DemoConfig, ProjectScoresConfig, ScoreConfig
-from stages.currency import Dropped, PairLogps, ScoredPair
-from stages.data.chat import REWRITTEN
-from stages.data.demo_language import REWARDS
-from stages.data.encode import Encoder
 from stages.data.layouts import read_pairs
+from stages.demo.language import REWARDS
 from stages.errors import SepoError
 from stages.method.selection import select_by_keys, signed
-from stages.model.folders import load_tokenizer, vocabulary_hash
+from stages.models.folders import load_tokenizer, vocabulary_hash
 from stages.reporting import Quiet
 from stages.store.place import place_of
 from stages.store.scores import open_scores
 from stages.store.shards import write_shard
+from stages.tokens.chat import REWRITTEN
+from stages.tokens.encode import Encoder
+from stages.types import Dropped, PairLogps, ScoredPair
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.tokenizers_zoo import FAMILIES, dress
 from tests.world import run_policy, run_score

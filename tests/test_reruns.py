@@ -3,7 +3,7 @@
 import pytest
 
 from stages.errors import SepoError
-from stages.model.folders import save_model
+from stages.models.folders import save_model
 from stages.reporting import Quiet
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.world import files, manifest, repeatable, run_oracle, run_policy, run_score
@@ -63,7 +63,7 @@ def test_only_a_missing_shard_is_made_again(world, tmp_path):
 def test_stages_share_what_was_tokenised(world, chat_folder, tmp_path, monkeypatch):
     write_lines(tmp_path / "p.jsonl", word_rows(12))
     run_oracle(tmp_path, chat_folder, dataset=tmp_path / "p.jsonl", max_steps=1)
-    monkeypatch.setattr("stages.data.encode.Encoder.encode_all", None)
+    monkeypatch.setattr("stages.tokens.encode.Encoder.encode_all", None)
     run_score(tmp_path, dataset=tmp_path / "p.jsonl")
 
 

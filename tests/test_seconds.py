@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from stages.model.metrics import read_times
-from tests.model.fits import Killed, KilledIn
+from stages.training.metrics import read_times
+from tests.training.fits import Killed, KilledIn
 from tests.world import run_oracle, run_policy
 
 

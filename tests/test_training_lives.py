@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from stages.configs import OracleConfig, PolicyConfig
-from stages.model.metrics import read_metrics
+from stages.training.metrics import read_metrics
 from tests import lives
 from tests.world import FAST, files, repeatable, run_oracle, run_policy
 
@@ -126,7 +126,7 @@ def test_no_resume_starts_anew_and_leaves_a_finished_run_alone(world, chat_folde
     wait_for_a_new_checkpoint(tmp_path / "p", life)
     life.kill()
     life.join()
-    (tmp_path / "p/stray").write_text("of the interrupted run")
+    (tmp_path / "p/checkpoints/stray").write_text("of the interrupted run")
     assert run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh
     same(tmp_path / "p", tmp_path / "whole")
     assert not run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh

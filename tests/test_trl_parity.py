@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from stages.catalogue import OBJECTIVES
 from stages.configs import OptimizerConfig
-from stages.currency import Batch
-from stages.data.dataset import Limit, load_pairs
-from stages.data.encode import Encoder
-from stages.model.batches import whole
-from stages.model.folders import load_model, load_tokenizer, save_model
-from stages.model.logps import response_logps
-from stages.model.loop import fit
-from stages.model.metrics import read_metrics
-from stages.model.paths import find_paths
-from stages.model.schedule import order_of_epoch
-from stages.model.verdict import with_reference
+from stages.evaluation.verdict import with_reference
+from stages.logprobs.batches import whole
+from stages.logprobs.logps import response_logps
+from stages.logprobs.paths import find_paths
+from stages.models.folders import load_model, load_tokenizer, save_model
+from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
+from stages.training.loop import fit
+from stages.training.metrics import read_metrics
+from stages.training.schedule import order_of_epoch
+from stages.types import Batch
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows
 
 cpo, dpo, ipo, orpo, sepo, slic = (OBJECTIVES[name].load() for name in ("cpo", "dpo", "ipo", "orpo", "sepo", "slic"))

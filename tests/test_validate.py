@@ -10,11 +10,11 @@ import pytest
 
 from stages import validate
 from stages.configs import ValidateConfig
-from stages.data.dataset import Limit, load_pairs
-from stages.data.encode import Encoder
 from stages.errors import SepoError
-from stages.model.folders import load_tokenizer
+from stages.models.folders import load_tokenizer
 from stages.reporting import Quiet, Table
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows, write_lines
 from tests.data.turns import bot, user
 

@@ -6,7 +6,7 @@ import torch
 
 from stages import score, train_oracle, train_policy
 from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
-from stages.model.folders import load_model
+from stages.models.folders import load_model
 from stages.reporting import Quiet
 
 FAST = {"batch_size": 8, "learning_rate": 3e-3, "warmup_ratio": 0.1, "max_length": 128}

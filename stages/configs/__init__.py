@@ -1,4 +1,7 @@
-"""One frozen dataclass per command, which declares every option once (`stages.configs.option`). Loads nothing heavy."""
+"""One frozen dataclass per command, which declares every option once (`stages.configs.option`).
+
+May import: errors, reporting, types and registry. On disk it touches nothing, and it loads nothing heavy.
+"""
 
 from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig

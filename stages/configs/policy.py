@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from stages.catalogue import OBJECTIVES, RULES, defaults_in_words, measuring, unknown, users
 from stages.configs import limits
 from stages.configs.option import METHOD, OUTPUT, Option, required
 from stages.configs.shared import Model, OutputDir, Scores
 from stages.configs.training import OptimizerConfig
+from stages.registry import OBJECTIVES, RULES, defaults_in_words, measuring, unknown, users
 
 
 def _own(name: str, text: str, limit: limits.Rule) -> Option:

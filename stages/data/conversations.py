@@ -8,9 +8,9 @@ each of them *one* blank after it, also where that blank stands in an answer who
 import re
 from typing import Any, Final
 
-from stages.currency import Message
 from stages.data.read import Row, kind
 from stages.errors import SepoError
+from stages.types import Message
 
 LONGEST_TEXT: Final = 1 << 22
 """Characters of a prompt and one answer: a million tokens. Tokenising takes hundreds of bytes for each of them."""

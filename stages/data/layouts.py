@@ -30,7 +30,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from stages.currency import Dropped, Message, Pair
 from stages.data.conversations import (
     MORE_DIFFERS,
     OTHER_PROMPT,
@@ -49,6 +48,7 @@ from stages.data.read import Row, kind, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
 from stages.errors import SepoError
+from stages.types import Dropped, Message, Pair
 
 _NAMING: Final = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
 _PAIR_HINT: Final = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{_NAMING}"

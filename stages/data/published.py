@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from stages.currency import Message
 from stages.data.conversations import NO_ANSWER, ONE_ANSWER, TIE, UNEVEN, UnusableError, conversation_list, turns_of
 from stages.data.read import Row, kind
 from stages.errors import SepoError
+from stages.types import Message
 
 Sides = tuple[list[Message], list[Message]]
 """the chosen and the rejected conversation"""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from stages.currency import Floats, Ids, ScoredPair
+from stages.types import Floats, Ids, ScoredPair
 
 SHARED_TYPES: Final = 10
 LIMIT: Final = 0.5

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.currency import Example, Floats, PairLogps, ScoredPair
 from stages.errors import SepoError
 from stages.method.selection import Selection
+from stages.types import Example, Floats, PairLogps, ScoredPair
 
 SIDES = ("chosen", "rejected")
 

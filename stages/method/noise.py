@@ -4,8 +4,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.currency import PairLogps
 from stages.method.selection import select_by_keys, signed
+from stages.types import PairLogps
 
 RATIOS: Final = (0.1, 0.3)
 LEAST_AGREEMENT: Final = 0.9

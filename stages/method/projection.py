@@ -12,7 +12,7 @@ response. The end of turn is a stretch of its own, one character wide, behind th
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.currency import Floats
+from stages.types import Floats
 
 Borders = NDArray[np.float64]
 """(tokens,) where each token ends, in characters from the beginning of the text; never falling"""

@@ -9,7 +9,7 @@ the response.
 import torch
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
+from stages.types import PairLoss, Weighted
 
 
 def weighted_sum(values_RW: Tensor, batch: Weighted) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.currency import Floats, PairLogps, PairWeights, ScoredPair
+from stages.types import Floats, PairLogps, PairWeights, ScoredPair
 
 Mask = NDArray[np.bool_]
 

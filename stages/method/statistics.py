@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.currency import PairLogps
+from stages.types import PairLogps
 
 Z_95: Final = 1.959964
 RESAMPLES: Final = 1000

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.currency import PairLogps
 from stages.store.shape import lookup
+from stages.types import PairLogps
 
 
 class Scale:

@@ -1,7 +1,7 @@
 """Log-probs that were computed once, for whoever needs them next: `sepo train-oracle` writes those of the reference,
 `sepo score` reads them; `sepo train-policy` keeps its own for a run that goes on.
 
-One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.currency.content_hash`): it does not
+One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.types.content_hash`): it does not
 matter from which data set, or in which order, the pairs come the next time.
 
 The file holds its own sha256, of all its other bytes, between its pages and its footer, where Parquet reads nothing:
@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.currency import PairLogps, TokenPair, content_hash
 from stages.store.files import sync_into, write_whole
+from stages.types import PairLogps, TokenPair, content_hash
 
 FILE: Final = "reference-logps.parquet"
 START: Final = "start-logps.parquet"
@@ -66,7 +66,7 @@ def write_logps(
     """Write the log-probs of pairs, whole or not at all.
 
     Args:
-        model: hash of the model that gave them (`stages.model.folders.model_hash`), in float32.
+        model: hash of the model that gave them (`stages.models.folders.model_hash`), in float32.
     """
     rows = list(zip(pairs, logps, strict=True))
     columns = {

@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from stages.currency import Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 from stages.errors import SepoError
 from stages.store.manifest import FORMAT
+from stages.types import Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))

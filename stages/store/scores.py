@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.currency import ScoredPair, longest
 from stages.errors import SepoError
 from stages.reporting import Reporter
 from stages.store.manifest import FINISHED, read_manifest
@@ -23,6 +22,7 @@ from stages.store.shards import (
     read_shard,
     tokenizer_of,
 )
+from stages.types import ScoredPair, longest
 
 MADE_BY: Final = ("score", "project-scores")
 """the stages that write scores; a foreign scorer names the first"""

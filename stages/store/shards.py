@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.currency import ScoredPair
 from stages.errors import SepoError, borrowed
 from stages.store.files import hash_open
 from stages.store.manifest import FINISHED, FORMAT
 from stages.store.place import Place
 from stages.store.rows import READ, SCHEMA, as_columns, check_row, refuse_other_columns, rows_of
 from stages.store.shape import is_checksum, lookup, parse_json
+from stages.types import ScoredPair
 
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
@@ -54,7 +54,7 @@ def write_shard(
 
     Args:
         fingerprint: of the run that makes the shard.
-        tokenizer: hash of the token->id map the ids are of (`stages.model.folders.vocabulary_hash`).
+        tokenizer: hash of the token->id map the ids are of (`stages.models.folders.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
 
     Raises:

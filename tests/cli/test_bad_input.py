@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from stages.model.folders import save_model
+from stages.models.folders import save_model
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, word_rows, write_lines
 
 

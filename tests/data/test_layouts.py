@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.currency import Dropped, Pair
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.errors import SepoError
+from stages.types import Dropped, Pair
 from tests.conftest import REAL, write_lines
 from tests.data.turns import bot, system, user
 

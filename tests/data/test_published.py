@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.currency import Dropped, Pair
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.data.published import PUBLISHED
 from stages.errors import SepoError
+from stages.types import Dropped, Pair
 from tests.conftest import write_lines
 from tests.data.turns import bot, system, user
 

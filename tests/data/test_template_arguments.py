@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.currency import Dropped, Pair
-from stages.data.encode import CONTROL, REFUSED, TOOLS_NEED_TEMPLATE, Encoder
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.data.template_arguments import _TAKEN, given_arguments
 from stages.errors import SepoError
+from stages.tokens.encode import CONTROL, REFUSED, TOOLS_NEED_TEMPLATE, Encoder
+from stages.types import Dropped, Pair
 from tests.conftest import CHATML, write_lines
 from tests.data.turns import bot, user
 from tests.tokenizers_zoo import TEMPLATES, byte_level, dress

@@ -2,9 +2,9 @@
 
 import pytest
 
-from stages.currency import Dropped, Pair
 from stages.data.conversations import LONGEST_TEXT
 from stages.data.layouts import look, read_conversations, read_pairs
+from stages.types import Dropped, Pair
 from tests.conftest import write_lines
 from tests.data.turns import bot, user
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.currency import Dropped, Pair
 from stages.data.layouts import _GENERAL, read_conversations, read_pairs
 from stages.data.published import PUBLISHED
 from stages.data.read import dataset_hash
 from stages.errors import SepoError
+from stages.types import Dropped, Pair
 from tests.data.turns import bot, user
 
 ROW = {"prompt": "why?", "chosen": "so", "rejected": "no"}

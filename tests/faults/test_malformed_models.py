@@ -7,8 +7,8 @@ import struct
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from stages.data import rendering
-from stages.model.folders import load_model
+from stages.models.folders import load_model
+from stages.tokens import rendering
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.faults.harness import assert_can_go_on, assert_one_line, assert_right_or_one_line, outcome, unharmed
 from tests.faults.mutations import WHOLE, mutate

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stages.currency import PairLogps
 from stages.method.noise import measure_noise
+from stages.types import PairLogps
 
 
 def logps(chosen, rejected):

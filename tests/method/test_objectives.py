@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from stages.catalogue import OBJECTIVES
-from stages.currency import Batch
 from stages.method.objectives.sft import sft
 from stages.method.rewards import selected_rewards
+from stages.registry import OBJECTIVES
+from stages.types import Batch
 from tests import reference
 from tests.reference import Side
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.catalogue import RULES
-from stages.currency import PairLogps, PairWeights, ScoredPair
 from stages.errors import SepoError
 from stages.method.examples import make_examples
 from stages.method.selection import Evidence, Selection, random_keys, select_by_keys, select_highest_as_authors
+from stages.registry import RULES
+from stages.types import PairLogps, PairWeights, ScoredPair
 from tests.conftest import token_pair
 
 

@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.currency import PairLogps
 from stages.method.selection import (
     random_keys,
     select_by_keys,
@@ -11,6 +10,7 @@ from stages.method.selection import (
     selected_count,
     signed,
 )
+from stages.types import PairLogps
 from tests import reference
 
 

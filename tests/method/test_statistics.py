@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from stages.currency import PairLogps, ScoredPair
 from stages.method.drift import DriftMeter
 from stages.method.statistics import mean_interval, preference_accuracy, wilson
+from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
 
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from stages.currency import PairLogps, ScoredPair
 from stages.method.rules.auto import auto
 from stages.method.rules.oracle import oracle
 from stages.method.selection import CUT_TIES, Evidence
 from stages.store.alarms import Scale, alarms
+from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
 
 MODELS = {"inputs": {"oracle": "a", "reference": "b"}}

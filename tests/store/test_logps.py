@@ -3,8 +3,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.currency import PairLogps, content_hash
 from stages.store.logps import FILE, part_name, read_logps, write_logps
+from stages.types import PairLogps, content_hash
 from tests.conftest import random_pairs, token_pair
 
 

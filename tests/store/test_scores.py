@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.currency import PairLogps, ScoredPair
 from stages.errors import SepoError
 from stages.store.manifest import Input, open_run
 from stages.store.place import place_of
 from stages.store.scores import open_scores
 from stages.store.shards import SCHEMA, read_shard, shard_holds, shard_name, write_shard
+from stages.types import PairLogps, ScoredPair
 from tests.conftest import random_pairs, token_pair
 
 

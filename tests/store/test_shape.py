@@ -6,8 +6,8 @@ from itertools import islice
 
 import pytest
 
-from stages.data.training import Writing, recorded_sources, trained_on
 from stages.errors import SepoError
+from stages.evaluation.training_data import Writing, recorded_sources, trained_on
 from stages.reporting import Quiet
 from stages.store.check import check_scores
 from stages.store.manifest import FINISHED, UNFINISHED, Input, open_run

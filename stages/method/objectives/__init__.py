@@ -1,1 +1,1 @@
-"""The objectives of `sepo train-policy`, one module each; see `stages.catalogue`."""
+"""The objectives of `sepo train-policy`, one module each; see `stages.registry`."""

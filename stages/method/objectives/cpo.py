@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_sum
+from stages.types import PairLoss, Weighted
 
 
 def cpo(logps_RW: Tensor, batch: Weighted, *, beta: float, sft_weight: float, kl_weight: float) -> PairLoss:

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, log_ratios, pair_loss
+from stages.types import PairLoss, Weighted
 
 
 def dpo(logps_RW: Tensor, batch: Weighted, *, beta: float, sft_weight: float) -> PairLoss:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss
+from stages.types import PairLoss, Weighted
 
 
 def ipo(logps_RW: Tensor, batch: Weighted, *, beta: float) -> PairLoss:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_mean
+from stages.types import PairLoss, Weighted
 
 
 def orpo(logps_RW: Tensor, batch: Weighted, *, beta: float, kl_weight: float) -> PairLoss:

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss
+from stages.types import PairLoss, Weighted
 
 
 def r_dpo(logps_RW: Tensor, batch: Weighted, *, beta: float, alpha: float) -> PairLoss:

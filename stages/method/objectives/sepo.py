@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, selected_rewards
+from stages.types import PairLoss, Weighted
 
 
 def sepo(

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import weighted_sum
+from stages.types import PairLoss, Weighted
 
 
 def sft(logps_RW: Tensor, batch: Weighted) -> PairLoss:

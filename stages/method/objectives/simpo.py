@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.objectives.sepo import sepo
+from stages.types import PairLoss, Weighted
 
 
 def simpo(

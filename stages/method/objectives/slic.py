@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import anchors, pair_loss, weighted_sum
+from stages.types import PairLoss, Weighted
 
 
 def slic(logps_RW: Tensor, batch: Weighted, *, margin: float, sft_weight: float, kl_weight: float) -> PairLoss:

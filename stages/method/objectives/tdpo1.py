@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.currency import PairLoss, Weighted
 from stages.method.rewards import log_ratios, pair_loss, sequence_kl
+from stages.types import PairLoss, Weighted
 
 
 def tdpo1(logps_RW: Tensor, batch: Weighted, *, beta: float) -> PairLoss:

@@ -1,1 +1,1 @@
-"""The selection rules of `sepo train-policy`, one module each; see `stages.catalogue`."""
+"""The selection rules of `sepo train-policy`, one module each; see `stages.registry`."""

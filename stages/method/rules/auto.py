@@ -4,8 +4,8 @@ from itertools import chain
 
 import numpy as np
 
-from stages.currency import Floats
 from stages.method.selection import CUT_TIES, Evidence, Mask, Selection, by_side, cuts_ties, never_empty, signed
+from stages.types import Floats
 
 
 def auto(evidence: Evidence, *, auto_share: float) -> Selection:

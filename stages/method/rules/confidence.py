@@ -1,7 +1,7 @@
 """The policy's own doubt, without an oracle."""
 
-from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
+from stages.types import PairLogps
 
 
 def confidence(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:

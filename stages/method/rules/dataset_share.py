@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.currency import Floats
 from stages.method.selection import Evidence, Mask, Selection, by_side, never_empty, select_highest, signed
+from stages.types import Floats
 
 
 def dataset_share(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:

@@ -1,7 +1,7 @@
 """The control that should harm."""
 
-from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
+from stages.types import PairLogps
 
 
 def inverted(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stages.currency import PairLogps
 from stages.method.selection import Evidence, Selection, ranked
+from stages.types import PairLogps
 
 
 def latest(evidence: Evidence, *, chosen_ratio: float, rejected_ratio: float) -> Selection:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stages.currency import Floats
 from stages.method.selection import Evidence, Selection, as_weights
+from stages.types import Floats
 
 
 def soft(evidence: Evidence, *, soft_k: float, soft_mu: float, soft_low: float, soft_high: float) -> Selection:

@@ -1,0 +1,131 @@
+"""How many processes work together, that they know of each other, and what each one's share is."""
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+from stages.configs import worker_numbers
+from stages.devices.extras import refuse_missing_tracker
+from stages.errors import SepoError, borrowed, shortened
+
+PATIENCE: Final = timedelta(hours=2)
+"""How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
+
+
+_NUMBERS: Final = {"RANK": -1, "LOCAL_RANK": -1, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+"""variables of a launcher, and the least that they may be; -1: none"""
+_UNSET: Final = "unset what a launcher did not set (RANK, WORLD_SIZE, MASTER_PORT, ACCELERATE_... in the environment)"
+_ENGINES: Final = "use DDP (`accelerate launch --multi_gpu`) or, on GPUs, FSDP2 (`--use_fsdp --fsdp_version 2`)"
+
+
+class Worker(NamedTuple):
+    """One of several that divide pieces of work without talking to each other."""
+
+    number: int
+    """from 1"""
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.workers}"
+
+    def share(self, pieces: int) -> range:
+        """The pieces of this worker, by their index: every `workers`-th one."""
+        return range(self.number - 1, pieces, self.workers)
+
+
+def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
+    """The worker that this process is: given as ``3/16``, a process of `accelerate launch`, or one in the other."""
+    number, count = worker_numbers(given) if given else (1, 1)
+    processes = accelerator.num_processes
+    return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
+
+
+def join_processes(mixed_precision: str = "no", report_to: str = "none", folder: Path | None = None) -> Accelerator:
+    """This process's accelerator, as `accelerate launch` or torchrun configured it.
+
+    Args:
+        report_to: the tracker that `stages.training.trackers.tracking` opens.
+        folder: where a tracker that writes files puts them.
+
+    Raises:
+        SepoError: several processes were started, but accelerate sees one: they would all write the same files; or an
+            engine was asked for that this loop does not know, or that this machine does not have; or the tracker is
+            not installed.
+    """
+    for name, least in _NUMBERS.items():
+        value = os.environ.get(name, str(least))
+        if not re.fullmatch(r"-?\d{1,6}", value, re.ASCII) or int(value) < least:
+            raise SepoError(
+                f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}", hint=_UNSET
+            )
+    for engine in ("DeepSpeed", "Megatron_LM"):
+        if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
+            raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
+    refuse_missing_tracker(report_to)
+    # It would fill the model in the first process only; until training begins, every process reads a whole one.
+    disable_fsdp_ram_efficient_loading()
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    log_with = report_to if folder is not None and report_to != "none" else None
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        # Of two stages in one process each may have a precision of its own; the group of processes stays.
+        AcceleratorState._reset_state()
+    with borrowed("accelerate cannot start", _UNSET):
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            # A plain number would give way to the environment's, by which every gradient would be divided.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[patience],
+            log_with=log_with,
+            project_dir=folder,
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        used = f"{accelerator.num_processes} on {accelerator.device}"
+        raise SepoError(
+            f"{started} processes were started, but accelerate uses {used}",
+            hint="on a machine without a GPU set ACCELERATE_USE_CPU=true, or start one process",
+        )
+    if started > 1 and _asked_for("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
+        version = os.environ.get("FSDP_VERSION", "1")
+        used = f"{accelerator.distributed_type.value} on {accelerator.device}"
+        raise SepoError(f"accelerate was told to use FSDP version {version}, but uses {used}", hint=_ENGINES)
+    return accelerator
+
+
+def gather_weights(model: Any) -> dict[str, Tensor] | None:
+    """The weights of a model that is divided among processes: whole in the first process, nothing in the others.
+
+    Every process has to call it. None where the model is whole in every process.
+    """
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return dict(weights)
+
+
+def refuse_divided(accelerator: Accelerator, reason: str) -> None:
+    """Stop where processes make different numbers of forward passes, if the model is divided among them."""
+    if accelerator.is_fsdp2:
+        raise SepoError(f"{reason}, which FSDP2 cannot divide", hint="train it without --use_fsdp")
+
+
+def _asked_for(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def refuse_several(accelerator: Accelerator, stage: str) -> None:
+    """Stop a stage that has to run alone."""
+    if accelerator.num_processes > 1:
+        raise SepoError(
+            f"`sepo {stage}` runs in one process, but {accelerator.num_processes} were started",
+            hint=f"start it as `sepo {stage}`, without accelerate launch or torchrun",
+        )

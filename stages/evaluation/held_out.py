@@ -1,0 +1,155 @@
+"""Pairs that judge a model: a data set in the model's own ids, and prompts drawn from it."""
+
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.configs import EvaluateConfig, column_names
+from stages.data.template_arguments import given_arguments
+from stages.demo.language import TRUTH
+from stages.errors import SepoError
+from stages.reporting import Reporter
+from stages.store.files import hash_bytes, hash_file
+from stages.store.manifest import FINISHED, read_manifest, refuse_altered
+from stages.store.scores import Scores, open_scores
+from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
+from stages.tokens.encode import Encoder
+from stages.types import Dropped, Ids, TokenPair, content_hash, longest
+
+
+class HeldOut(NamedTuple):
+    """A data set as one tokenizer has it."""
+
+    tokenizer: Any
+    encoder: Encoder
+    pairs: list[TokenPair]
+    counts: Counts
+
+
+class Prompt(NamedTuple):
+    """A prompt to be answered."""
+
+    key: int
+    """the same for the same prompt in the ids of another tokenizer; unlike that of its second answer"""
+    pair_id: int
+    """the first pair of this prompt"""
+    ids: Ids
+
+
+def scored_pairs(dataset: str) -> Scores | None:
+    """The scores in a folder of `sepo score`, whose pairs can be a data set too; None for any other data set."""
+    folder = Path(dataset).expanduser()
+    return open_scores(folder) if (folder / FINISHED).exists() else None
+
+
+def truth_hash(demo: Path) -> str:
+    """Hash of the planted rewards of a folder of `sepo make-demo`.
+
+    Raises:
+        SepoError: it never finished, or is not as it was written.
+    """
+    read_manifest(demo, "make-demo", "run `sepo make-demo` first")
+    refuse_altered(demo)
+    return hash_file(demo / TRUTH)
+
+
+def content_of(pairs: list[TokenPair]) -> str:
+    """Hash of the ids of some pairs in their order, whatever their numbers."""
+    return hash_bytes(iter([np.array([content_hash(pair) for pair in pairs], np.uint64).tobytes()]))
+
+
+def refuse_other_ids(dataset: str, vocabulary: str, name: str) -> None:
+    """
+    Args:
+        vocabulary: hash of the token->id map of a model.
+        name: of that model.
+
+    Raises:
+        SepoError: the data set is a folder of `sepo score`, in the ids of another tokenizer.
+    """
+    scores = scored_pairs(dataset)
+    if scores and scores.manifest["tokenizer"]["vocabulary"] != vocabulary:
+        raise SepoError(
+            f"the pairs in {dataset} are in the ids of another tokenizer than that of {name}",
+            hint="give the data set that they were scored from",
+        )
+
+
+def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
+    """A data set in the ids of a tokenizer.
+
+    Args:
+        dataset: files, a hub name, or a folder of `sepo score`, whose ids have to be those of the tokenizer.
+
+    Raises:
+        SepoError: it cannot be read, or has fewer than two prompts: no interval could be given.
+    """
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
+    scores = scored_pairs(dataset)
+    limit = Limit(config.max_length, config.overlong)
+    if scores is None:
+        found, counts = load_pairs(dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
+        pairs = list(found)
+    elif (config.columns or config.chat_template_kwargs) and not config.training_data:
+        raise SepoError(
+            f"{dataset} holds scored pairs, which have no columns to name and no template to fill",
+            hint="leave out --columns and --chat-template-kwargs",
+        )
+    else:
+        pairs, counts = _within(scores, limit, reporter)
+    if config.strict:
+        refuse_dropped(counts, dataset)
+    if len({pair.prompt_ids.tobytes() for pair in pairs}) < 2:
+        words = "1 pair is" if len(pairs) == 1 else f"{len(pairs):,} pairs of one prompt are"
+        raise SepoError(
+            f"{dataset}: {words} too few: an interval needs at least 2 prompts ({counts})",
+            hint="give more held-out pairs",
+        )
+    return HeldOut(tokenizer, encoder, pairs, counts)
+
+
+def prompts_of(pairs: list[TokenPair]) -> NDArray[np.int64]:
+    """The number of the first pair that has the same prompt, for each pair, (N,)."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(pair.prompt_ids.tobytes(), pair.pair_id) for pair in pairs], np.int64)
+
+
+def draw_prompts(pairs: list[TokenPair], count: int, longest_prompt: int | None, seed: int) -> list[Prompt]:
+    """Prompts in a random order, each once; from the first again where there are fewer than `count`.
+
+    Whether a prompt comes before another depends on the seed and their numbers alone: models whose tokenizers drop
+    other pairs are asked the same, wherever both have it.
+
+    Args:
+        longest_prompt: prompts with more tokens are passed over.
+    """
+    first: dict[bytes, TokenPair] = {}
+    for pair in pairs:
+        if longest_prompt is None or len(pair.prompt_ids) <= longest_prompt:
+            first.setdefault(pair.prompt_ids.tobytes(), pair)
+    order = sorted(first.values(), key=lambda pair: random.Random(f"{seed}/{pair.pair_id}").random())
+    drawn = [(at // len(order), order[at % len(order)]) for at in range(count if order else 0)]
+    return [Prompt((turn << 40) + pair.pair_id, pair.pair_id, pair.prompt_ids) for turn, pair in drawn]
+
+
+def _within(scores: Scores, limit: Limit, reporter: Reporter) -> tuple[list[TokenPair], Counts]:
+    """The pairs of a folder of scores that a limit keeps."""
+    kept: list[TokenPair] = []
+    counts = Counts()
+    for row in scores.rows():
+        counts.read += 1
+        fits = longest(row.pair) <= limit.max_length
+        pair = row.pair if fits else shorten(row.pair, limit, str(scores.folder))
+        if isinstance(pair, Dropped):
+            counts.drop(pair.reason, 1, f"row {pair.pair_id}")
+        else:
+            counts.truncated += not fits
+            kept.append(pair)
+    counts.kept = len(kept)
+    for side in ("prompt", "chosen", "rejected"):
+        counts.tokens[side] = sum(len(getattr(pair, f"{side}_ids")) for pair in kept)
+    reporter.say(f"{scores.folder}: {counts}")
+    return kept, counts

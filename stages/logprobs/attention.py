@@ -1,0 +1,169 @@
+"""Attention within packed pairs: several pairs in one row, each prompt once for its two answers.
+
+    pair       .------------ 0 ------------..------ 1 ------.
+    ids        q0 q1 | w0 w1 w2 | l0 l1     q0 | w0 | l0 l1      q prompt, w chosen, l rejected
+    positions   0  1    2  3  4    2  3      0    1    1  2
+    l0 sees    q0 q1              l0                             its prompt and its own response, never the other one
+
+Positions go on from the prompt, so every token is where it would be in a row of its own; a sliding window counts them.
+
+transformers calls the function registered here instead of its own attention while `packed_attention` is open. Models
+that mix tokens in other ways (state spaces, convolutions) do not reach it; `stages.logprobs.paths` finds out by trying.
+
+Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, ``D`` head size.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME: Final = "sepo_packed"
+
+
+class Span(NamedTuple):
+    """A pair's place in a packed row: where it starts, and how many tokens its parts have."""
+
+    start: int
+    prompt: int
+    chosen: int
+    rejected: int
+    """0 for a row with one response"""
+
+    @property
+    def border(self) -> int:
+        """Where the rejected response begins."""
+        return self.start + self.prompt + self.chosen
+
+    @property
+    def end(self) -> int:
+        return self.border + self.rejected
+
+
+class Layout:
+    """The spans of one packed row, and the masks they need: made once, used by every layer of every model."""
+
+    def __init__(self, spans: list[Span], device: torch.device) -> None:
+        self.spans = spans
+        self.asking = [part for span in spans for part in (span.prompt + span.chosen, span.rejected) if part]
+        """tokens that ask together, one group behind the other"""
+        self.stretches = [part for span in spans for part in (span.prompt, span.chosen, span.rejected) if part]
+        self.windows_seen: set[int | None] = set()
+        self._device = device
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
+
+    def causal_mask(self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What may be seen by `queries` tokens behind a prompt, (Q, S): 0, or minus infinity for what may not.
+
+        Args:
+            prompt: position of the first query; the keys are positions 0 to `keys`.
+            window: a token sees itself and so many less one before it.
+        """
+        key = (prompt, queries, keys, window, dtype)
+        if key not in self._masks:
+            seen_by_Q1 = torch.arange(prompt, prompt + queries, device=self._device)[:, None]
+            distance_QS = seen_by_Q1 - torch.arange(keys, device=self._device)
+            visible_QS = (distance_QS >= 0) & (distance_QS < (window or keys + prompt + queries))
+            self._masks[key] = torch.zeros((queries, keys), dtype=dtype, device=self._device).masked_fill_(
+                ~visible_QS, float("-inf")
+            )
+        return self._masks[key]
+
+
+_open: Layout | None = None
+"""of the row that is in the model now; of the process, for autograd may recompute a layer in a thread of its own"""
+
+
+@contextmanager
+def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
+    """While open, `model` reads its one row as `layout` says; the model's own attention comes back at the end.
+
+    A backward pass with gradient checkpointing recomputes layers, so it belongs inside.
+    """
+    global _open
+    before, outer = model.config._attn_implementation, _open
+    model.set_attn_implementation(NAME)
+    _open = layout
+    try:
+        yield
+    finally:
+        _open = outer
+        model.set_attn_implementation(before)
+
+
+# Every row has a layout of its own, for which a compiler would compile anew.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_packed(
+    module: Any,
+    query_HTD: Tensor,
+    key_HTD: Tensor,
+    value_HTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The signature that transformers calls; each tensor has a leading 1, and the result is (1, T, H, D)."""
+    if _open is None or attention_mask is not None or query_HTD.shape[0] != 1:
+        raise ValueError("packed attention is for one row without a mask, inside packed_attention()")
+    layout = _open
+    layout.windows_seen.add(sliding_window)
+    groups = query_HTD.shape[1] // key_HTD.shape[1]
+    if groups > 1 and (query_HTD.device.type != "cpu" or softcap is not None):
+        # Elsewhere a mask keeps the fast kernels from reading grouped heads.
+        key_HTD, value_HTD = (each.repeat_interleave(groups, dim=1) for each in (key_HTD, value_HTD))
+        groups = 1
+    parts = []
+    for query, key, value in zip(
+        torch.split(query_HTD, layout.asking, dim=2),
+        _read(key_HTD, layout),
+        _read(value_HTD, layout),
+        strict=True,
+    ):
+        prompt, longest = key.shape[2] - query.shape[2], key.shape[2]
+        window = sliding_window if sliding_window is not None and sliding_window < longest else None
+        if softcap is not None:
+            mask_QS = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
+            parts.append(_capped(query, key, value, mask_QS, scaling, softcap))
+            continue
+        whole = prompt == 0 and window is None
+        mask = None if whole else layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=groups > 1
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:
+    """For each group of tokens that ask together, the keys (or values) of all they may see."""
+    # Split once: the gradient of a slice is a tensor as large as the row, that of a split is one concatenation.
+    pieces = iter(torch.split(tensor_HTD, layout.stretches, dim=2))
+    for span in layout.spans:
+        prompt = next(pieces)
+        yield torch.cat([prompt, next(pieces)], dim=2)
+        if span.rejected:
+            yield torch.cat([prompt, next(pieces)], dim=2)
+
+
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scaling: float | None, cap: float) -> Tensor:
+    """As transformers' eager attention has it: the softmax in float32, whatever the model's precision."""
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / cap) * cap + mask_QS
+    return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def lay_out(parts: list[tuple[int, int, int]]) -> list[Span]:
+    """Spans one behind the other, of (prompt, chosen, rejected) tokens each."""
+    starts = itertools.accumulate((sum(part) for part in parts), initial=0)
+    return [Span(start, *part) for start, part in zip(starts, parts, strict=False)]
+
+
+AttentionInterface.register(NAME, _attend_packed)

@@ -1,0 +1,217 @@
+"""The LM head on the rows that are needed, a tile of rows x vocabulary at a time, in float32.
+
+No [rows x vocabulary] tensor ever exists: the log of the sum is gathered tile by tile, and the tile stays in the cache
+of a CPU, where this is faster than the bare matrix product with its large result.
+
+Shapes: ``N`` rows, ``C`` columns of a tile, ``V`` vocabulary, ``H`` hidden size.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_CPU_TILE: Final = (1024, 2048)
+_DEVICE_TILE: Final = (4096, 32768)
+_CPU_LOGITS: Final = 2**22
+_DEVICE_LOGITS: Final = 2**26
+"""logits of each model that exist at once while a KL is computed"""
+
+
+class Head(NamedTuple):
+    """What a causal language model does with its last hidden states: logits = softcap(scale * (W h + b))."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+
+
+def has_head(model: Any) -> bool:
+    """Whether a model's last layer is a matrix, so that `find_head` has something to say of it."""
+    return isinstance(model.get_output_embeddings(), torch.nn.Linear)
+
+
+def find_head(model: Any) -> Head:
+    """The head as its configuration describes it; `stages.logprobs.paths` tries whether that is the truth."""
+    output = model.get_output_embeddings()
+    scaling = getattr(model.config, "logits_scaling", None)
+    scale = 1.0 / scaling if scaling else float(getattr(model.config, "logit_scale", None) or 1.0)
+    return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
+
+
+def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    """Log-prob of the target of every row, (N,) float32 nats.
+
+    Its gradient makes every tile a second time instead of keeping it.
+    """
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
+            hidden_NH, head.weight_VH, head.bias_V, targets_N, head
+        )
+    return logps_N
+
+
+class Rows(NamedTuple):
+    """Rows of a model's output: last hidden states and the head for them, or, without a head, the logits themselves."""
+
+    values_NX: Tensor
+    head: Head | None
+
+    @property
+    def vocabulary(self) -> int:
+        return self.values_NX.shape[1] if self.head is None else len(self.head.weight_VH)
+
+    def first(self, count: int) -> "Rows":
+        """The same of the first ids alone."""
+        if self.head is None:
+            return Rows(self.values_NX[:, :count], None)
+        bias_V = None if self.head.bias_V is None else self.head.bias_V[:count]
+        return Rows(self.values_NX, self.head._replace(weight_VH=self.head.weight_VH[:count], bias_V=bias_V))
+
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""(log-probs (N, V), reference log-probs (N, V)) -> (N,) nats"""
+
+
+def kl_from_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
+    """KL(policy || reference): the exact sum over the vocabulary."""
+    return (ours_NV.exp() * (ours_NV - theirs_NV)).sum(-1)
+
+
+def kl_of_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
+    """KL(reference || policy)."""
+    return kl_from_reference(theirs_NV, ours_NV)
+
+
+def head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
+    """Divergence of every row's distribution from the reference's, (N,) float32 nats; no gradient reaches the latter.
+
+    Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows. A head
+    that was padded to a round number has logits for no token: only those that both models have count.
+    """
+    with torch.autocast(ours.values_NX.device.type, enabled=False):
+        return _head_kl(ours, theirs, divergence)
+
+
+def _head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
+    both = min(ours.vocabulary, theirs.vocabulary)
+    ours, theirs = ours.first(both), theirs.first(both)
+    # Cast once, so that the rows' gradients are summed in float32 whatever the model.
+    head = None if ours.head is None else ours.head._replace(weight_VH=ours.head.weight_VH.float())
+
+    def some(start: int) -> Tensor:
+        rows = slice(start, start + step)
+        with torch.no_grad():
+            theirs_NV = _log_softmax(theirs.values_NX[rows], theirs.head)
+        return divergence(_log_softmax(ours.values_NX[rows], head), theirs_NV)
+
+    budget = _CPU_LOGITS if ours.values_NX.device.type == "cpu" else _DEVICE_LOGITS
+    step = max(1, budget // ours.vocabulary)
+    starts = range(0, len(ours.values_NX), step)
+    return torch.cat([checkpoint(some, start, use_reentrant=False, preserve_rng_state=False) for start in starts])
+
+
+def _log_softmax(values_NX: Tensor, head: Head | None) -> Tensor:
+    if head is None:
+        return values_NX.float().log_softmax(-1)
+    return _capped(head, _linear(head, values_NX.float(), slice(None))).log_softmax(-1)
+
+
+class _HeadLogps(torch.autograd.Function):
+    """d logp / d logit of column v is [v = target] - softmax of v."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
+    ) -> Tensor:
+        rows, columns = _tile(hidden_NH)
+        totals_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
+        picked_N = torch.empty_like(totals_N)
+        for start in range(0, len(hidden_NH), rows):
+            some = slice(start, start + rows)
+            totals_N[some], picked_N[some] = _rows(head, hidden_NH[some], targets_N[some], columns)
+        context.head = head
+        context.save_for_backward(hidden_NH, weight_VH, targets_N, totals_N)
+        return picked_N - totals_N
+
+    @staticmethod
+    def backward(context: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_NH, weight_VH, targets_N, totals_N = context.saved_tensors
+        head: Head = context.head
+        rows, columns = _tile(hidden_NH)
+        # In float32 whatever the model: sums over many tiles lose too much in half precision.
+        to_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32)
+        # A frozen head, as under LoRA, saves a product and a float32 copy of itself.
+        _, weight_learns, bias_learns, *_ = context.needs_input_grad
+        to_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if weight_learns else None
+        to_bias_V = hidden_NH.new_zeros(len(weight_VH), dtype=torch.float32) if bias_learns else None
+        for start in range(0, len(hidden_NH), rows):
+            some = slice(start, start + rows)
+            hidden = hidden_NH[some].float()
+            for first in range(0, len(weight_VH), columns):
+                part = slice(first, first + columns)
+                slope_NC = _slope(head, hidden, part, targets_N[some] - first, totals_N[some], gradient_N[some])
+                to_hidden_NH[some] += slope_NC @ weight_VH[part].float()
+                if to_weight_VH is not None:
+                    to_weight_VH[part] += slope_NC.T @ hidden
+                if to_bias_V is not None:
+                    to_bias_V[part] += slope_NC.sum(0)
+        weight = None if to_weight_VH is None else to_weight_VH.to(weight_VH.dtype)
+        bias = None if to_bias_V is None else to_bias_V.to(weight_VH.dtype)
+        return to_hidden_NH.to(hidden_NH.dtype), weight, bias, None, None
+
+
+def _tile(hidden_NH: Tensor) -> tuple[int, int]:
+    return _CPU_TILE if hidden_NH.device.type == "cpu" else _DEVICE_TILE
+
+
+def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """log of the sum of exp of all logits, and the target's logit, each (N,)."""
+    hidden_NH = hidden_NH.float()
+    highest_N1 = torch.full((len(hidden_NH), 1), float("-inf"), device=hidden_NH.device)
+    total_N1 = torch.zeros_like(highest_N1)
+    picked_N = torch.empty_like(highest_N1).squeeze(1)
+    for start in range(0, len(head.weight_VH), columns):
+        logits_NC = _capped(head, _linear(head, hidden_NH, slice(start, start + columns)))
+        inside_N, places_N1 = _places(targets_N - start, logits_NC)
+        picked_N = torch.where(inside_N, logits_NC.gather(1, places_N1).squeeze(1), picked_N)
+        rising_N1 = torch.maximum(highest_N1, logits_NC.amax(-1, keepdim=True))
+        total_N1 *= (highest_N1 - rising_N1).exp_()
+        total_N1 += logits_NC.sub_(rising_N1).exp_().sum(-1, keepdim=True)
+        highest_N1 = rising_N1
+    return (highest_N1 + total_N1.log()).squeeze(1), picked_N
+
+
+def _slope(
+    head: Head, hidden_NH: Tensor, part: slice, offsets_N: Tensor, totals_N: Tensor, gradient_N: Tensor
+) -> Tensor:
+    """Gradient of the summed loss with respect to W h + b in the columns of a tile, (N, C)."""
+    logits_NC = _capped(head, _linear(head, hidden_NH, part))
+    slope_NC = (logits_NC - totals_N[:, None]).exp_().neg_()
+    inside_N, places_N1 = _places(offsets_N, slope_NC)
+    slope_NC.scatter_add_(1, places_N1, inside_N[:, None].float())
+    slope_NC *= gradient_N[:, None]
+    if head.softcap is not None:
+        slope_NC *= 1 - (logits_NC / head.softcap) ** 2
+    return slope_NC.mul_(head.scale) if head.scale != 1.0 else slope_NC
+
+
+def _places(offsets_N: Tensor, tile_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each target is in a tile, (N,), and where, (N, 1); somewhere for those that are not."""
+    width = tile_NC.shape[1]
+    return (offsets_N >= 0) & (offsets_N < width), offsets_N.clamp(0, width - 1)[:, None]
+
+
+def _linear(head: Head, hidden_NH: Tensor, columns: slice) -> Tensor:
+    bias = None if head.bias_V is None else head.bias_V[columns].float()
+    return torch.nn.functional.linear(hidden_NH, head.weight_VH[columns].float(), bias)
+
+
+def _capped(head: Head, linear_NC: Tensor) -> Tensor:
+    """Logits of W h + b, which is overwritten."""
+    if head.scale != 1.0:
+        linear_NC *= head.scale
+    return linear_NC if head.softcap is None else torch.tanh(linear_NC / head.softcap) * head.softcap

@@ -1,0 +1,325 @@
+"""The one primitive that turns a model and token ids into log-probs of those tokens. Nobody else shifts.
+
+Three ways lead to the same numbers; `stages.logprobs.paths` finds out which of them a model can take.
+
+- packed: pairs in one row, each prompt once, the head in tiles on response rows only (`stages.logprobs.packing`);
+- padded: a row for each response, the head in tiles on response rows only, for models that mix up what is packed;
+- plain: the same rows through the model's own head, for heads that are more than a matrix; training takes it too.
+
+Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N`` response tokens, ``V`` vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from stages.devices.memory import memory_for
+from stages.devices.processes import Worker, this_worker
+from stages.logprobs.attention import packed_attention
+from stages.logprobs.batches import collate, padded_groups, whole
+from stages.logprobs.head import Divergence, Rows, find_head, head_kl, head_logps
+from stages.logprobs.packing import Packed, pack, packed_groups
+from stages.reporting import Task
+from stages.types import Batch, Example, Floats, PairLogps, TokenPair
+
+
+class Reader(NamedTuple):
+    """A model, and the ways in which it can be read."""
+
+    model: Any
+    packs: bool
+    """what is packed into one row stays apart"""
+    tiled: bool
+    """its logits are what `stages.logprobs.head.find_head` says; else only the model itself knows"""
+    alone: bool = False
+    """a response's log-probs depend on what else is in the batch: every response is read by itself"""
+    as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """open while it is read: two readers can share one model, one of them without its adapter"""
+
+
+class WeightedLogps(torch.nn.Module):
+    """`weighted_logps` as a module, for engines that wrap one.
+
+    Where an engine divides the layers among processes, embeddings and head stay with this module, whose forward brings
+    them together until the backward pass is done. A head that was divided by itself is whole in its own forward only.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__()
+        self.model = reader.model
+        self._reader = reader
+        kinds = {type(module).__name__ for module in reader.model.modules()}
+        self._no_split_modules = sorted(kinds & set(getattr(reader.model, "_no_split_modules", None) or ()))
+        """the layers, by the name of their class, where accelerate looks for it"""
+
+    def forward(self, batch: Packed | Batch) -> Tensor:
+        tiled = self._reader.tiled and not isinstance(find_head(self.model).weight_VH, DTensor)
+        # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
+        return weighted_logps(self._reader._replace(tiled=tiled), batch).clone()
+
+
+class Reference(NamedTuple):
+    """A second model, from which the policy's divergence is measured while it trains."""
+
+    reader: Reader
+    divergence: Divergence
+
+    def packed(self, packs: bool) -> "Reference":
+        return self._replace(reader=self.reader._replace(packs=packs))
+
+
+class LogpsAndKl(torch.nn.Module):
+    """`WeightedLogps` that also gives the divergence from a reference, in the same shape.
+
+    The reference is none of its modules: it is neither trained nor shared out over processes.
+    """
+
+    def __init__(self, reader: Reader, reference: Reference) -> None:
+        super().__init__()
+        self.model = reader.model
+        self._reader = reader
+        self._reference = reference
+
+    def forward(self, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
+        return logps_and_kl(self._reader, self._reference, batch)
+
+
+def token_logps(model: Any, batch: Batch) -> Tensor:
+    """Log-prob of every response token that is read, aligned with the ids, (R, T) float32 nats; 0 elsewhere.
+
+    The logits at a position belong to the next token::
+
+        ids      q0  q1  q2  y0  y1  y2  pad
+        read      0   0   0   1   1   1   0
+        logits at         q2  y0  y1          (K positions: one before each such token of any row)
+        logps     0   0   0   *   *   *   0   (* = log p of the id above it)
+    """
+    targets_K = _targets(batch)
+    logits_RKV = _logits(model, batch, targets_K - 1)
+    ids_RK = batch.ids_RT[:, targets_K]
+    logps_RK = -F.cross_entropy(logits_RKV.flatten(0, 1), ids_RK.flatten(), reduction="none").view_as(ids_RK)
+    return _at_targets(batch, targets_K, logps_RK)
+
+
+@torch.no_grad()
+def response_logps(
+    readers: Sequence[Reader],
+    pairs: list[TokenPair],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    task: Task,
+    share_prompts: bool = True,
+    accelerator: Accelerator | None = None,
+) -> list[list[PairLogps]]:
+    """Log-probs of every response token of every pair under each model.
+
+    Batches are made by length, whatever the order of the pairs, and depend on the pairs and `max_tokens` alone: not on
+    how many workers divide them, so that one and many find the same bits.
+
+    Args:
+        max_tokens: tokens of one forward pass (where rows are padded, rows x longest row).
+        task: advanced by one for every pair that all models have seen.
+        share_prompts: False computes each prompt twice, once for each answer.
+        accelerator: its processes divide the batches, and each of them gets all results; without one this process reads
+            every batch.
+
+    Returns:
+        one list a model, in the order of the models; each in the order of the pairs.
+    """
+    packs = all(reader.packs for reader in readers)
+    examples = [whole(pair) for pair in pairs]
+    groups = _groups(packs, examples, max_tokens)
+    found: list[list[Tensor]] = [[] for _ in readers]
+    worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
+    mine = worker.share(len(groups))
+    for number in mine:
+        chosen = [examples[place] for place in groups[number]]
+        batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
+        for reader, logps in zip(readers, found, strict=True):
+            reader.model.eval()
+            memory = memory_for(chosen, batch[0].numel(), max_tokens, trains=False)
+            with memory, reader.as_read(), reading(reader, batch):
+                logps.append(pair_by_pair(batch, weighted_logps(reader, batch)))
+        # Meanwhile the others read as many.
+        task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
+    places = [place for number in mine for place in groups[number]]
+    # Copied once, at the end: a device would wait for every copy.
+    share = places, [torch.cat(logps).cpu().numpy() if logps else np.empty(0, np.float32) for logps in found]
+    shares = gather_object([share]) if accelerator else [share]
+    places = [place for places, _ in shares for place in places]
+    return [
+        _by_pair(np.concatenate(parts), places, pairs) for parts in zip(*(found for _, found in shares), strict=True)
+    ]
+
+
+def make_batch(
+    examples: list[Example],
+    device: torch.device,
+    *,
+    packs: bool,
+    share_prompts: bool = True,
+    every_token: bool = False,
+) -> Packed | Batch:
+    """Examples as the tensors of one row, where the models that read them can do that, or of padded rows.
+
+    Args:
+        every_token: read all response tokens, not only those with a weight.
+    """
+    if packs:
+        return pack(examples, device, share_prompts=share_prompts, every_token=every_token)
+    return collate(examples, device, every_token=every_token)
+
+
+def make_groups(
+    reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool = False
+) -> list[list[Example]]:
+    """Examples by the batch they go into, each within the budget; `every_token` as in `make_batch`."""
+    sized = [whole(example.pair) for example in examples] if every_token else examples
+    return [[examples[place] for place in group] for group in _groups(reader.packs, sized, max_tokens)]
+
+
+def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
+    """Has to be open while the model reads a batch, and until its backward pass is done."""
+    return packed_attention(reader.model, batch.layout) if isinstance(batch, Packed) else nullcontext()
+
+
+def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the tokens that are read, float32 nats, in the shape of the batch's weights; 0 at other places."""
+    if isinstance(batch, Batch) and reader.alone:
+        [logps_RT] = _one_by_one([reader], batch, lambda part: [weighted_logps(reader._replace(alone=False), part)])
+        return logps_RT
+    if isinstance(batch, Batch) and not reader.tiled:
+        return token_logps(reader.model, batch)
+    return _placed(batch, _logps_of(_rows(reader, batch), batch))
+
+
+def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
+    """`weighted_logps`, and at the same tokens the divergence from the reference, float32 nats; 0 at other places.
+
+    The context of `reading` has to be open for the reader, as for `weighted_logps`; the reference's is opened here.
+    """
+    other = reference.reader
+    if isinstance(batch, Batch) and (reader.alone or other.alone):
+        together = reader._replace(alone=False), reference._replace(reader=other._replace(alone=False))
+        logps_RT, kl_RT = _one_by_one([reader, other], batch, lambda part: [*logps_and_kl(*together, part)])
+        return logps_RT, kl_RT
+    with torch.no_grad(), other.as_read(), reading(other, batch):
+        theirs = _rows(other, batch)
+    ours = _rows(reader, batch)
+    return _placed(batch, _logps_of(ours, batch)), _placed(batch, head_kl(ours, theirs, reference.divergence))
+
+
+def _groups(packs: bool, examples: list[Example], max_tokens: int) -> list[list[int]]:
+    return packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
+
+
+def _places(batch: Packed | Batch) -> Tensor:
+    """Where the tokens that are read are in the flattened (R, W), (N,)."""
+    return batch.places_N if isinstance(batch, Packed) else batch.read_RW.flatten().nonzero().squeeze(-1)
+
+
+def _placed(batch: Packed | Batch, values_N: Tensor) -> Tensor:
+    """Values of the tokens that are read put into the shape of the weights, and 0 elsewhere."""
+    like_RW = batch.weights_RW
+    return torch.zeros_like(like_RW).flatten().index_copy(0, _places(batch), values_N).view_as(like_RW)
+
+
+def _logps_of(rows: Rows, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the tokens that are read, (N,), from the rows that predict them."""
+    targets_N = batch.targets_N if isinstance(batch, Packed) else batch.ids_RT.flatten()[_places(batch)]
+    if rows.head is None:
+        return -F.cross_entropy(rows.values_NX, targets_N, reduction="none")
+    return head_logps(rows.head, rows.values_NX, targets_N)
+
+
+def _rows(reader: Reader, batch: Packed | Batch) -> Rows:
+    """What a model says where the tokens that are read are predicted."""
+    if isinstance(batch, Packed):
+        inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
+        if not reader.tiled:
+            return Rows(reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float(), None)
+        values_NX = reader.model.base_model(**inputs).last_hidden_state[0][batch.sources_N]
+    elif not reader.tiled:
+        targets_K = _targets(batch)
+        logits_RKV = _logits(reader.model, batch, targets_K - 1)
+        return Rows(logits_RKV[batch.read_RW[:, targets_K]], None)
+    else:
+        inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
+        hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
+        values_NX = hidden_RTH.flatten(0, 1)[_places(batch) - 1]
+    # The head is looked up at every call: an engine that shards a model replaces its parameters.
+    return Rows(values_NX, find_head(reader.model))
+
+
+def _one_by_one(
+    readers: Sequence[Reader], batch: Batch, read: Callable[[Batch], Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
+    """What `read` gives, (R, T) each, from rows in a batch of their own and without padding."""
+    found = []
+    for row in range(len(batch.ids_RT)):
+        length = int(batch.attention_RT[row].sum())
+        this = (slice(row, row + 1), slice(length))
+        part = Batch(
+            batch.ids_RT[this],
+            batch.attention_RT[this],
+            batch.weights_RW[this],
+            batch.reference_R[row : row + 1],
+            batch.read_RW[this],
+        )
+        with torch.no_grad():
+            # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
+            for reader in readers:
+                reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        found.append([F.pad(values_1T[0], (0, batch.ids_RT.shape[1] - length)) for values_1T in read(part)])
+    return tuple(torch.stack(rows) for rows in zip(*found, strict=True))
+
+
+def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
+    """The log-probs of the tokens that are read, (N,): of every pair the chosen ones, then the rejected ones."""
+    order_R = torch.arange(len(logps), device=logps.device).view(2, -1).T.flatten()
+    return logps[order_R][batch.read_RW[order_R]]
+
+
+def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:
+    """Log-probs in the order in which they were computed, as one item a pair in the order of the pairs."""
+    lengths = [length for place in places for length in (len(pairs[place].chosen_ids), len(pairs[place].rejected_ids))]
+    parts = np.split(logps, np.cumsum(lengths)[:-1]) if lengths else []
+    found = dict(zip(places, zip(parts[::2], parts[1::2], strict=True), strict=True))
+    return [PairLogps(*found[place]) for place in range(len(pairs))]
+
+
+def _targets(batch: Batch) -> Tensor:
+    """The positions at which some row has a token that is read, (K,)."""
+    return batch.read_RW.any(dim=0).nonzero().squeeze(-1)
+
+
+def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
+    """Values of K positions put back among all T, and 0 wherever a row has no token that is read."""
+    values_RT = torch.zeros_like(batch.weights_RW).index_copy(1, targets_K, values_RK)
+    return torch.where(batch.read_RW, values_RT, 0.0)
+
+
+def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:
+    """Logits at some positions, (R, K, V) float32, by the model's own head: soft-capping and scaling are its own."""
+    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
+    if keeps_logits(model):
+        kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
+        return kept.float()
+    every: Tensor = model(**inputs).logits
+    return every[:, positions_K].float()
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether the model's forward can run its head on chosen positions only."""
+    bare = getattr(model, "module", model)
+    return "logits_to_keep" in inspect.signature(bare.forward).parameters

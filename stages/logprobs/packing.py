@@ -1,0 +1,177 @@
+"""Pairs packed into one row without padding, and their grouping by a budget of tokens.
+
+A response is cut behind its last weighted token: nothing that follows can matter to a causal model.
+
+Shapes: ``T`` tokens of the row; ``N`` response tokens in it that are read: the weighted ones, or all (of every pair the
+chosen ones, then the rejected ones); ``R`` responses, every chosen one, then every rejected one; ``W`` read tokens of
+the response that has most.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.logprobs.attention import Layout, Span, lay_out
+from stages.types import Example, Floats, Ids
+
+
+class Packed(NamedTuple):
+    """Examples in one row; see `stages.logprobs.attention` for the picture."""
+
+    ids_T: Tensor
+    """int64"""
+    positions_T: Tensor
+    """int64, where each token would stand in a row of its own"""
+    layout: Layout
+    sources_N: Tensor
+    """int64, where in the row the logits of a token that is read are: at the token before it, for the first token of
+    either response the last one of the prompt"""
+    targets_N: Tensor
+    """int64, the ids of the tokens that are read"""
+    places_N: Tensor
+    """int64, where each of them is in the flattened `weights_RW`"""
+    weights_RW: Tensor
+    """float32, the weights of each response's tokens that are read, then 0"""
+    reference_R: Tensor
+    """float32, summed reference log-probs"""
+    read_RW: Tensor
+    """bool, where `weights_RW` holds a token"""
+    kl_RW: Tensor | None = None
+    """float32 nats, divergence from a reference at every token that is read, where it was asked for"""
+
+
+class _Response(NamedTuple):
+    """A response on its way into a row."""
+
+    row: int
+    """R"""
+    ids: Ids
+    """up to the last one that is read"""
+    places: NDArray[np.int64]
+    """of those that are read"""
+    weights: Floats
+    """of these"""
+    reference: float
+
+
+class _Part(NamedTuple):
+    """A prompt and what follows it: its two responses, or one."""
+
+    prompt: Ids
+    responses: list[_Response]
+
+
+def unique_tokens(example: Example) -> int:
+    """Tokens of an example in a packed row: the prompt counted once, responses up to their last weighted token."""
+    return len(example.pair.prompt_ids) + _last(example.chosen_weights) + _last(example.rejected_weights)
+
+
+def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
+    """Places of examples that go into a row together, longest first, so that memory runs out at once or never.
+
+    An example over the budget has a row to itself.
+    """
+    sizes = [unique_tokens(example) for example in examples]
+    groups: list[list[int]] = []
+    room = 0
+    for place in sorted(range(len(examples)), key=lambda place: -sizes[place]):
+        if not groups or sizes[place] > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(place)
+        room -= sizes[place]
+    return groups
+
+
+def pack(
+    examples: Sequence[Example], device: torch.device, *, share_prompts: bool = True, every_token: bool = False
+) -> Packed:
+    """Put examples into one row; where none has a rejected response (SFT), R is their number, else twice that.
+
+    Args:
+        share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
+        every_token: read all response tokens, not only those with a weight.
+    """
+    parts = [_part(row, example, len(examples), every_token) for row, example in enumerate(examples)]
+    if not share_prompts:
+        parts = [_Part(prompt, [response]) for prompt, responses in parts for response in responses]
+    spans = lay_out([_lengths(part) for part in parts])
+    responses = [response for part in parts for response in part.responses]
+    sources = [source for span, part in zip(spans, parts, strict=True) for source in _sources(span, part)]
+    weights_RW, reference_R, read_RW = _by_response(responses)
+    width = weights_RW.shape[1]
+    return Packed(
+        ids_T=_integers(
+            [ids for part in parts for ids in (part.prompt, *(each.ids for each in part.responses))], device
+        ),
+        positions_T=_integers([_positions(part) for part in parts], device),
+        layout=Layout(spans, device),
+        sources_N=_integers(sources, device),
+        targets_N=_integers([each.ids[each.places] for each in responses], device),
+        places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
+        weights_RW=torch.from_numpy(weights_RW).to(device),
+        reference_R=torch.from_numpy(reference_R).to(device),
+        read_RW=torch.from_numpy(read_RW).to(device),
+    )
+
+
+def _part(row: int, example: Example, count: int, every_token: bool) -> _Part:
+    pair, last = example.pair, len if every_token else _last
+    sides = [(row, pair.chosen_ids, example.chosen_weights, example.chosen_reference)]
+    if len(pair.rejected_ids):
+        sides.append((count + row, pair.rejected_ids, example.rejected_weights, example.rejected_reference))
+    responses = []
+    for number, ids, weights, reference in sides:
+        places = np.arange(len(ids)) if every_token else np.flatnonzero(weights)
+        responses.append(_Response(number, ids[: last(weights)], places, weights[places], reference))
+    return _Part(pair.prompt_ids, responses)
+
+
+def _last(weights: Floats) -> int:
+    """How many tokens there are up to the last weighted one."""
+    places = np.flatnonzero(weights)
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def _lengths(part: _Part) -> tuple[int, int, int]:
+    first, *second = (len(response.ids) for response in part.responses)
+    return len(part.prompt), first, sum(second)
+
+
+def _sources(span: Span, part: _Part) -> list[NDArray[Any]]:
+    """Where in the row the logits of each response's weighted tokens are."""
+    behind = span.start + span.prompt
+    starts = (behind, span.border)
+    return [
+        np.where(response.places == 0, behind - 1, start + response.places - 1)
+        for response, start in zip(part.responses, starts, strict=False)
+    ]
+
+
+def _by_response(responses: list[_Response]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """weights_RW, reference_R and read_RW."""
+    rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
+    weights_RW, reference_R = np.zeros((rows, width), np.float32), np.zeros(rows, np.float32)
+    read_RW = np.zeros((rows, width), np.bool_)
+    for each in responses:
+        weights_RW[each.row, : len(each.places)] = each.weights
+        read_RW[each.row, : len(each.places)] = True
+        reference_R[each.row] = each.reference
+    return weights_RW, reference_R, read_RW
+
+
+def _ids(part: _Part) -> list[Ids]:
+    return [part.prompt, *(response.ids for response in part.responses)]
+
+
+def _positions(part: _Part) -> NDArray[Any]:
+    prompt = len(part.prompt)
+    return np.concatenate([np.arange(prompt), *(prompt + np.arange(len(each.ids)) for each in part.responses)])
+
+
+def _integers(parts: list[NDArray[Any]], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)

@@ -1,0 +1,119 @@
+"""Which of the ways of `stages.logprobs.logps` a model can take, found by trying them on it.
+
+No list of architectures could be complete: models mix tokens by attention, state spaces and convolutions, count
+positions in ways of their own, and scale or cap their logits. So every model is shown two short pairs of random ids,
+each response in a row of its own through the model's own forward, and then by each faster way. A way that gives other
+log-probs is not taken, and the log says so.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.errors import SepoError
+from stages.logprobs.batches import collate, whole
+from stages.logprobs.head import has_head
+from stages.logprobs.logps import Reader, keeps_logits, pair_by_pair, reading, weighted_logps
+from stages.logprobs.packing import Packed, pack
+from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
+from stages.reporting import Reporter
+from stages.types import Batch
+
+
+@torch.no_grad()
+def find_paths(model: Any, reporter: Reporter) -> Reader:
+    """The model with the fastest ways that give its own log-probs.
+
+    Raises:
+        SepoError: a token's log-prob depends on later tokens.
+    """
+    training = model.training
+    model.eval()
+    examples = [whole(pair) for pair in trial_pairs(model)]
+    padded = collate(examples, model.device)
+    expected_N = trial_logps(model)
+    _refuse_later_tokens(model, expected_N)
+    reader = Reader(model, packs=False, tiled=False, alone=_looks_at_the_batch(model))
+    padded_N = _read(reader, padded)
+    if not reader.alone and (padded_N is None or not agree(padded_N, expected_N, model.dtype)):
+        reporter.say(f"{_name(model)}: the rows of a batch change each other in it")
+        reader = reader._replace(alone=True)
+        padded_N = _read(reader, padded)
+    limit = rounding_of(expected_N if padded_N is None else padded_N, expected_N, model.dtype)
+    if has_head(model):
+        tiled = reader._replace(tiled=True)
+        tiled_N = _read(tiled, padded)
+        if tiled_N is not None and apart(tiled_N, expected_N) <= limit:
+            reader, limit = tiled, max(limit, rounding_of(tiled_N, expected_N, model.dtype))
+        else:
+            reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
+    packed = pack(examples, model.device)
+    if reader.alone:
+        reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
+    elif _may_pack(reader) and _agrees(reader, packed, expected_N, limit) and _windows_told(reader, packed):
+        reader = reader._replace(packs=True)
+    else:
+        reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
+    model.train(training)
+    return reader
+
+
+def _refuse_later_tokens(model: Any, expected_N: Tensor) -> None:
+    if sees_later_tokens(model, expected_N):
+        raise SepoError(
+            f"{model.config.name_or_path or _name(model)} sees later tokens: another last token changes what it says of"
+            " those before it",
+            hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
+        )
+
+
+def _looks_at_the_batch(model: Any) -> bool:
+    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
+    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
+
+
+def _rope_kinds(config: Any) -> Iterator[str]:
+    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _rope_kinds(value)
+        elif name == "rope_type" and isinstance(value, str):
+            yield value
+
+
+def _may_pack(reader: Reader) -> bool:
+    # Chunked attention cuts by position in the row, and tells only its mask about it.
+    chunked = getattr(reader.model.config, "attention_chunk_size", None) is not None
+    backend = getattr(reader.model, "_supports_attention_backend", False)
+    return bool(backend) and not chunked and (reader.tiled or keeps_logits(reader.model))
+
+
+def _windows_told(reader: Reader, packed: Packed) -> bool:
+    """A window that is longer than the trial cannot show in its numbers; the layers have to have told of it."""
+    config = reader.model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return not (window and slides) or window in packed.layout.windows_seen
+
+
+def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor, limit: float) -> bool:
+    """Whether one way of reading gives the expected log-probs."""
+    found_N = _read(reader, batch)
+    return found_N is not None and apart(found_N, expected_N) <= limit
+
+
+def _read(reader: Reader, batch: Packed | Batch) -> Tensor | None:
+    """Log-probs by one way of reading, pair by pair, chosen before rejected; None where the model cannot be read so."""
+    try:
+        with reading(reader, batch):
+            return pair_by_pair(batch, weighted_logps(reader, batch))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        # Code that was never written for it may fail in any way.
+        return None
+
+
+def _name(model: Any) -> str:
+    return type(model).__name__

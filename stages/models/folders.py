@@ -1,0 +1,398 @@
+"""Model folders in and out: finding, checking, hashing, loading, saving."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from stages.errors import SepoError, borrowed, shortened
+from stages.models.adapters import CONFIG as ADAPTER
+from stages.models.adapters import base_of, content, is_adapter, merge, put_on
+from stages.models.adapters import save as save_adapter
+from stages.models.few_bits import bits_of, exact_products
+from stages.models.overheard import overheard
+from stages.reporting import Quiet, Reporter
+from stages.store.files import hash_file, hash_json, read_object, whole_folder
+from stages.store.manifest import refuse_altered
+from stages.store.shape import is_file_name
+
+HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
+REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
+_LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
+MOST_IDS: Final = 1 << 24
+"""of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
+_MOST_LAYERS: Final = 4096
+"""of a model whose weights are not here to tell"""
+_DEPTHS: Final = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_HARMLESS: Final = re.compile(
+    r"rotary_emb\.inv_freq$|\battn\.(masked_)?bias$|\battention\.(masked_)?bias$|(^|\.)position_ids$|(^|\.)mtp"
+)
+"""what old checkpoints hold beside their weights (tables and masks that are computed), and heads for further tokens"""
+_HARMLESS_IF_CUT: Final = re.compile(_HARMLESS.pattern + r"|\.\d+\.")
+_DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+
+Weights = dict[str, torch.Tensor] | None
+"""of a model by name, as `stages.devices.processes.gather_weights` gives them"""
+
+
+def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
+    """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
+
+    Only safetensors weights are downloaded, unless the repository has none.
+
+    Args:
+        above: adapters whose base it is.
+
+    Raises:
+        SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
+    """
+    folder = _resolved(name, _download, reporter, above)
+    if not _weight_files(folder):
+        raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
+    for index in folder.glob("*.index.json"):
+        _refuse_leading_out(index)
+    if not is_adapter(folder):
+        _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
+    return folder
+
+
+def resolve_without_weights(name: str, reporter: Reporter) -> Path:
+    """The folder of a model's configuration and tokenizer; its weights may be missing, and are not downloaded.
+
+    Raises:
+        SepoError: as `resolve_model`.
+    """
+    return _resolved(name, lambda name: _fetched(name, _DESCRIPTION), reporter)
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder has a configuration and weights, of a model or of an adapter."""
+    return (is_adapter(folder) or (folder / "config.json").exists()) and bool(_weight_files(folder))
+
+
+def model_hash(folder: Path) -> str:
+    """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
+    refuse_altered(folder)
+    if is_adapter(folder):
+        adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
+        return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
+    config = read_object(folder / "config.json", REMEDY)
+    # Written by whichever version saved the folder; says nothing about the model.
+    config.pop("transformers_version", None)
+    config.pop("_name_or_path", None)
+    parts = {"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}}
+    if "auto_map" in config:
+        parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
+    return hash_json(parts)
+
+
+def quantized(folder: Path) -> str | None:
+    """How a model's checkpoint, or that of an adapter's base, holds its weights, if in few bits."""
+    return (
+        quantized(base_folder(folder)) if is_adapter(folder) else bits_of(read_object(folder / "config.json", REMEDY))
+    )
+
+
+def base_folder(folder: Path) -> Path:
+    """Where the base of an adapter lies."""
+    return resolve_model(base_of(folder), Quiet())
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
+    return hash_json(tokenizer.get_vocab())
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """What every id of the token->id map is below, whether or not all ids up to there have a token."""
+    return 1 + max(map(int, tokenizer.get_vocab().values()))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what decides how text becomes ids: token->id map, special tokens, chat template."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Any:
+    """The tokenizer of a model folder, with its chat template if it has one; `reporter` hears what is wrong with it."""
+    if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
+        folder = base_folder(folder)
+    with overheard() as said, borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        # Some that can be loaded fail on whatever they are given.
+        tokenizer("a text", verbose=False)
+        last = max(tokenizer.get_vocab().values(), default=-1)
+    if not 0 <= last < MOST_IDS:
+        raise SepoError(f"{folder}: the tokenizer's last id is {last:,}; it must be in [0, {MOST_IDS:,})", hint=REMEDY)
+    for text in said:
+        (reporter or Quiet()).warn(f"the tokenizer of {folder}: {text}")
+    return tokenizer
+
+
+def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A model's configuration.
+
+    Raises:
+        SepoError: transformers does not know such a model, or it is no causal language model.
+    """
+    with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        described = config.to_dict()
+    _refuse_unfit(folder, described)
+    return config
+
+
+def load_model(
+    folder: Path,
+    *,
+    trust_remote_code: bool,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    change: Callable[[Any], Any] | None = None,
+    held: dict[str, Any] | None = None,
+    ordinary: bool = False,
+) -> Any:
+    """A causal language model without dropout, every weight of it read from the folder.
+
+    An adapter is merged; where that would give another model it stays beside its base's weights.
+
+    Args:
+        dtype: "auto" takes that of the weights.
+        change: of the configuration, before the model is built from it: the folder may hold more layers than it takes.
+        held: more of `from_pretrained`, about where and in how many bits weights are held
+            (`stages.models.quantization`).
+        ordinary: it will be trained or saved as a model, which no adapter may be left in.
+
+    Raises:
+        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, weights that do not
+            fill it (transformers would draw the rest by chance and only warn), or weights that it does not take
+            (transformers would leave them out).
+    """
+    if is_adapter(folder):
+        load_base = partial(load_model, base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype)
+        return _load_adapter(folder, partial(load_base, ordinary=True), ordinary=ordinary)
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    config = change(config) if change else config
+    _disable_dropout(config)
+    with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            weights_only=True,
+            output_loading_info=True,
+            # Which ones they are is said below.
+            ignore_mismatched_sizes=True,
+            **(held or {}),
+        )
+    _refuse_other_weights(folder, type(model).__name__, info, cut=change is not None)
+    _tell_untied(model)
+    if dtype == torch.float32:
+        exact_products(model)
+    return model
+
+
+def _load_adapter(folder: Path, load_base: Callable[[], Any], *, ordinary: bool) -> Any:
+    merged = merge(load_base(), folder)
+    if merged is None and ordinary:
+        raise SepoError(
+            f"{folder} is an adapter that cannot be merged: its base with its weights added is another model",
+            hint="start from its base, or from a model that has no adapter",
+        )
+    return put_on(load_base(), folder).model if merged is None else merged
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> None:
+    """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
+
+    Args:
+        model: a model, or peft's wrapper around one, of which the adapter alone is written.
+        weights: those of a model that holds only a part of them here.
+    """
+    with whole_folder(folder) as temporary:
+        _write(model, tokenizer, temporary, weights)
+
+
+def save_model_into(
+    model: Any, tokenizer: Any, folder: Path, weights: Weights = None, *, promise: Callable[[list[str]], None]
+) -> list[str]:
+    """The same into a folder that holds other files too; returns the names written. A reader checks the manifest.
+
+    Args:
+        promise: called with these names before there is anything of them.
+    """
+    with whole_folder(folder / ".model") as temporary:
+        _write(model, tokenizer, temporary, weights)
+        names = sorted(path.name for path in temporary.iterdir())
+        promise(names)
+        for name in names:
+            os.replace(temporary / name, folder / name)
+    (folder / ".model").rmdir()
+    return names
+
+
+def embedding_rows(model: Any) -> int:
+    """How many ids the model has an embedding for; may exceed the tokenizer's."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
+    """The longest row that all of some models were made for, as their configurations tell; None where none does."""
+    described = [base_folder(folder) if is_adapter(folder) else folder for folder in folders]
+    configs = [load_config(each, trust_remote_code=trust_remote_code) for each in described]
+    told = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
+    return min((positions for positions in told if positions is not None), default=None)
+
+
+def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code: bool, reporter: Reporter) -> int:
+    """`max_length`, or fewer tokens where one of these models has fewer positions, which is said."""
+    usable = min(max_length, most_positions(*folders, trust_remote_code=trust_remote_code) or max_length)
+    if usable < max_length:
+        reporter.say(f"max_length {max_length:,} is taken as {usable:,}: the model has no more positions")
+    return usable
+
+
+def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
+    with borrowed(f"cannot write {folder.parent}", "free the space, or use another folder; then run the same again"):
+        if hasattr(model, "get_base_model"):
+            save_adapter(model, folder)
+        else:
+            model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+
+def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
+        reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
+        folder = download(name)
+    if not folder.is_dir():
+        raise SepoError(f"there is no model folder {name}", hint=REMEDY)
+    if is_adapter(folder):
+        if folder.resolve() in above:
+            raise SepoError(f"the adapter {folder} is in the end its own base", hint=f"name a model in its {ADAPTER}")
+        resolve_model(base_of(folder), reporter, above=(*above, folder.resolve()))
+    elif not (folder / "config.json").exists():
+        inside = folder / "oracle" / "config.json"
+        hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
+        raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
+    else:
+        _refuse_impossible_depth(folder, read_object(folder / "config.json", REMEDY))
+    return folder
+
+
+def _download(name: str) -> Path:
+    folder = _fetched(name, [*_DESCRIPTION, "*.safetensors"])
+    return folder if _weight_files(folder) else _fetched(name, [*_DESCRIPTION, "pytorch_model*.bin"])
+
+
+def _fetched(name: str, patterns: list[str]) -> Path:
+    with borrowed(f"there is no folder {name}, and the hub did not give it", REMEDY):
+        return Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files, or, where there are none, the pickled ones (which are loaded with weights_only)."""
+    for pattern in ("adapter_model.safetensors",) if is_adapter(folder) else WEIGHTS:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def _refuse_leading_out(index: Path) -> None:
+    """Weights lie in the folder that is hashed: an index that leads out of it would load what nobody looked at."""
+    named = read_object(index, REMEDY).get("weight_map")
+    wrong = [file for file in named.values() if not is_file_name(file)] if isinstance(named, dict) else [named]
+    if wrong:
+        raise SepoError(f"{index}: {shortened(repr(wrong[0]))} is no file in its folder", hint=REMEDY)
+
+
+def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse models that are no causal language models, as their configuration tells."""
+    if config.get("is_encoder_decoder"):
+        raise SepoError(f"{folder} is an encoder-decoder model; sepo needs a causal language model", hint=REMEDY)
+    for sense in ("vision", "audio"):
+        if config.get(f"{sense}_config"):
+            problem = f"{folder} is a model of {sense} and text; sepo needs a causal language model of text alone"
+            raise SepoError(problem, hint="save its language model apart, or give a text model of its family")
+    _refuse_other_kind(folder, config)
+
+
+def _refuse_other_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what was saved as another class of transformers: its weights may fill a language model all the same."""
+    names, own_code = config.get("architectures"), config.get("auto_map")
+    if not isinstance(names, list) or not names or (isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code):
+        return
+    known = [name for name in names if isinstance(name, str) and hasattr(transformers, name)]
+    if known and not set(known) & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
+        raise SepoError(f"{folder} is a {known[0]}; sepo needs a causal language model", hint=REMEDY)
+
+
+def _refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration with more layers than there are weights, before as many are built."""
+    files, most = _weight_files(folder), 0
+    if not files:
+        most = _MOST_LAYERS
+    elif files[0].suffix == ".safetensors":
+        for path in files:
+            with borrowed(f"cannot load {folder} as a causal language model", REMEDY), safe_open(path, "pt") as weights:
+                most += len(weights.keys())
+    else:
+        most = sum(path.stat().st_size for path in files)
+    for name in _DEPTHS:
+        layers = config.get(name)
+        if isinstance(layers, int) and layers > most:
+            raise SepoError(f"{folder}/config.json has {name} {layers:,}, where {most:,} are possible", hint=REMEDY)
+
+
+def _refuse_other_weights(folder: Path, kind: str, info: Mapping[str, Any], *, cut: bool) -> None:
+    """Refuse weights that are not those of the model, by the report of `from_pretrained`.
+
+    Args:
+        kind: the model's class.
+        cut: the model was given fewer layers than the folder holds.
+    """
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        sizes = f"{name} is {list(found)}, and config.json makes it {list(wanted)}"
+        raise SepoError(f"{len(mismatched)} weights of {folder} are of another size: {sizes}", hint=REMEDY)
+    harmless = _HARMLESS_IF_CUT if cut else _HARMLESS
+    surplus = sorted(name for name in info["unexpected_keys"] if not harmless.search(name))
+    if surplus:
+        raise SepoError(
+            f"{folder} holds {len(surplus)} weights that a {kind} does not take, such as {surplus[0]}",
+            hint="give a folder saved as a causal language model, with the config.json that it was saved with",
+        )
+
+
+def _tell_untied(model: Any) -> None:
+    """Let the configuration say that embeddings and head are two matrices where the weights have two that differ."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    if tied and head is not None and head is not model.get_input_embeddings().weight:
+        model.config.tie_word_embeddings = False
+
+
+def _disable_dropout(config: Any) -> None:
+    """Preference losses compare log-probs; dropout would add its own noise to each of them."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _disable_dropout(value)
+        elif isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.0)

@@ -1,0 +1,38 @@
+"""Several models on one command line, each with a name of its own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.errors import SepoError
+from stages.models.folders import resolve_model
+from stages.reporting import Reporter
+
+
+def named_models(items: Iterable[str], reporter: Reporter, *, taken: Iterable[str] = ()) -> dict[str, Path]:
+    """``NAME=FOLDER`` or a plain folder, which is named by its last part, as name -> model folder.
+
+    Args:
+        taken: names that no model may have.
+
+    Raises:
+        SepoError: two models of one name, one without a name, or what is no model folder.
+    """
+    names = set(taken)
+    folders: dict[str, Path] = {}
+    for item in items:
+        name, folder = split_name(item)
+        if not name:
+            raise SepoError(f"the model {item!r} has no name", hint="give --model NAME=FOLDER, or the folder alone")
+        if name in names:
+            raise SepoError(f"two models are named {name!r}", hint="give each a name of its own: --model NAME=FOLDER")
+        names.add(name)
+        folders[name] = resolve_model(folder, reporter)
+    return folders
+
+
+def split_name(item: str) -> tuple[str, str]:
+    """Name and folder of ``NAME=FOLDER``, or of a folder alone."""
+    name, equals, folder = item.partition("=")
+    if equals and not Path(item).expanduser().exists():
+        return name, folder
+    return Path(item).expanduser().resolve().name if Path(item).exists() else Path(item).name, item

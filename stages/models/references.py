@@ -1,0 +1,231 @@
+"""Log-probs of pairs under a model that stays as it is: found where they are known, else computed once."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from stages.errors import SepoError
+from stages.logprobs.head import has_head
+from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.paths import find_paths
+from stages.models.folders import embedding_rows, load_tokenizer, model_hash, vocabulary_hash
+from stages.reporting import Quiet, Reporter, Task
+from stages.store.logps import forget_parts, part_name, read_logps, write_logps
+from stages.store.scores import Scores
+from stages.store.shape import lookup
+from stages.types import PairLogps, ScoredPair, TokenPair
+
+PART_PAIRS: Final = 1024
+"""whose log-probs are kept together: what a kill can cost"""
+
+
+class Frozen(NamedTuple):
+    """A model that is not trained."""
+
+    name: str
+    """as the user gave it"""
+    folder: Path
+    hash: str
+    """`stages.models.folders.model_hash`"""
+
+
+class Around(NamedTuple):
+    """Where log-probs are kept, and how they are computed."""
+
+    accelerator: Accelerator
+    """its processes divide the work"""
+    folder: Path
+    """of the run"""
+    max_tokens: int
+    """of one forward pass; the same in all processes, which divide what follows from it"""
+    reporter: Reporter
+
+
+def frozen(name: str, folder: Path, quantize: str | None = None) -> Frozen:
+    """A model by its folder; one whose weights are held in few bits is another than the exact one."""
+    return Frozen(name, folder, model_hash(folder) + (f" in {quantize}" if quantize else ""))
+
+
+def refuse_other_vocabulary(tokenizer: Any, scores: Scores, model: str) -> None:
+    """Refuse a model that gives the scored ids another meaning.
+
+    Args:
+        model: its name, as the user gave it.
+    """
+    theirs = scores.manifest["tokenizer"]
+    if vocabulary_hash(tokenizer) == theirs["vocabulary"]:
+        return
+    sizes = f"{len(tokenizer):,} and {theirs.get('size', 0):,} tokens"
+    raise SepoError(
+        f"the token->id map of {model} is not the one {scores.folder} was made with ({sizes})",
+        hint="`sepo project-scores` carries scores over to another tokenizer, or score with an oracle of its family",
+    )
+
+
+def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> None:
+    """Refuse a model that has no embedding for some id of the pairs."""
+    highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair[1:])
+    if highest >= embedding_rows(model):
+        raise SepoError(
+            f"the pairs hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",
+            hint="resize the model's embeddings to its tokenizer, or use another model",
+        )
+
+
+def refuse_other_reference(model: Frozen, scores: Scores, *, trust_remote_code: bool) -> None:
+    """Refuse a reference with another token->id map, before it is loaded."""
+    refuse_other_vocabulary(load_tokenizer(model.folder, trust_remote_code=trust_remote_code), scores, model.name)
+
+
+def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
+    """A divergence over the whole vocabulary needs two heads of the same size."""
+    sizes = [len(each.get_output_embeddings().weight) for each in (policy, reference) if has_head(each)]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        raise SepoError(
+            f"no KL between heads of {sizes[0]:,} rows (the policy's) and {sizes[1]:,} ({name}'s)",
+            hint="resize the embeddings of one model to those of the other",
+        )
+
+
+def logps_of_rows(
+    model: Frozen, load: Callable[[], Any], rows: Sequence[ScoredPair], scores: Scores, around: Around, *, file: str
+) -> list[PairLogps]:
+    """Log-probs of every response token of the rows of some scores under a model, in their order.
+
+    From the shards where the scores' reference is that very model, to the bit, in float32; else from `kept_logps`.
+
+    Args:
+        load: gives the model on this process's device; called only if something has to be computed.
+    """
+    in_shards = _in_shards(model, rows, scores)
+    if in_shards is not None:
+        around.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
+        return in_shards
+
+    pairs = [row.pair for row in rows]
+
+    def load_fitting() -> Any:
+        loaded = load()
+        refuse_unknown_ids(loaded, pairs, model.name)
+        return loaded
+
+    return kept_logps(model, load_fitting, pairs, around, file=file, title=f"log-probs under {model.name}")
+
+
+def kept_logps(
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+) -> list[PairLogps]:
+    """Log-probs of every response token of the pairs under a model, in their order.
+
+    From `file` in the run's folder, where an earlier attempt left them; else computed by all processes, and kept there.
+    Every process has to call it, and gets them all. What is computed waits in parts, whatever happens meanwhile.
+
+    Args:
+        load: gives the model on this process's device; called only if something has to be computed.
+        title: of the computation, for the user.
+
+    Raises:
+        SepoError: the file cannot be read back.
+    """
+    known = _known(model, pairs, around.folder, file)
+    # One process that cannot read them needs the help of all.
+    lacking = any(gather_object([known is None]))
+    if known is None or lacking:
+        parts = _make_parts(model, load, pairs, around, file=file, title=title)
+        if around.accelerator.is_main_process:
+            logps = (_read_back(model, some, around.folder, part) for part, some in parts.items())
+            write_logps(around.folder, pairs, chain.from_iterable(logps), model.hash, file)
+        around.accelerator.wait_for_everyone()
+        # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
+        known = _read_back(model, pairs, around.folder, file)
+    if around.accelerator.is_main_process:
+        forget_parts(around.folder, file)
+    return known
+
+
+def _make_parts(
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+) -> dict[str, list[TokenPair]]:
+    """Compute the parts that are not there yet; returns the pairs of each.
+
+    A part's bits do not depend on which others were there: each is divided into batches on its own.
+    """
+    starts = range(0, len(pairs), PART_PAIRS)
+    parts = {part_name(file, number): pairs[start : start + PART_PAIRS] for number, start in enumerate(starts)}
+    lacking = [name for name, some in parts.items() if _known(model, some, around.folder, name) is None]
+    missing = sorted(set(gather_object(lacking)))
+    if len(missing) < len(parts):
+        around.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
+    if missing:
+        reader = find_paths(load(), around.reporter)
+        with around.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
+            for name in missing:
+                logps = _read(reader, parts[name], around, task)
+                if around.accelerator.is_main_process:
+                    write_logps(around.folder, parts[name], logps, model.hash, name)
+    return parts
+
+
+def logps_of(model: Any, pairs: list[TokenPair], around: Around, title: str) -> list[PairLogps]:
+    """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
+    with around.reporter.task(title, len(pairs), "pairs") as task:
+        return _read(find_paths(model, around.reporter), pairs, around, task)
+
+
+def refuse_not_finite(model: Any, pair: TokenPair, around: Around) -> None:
+    """
+    Raises:
+        SepoError: a model, though its weights may be finite, says nothing of a pair.
+    """
+    # A model whose parts are spread over processes has to be read by all of them at once.
+    if not around.accelerator.is_fsdp2:
+        _read(find_paths(model, Quiet()), [pair], around, Quiet())
+
+
+def _read(reader: Reader, pairs: list[TokenPair], around: Around, task: Task) -> list[PairLogps]:
+    [logps] = response_logps(
+        [reader],
+        pairs,
+        max_tokens=around.max_tokens,
+        device=around.accelerator.device,
+        task=task,
+        accelerator=around.accelerator,
+    )
+    broken = [pair.pair_id for pair, each in zip(pairs, logps, strict=True) if not _is_finite(each)]
+    if broken:
+        raise SepoError(
+            f"the model's log-probs of {len(broken):,} of {len(pairs):,} pairs are not finite, as of pair {broken[0]}",
+            hint="if this run trained it, lower --learning-rate and begin anew with --overwrite",
+        )
+    return logps
+
+
+def _is_finite(logps: PairLogps) -> bool:
+    return all(bool(np.isfinite(each).all()) for each in logps)
+
+
+def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
+    # What a scorer computed in half precision is not what training would compute.
+    exact = lookup(scores.manifest, ("settings", "precision")) == "float32"
+    if not exact or lookup(scores.manifest, ("inputs", "reference")) != model.hash:
+        return None
+    found = [row.reference for row in rows if row.reference is not None]
+    return found if len(found) == len(rows) else None
+
+
+def _known(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps] | None:
+    known = read_logps(folder, model.hash, file)
+    found = [logps for pair in pairs if known is not None and (logps := known.find(pair)) is not None]
+    return found if len(found) == len(pairs) else None
+
+
+def _read_back(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps]:
+    known = _known(model, pairs, folder, file)
+    if known is None:
+        raise SepoError(f"{folder / file} is not what was just written", hint="see whether another run writes it")
+    return known

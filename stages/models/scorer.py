@@ -1,0 +1,124 @@
+"""Oracle and reference, loaded once, as a function from pairs to scores."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stages.devices.memory import move_model
+from stages.devices.precision import products, weights_of
+from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.paths import find_paths
+from stages.models.adapters import is_adapter, put_on
+from stages.models.folders import base_folder, load_model
+from stages.reporting import Quiet, Reporter, Task
+from stages.store.logps import KnownLogps
+from stages.types import PairLogps, ScoredPair, TokenPair
+
+
+class Models(NamedTuple):
+    """The two folders whose difference is a score."""
+
+    oracle: Path
+    reference: Path
+
+
+class How(NamedTuple):
+    """How the models are computed."""
+
+    precision: str
+    """one of `stages.configs.PRECISIONS`"""
+    max_tokens: int
+    """of one forward pass"""
+    device: torch.device
+    trust_remote_code: bool
+
+
+class Scorer:
+    """Scores pairs. A model is loaded when it is first needed: a reference whose log-probs are all known, never."""
+
+    def __init__(self, models: Models, how: How, known: KnownLogps | None, reporter: Reporter) -> None:
+        self.models = models
+        self.how = how
+        self._known = known
+        self._reporter = reporter
+        self._readers: dict[Path, Reader] = {}
+
+    def score(self, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
+        """Oracle minus reference log-prob of every response token, in the order of the pairs.
+
+        Args:
+            task: advanced by one for every pair.
+        """
+        known = [self._known.find(pair) if self._known else None for pair in pairs]
+        fresh = [place for place, logps in enumerate(known) if logps is None]
+        done = [place for place, logps in enumerate(known) if logps is not None]
+        reference = dict(zip(done, filter(None, known), strict=True))
+        oracle: dict[int, PairLogps] = {}
+        if fresh:
+            [ours, theirs] = self._logps([*self.models], [pairs[place] for place in fresh], task)
+            oracle |= zip(fresh, ours, strict=True)
+            reference |= zip(fresh, theirs, strict=True)
+        if done:
+            [ours] = self._logps([self.models.oracle], [pairs[place] for place in done], task)
+            oracle |= zip(done, ours, strict=True)
+        return [ScoredPair(pair, difference(oracle[n], reference[n]), reference[n]) for n, pair in enumerate(pairs)]
+
+    def exact(self, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
+        """Scores in float32, one pair at a time, by the models' own forward and nothing of ours that is fast.
+
+        One model is in memory at a time; those that `score` used are let go.
+
+        Args:
+            task: advanced by one for every model.
+        """
+        self._readers.clear()
+        logps = []
+        for folder in self.models:
+            model = move_model(load_model(folder, trust_remote_code=self.how.trust_remote_code), self.how.device)
+            reader = Reader(model, packs=False, tiled=False, alone=True)
+            with products("float32"):
+                [found] = response_logps([reader], pairs, max_tokens=1, device=self.how.device, task=Quiet())
+            logps.append(found)
+            task.advance()
+        return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
+
+    def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
+        with products(self.how.precision):
+            return response_logps(
+                [self._reader(folder) for folder in folders],
+                pairs,
+                max_tokens=self.how.max_tokens,
+                device=self.how.device,
+                task=task,
+            )
+
+    def _reader(self, folder: Path) -> Reader:
+        if folder not in self._readers:
+            if is_adapter(self.models.oracle) and base_folder(self.models.oracle).samefile(self.models.reference):
+                self._read_both_from_one()
+            else:
+                self._readers[folder] = find_paths(self._load(folder), self._reporter)
+        return self._readers[folder]
+
+    def _read_both_from_one(self) -> None:
+        """The oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
+        adapted = put_on(self._load(self.models.reference), self.models.oracle)
+        oracle = find_paths(adapted.model, self._reporter)
+        if adapted.without is None:
+            self._reporter.say(f"{self.models.oracle} changes its base: the reference is a second model in memory")
+            reference = find_paths(self._load(self.models.reference), self._reporter)
+        else:
+            reference = oracle._replace(as_read=adapted.without)
+        self._readers = {self.models.oracle: oracle, self.models.reference: reference}
+
+    def _load(self, folder: Path) -> Any:
+        dtype = weights_of(self.how.precision)
+        return move_model(
+            load_model(folder, trust_remote_code=self.how.trust_remote_code, dtype=dtype), self.how.device
+        )
+
+
+def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:
+    """Scores of a pair's tokens, nats."""
+    return PairLogps(oracle.chosen - reference.chosen, oracle.rejected - reference.rejected)

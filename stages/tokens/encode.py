@@ -1,0 +1,285 @@
+"""Text to ids, once for every stage.
+
+The prompt and the prompt with its answer are rendered by the chat template *as text*; the answer's text is what
+follows the prompt's (`stages.tokens.chat` says where exactly). Both are tokenised apart, without adding special tokens
+to what is already rendered::
+
+    render(prompt)            <|user|>the question<|end|><|assistant|>
+    render(prompt + answer)   <|user|>the question<|end|><|assistant|>the answer<|end|>\\n
+                              '------------- prompt_ids ------------''- response_ids -' (cut after the end of turn)
+
+A tokenizer without a chat template takes single-turn prompts as plain text: the prompt with the special tokens the
+tokenizer puts before it, then the answer, then `eos_token`.
+
+**Apart, but in its place.** A response has the ids that it has behind its prompt. Tokenised on its own, it would begin
+with a "▁" that the whole conversation does not have, wherever a SentencePiece-like tokenizer marks the beginning of a
+text. So a response is tokenised behind the end of its prompt, whose ids are then taken off. Where a token would reach
+across the border (a template that ends in a blank, an answer that begins with a newline), the prompt keeps the ids that
+the model will be asked with, and the response is tokenised behind a newline, or on its own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from stages.data.conversations import EMPTY_RESPONSE, UnusableError
+from stages.data.template_arguments import TOOLS, texts_of
+from stages.errors import SepoError
+from stages.store.files import hash_json
+from stages.tokens.borders import Located, LocatedPair, locate
+from stages.tokens.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate
+from stages.tokens.control import ControlTokens
+from stages.tokens.fingerprint import tokenizer_fingerprint
+from stages.tokens.round_trip import losses, refuse_unfit
+from stages.types import Dropped, Ids, Pair, TokenPair
+
+__all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
+__all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
+
+CONTROL: Final = "text spells a control token"
+NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
+TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
+NO_PROMPT_IDS: Final = "the tokenizer has no token for the prompt"
+SAME_IDS: Final = "chosen equals rejected as tokens"
+SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
+_NEWLINE: Final = "\n"
+_PROBE: Final = "0"
+_NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
+
+
+class _Rendered(NamedTuple):
+    """A pair as the texts that are tokenised."""
+
+    pair_id: int
+    prompt: str
+    end: str
+    """of the prompt, from its last control token on"""
+    responses: list[str]
+
+    def needed(self) -> list[str]:
+        """The texts whose ids are sure to be asked for, or nearly so."""
+        return [self.prompt, *(self.end + text for text in self.responses)]
+
+
+class Encoder:
+    """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
+
+    def __init__(self, tokenizer: Any, given: Mapping[str, Any] = _NO_ARGUMENTS) -> None:
+        """
+        Args:
+            given: what the chat template is told for every row that says nothing else
+                (`stages.data.template_arguments`).
+
+        Raises:
+            SepoError: a tokenizer or a template that spoils text, or arguments that spell a control token.
+        """
+        refuse_unfit(tokenizer)
+        self._given = given
+        self._tokenizer = tokenizer
+        self._ready: dict[str, list[int]] = {}
+        self._template = ChatTemplate(tokenizer, given) if tokenizer.chat_template else None
+        self._after = self._template.after if self._template else ""
+        self._control = ControlTokens(tokenizer, self._template.own_text if self._template else "")
+        if any(map(self._control.spelled_in, texts_of(given))):
+            raise SepoError("chat_template_kwargs: " + CONTROL, hint="give the template other arguments")
+        after_ids = self._tokenise(self._after)
+        self._end_of_turn = self._control.first(self._after, after_ids) or self._next_turn()
+        self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
+        self._newline = (_NEWLINE, self._tokenise(_NEWLINE))
+        self._anchor = self._newline
+        self._before = [] if self._template else _before_a_text(tokenizer)
+
+    def _next_turn(self) -> int | None:
+        """What ends a turn where the template writes nothing behind the last one: the first token of what follows."""
+        between = self._template.between if self._template else ""
+        found = self._control.first(between, self._tokenise(between))
+        # A text begins with it, and none ends so.
+        return None if found == self._tokenizer.bos_token_id else found
+
+    @property
+    def losses(self) -> list[str]:
+        """What a user should know of what the tokenizer and its template do to text, one sentence each."""
+        ignored = self._template.ignored if self._template else list(self._given)
+        unknown = f"the chat template does not know {', '.join(ignored)}: --chat-template-kwargs changes nothing there"
+        return losses(self._tokenizer) + ([unknown] if ignored else [])
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The id that ends every response, or None if the tokenizer has nothing for it."""
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos if self._end_of_turn is None else self._end_of_turn
+
+    @property
+    def fingerprint(self) -> str:
+        """Two encoders of one fingerprint make the same ids of the same text."""
+        alone = tokenizer_fingerprint(self._tokenizer)
+        return hash_json([alone, self._given]) if self._given else alone
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether a row's ``tools`` make a difference to its prompt."""
+        return self._template is not None and self._template.shows_tools
+
+    def encode(self, pair: Pair) -> TokenPair | Dropped:
+        """Ids of the prompt and of both responses (of the chosen one alone where `rejected` is empty).
+
+        A response ends with the template's end-of-turn token, once; where a template ends turns with plain text, with
+        `eos_token`.
+        """
+        return self.encode_all([pair])[0]
+
+    def encode_all(self, pairs: Sequence[Pair]) -> list[TokenPair | Dropped]:
+        """The same of every pair, in less time: their texts are tokenised in one call."""
+        rendered = [self._render(pair) for pair in pairs]
+        self._prepare(text for item in rendered if isinstance(item, _Rendered) for text in item.needed())
+        encoded = [item if isinstance(item, Dropped) else self._encode(item) for item in rendered]
+        self._ready.clear()
+        return encoded
+
+    def locate(self, pair: Pair) -> LocatedPair | Dropped:
+        """The ids of a pair as `encode` makes them, and where in the text of its responses each of their tokens stands.
+
+        The tokenizer has to be one that knows (a "fast" one).
+        """
+        rendered = self._render(pair)
+        encoded = rendered if isinstance(rendered, Dropped) else self._encode(rendered)
+        self._ready.clear()
+        if isinstance(rendered, Dropped) or isinstance(encoded, Dropped):
+            return rendered if isinstance(rendered, Dropped) else Dropped(*encoded)
+        anchor = self._end_of_prompt(rendered, encoded.prompt_ids[len(self._before) :].tolist())
+        sides = zip(rendered.responses, (encoded.chosen_ids, encoded.rejected_ids), strict=True)
+        return LocatedPair(*encoded[:2], *(self._locate(text, ids, anchor) for text, ids in sides))
+
+    def _locate(self, text: str, ids: Ids, anchor: tuple[str, list[int]]) -> Located:
+        before, known = self._border(text, anchor)
+        found = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = found["offset_mapping"][len(known) :][: len(ids)]
+        offsets = [(max(0, start - len(before)), max(0, end - len(before))) for start, end in spans]
+        # An end of turn that the text does not spell is one id more.
+        offsets += [(len(text), len(text))] * (len(ids) - len(offsets))
+        return locate(ids, text, offsets, text.removesuffix(self._after), ended=self.end_of_turn is not None)
+
+    def _render(self, pair: Pair) -> "_Rendered | Dropped":
+        if any(map(self._control.spelled_in, _texts(pair))):
+            return Dropped(pair.pair_id, CONTROL)
+        render = self._with_template if self._template else self._plain
+        try:
+            prompt, texts = render(pair, [answer for answer in (pair.chosen, pair.rejected) if answer])
+        except UnusableError as reason:
+            return Dropped(pair.pair_id, str(reason))
+        return _Rendered(pair.pair_id, prompt, prompt[self._control.last(prompt) :], texts)
+
+    def _with_template(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
+        assert self._template
+        prompt_text, texts = self._template.split(pair.prompt, answers, pair.template_arguments)
+        if not all(text.removesuffix(self._after).strip() for text in texts):
+            raise UnusableError(EMPTY_RESPONSE)
+        return prompt_text, texts
+
+    def _plain(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
+        if len(pair.prompt) > 1:
+            raise UnusableError(NEEDS_TEMPLATE)
+        if TOOLS in pair.template_arguments:
+            raise UnusableError(TOOLS_NEED_TEMPLATE)
+        if not all(answer.strip() for answer in answers):
+            raise UnusableError(EMPTY_RESPONSE)
+        return pair.prompt[0]["content"], answers
+
+    def _encode(self, rendered: "_Rendered") -> TokenPair | Dropped:
+        prompt = self._tokenise(rendered.prompt)
+        if not self._before + prompt:
+            return Dropped(rendered.pair_id, NO_PROMPT_IDS)
+        anchor = self._end_of_prompt(rendered, prompt)
+        try:
+            responses = [self._close(self._behind(text, anchor)) for text in rendered.responses]
+        except UnusableError as reason:
+            return Dropped(rendered.pair_id, str(reason))
+        rejected = responses[1] if len(responses) > 1 else []
+        if responses[0] == rejected:
+            return Dropped(rendered.pair_id, SAME_IDS)
+        return TokenPair(rendered.pair_id, _ids(self._before + prompt), _ids(responses[0]), _ids(rejected))
+
+    def _end_of_prompt(self, rendered: "_Rendered", ids: list[int]) -> tuple[str, list[int]]:
+        """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
+
+        Where that is not so, which shows in the ids, the whole prompt.
+        """
+        if rendered.end != self._anchor[0]:
+            self._anchor = (rendered.end, self._tokenise(rendered.end))
+        return self._anchor if ids[-len(self._anchor[1]) :] == self._anchor[1] else (rendered.prompt, ids)
+
+    def _behind(self, text: str, anchor: tuple[str, list[int]]) -> list[int]:
+        """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
+        before, ids = self._border(text, anchor)
+        return self._tokenise(before + text)[len(ids) :]
+
+    def _border(self, text: str, anchor: tuple[str, list[int]]) -> tuple[str, list[int]]:
+        """What a text is tokenised behind, and the ids of that, which are not the text's: the anchor or less."""
+        for before, ids in (anchor, self._newline):
+            whole = self._tokenise(before + text)
+            if ids and whole[: len(ids)] == ids and not self._grown(before, text, ids):
+                return before, ids
+        return "", []
+
+    def _grown(self, before: str, text: str, ids: list[int]) -> bool:
+        """Whether the last of the ids is an unknown token that took in the beginning of the text: no id shows that."""
+        if ids[-1] != self._tokenizer.unk_token_id:
+            return False
+        if not self._tokenizer.is_fast:
+            return True
+        offsets = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return bool(offsets["offset_mapping"][len(ids) - 1][1] > len(before))
+
+    def _close(self, response: list[int]) -> list[int]:
+        """Cut what the template writes after its end of turn (often a newline, which no model is asked to write)."""
+        end = self.end_of_turn
+        if end is None:
+            return response
+        if response.count(end) > self._ends:
+            raise UnusableError(CONTROL)
+        return response[: response.index(end) + 1] if end in response else [*response, end]
+
+    def _tokenise(self, text: str) -> list[int]:
+        if text not in self._ready:
+            self._prepare([text])
+        return self._ready[text]
+
+    def _prepare(self, texts: Iterable[str]) -> None:
+        """Tokenise texts in one call, for `_tokenise` to look up."""
+        each = list(dict.fromkeys(texts))
+        if each:
+            ids = self._tokenizer(each, add_special_tokens=False, verbose=False)["input_ids"]
+            self._ready.update(zip(each, ids, strict=True))
+
+
+def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
+    """The pair with the ends of its responses cut, so that the prompt with either has at most `max_length` tokens.
+
+    The prompt stays whole. A response that was cut has no end of turn: it did not end there. Dropped are pairs whose
+    prompt leaves no room for a token, and pairs that differ only in what was cut.
+    """
+    room = max_length - len(pair.prompt_ids)
+    if room < 1:
+        return Dropped(pair.pair_id, f"prompt leaves no room for a response in {max_length:,} tokens")
+    cut = pair._replace(chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    if np.array_equal(cut.chosen_ids, cut.rejected_ids):
+        return Dropped(pair.pair_id, SAME_WHEN_CUT)
+    return cut
+
+
+def _before_a_text(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text (those behind it would end the turn before the answer)."""
+    whole = list(tokenizer(_PROBE)["input_ids"])
+    bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
+
+
+def _texts(pair: Pair) -> list[str]:
+    """All that a row can say to the model."""
+    turns = (message["content"] for message in pair.prompt)
+    return [*turns, pair.chosen, pair.rejected, *texts_of(pair.template_arguments)]
+
+
+def _ids(values: list[int]) -> Ids:
+    return np.asarray(values, dtype=np.int32)

@@ -1,0 +1,77 @@
+"""The fingerprint of all that decides which ids a text becomes: the tokenizer, and the code that uses it."""
+
+import functools
+import inspect
+import json
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from stages.store.files import hash_file, hash_json
+
+_LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """``sha256:...`` of a tokenizer: vocabulary, merges, normaliser, added and special tokens, chat template, class.
+
+    More than `stages.models.folders.tokenizer_hash`, which tells whether two models give the same meaning to an id.
+    """
+    kind = type(tokenizer)
+    return hash_json(
+        {
+            "class": f"{kind.__module__}.{kind.__qualname__}",
+            "code": _foreign_code(kind),
+            "state": _backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer),
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "splits_special": bool(tokenizer.split_special_tokens),
+            "template": tokenizer.chat_template,
+        }
+    )
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """``sha256:...`` of the modules beside this one and of the libraries that they call.
+
+    Read from the files, so that no number has to be raised by hand when a line changes that decides an id.
+    """
+    return hash_json([modules_hash("data", "tokens"), [version(name) for name in _LIBRARIES]])
+
+
+def modules_hash(*packages: str) -> str:
+    """``sha256:...`` of the modules of some packages of `stages`, and of the types that they share."""
+    stages = Path(__file__).parents[1]
+    modules = [*(path for package in packages for path in (stages / package).glob("*.py")), stages / "types.py"]
+    return hash_json({str(path.relative_to(stages)): hash_file(path) for path in modules})
+
+
+def _backend_state(tokenizer: Any) -> Any:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Every call sets these two anew.
+    return state | {"truncation": None, "padding": None}
+
+
+def _slow_state(tokenizer: Any) -> Any:
+    """Its vocabulary as it would save it (a SentencePiece model holds more than a list of tokens), and its options."""
+    added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    options = {name: repr(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
+    return [tokenizer.get_vocab(), added, options, _saved_vocabulary(tokenizer)]
+
+
+def _saved_vocabulary(tokenizer: Any) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer.save_vocabulary(folder)
+        except NotImplementedError:
+            return {}
+        return {path.name: hash_file(path) for path in Path(folder).iterdir()}
+
+
+def _foreign_code(kind: type) -> str:
+    """The source of a tokenizer that came with its model."""
+    if kind.__module__.startswith("transformers."):
+        return ""
+    return inspect.getsource(sys.modules[kind.__module__])

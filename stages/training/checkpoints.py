@@ -1,0 +1,232 @@
+"""Checkpoints of a training phase: everything that the next step depends on, whole or absent."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Final, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+
+from stages.devices.memory import enough_memory
+from stages.errors import SepoError, one_line
+from stages.reporting import Reporter
+from stages.store.checksums import durable_checksums, fault_in, read_checksums, unlisted_in, write_checksums
+from stages.store.files import whole_folder, write_text, writing
+
+FOLDER: Final = "checkpoints"
+WEIGHTS: Final = "pytorch_model.bin"
+"""of the one model, as accelerate names the file"""
+STATE: Final = "state.json"
+"""of what accelerate does not know"""
+FORMAT_FAULTS: Final = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
+"""what torch and safetensors raise for a file that is not as they expect it"""
+MACHINE_FAULTS: Final = (torch.AcceleratorError, torch.distributed.DistError)
+"""among the same classes: a device or a connection that failed, of which no file is to blame"""
+MEMORY_HINT: Final = "see what else takes the memory, then run the same again: the checkpoints are sound"
+
+
+def forget_checkpoints(folder: Path) -> None:
+    """The model is saved: the checkpoints of its training are of no more use."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
+    """Takes the weights that are not trained, and what belongs to them, out of the state that is about to be saved."""
+    for model, state in zip(models, weights, strict=False):
+        if _frozen_names(model):
+            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            for name in [name for name in state if name not in trained]:
+                del state[name]
+
+
+def _frozen_names(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+class Stateful(Protocol):
+    """Something whose state goes into a checkpoint as JSON: a pickle could run code when it is loaded."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Checkpoints:
+    """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
+
+    Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
+
+    Its checksums say of which run it is, and that it is as it was written.
+
+    Args:
+        keep: how many there may be.
+        fingerprint: of the run.
+        parts: what is saved beside the model, the optimiser and the random states, by name.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        phase: str,
+        keep: int,
+        fingerprint: str,
+        parts: Mapping[str, Stateful],
+    ) -> None:
+        self._accelerator = accelerator
+        self._folder = folder / FOLDER
+        self._phase = phase
+        self._keep = keep
+        self._fingerprint = fingerprint
+        self._parts = parts
+        self.newest = 0
+        """steps that are safe"""
+        accelerator.register_save_state_pre_hook(_leave_out_frozen)
+
+    def save(self, step: int) -> None:
+        """Save after `step` steps, then let the oldest go.
+
+        Raises:
+            SepoError: it cannot be written; the older ones are still there.
+        """
+        target = self._folder / f"{self._phase}-{step:08d}"
+        with _writing(target):
+            if self._accelerator.num_processes == 1:
+                with whole_folder(target) as temporary:
+                    self._write_parts(temporary)
+                    _write_checksums(temporary, self._fingerprint)
+            else:
+                self._save_together(target)
+        self.newest = step
+        if self._accelerator.is_main_process:
+            for path in self._found()[: -self._keep]:
+                with writing(path):
+                    shutil.rmtree(path)
+
+    def resume(self, reporter: Reporter, steps: int) -> int:
+        """Load the newest sound checkpoint, if any, and return how many steps it holds.
+
+        Args:
+            steps: of the whole phase.
+
+        Raises:
+            SepoError: it is of another run, or cannot be loaded, as by other versions of the libraries.
+        """
+        name = [self._newest_sound(reporter) if self._accelerator.is_main_process else ""]
+        broadcast_object_list(name)
+        if name[0]:
+            path = self._folder / name[0]
+            self._refuse_other(path, steps)
+            with _going_on_from(path):
+                if self._partly_trained():
+                    self._refuse_other_weights(path)
+                self._accelerator.load_state(str(path), strict=not self._partly_trained())
+                states = json.loads((path / STATE).read_text(encoding="utf-8"))
+                for part, its in self._parts.items():
+                    its.load_state_dict(states[part])
+            self.newest = _step_of(path)
+            reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
+        return self.newest
+
+    def _refuse_other(self, path: Path, steps: int) -> None:
+        of_another = read_checksums(path)["run"] != self._fingerprint
+        if of_another or _step_of(path) > steps:
+            fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
+            raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
+        # What a library finds beside the files that it wrote may be what it prefers to load.
+        unlisted = unlisted_in(path)
+        if unlisted:
+            raise SepoError(
+                f"{path} holds {unlisted[0]}, which was not written with it", hint="remove it, and run the same again"
+            )
+
+    def _refuse_other_weights(self, path: Path) -> None:
+        """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
+        held = set(torch.load(path / WEIGHTS, map_location="meta", weights_only=True))
+        [model] = self._accelerator._models
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        if held != trained:
+            name = min(held ^ trained)
+            raise ValueError(f"its weights are not those that are trained, such as {name}")
+
+    def _newest_sound(self, reporter: Reporter) -> str:
+        """Its name; damaged ones are named and removed."""
+        damaged = False
+        for path in reversed(self._found()):
+            fault = fault_in(path)
+            if not fault:
+                return path.name
+            damaged = True
+            reporter.warn(f"{path} is damaged ({fault}); it is removed, and training goes on from before it")
+            shutil.rmtree(path, ignore_errors=True)
+        if damaged:
+            reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
+        return ""
+
+    def _write_parts(self, folder: Path) -> None:
+        """This process's part of a checkpoint."""
+        self._accelerator.save_state(str(folder), safe_serialization=False)
+        states = {name: part.state_dict() for name, part in self._parts.items()}
+        if self._accelerator.is_main_process:
+            write_text(folder / STATE, json.dumps(states))
+
+    def _save_together(self, target: Path) -> None:
+        """Every process writes its part into one temporary folder; the first one renames it when all are done."""
+        temporary = target.with_name(f".{target.name}.tmp")
+        self._write_parts(temporary)
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            _write_checksums(temporary, self._fingerprint)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        self._accelerator.wait_for_everyone()
+
+    def _partly_trained(self) -> bool:
+        return any(_frozen_names(model) for model in self._accelerator._models)
+
+    def _found(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob(f"{self._phase}-{'[0-9]' * 8}") if path.is_dir())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    hint = "free the space, then run the same again"
+    try:
+        with enough_memory(f"writing {path}", lambda: MEMORY_HINT), writing(path, hint):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except FORMAT_FAULTS as error:
+        raise SepoError(f"cannot write {path}: {one_line(error)}", hint=hint) from error
+
+
+@contextmanager
+def _going_on_from(path: Path) -> Iterator[None]:
+    """Only a file that these libraries do not understand is worth no second try."""
+    try:
+        with enough_memory(f"loading {path}", lambda: MEMORY_HINT):
+            yield
+    except MACHINE_FAULTS:
+        raise
+    except OSError as error:
+        hint = "it was sound a moment ago: mend what hinders reading it, then run the same again"
+        raise SepoError(f"cannot read {path}: {one_line(error)}", hint=hint) from error
+    except FORMAT_FAULTS as error:
+        hint = f"use the versions of torch and accelerate that wrote it, or delete {path.parent} to train anew"
+        raise SepoError(f"cannot go on from {path}: {one_line(error)}", hint=hint) from error
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def _write_checksums(folder: Path, fingerprint: str) -> None:
+    """Wait until the disk has every file, and write down whose they are and what is in them."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    write_checksums(folder, fingerprint, durable_checksums(folder, names))

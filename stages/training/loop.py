@@ -1,0 +1,165 @@
+"""The one training loop, on Hugging Face accelerate. It takes an objective as a function.
+
+A step is a number of *pairs*. Every micro-batch contributes the sum of its pairs' losses divided by the size of the
+whole step, so that neither the token budget nor the number of processes changes the gradient.
+
+Two numbers a step are read from the device before the optimiser may touch the weights, which waits for them: the
+gradient's norm and the loss, whether they are finite. All others stay there until it is time to log.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from accelerate import Accelerator
+from transformers import get_scheduler
+
+from stages.configs import OptimizerConfig
+from stages.devices.memory import OutOfMemory, enough_memory
+from stages.devices.processes import join_processes, refuse_divided
+from stages.logprobs.logps import LogpsAndKl, Reference, WeightedLogps
+from stages.logprobs.paths import find_paths
+from stages.reporting import Reporter
+from stages.training.budget import measured_budget
+from stages.training.checkpoints import Checkpoints
+from stages.training.interrupts import Interrupts
+from stages.training.metrics import MetricLog
+from stages.training.optimizers import make_optimizer
+from stages.training.schedule import make_schedule, order_of_epoch
+from stages.training.step import Engine, Objective, agree, backward, refuse_broken
+from stages.training.trackers import FOLDER as TRACKERS
+from stages.training.trackers import tracking
+from stages.training.training_mode import refuse_noise, training_mode
+from stages.types import Example
+
+MOMENTS_HINT: Final = (
+    "AdamW's two moments take twice the memory of the trained weights: use --optim adamw-8bit, or --lora-rank 16"
+)
+
+
+def fit(
+    model: Any,
+    examples: list[Example],
+    objective: Objective,
+    config: OptimizerConfig,
+    *,
+    phase: str,
+    folder: Path,
+    reporter: Reporter,
+    fingerprint: str = "",
+    size: Callable[[Example], float] = lambda example: 1.0,
+    reference: Reference | None = None,
+    after_step: Callable[[int], None] = lambda steps: None,
+) -> dict[str, float]:
+    """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
+
+    SIGTERM and Ctrl-C end it after the step they come in, with a checkpoint of it; a second signal ends it at once. The
+    last checkpoint stays until the caller has saved the model and calls `forget_checkpoints`.
+
+    Args:
+        objective: makes one loss a pair of the log-probs of a batch.
+        phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
+        folder: gets ``metrics.jsonl`` and ``checkpoints/``.
+        fingerprint: of the run, which its checkpoints bear: those of another are refused.
+        size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
+        reference: a second model, from which the divergence at every response token is given to the objective.
+        after_step: called in every process with the number of steps taken.
+
+    Returns:
+        the averages of the last logged steps, by name.
+
+    Raises:
+        SepoError: the loss or a gradient is not finite (the weights were not touched by that step), or weights that are
+            to be kept; memory ran out; or the folder's checkpoint is of another run.
+    """
+    accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
+    schedule = make_schedule(len(examples), config)
+    reporter.say(f"{phase}: {schedule}")
+    engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
+    scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
+    log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
+    parts = {"schedule": scheduler, "log": log}
+    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint, parts)
+    first = checkpoints.resume(reporter, schedule.steps)
+    log.start(first)
+    task_of_steps = reporter.task(phase, schedule.steps, "steps")
+    tracked = tracking(accelerator, config, first)
+    with training_mode(model, config), tracked, task_of_steps as task, Interrupts() as interrupts:
+        task.advance(first)
+        for step in range(first, schedule.steps):
+            order = order_of_epoch(schedule.pairs, schedule.epoch_of(step), config.seed)
+            chosen = [examples[place] for place in schedule.step_of(order, step)]
+            step_size = sum(size(example) for example in chosen)
+            try:
+                done = backward(engine, chosen, step_size)
+            except OutOfMemory:
+                # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
+                if config.save_steps and step > checkpoints.newest and accelerator.num_processes == 1:
+                    checkpoints.save(step)
+                raise
+            for _, loss in done:
+                log.add(loss, step_size)
+            norm = _clip(engine, config, step, reporter)
+            interrupted = agree(accelerator, done, norm or 0.0, step, interrupts.number)
+            with enough_memory("the optimiser's step", lambda: MOMENTS_HINT):
+                optimizer.step()
+            optimizer.zero_grad()
+            last = step + 1 == schedule.steps
+            log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
+            if norm is not None:
+                scheduler.step()
+            task.advance(1, log.note)
+            save = config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0)
+            if last or save:
+                refuse_broken(accelerator, model, phase, step + 1, checkpoints.newest)
+            after_step(step + 1)
+            if save:
+                checkpoints.save(step + 1)
+            if interrupted:
+                reporter.say(f"{phase}: interrupted after step {step + 1:,}; {checkpoints.newest:,} steps are safe")
+                interrupts.leave(interrupted)
+    accelerator.free_memory()
+    return log.last
+
+
+def _make_engine(
+    accelerator: Accelerator,
+    model: Any,
+    examples: list[Example],
+    objective: Objective,
+    reference: Reference | None,
+    config: OptimizerConfig,
+    reporter: Reporter,
+) -> tuple[Engine, Any]:
+    """The engine, and the optimiser as accelerate prepared it."""
+    if config.lora_rank:
+        refuse_divided(accelerator, "an adapter is trained")
+    optimizer = make_optimizer(model, config)
+    reader = find_paths(model, reporter)
+    refuse_noise(model)
+    if reader.alone:
+        refuse_divided(accelerator, "this model's responses are read one by one")
+    if reference is not None:
+        refuse_divided(accelerator, "a second model is read in every step")
+        # Both read the same batches.
+        packs = reader.packs and reference.reader.packs
+        reader, reference = reader._replace(packs=packs), reference.packed(packs)
+    module = LogpsAndKl(reader, reference) if reference else WeightedLogps(reader)
+    budget = config.max_tokens_per_device or measured_budget(
+        accelerator, module, reader, reference, config, examples, reporter
+    )
+    module, optimizer = accelerator.prepare(module, optimizer)
+    return Engine(accelerator, module, reader, reference is not None, budget, objective), optimizer
+
+
+def _clip(engine: Engine, config: OptimizerConfig, step: int, reporter: Reporter) -> float | None:
+    """Scale the gradient down to its greatest norm, and return the norm it had; None if fp16 overflowed."""
+    accelerator = engine.accelerator
+    norm = float(accelerator.clip_grad_norm_(engine.module.parameters(), config.max_grad_norm))
+    if accelerator.scaler is None or math.isfinite(norm) or accelerator.scaler.get_scale() < 1:
+        return norm
+    # The scaler passes over this step and takes half the scale for the next one. A gradient that is not finite at a
+    # scale of 1 either did not overflow.
+    reporter.say(f"step {step + 1:,} overflowed in fp16 and was not taken")
+    return None

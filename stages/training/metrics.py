@@ -1,0 +1,281 @@
+"""metrics.jsonl: one line for every logged step, free of times, so that a rerun writes the same bytes.
+
+Times and memory, which never repeat, stand beside it in timing.jsonl.
+"""
+
+import resource
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from stages.errors import SepoError, one_line
+from stages.reporting import Reporter
+from stages.store.files import json_text, make_durable, sync_into, write_whole, writing
+from stages.store.shape import parse_json
+from stages.training.watch import collapse
+from stages.types import Example, PairLoss
+
+FILE: Final = "metrics.jsonl"
+TIMES: Final = "timing.jsonl"
+
+
+class _Line(NamedTuple):
+    """A line of a log."""
+
+    record: dict[str, Any]
+    data: bytes
+
+    @property
+    def checksum(self) -> str:
+        return f"{zlib.crc32(self.data):08x}"
+
+
+class MetricLog:
+    """Averages over the pairs of the logged steps, kept on the device until it is time to log.
+
+    What is not yet logged is part of a checkpoint.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, phase: str, every: int, reporter: Reporter) -> None:
+        self._accelerator = accelerator
+        self._path = folder / FILE
+        self._phase = phase
+        self._every = every
+        self._reporter = reporter
+        self._pace = _Pace(folder / TIMES, accelerator.device)
+        self._sums: dict[str, Tensor] = {}
+        self._loss: Tensor | float = 0.0
+        self._pairs: Tensor | float = 0.0
+        self._steps = 0
+        self._chosen_logps: list[float] = []
+        self._lines = 0
+        self._checksums: list[str] = []
+        """of the lines of all phases"""
+        self._vouched: frozenset[str] | None = None
+        """those that there were at the checkpoint"""
+        self.last: dict[str, float] = {}
+
+    def start(self, first: int) -> None:
+        """Go on after `first` steps: what an interrupted run logged after them is dropped."""
+        if not self._accelerator.is_main_process:
+            return
+        kept, damaged = _forget_after(self._path, self._phase, first, self._vouched)
+        _, damaged_times = _forget_after(self._pace.path, self._phase, first)
+        self._checksums = [line.checksum for line in kept]
+        there = [line.record for line in kept if line.record["phase"] == self._phase]
+        self._chosen_logps = [line["chosen_logp"] for line in there if line.get("chosen_logp") is not None]
+        lost = self._lines - len(there)
+        if lost > 0:
+            self._reporter.warn(f"{self._path} has lost {lost:,} of the {self._lines:,} lines of {self._phase} so far")
+        for path, count in ((self._path, damaged if lost <= 0 else 0), (self._pace.path, damaged_times)):
+            if count:
+                self._reporter.warn(f"{path} had {count:,} damaged lines, which are left out")
+
+    @property
+    def note(self) -> str:
+        """The live figures of the progress line."""
+        shown = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "reward_margin": "margin {:+.3f}"}
+        parts = [text.format(self.last[name]) for name, text in shown.items() if name in self.last]
+        return ", ".join([*parts, *self._pace.figures()])
+
+    def add(self, loss: PairLoss, step_size: float) -> None:
+        """One micro-batch of a step whose losses are divided by `step_size`."""
+        self._loss = self._loss + loss.loss_B.sum() / step_size
+        self._pairs += len(loss.loss_B)
+        for name, values_B in loss.metrics.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=values_B.device)) + values_B.sum()
+
+    def end_step(
+        self, step: int, examples: Sequence[Example], learning_rate: float, gradient_norm: float | None, *, last: bool
+    ) -> None:
+        """Close a step (counted from 0); every so often, and after the last one, average and write.
+
+        Args:
+            gradient_norm: None for a step that overflowed in fp16 and was not taken.
+        """
+        self._steps += 1
+        self._pace.add(examples)
+        if not last and (step + 1) % self._every:
+            return
+        record = {"phase": self._phase, "step": step + 1, **self._averages()}
+        record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        warned = collapse(self._chosen_logps)
+        self._remember(record)
+        self._lines += 1
+        if not warned and collapse(self._chosen_logps):
+            self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
+        if self._accelerator.is_main_process:
+            self._checksums.append(_append(self._path, record))
+            _append(self._pace.path, {"phase": self._phase, "step": step + 1, **self._pace.lap()})
+        self._accelerator.log({f"{self._phase}/{name}": value for name, value in self.last.items()}, step=step + 1)
+        self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last line, a row for each process: added up, they would round otherwise than they do.
+
+        Also how many lines there are, what they are, and the last one's figures. The lines themselves are on the disk
+        when this ends: a checkpoint must not outlive them.
+        """
+        if self._accelerator.is_main_process and self._path.exists():
+            with self._path.open("rb+") as file:
+                make_durable(file)
+        # Through JSON and back a float32 stays the same.
+        rows = self._accelerator.gather(self._row()[None]).tolist()
+        open_sums = {"names": sorted(self._sums), "rows": rows, "steps": self._steps}
+        return open_sums | {"lines": self._lines, "checksums": self._checksums, "last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
+        self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
+        self._sums = dict(zip(state["names"], sums, strict=True))
+        self._steps, self._lines, self.last = state["steps"], state["lines"], state["last"]
+        if "checksums" in state:
+            self._vouched = frozenset(state["checksums"])
+
+    def _row(self) -> Tensor:
+        values = [self._loss, self._pairs, *(self._sums[name] for name in sorted(self._sums))]
+        return torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32, device=self._accelerator.device) for value in values]
+        )
+
+    def _averages(self) -> dict[str, float]:
+        loss, pairs, *sums = self._accelerator.reduce(self._row(), "sum").tolist()
+        averages = {"loss": loss / self._steps}
+        return averages | {name: total / pairs for name, total in zip(sorted(self._sums), sums, strict=True)}
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self.last = {name: value for name, value in record.items() if isinstance(value, float)}
+        if "chosen_logp" in record:
+            self._chosen_logps.append(record["chosen_logp"])
+
+
+class _Pace:
+    """How fast training is, over all processes, and how much memory the first of them has taken at most.
+
+    On a GPU that is what tensors took there since this phase began; elsewhere, what the process has ever taken.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path = path
+        self._device = device
+        self._since = time.perf_counter()
+        self._pairs = self._tokens = 0
+        self._last: dict[str, float] = {}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Pairs of a step, of all processes. A prompt counts once, a response whole."""
+        self._pairs += len(examples)
+        self._tokens += sum(len(part) for example in examples for part in example.pair[1:])
+
+    def lap(self) -> dict[str, float]:
+        """The figures since the last lap."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        self._last = {
+            "seconds": seconds,
+            "pairs_per_second": self._pairs / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "peak_memory_gb": _peak_memory(self._device) / 1e9,
+        }
+        self._since, self._pairs, self._tokens = now, 0, 0
+        return self._last
+
+    def figures(self) -> list[str]:
+        if not self._last:
+            return []
+        return [f"{self._last['tokens_per_second']:,.0f} tokens/s", f"{self._last['peak_memory_gb']:.1f} GB"]
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's metrics.jsonl; none if there is no such file."""
+    return [line.record for line in _sound_lines(folder / FILE)[0]]
+
+
+def read_times(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's timing.jsonl; none if there is no such file."""
+    lines = [line.record for line in _sound_lines(folder / TIMES)[0]]
+    return [line for line in lines if (line.get("seconds") or -1) >= 0]
+
+
+def training_warnings(folder: Path) -> list[str]:
+    """What the logged steps give reason to warn of, for the manifest: the same after a resume as without one."""
+    curves: dict[str, list[float]] = {}
+    warnings: dict[str, str] = {}
+    for record in read_metrics(folder):
+        curve = curves.setdefault(record["phase"], [])
+        if record.get("chosen_logp") is not None:
+            curve.append(record["chosen_logp"])
+        said = collapse(curve)
+        if said:
+            warnings.setdefault(record["phase"], f"{record['phase']}, step {record['step']}: {said}")
+    return list(warnings.values())
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of a GPU what tensors took, else what the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sound_lines(path: Path) -> tuple[list[_Line], int]:
+    """The lines that say what ours say, and how many whole ones do not; a killed run may leave half a line at the end.
+
+    Raises:
+        SepoError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise SepoError(
+            f"cannot read {path}: {one_line(error)}", hint="move it away, and run the same again"
+        ) from error
+    sound = [line for line in map(_line_of, lines) if line is not None]
+    return sound, len(lines) - len(sound)
+
+
+def _line_of(data: bytes) -> _Line | None:
+    """A line by what it says of whom, numbers being all the rest of it; None for what is damaged."""
+    try:
+        record = parse_json(data)
+        phase, step = record["phase"], record["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    # A number that is not finite stands as null there.
+    numbers = all(each is None or type(each) in (int, float) for name, each in record.items() if name != "phase")
+    sound = isinstance(phase, str) and type(step) is int and step > 0 and numbers
+    return _Line(record, data) if sound else None
+
+
+def _append(path: Path, record: dict[str, Any]) -> str:
+    """Write a line; returns its checksum."""
+    data = json_text(record).encode()
+    with writing(path), path.open("ab") as file:
+        file.write(data + b"\n")
+    return _Line(record, data).checksum
+
+
+def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | None = None) -> tuple[list[_Line], int]:
+    """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on, and damaged ones.
+
+    Args:
+        vouched: the checksums of the lines that there were at the checkpoint, if that is known.
+
+    Returns:
+        the lines that stay, and how many are damaged.
+    """
+    sound, damaged = _sound_lines(path)
+    before = [line for line in sound if line.record["phase"] != phase or line.record["step"] <= step]
+    kept = [line for line in before if vouched is None or line.checksum in vouched]
+    write_whole(path, lambda temporary: sync_into(temporary, b"".join(line.data + b"\n" for line in kept)))
+    return kept, damaged + len(before) - len(kept)

@@ -1,0 +1,152 @@
+"""One step of training: its gradients, in micro-batches and over processes, and whether it may be taken."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Final, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from stages.devices.memory import memory_for
+from stages.errors import SepoError
+from stages.logprobs.logps import Reader, make_batch, make_groups, reading
+from stages.training.watch import response_metrics
+from stages.types import Example, PairLoss, Weighted, selected_share
+
+SHOWN: Final = 8
+"""pairs that a message names"""
+
+Objective = Callable[[Tensor, Weighted], PairLoss]
+"""(logps_RW, batch) -> PairLoss"""
+
+Done = tuple[list[Example], PairLoss]
+"""the examples of a micro-batch and what came out"""
+
+
+class Engine(NamedTuple):
+    """What computes the gradients of every step."""
+
+    accelerator: Accelerator
+    module: Any
+    """log-probs of a batch, as accelerate prepared it; with the divergence from a second model where `with_kl`"""
+    reader: Reader
+    with_kl: bool
+    max_tokens: int
+    """of one micro-batch"""
+    objective: Objective
+
+
+def backward(engine: Engine, examples: list[Example], step_size: float) -> list[Done]:
+    """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate.
+
+    Args:
+        step_size: what the step's summed loss is divided by.
+    """
+    accelerator, module, reader, with_kl, max_tokens = engine[:5]
+    groups, rounds = _groups(accelerator, reader, examples, max_tokens, every_token=with_kl)
+    done: list[Done] = []
+    for index in range(rounds):
+        # A process with nothing left to do still takes part: with a pair that counts for nothing.
+        idle = index >= len(groups)
+        group = examples[:1] if idle else groups[index]
+        batch = make_batch(group, accelerator.device, packs=reader.packs, every_token=with_kl)
+        # A batch begins with its ids, whatever its layout.
+        memory = memory_for(group, batch[0].numel(), max_tokens)
+        with memory, _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
+            values = module(batch)
+            logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
+            loss = engine.objective(logps_RW, seen)
+            share = 0.0 if idle else accelerator.num_processes / step_size
+            accelerator.backward(loss.loss_B.sum() * share)
+        # What is idle reports no pairs, under the same names as the others.
+        kept = slice(0) if idle else slice(None)
+        metrics = {name: values_B[kept] for name, values_B in (loss.metrics | _watched(logps_RW, batch, group)).items()}
+        done.append((group[kept], PairLoss(loss.loss_B.detach()[kept], metrics)))
+    return done
+
+
+def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[str, Tensor]:
+    """What is logged of every objective."""
+    known = any(example.chosen_reference or example.rejected_reference for example in group)
+    reference_R = batch.reference_R if known else None
+    metrics = response_metrics(logps_RW, batch.weights_RW, reference_R, len(group))
+    if len(group[0].pair.rejected_ids):
+        shares = [selected_share(example) for example in group]
+        metrics["selected_share"] = torch.tensor(shares, device=logps_RW.device)
+    return metrics
+
+
+def _groups(
+    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool
+) -> tuple[list[list[Example]], int]:
+    """This process's micro-batches of a step, and how many it has to take part in."""
+
+    def groups_of(process: int) -> list[list[Example]]:
+        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens, every_token=every_token)
+
+    mine = groups_of(accelerator.process_index)
+    if not accelerator.is_fsdp2:
+        return mine, max(1, len(mine))
+    # Every forward pass brings the parts of the model together: all processes have to make as many.
+    return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
+
+
+def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
+    """Processes exchange gradients in the last micro-batch of a step only."""
+    return nullcontext() if last else accelerator.no_sync(module)
+
+
+def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
+    """Make sure, with the other processes, that the step may be taken; the signal that one of them got, or 0.
+
+    Args:
+        norm: of the whole gradient.
+        signal: that this process got, or 0.
+
+    Raises:
+        SepoError: in all of them, if the loss or the gradient is not finite.
+    """
+    loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
+    row = torch.stack([loss, torch.tensor(float(signal), device=loss.device)])
+    losses, signals = accelerator.gather(row[None]).T.tolist()
+    if all(map(math.isfinite, [norm, *losses])):
+        return int(max(signals))
+    # Where a loss is not finite, its pairs are the cause; where only the gradient is not, any of the step's may be.
+    finite = [
+        (each.pair.pair_id, fine) for group, loss in done for each, fine in zip(group, _finite(loss), strict=True)
+    ]
+    finite = gather_object(finite)
+    ids = sorted(pair_id for pair_id, fine in finite if not fine) or sorted(pair_id for pair_id, _ in finite)
+    named = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
+    cause = "gradient" if all(fine for _, fine in finite) else "loss"
+    raise SepoError(
+        f"the {cause} is not finite at step {step + 1} (pairs {named}); that step was not taken",
+        hint="lower --learning-rate, or look at those pairs",
+    )
+
+
+def _finite(loss: PairLoss) -> list[bool]:
+    finite: list[bool] = torch.isfinite(loss.loss_B).tolist()
+    return finite
+
+
+def refuse_broken(accelerator: Accelerator, model: Any, phase: str, step: int, safe: int) -> None:
+    """Weights that an optimiser's step has broken are neither kept nor saved as a model.
+
+    Args:
+        step: how many there were.
+        safe: the number of steps after which there is a checkpoint.
+
+    Raises:
+        SepoError: in all processes, if a weight of one of them is not finite.
+    """
+    trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    if not all(gather_object([all(bool(weight.isfinite().all()) for weight in here)])):
+        kept = f"the checkpoint after step {safe:,} stays" if safe else "nothing of it was kept"
+        raise SepoError(
+            f"{phase}: step {step:,} has left weights that are not finite; {kept}", hint="lower --learning-rate"
+        )

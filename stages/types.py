@@ -1,0 +1,174 @@
+"""The one small type that crosses each border of the pipeline.
+
+Pair (text) -> TokenPair (ids) -> Example (ids and weights) -> Batch (tensors) -> per-token log-probs -> PairLoss, and
+ScoredPair (ids and scores) on disk.
+
+Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected response tokens; ``B`` pairs of a batch,
+``R = 2B`` rows (every chosen, then every rejected), ``T`` tokens of the longest row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+Message = dict[str, str]
+"""A turn of a conversation: ``{"role": "user", "content": "..."}``."""
+
+_NO_ARGUMENTS: dict[str, Any] = {}
+
+
+class Pair(NamedTuple):
+    """One row of a preference data set, as text.
+
+    `prompt` is a list of messages that ends where an answer is expected (a string prompt is one user message);
+    `chosen` and `rejected` are the texts of the two answers. In an SFT data set `rejected` is empty.
+    """
+
+    pair_id: int
+    """row number in the data set it was read from, from 0, before anything was dropped"""
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    template_arguments: dict[str, Any] = _NO_ARGUMENTS
+    """what the row passes to the chat template beside its turns, such as ``{"tools": [...]}``; never changed"""
+
+
+class Dropped(NamedTuple):
+    """A row that cannot be used, and why, in the words that the counts will show."""
+
+    pair_id: int
+    reason: str
+
+
+class TokenPair(NamedTuple):
+    """One pair as token ids. A response includes its end-of-turn token if it has one."""
+
+    pair_id: int
+    prompt_ids: Ids
+    """(P,)"""
+    chosen_ids: Ids
+    """(C,)"""
+    rejected_ids: Ids
+    """(J,), empty in SFT data"""
+
+
+def content_hash(pair: TokenPair) -> int:
+    """64 bits that stand for all of a pair's ids and where each part ends, but not for its number."""
+    lengths = np.array([len(part) for part in pair[1:]], "<i4")
+    return hash_ids(lengths, *(np.ascontiguousarray(part, "<i4") for part in pair[1:]))
+
+
+def hash_ids(*parts: NDArray[np.int32]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.data)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def longest(pair: TokenPair) -> int:
+    """Tokens of the longer of a pair's two rows, prompt included."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+class PairLogps(NamedTuple):
+    """Log-probs of the response tokens of one pair under one model, in nats; a value stands at its own token."""
+
+    chosen: Floats
+    """(C,)"""
+    rejected: Floats
+    """(J,)"""
+
+
+class PairWeights(NamedTuple):
+    """How much each response token of one pair counts; 0 for one that takes no part."""
+
+    chosen: Floats
+    """(C,)"""
+    rejected: Floats
+    """(J,)"""
+
+
+class ScoredPair(NamedTuple):
+    """One row of a shard: a pair, and for every response token its score and, where known, its reference log-prob."""
+
+    pair: TokenPair
+    scores: PairLogps
+    """s(y_i) = log pi_ora(y_i | q, y_<i) - log pi_ref(y_i | q, y_<i), in nats, no beta"""
+    reference: PairLogps | None
+    weights: PairWeights | None = None
+    """weights of the tokens that came with the scores, if any did"""
+
+
+class Example(NamedTuple):
+    """What training needs of one pair: its ids, the weight of every response token, its reference log-probs."""
+
+    pair: TokenPair
+    chosen_weights: Floats
+    """(C,), 0 for a token that takes no part"""
+    rejected_weights: Floats
+    """(J,)"""
+    chosen_reference: float = 0.0
+    """weight * reference log-prob, summed over the chosen response, for objectives that have a reference"""
+    rejected_reference: float = 0.0
+
+
+def selected_share(example: Example) -> float:
+    """The share of a pair's response tokens that take part."""
+    weights = (example.chosen_weights, example.rejected_weights)
+    return float(sum(np.count_nonzero(each) for each in weights) / sum(map(len, weights)))
+
+
+class Batch(NamedTuple):
+    """Examples as padded tensors. Rows: every chosen response, then every rejected one (SFT data: chosen only)."""
+
+    ids_RT: Tensor
+    """int64, prompt then response then padding"""
+    attention_RT: Tensor
+    """int64, 1 on real tokens"""
+    weights_RW: Tensor
+    """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
+    reference_R: Tensor
+    """float32, summed reference log-probs"""
+    read_RW: Tensor
+    """bool, the tokens whose log-probs are computed: the weighted ones, or all of the responses"""
+    kl_RW: Tensor | None = None
+    """float32 nats, divergence from a reference at the tokens that are read, where it was asked for"""
+
+
+class Weighted(Protocol):
+    """What an objective sees of a batch: W places a response, in whatever order the batch has its tokens."""
+
+    @property
+    def weights_RW(self) -> Tensor:
+        """The weight of every token of a response, 0 for none."""
+
+    @property
+    def reference_R(self) -> Tensor:
+        """Summed reference log-prob of every response, each token's times its weight."""
+
+    @property
+    def read_RW(self) -> Tensor:
+        """Which places hold a token: every weighted one, and where a KL is computed all others of the response."""
+
+    @property
+    def kl_RW(self) -> Tensor | None:
+        """Divergence from a reference over the whole vocabulary, at every token that is read; None if not asked for."""
+
+
+class PairLoss(NamedTuple):
+    """What an objective makes of a batch."""
+
+    loss_B: Tensor
+    """one loss a pair; the loop divides their sum by the size of the whole step"""
+    metrics: dict[str, Tensor]
+    """detached values to be averaged over pairs, each (B,)"""

@@ -1,0 +1,400 @@
+"""Tokens are made once and kept; what is kept is never another data set's, and never a part."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from stages.data.layouts import read_conversations, read_pairs
+from stages.errors import SepoError
+from stages.models.folders import tokenizer_hash
+from stages.reporting import Quiet
+from stages.tokens import fingerprint, tokenised
+from stages.tokens.cache import cache_folder
+from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.encode import Encoder
+from stages.tokens.table import PAIR, TableWriter, chunk_of
+from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs
+from stages.tokens.workers import encode_all
+from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def make(tokenizer, rows=None, reporter=None, columns=None):
+    if rows is not None:
+        write_lines("pairs.jsonl", rows)
+    return tokenised_pairs("pairs.jsonl", Encoder(tokenizer), columns=columns or {}, reporter=reporter or Quiet())
+
+
+def same(left, right):
+    return left.pair_id == right.pair_id and all(map(np.array_equal, left[1:], right[1:]))
+
+
+def test_the_table_holds_what_the_encoder_makes_of_every_row(chatml):
+    rows = word_rows(1200)
+    rows[3]["rejected"] = rows[3]["chosen"]
+    rows[700]["chosen"] = " "
+    rows[701]["chosen"] = ""
+    found = make(chatml, rows)
+    encoder = Encoder(chatml)
+    wanted = [encoder.encode(pair) for pair in read_pairs("pairs.jsonl") if pair.pair_id not in {3, 700, 701}]
+    assert len(found.pairs) == len(wanted) == 1197
+    assert all(map(same, found.pairs, wanted))
+    assert all(map(same, found.pairs[5:9], wanted[5:9]))
+    assert same(found.pairs[-1], wanted[-1])
+    assert found.read == 1200
+    assert {reason: (rows.count, rows.examples) for reason, rows in found.dropped.items()} == {
+        "chosen equals rejected": (1, ["row 3"]),
+        "empty response": (2, ["row 700", "row 701"]),
+    }
+    assert found.layout == "prompt and answers as text"
+    assert found.pairs.pair_ids.tolist() == [pair.pair_id for pair in wanted]
+    assert found.pairs.lengths.tolist() == [[len(ids) for ids in pair[1:]] for pair in wanted]
+    with pytest.raises(IndexError):
+        found.pairs[1197]
+
+
+def test_what_is_odd_about_pairs_is_told_every_time(chatml):
+    grades = [(2, 1), (1, 2), (1, 1), (None, 1), (1, 3.5)]
+    rows = [row | {"score_chosen": a, "score_rejected": b} for row, (a, b) in zip(word_rows(5), grades, strict=True)]
+    warned = []
+    for _ in range(2):
+        listens = Listens()
+        make(chatml, rows, listens)
+        warned.append(listens.warnings)
+    assert warned[0] == warned[1]
+    assert warned[0] == [
+        f"pairs.jsonl: in {count} of 5 rows score_chosen {what} score_rejected (first: row {first});"
+        " such pairs may teach nothing, or the opposite"
+        for count, what, first in ((2, "is below", 1), (1, "equals", 2))
+    ]
+
+
+def test_what_is_odd_is_counted_once_where_the_cache_cannot_be_written(chatml, folder):
+    (folder / "cache").write_text("no folder")
+    listens = Listens()
+    make(chatml, [word_rows(1)[0] | {"score_chosen": 1, "score_rejected": 2}], listens)
+    assert "in 1 of 1 rows score_chosen is below" in " ".join(listens.warnings)
+
+
+def test_conversations_have_a_table_too(chatml):
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the lazy dog"}]
+    write_lines("sft.jsonl", [{"messages": turns * 2}, {"messages": turns}])
+    found = tokenised_conversations("sft.jsonl", Encoder(chatml), reporter=Quiet())
+    assert found.pairs.pair_ids.tolist() == [0, 0, 1]
+    assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_conversations("sft.jsonl"))))
+    assert not found.pairs.lengths[:, 2].any()
+
+
+def entries():
+    return {path.name for path in Path("cache").iterdir()}
+
+
+def forbid_encoding(monkeypatch):
+    def encode_all(self, pairs):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(Encoder, "encode_all", encode_all)
+
+
+def with_backend(tokenizer, change):
+    """The tokenizer with its backend's state changed."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(state)
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    other.chat_template = tokenizer.chat_template
+    return other
+
+
+def test_nothing_is_tokenised_twice(chatml, monkeypatch):
+    first_ear, second_ear = Listens(), Listens()
+    rows = word_rows(30)
+    rows[4]["rejected"] = rows[4]["chosen"]
+    first = make(chatml, rows, first_ear)
+    forbid_encoding(monkeypatch)
+    second = make(chatml, reporter=second_ear)
+    assert all(map(same, first.pairs, second.pairs))
+    assert second[1:] == first[1:] == (30, {"chosen equals rejected": Reason(1, ["row 4"])}, first.layout, [])
+    assert first_ear.said == second_ear.said == ["pairs.jsonl: prompt and answers as text"]
+
+
+def test_one_cache_serves_every_limit_and_every_name_of_a_file(chatml, monkeypatch):
+    make(chatml, word_rows(30))
+    shutil.copy("pairs.jsonl", "copy.jsonl")
+    forbid_encoding(monkeypatch)
+    for limit in (Limit(20, "truncate"), Limit(25), Limit(40, "truncate")):
+        ear = Listens()
+        load_pairs("copy.jsonl", Encoder(chatml), limit, columns={}, reporter=ear)
+        assert ear.said[0] == "copy.jsonl: prompt and answers as text"
+    assert len(entries()) == 1
+
+
+def swap_merges(state):
+    """The same vocabulary, other ids."""
+    state["model"]["merges"][:6] = state["model"]["merges"][:6][::-1]
+
+
+def lowercase(state):
+    state["normalizer"] = {"type": "Lowercase"}
+
+
+def prefix_space(state):
+    state["pre_tokenizer"]["add_prefix_space"] = True
+
+
+@pytest.mark.parametrize("change", [swap_merges, lowercase, prefix_space])
+def test_a_tokenizer_that_works_otherwise_is_another_one(chatml, change):
+    left, right = with_backend(chatml, lambda state: None), with_backend(chatml, change)
+    assert tokenizer_hash(left) == tokenizer_hash(right)
+    assert Encoder(left).fingerprint == Encoder(with_backend(chatml, lambda state: None)).fingerprint
+    assert Encoder(left).fingerprint != Encoder(right).fingerprint
+
+
+@pytest.mark.parametrize("changed", ["data", "slice", "template", "merges", "columns", "code", "kind", "special"])
+def test_whatever_decides_an_id_decides_what_is_looked_up(chatml, monkeypatch, changed):
+    rows = [row | {"question": "Hello?"} for row in word_rows(30)]
+    plain = with_backend(chatml, lambda state: None)
+    before = make(plain, rows)
+    other, dataset, columns = plain, "pairs.jsonl", {}
+    match changed:
+        case "data":
+            write_lines("pairs.jsonl", [*rows[:-1], rows[0] | {"chosen": rows[29]["chosen"]}])
+        case "slice":
+            dataset = "pairs.jsonl[:29]"
+        case "template":
+            other = with_backend(chatml, lambda state: None)
+            other.chat_template = CHATML.replace("assistant\n", "assistant:\n")
+        case "merges":
+            other = with_backend(chatml, swap_merges)
+        case "columns":
+            columns = {"prompt": "question"}
+        case "code":
+            monkeypatch.setattr(tokenised, "code_fingerprint", lambda: "other")
+        case "special":
+            other = with_backend(chatml, lambda state: None)
+            other.eos_token = "<|im_start|>"
+    if changed == "kind":
+        after = tokenised_conversations(dataset, Encoder(other), reporter=Quiet())
+    else:
+        after = tokenised_pairs(dataset, Encoder(other), columns=columns, reporter=Quiet())
+    assert len(entries()) == 2
+    encoder = Encoder(other)
+    read = read_conversations(dataset) if changed == "kind" else read_pairs(dataset, columns)
+    assert all(map(same, after.pairs, map(encoder.encode, read)))
+    assert len(before.pairs) == 30
+
+
+def test_calling_a_tokenizer_does_not_make_it_another_one(chatml):
+    fresh = with_backend(chatml, lambda state: None)
+    fresh.pad_token = "<|im_end|>"
+    before = Encoder(fresh).fingerprint
+    fresh(["a text", "another"], padding=True, truncation=True, max_length=3)
+    assert Encoder(fresh).fingerprint == before
+
+
+def test_the_code_that_makes_ids_is_part_of_the_key(monkeypatch, tmp_path):
+    before = fingerprint.code_fingerprint.__wrapped__()
+    copy = shutil.copytree(Path(fingerprint.__file__).parents[1], tmp_path / "stages") / "tokens" / "fingerprint.py"
+    monkeypatch.setattr(fingerprint, "__file__", str(copy))
+    assert fingerprint.code_fingerprint.__wrapped__() == before
+    for name in ("data/read.py", "tokens/chat.py", "types.py"):
+        place = tmp_path / "stages" / name
+        place.write_text(place.read_text() + "\n")
+        after, before = fingerprint.code_fingerprint.__wrapped__(), before
+        assert after != before
+        before = after
+
+
+def test_hashes_tell_prompts_and_contents_apart(chatml):
+    row = {"prompt": "what is it?", "chosen": "the dog", "rejected": "the fox"}
+    rows = [
+        row,
+        row,
+        row | {"rejected": "not"},
+        row | {"chosen": "not"},
+        row | {"prompt": "what"},
+        {"prompt": "what is it?", "chosen": "the fox", "rejected": "the dog"},
+    ]
+    found = make(chatml, rows).pairs
+    prompts, contents = found.prompt_hashes.tolist(), found.content_hashes.tolist()
+    assert [prompts.index(each) for each in prompts] == [0, 0, 0, 0, 4, 0]
+    assert [contents.index(each) for each in contents] == [0, 0, 2, 3, 4, 5]
+
+
+def test_a_hash_knows_where_a_response_ends():
+    """Without the lengths, ids that are the same in a row would count as the same pair."""
+    pairs = [token_pair(0, [1], [2, 3], [4]), token_pair(1, [1], [2], [3, 4]), token_pair(2, [1, 2], [3], [4])]
+    assert len(set(chunk_of(pairs).pairs["content_hash"].tolist())) == 3
+
+
+def cut(name, by):
+    def damage(entry):
+        path = entry / name
+        path.write_bytes(path.read_bytes()[:-by])
+
+    return damage
+
+
+def other_lengths(entry):
+    data = bytearray((entry / "pairs.bin").read_bytes())
+    data[-1] ^= 1
+    (entry / "pairs.bin").write_bytes(data)
+
+
+DAMAGES = {
+    "an id is missing": cut("ids.bin", 4),
+    "half an id is missing": cut("ids.bin", 2),
+    "a pair is missing": cut("pairs.bin", PAIR.itemsize),
+    "half a pair is missing": cut("pairs.bin", PAIR.itemsize // 2),
+    "the summary is cut": cut("summary.json", 9),
+    "no summary": lambda entry: (entry / "summary.json").unlink(),
+    "no ids": lambda entry: (entry / "ids.bin").unlink(),
+    "no pairs": lambda entry: (entry / "pairs.bin").write_bytes(b""),
+    "lengths": other_lengths,
+    "another summary": lambda entry: (entry / "summary.json").write_text("[]"),
+    "empty": lambda entry: (shutil.rmtree(entry), entry.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_made_again(chatml, monkeypatch, damage):
+    first = make(chatml, word_rows(30))
+    [name] = entries()
+    whole = [[ids.tolist() for ids in pair[1:]] for pair in first.pairs]
+    DAMAGES[damage](Path("cache") / name)
+    ear = Listens()
+    second = make(chatml, reporter=ear)
+    assert [[ids.tolist() for ids in pair[1:]] for pair in second.pairs] == whole
+    assert "pairs.jsonl: what the cache holds of it is damaged, and is made again" in ear.said
+    forbid_encoding(monkeypatch)
+    assert len(make(chatml).pairs) == 30
+    assert entries() == {name}
+
+
+class PowerCut(Quiet):
+    def advance(self, amount=1, note=""):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_nothing_of_a_killed_writer_is_read_and_nothing_of_it_stays(chatml):
+    child = os.fork()
+    if child == 0:
+        try:
+            make(chatml, word_rows(30), PowerCut())
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    [left] = entries()
+    assert left.startswith(".")
+    assert len(make(chatml).pairs) == 30
+    [entry] = entries()
+    assert not entry.startswith(".")
+
+
+def test_what_another_process_is_writing_stays(chatml):
+    theirs = f".{'0' * 64}.theirs.tmp"
+    Path("cache", theirs).mkdir(parents=True)
+    lock = os.open(f"cache/{theirs}", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    make(chatml, word_rows(30))
+    assert len(entries()) == 2
+    os.close(lock)
+    make(chatml, word_rows(31))
+    assert len(entries()) == 2
+    assert theirs not in entries()
+
+
+def test_two_processes_at_once_make_one_entry(chatml, monkeypatch):
+    """The second starts and ends while the first one is at work."""
+    inner = []
+
+    def encode_twice(items, encoder):
+        monkeypatch.setattr(tokenised, "encode_all", encode_all)
+        inner.append(make(chatml))
+        yield from encode_all(items, encoder)
+
+    monkeypatch.setattr(tokenised, "encode_all", encode_twice)
+    outer = make(chatml, word_rows(30))
+    assert len(outer.pairs) == 30
+    assert all(map(same, outer.pairs, inner[0].pairs))
+    assert len(entries()) == 1
+
+
+@pytest.mark.parametrize("fault", ["no folder", "full"])
+def test_a_cache_that_cannot_be_written_does_not_stop_a_run(chatml, monkeypatch, tmp_path, fault):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    reason = "Not a directory"
+    if fault == "no folder":
+        Path("occupied").write_text("")
+        monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "occupied" / "cache"))
+    else:
+        reason = "No space left on device"
+        failing = iter([OSError(errno.ENOSPC, reason)])
+        write = TableWriter.write
+
+        def write_or_fail(self, chunk):
+            for error in failing:
+                raise error
+            write(self, chunk)
+
+        monkeypatch.setattr(TableWriter, "write", write_or_fail)
+    ear = Listens()
+    found = make(chatml, word_rows(30), ear)
+    place = os.environ["SEPO_CACHE"]
+    assert f"pairs.jsonl: what was made of it is not kept: {place} cannot be written: {reason}" in ear.said
+    assert ear.said.count("pairs.jsonl: prompt and answers as text") == 1
+    assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_pairs("pairs.jsonl"))))
+    assert len(found.pairs) == 30
+    assert list(temporary.iterdir()) == []
+
+
+def test_nowhere_to_write(chatml, monkeypatch, tmp_path):
+    Path("occupied").write_text("")
+    monkeypatch.setenv("SEPO_CACHE", "occupied/cache")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(SepoError, match=r"^cannot write to .*gone: No such file or directory$"):
+        make(chatml, word_rows(3))
+
+
+def test_a_fault_in_the_data_is_told_as_it_is_and_nothing_of_it_is_kept(chatml):
+    write_lines("pairs.jsonl", word_rows(30))
+    with open("pairs.jsonl", "a") as file:
+        file.write("{broken\n")
+    for _ in range(2):
+        with pytest.raises(SepoError, match=r"^pairs\.jsonl:31: broken JSON"):
+            make(chatml)
+    assert entries() == set()
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SEPO_CACHE", "~/here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/home/me/here")
+    monkeypatch.delenv("SEPO_CACHE")
+    assert cache_folder() == Path("/xdg/sepo")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cache_folder() == Path("/home/me/.cache/sepo")
+
+
+def test_rows_that_all_fall_away_are_kept_too(chatml, monkeypatch):
+    rows = [row | {"rejected": row["chosen"]} for row in word_rows(7)]
+    assert len(make(chatml, rows).pairs) == 0
+    forbid_encoding(monkeypatch)
+    assert make(chatml).dropped == {"chosen equals rejected": Reason(7, [f"row {number}" for number in range(5)])}
