@@ -39,7 +39,18 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     from matplotlib.ticker import MaxNLocator
 
     panels = [panel for panel in PANELS if any(name in record for record in records for name in panel.lines)]
-    figure = Figure(figsize=(4.6 * min(2, len(panels)), 3.2 * ((len(panels) + 1) // 2)), layout="constrained", dpi=110)
+    rows, columns = (len(panels) + 1) // 2, min(2, len(panels))
+    # Room by hand: a layout engine draws everything several times.
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.4), dpi=100)
+    height = 3.2 * rows + 0.4
+    figure.subplots_adjust(
+        left=0.16 / columns,
+        right=1 - 0.04 / columns,
+        top=1 - 0.8 / height,
+        bottom=0.5 / height,
+        wspace=0.25,
+        hspace=0.4,
+    )
     figure.suptitle(_label(title))
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), number)
