@@ -1,0 +1,113 @@
+"""What the documentation shows can be run: every command line is parsed by the real parser, every link leads somewhere."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+import yaml
+
+from sepo_cli.main import app
+from tests.method.test_objectives import CASES, batch_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+SCRIPTS = sorted([*ROOT.glob("examples/*.sh"), *ROOT.glob("examples/*.slurm")])
+PROGRAM = typer.main.get_command(app)
+
+
+def blocks(page):
+    return re.findall(r"```(?:bash|console)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def commands(text):
+    """The calls of sepo in a script, without what stands around them."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        found = re.search(
+            r"(?:^|\s|/)(?:sepo|-m sepo_cli)\s+((?:[a-z]+-?)+\s.*|--.*)$", line.partition("#")[0].lstrip("$ ")
+        )
+        if found and "COMMAND" not in line:
+            yield shlex.split(found[1].removesuffix("..."), comments=True)
+
+
+CALLS = [(page.name, call) for page in PAGES for block in blocks(page) for call in commands(block)]
+CALLS += [(script.name, call) for script in SCRIPTS for call in commands(script.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("where", "call"), CALLS, ids=lambda value: value if isinstance(value, str) else " ".join(value[:2])
+)
+def test_every_command_line_is_one_that_the_program_takes(where, call):
+    name, *arguments = call
+    if not name.startswith("-"):
+        PROGRAM.commands[name].make_context(name, arguments)
+
+
+def test_there_is_something_to_parse():
+    assert len(CALLS) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_to_one(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_examples_are_sound_shell(script):
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+def test_accelerate_takes_the_example_configurations():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for file in sorted(ROOT.glob("examples/accelerate_*.yaml")):
+        loaded = load_config_from_file(str(file))
+        assert loaded.distributed_type.value == yaml.safe_load(file.read_text())["distributed_type"]
+
+
+def test_a_scorer_of_ones_own_makes_what_training_reads(world, tmp_path):
+    """The example as it stands, on the tests' own model and pairs."""
+    from stages.configs import PolicyConfig
+    from stages.reporting import Quiet
+    from stages.store.check import check_scores
+    from stages.store.place import place_of
+    from stages.train_policy import run
+
+    dataset = tmp_path / "pairs.jsonl"
+    dataset.write_text('{"prompt": "hello there", "chosen": "the quick fox", "rejected": "a dog"}\n' * 4)
+    example = [
+        sys.executable,
+        ROOT / "examples/own_scorer.py",
+        world / "oracle/reference",
+        dataset,
+        tmp_path / "scores",
+    ]
+    subprocess.run(example, check=True, capture_output=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert check_scores(place_of(tmp_path / "scores"), None, Quiet()).failure is None
+    config = PolicyConfig(
+        model=str(world / "oracle/reference"),
+        scores=str(tmp_path / "scores"),
+        output_dir=str(tmp_path / "policy"),
+        batch_size=2,
+        report_to="none",
+    )
+    run(config, Quiet())
+    assert (tmp_path / "policy/manifest.json").exists()
+
+
+def test_an_objective_of_ones_own_is_the_loss_it_says():
+    from stages.registry import OBJECTIVES
+
+    space = runpy.run_path(str(ROOT / "examples/own_objective.py"))
+    logps, batch = batch_of(*CASES["wrong"])
+    ours = space["own_objective"](logps, batch, gamma=2.0, margin=0.5)
+    sepos = OBJECTIVES["sepo"].load()(logps, batch, gamma=2.0, margin=0.5)
+    torch.testing.assert_close(ours.loss_B, sepos.loss_B)
