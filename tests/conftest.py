@@ -1,5 +1,6 @@
 """Small real models and tokenizers, made on the spot; nothing is downloaded and nothing is mocked."""
 
+import gc
 import json
 import os
 
@@ -55,6 +56,12 @@ def byte_level_tokenizer(template, **special):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.chat_template = template
     return fast
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: every training's collection of garbage would walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -39,32 +39,25 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     from matplotlib.ticker import MaxNLocator
 
     panels = [panel for panel in PANELS if any(name in record for record in records for name in panel.lines)]
-    rows, columns = (len(panels) + 1) // 2, min(2, len(panels))
-    # Room by hand: a layout engine draws everything several times.
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows + 0.4), dpi=100)
-    height = 3.2 * rows + 0.4
-    figure.subplots_adjust(
-        left=0.16 / columns,
-        right=1 - 0.04 / columns,
-        top=1 - 0.8 / height,
-        bottom=0.5 / height,
-        wspace=0.25,
-        hspace=0.4,
-    )
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    # Nothing is laid out by itself (margins, titles' heights) and ticks are few: most of the time went into them.
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=100)
+    figure.subplots_adjust(0.16 / columns, 0.5 / (3.2 * rows), 1 - 0.04 / columns, 1 - 0.25 / rows, 0.25, 0.4)
     figure.suptitle(_label(title))
     for number, panel in enumerate(panels, 1):
-        axes = figure.add_subplot((len(panels) + 1) // 2, min(2, len(panels)), number)
+        axes = figure.add_subplot(rows, columns, number)
         for name, label in panel.lines.items():
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             if points:
-                axes.plot(
-                    *zip(*points, strict=True), label=label, marker="." if len(points) < 40 else "", linewidth=1.2
-                )
-        axes.set_title(panel.title, fontsize="medium")
+                marker = "." if len(points) < 40 else ""
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.2)
+        axes.set_title(panel.title, fontsize="medium", y=1.0)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.grid(alpha=0.3)
-        if len(panel.lines) > 1 and len(axes.lines) > 1:
+        if len(axes.lines) > 1:
             axes.legend()
     _save(figure, path)
 
