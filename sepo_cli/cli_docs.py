@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
+from types import NoneType
+from typing import Any, get_args
 
 from sepo_cli.commands import COMMANDS, Command, description
-from sepo_cli.config_file import plain
 from sepo_cli.spelling import ALIASES, SWITCHES
-from stages.configs import Declared, declared
+from stages.configs import Declared, declared, is_several
 from stages.reporting import markdown
 
 HEAD = """# Every option of every command
@@ -31,9 +32,17 @@ def _sections(command: Command) -> Iterator[str]:
 
 
 def _row(each: Declared) -> list[str]:
-    kind = "" if each.kind is bool else markdown(each.option.metavar or plain(each.kind).__name__)
+    kind = "" if each.kind is bool else markdown(each.option.metavar or _plain(each.kind).__name__)
     default = "" if each.required or each.default in (None, (), False) else f"`{each.default}`".replace("True", "on")
     return [", ".join(f"`{flag}`" for flag in each.flags), kind, default, markdown(each.option.help)]
+
+
+def _plain(kind: Any) -> type:
+    """`str` of `str | None`, `tuple` of `tuple[str, ...]`."""
+    if is_several(kind):
+        return tuple
+    plain: type = next((part for part in get_args(kind) if part is not NoneType), kind)
+    return plain
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from sepo_cli.config_file import use_config_file
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
 from stages.configs import (
@@ -84,6 +85,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
+        callback=use_config_file,
+        is_eager=True,
         help="YAML file with any of the options below; flags beat the file, the file beats the defaults.",
     ),
 ]
@@ -119,7 +122,7 @@ def _value_of(option: str, args: list[str]) -> str:
 def function_of(command: Command) -> Callable[..., None]:
     """What typer calls for a command, with the signature that it reads."""
 
-    def function(context: typer.Context, **options: Any) -> None:
+    def function(context: typer.Context, config: Path | None, **options: Any) -> None:
         run_stage(context, command.config, options)
 
     parameters = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-from sepo_cli.config_file import accepted_names, read_config_file
 from sepo_cli.console import make_reporter, print_interrupted, print_summary
 from stages.configs import Config, declared, is_several
 from stages.errors import SepoError
@@ -26,10 +25,11 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     """Run the stage of a command.
 
     Args:
-        options: as typer gives them, by the names of the fields; and `config`, a file of more.
+        options: as typer gives them, by the names of the fields.
     """
     command = str(context.info_name)
-    settings = _merged(context, config_class, options)
+    several = {each.name for each in declared(config_class) if is_several(each.kind)}
+    settings = {name: tuple(value or ()) if name in several else value for name, value in options.items()}
     missing = config_class.missing(settings)
     if missing:
         raise MissingOptions(
@@ -69,21 +69,6 @@ def _handled(handlers: dict[int, Any]) -> Iterator[None]:
 
 def _terminate(number: int, frame: Any) -> None:
     raise Terminated
-
-
-def _merged(context: typer.Context, config_class: type[Config], options: dict[str, Any]) -> dict[str, Any]:
-    """Flags beat the file, the file beats the defaults; a flag counts even where it repeats the default."""
-    kinds = {each.name: each.kind for each in declared(config_class)}
-    settings = {name: options[name] for name in kinds}
-    if options["config"] is not None:
-        from_file = read_config_file(options["config"], kinds, accepted_names(context), str(context.info_name))
-        settings |= {name: value for name, value in from_file.items() if not _typed(context, name)}
-    return {name: tuple(value or ()) if is_several(kinds[name]) else value for name, value in settings.items()}
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _enumerated(names: list[str]) -> str:

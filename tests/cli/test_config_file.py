@@ -2,26 +2,26 @@
 
 import subprocess
 import sys
-from typing import get_type_hints
 
 import pytest
+import typer
 
-from sepo_cli.config_file import read_config_file
-from stages.configs import DemoReportConfig, OracleConfig
+from sepo_cli.config_file import use_config_file
+from sepo_cli.main import app
 from stages.errors import SepoError
 
 
-def read(tmp_path, text, config=OracleConfig):
+def read(tmp_path, text, command="train-oracle"):
     path = tmp_path / "run.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    kinds = get_type_hints(config)
-    names = {name.replace("_", "-"): name for name in kinds} | {"model": "models" if "models" in kinds else "model"}
-    return read_config_file(path, kinds, names, "train-oracle")
+    context = typer.Context(typer.main.get_command(app).commands[command], info_name=command)
+    use_config_file(context, path)
+    return context.default_map
 
 
-def refused(tmp_path, text, config=OracleConfig):
+def refused(tmp_path, text, command="train-oracle"):
     with pytest.raises(SepoError) as caught:
-        read(tmp_path, text, config)
+        read(tmp_path, text, command)
     assert "\n" not in caught.value.message + caught.value.hint
     return caught.value.message.replace(str(tmp_path) + "/", ""), caught.value.hint
 
@@ -31,8 +31,8 @@ def test_every_spelling_of_an_option_is_a_key(tmp_path, key):
     assert read(tmp_path, f"{key}: m") == {"model": "m"}
 
 
-def test_values_take_the_type_of_their_field(tmp_path):
-    text = "learning-rate: 1e-5\nbeta: 1\nmax_steps: '7'\noverwrite: true\nsft_dataset:\ndataset: 'null'"
+def test_values_take_the_type_of_their_field_as_behind_a_flag(tmp_path):
+    text = "learning-rate: 1e-5\nbeta: 1\nmax_steps: '7'\noverwrite: yes\nsft_dataset:\ndataset: no\nmodel: 2024-99-99"
     settings = read(tmp_path, text)
     assert settings == {
         "learning_rate": 1e-5,
@@ -40,14 +40,15 @@ def test_values_take_the_type_of_their_field(tmp_path):
         "max_steps": 7,
         "overwrite": True,
         "sft_dataset": None,
-        "dataset": "null",
+        "dataset": "no",
+        "model": "2024-99-99",
     }
     assert {type(settings[name]) for name in ("learning_rate", "beta")} == {float}
 
 
 @pytest.mark.parametrize("text", ["models: [a=x, b=y]", "model:\n- a=x\n- b=y"])
 def test_a_list_of_texts(tmp_path, text):
-    assert read(tmp_path, text, DemoReportConfig) == {"models": ("a=x", "b=y")}
+    assert list(read(tmp_path, text, "demo-report")["models"]) == ["a=x", "b=y"]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "\ufeff"])
@@ -68,33 +69,31 @@ def test_a_key_like_no_other_gets_no_guess(tmp_path):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("learning_rate: fast", "takes a number, got 'fast'"),
-        ("learning_rate: true", "takes a number, got true"),
-        ("learning_rate: [1]", "takes a number, got [1]"),
-        ("batch_size: 8.5", "takes a whole number, got 8.5"),
-        ("batch_size: 1e2", "takes a whole number, got '1e2'"),
-        ("batch_size:", "takes a whole number, got nothing"),
-        ("overwrite: 1", "takes true or false, got 1"),
-        ("overwrite: 'yes'", "takes true or false, got 'yes'"),
-        ("model: 7", "takes a text, got 7"),
-        ("model:", "takes a text, got nothing"),
+        ("learning_rate: fast", ": "),
+        ("learning_rate: true", ": "),
+        ("learning_rate: [1]", " takes no list or mapping"),
+        ("batch_size: 8.5", ": "),
+        ("batch_size: 1e2", ": "),
+        ("batch_size:", " has no value"),
+        ("overwrite: perhaps", ": "),
+        ("model: {a: x}", " takes no list or mapping"),
     ],
 )
 def test_a_wrong_type_is_refused_with_its_line(tmp_path, line, complaint):
     key = line.split(":")[0]
-    assert refused(tmp_path, f"# mine\n{line}\n")[0] == f"run.yaml:2: {key} {complaint}"
+    assert refused(tmp_path, f"# mine\n{line}\n")[0].startswith(f"run.yaml:2: {key}{complaint}")
 
 
-@pytest.mark.parametrize("line", ["models: 7", "models: {a: x}", "models: [1]"])
-def test_models_are_a_list_of_texts(tmp_path, line):
-    assert "models takes a list of texts" in refused(tmp_path, line, DemoReportConfig)[0]
+def test_models_are_a_list_of_texts(tmp_path):
+    assert "models takes no list or mapping" in refused(tmp_path, "models: {a: x}", "demo-report")[0]
 
 
 def test_all_faults_are_told_at_once(tmp_path):
     message, hint = refused(tmp_path, "bet: 1\nseed: x\nbeta: 1\nbeta: 2\n")
-    assert message == (
-        "run.yaml:1: unknown key bet; run.yaml:2: seed takes a whole number, got 'x'; run.yaml:4: beta is given twice"
-    )
+    first, second, third = message.split("; ")
+    assert first == "run.yaml:1: unknown key bet"
+    assert second.startswith("run.yaml:2: seed: ")
+    assert third == "run.yaml:4: beta is given twice"
     assert hint.startswith("did you mean beta?")
 
 
@@ -109,9 +108,8 @@ def test_two_spellings_are_one_key(tmp_path):
         ("beta", "run.yaml is not a mapping of option names to values"),
         ("beta: 1\nseed: [1", "run.yaml:2: not valid YAML"),
         ("beta: 1\n\tseed: 1", "run.yaml:2: not valid YAML"),
-        ("beta: !!python/object:os.system x", "run.yaml:1: not valid YAML"),
+        ("beta: !!python/object:os.system x", "run.yaml:1: beta: "),
         ("beta: 1\n---\nbeta: 2", "run.yaml:2: not valid YAML"),
-        ("model: 2024-99-99", "run.yaml:1: not valid YAML"),
         ("model: *nobody", "run.yaml:1: not valid YAML"),
         ("model: \x00", "run.yaml: not valid YAML"),
         (b"model: \xff", "run.yaml is not UTF-8 text"),
@@ -122,10 +120,9 @@ def test_what_is_no_mapping_is_refused(tmp_path, text, complaint):
     assert refused(tmp_path, text)[0].startswith(complaint)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path, sepo):
     for path, complaint in ((tmp_path / "none.yaml", "there is no configuration file"), (tmp_path, "cannot read")):
-        with pytest.raises(SepoError, match=complaint):
-            read_config_file(path, {}, {}, "score")
+        assert sepo("score", "--config", path)[2].startswith(f"error: {complaint}")
 
 
 def test_a_file_may_be_what_a_shell_pipes_in(tmp_path):
