@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.configs import CompareConfig, content_settings
+from stages.configs import CompareConfig
 from stages.demo.frontier import Point, budgets, over_runs, paired, reward_at
 from stages.errors import SepoError, shortened
 from stages.report.curves import draw_frontiers
 from stages.reporting import Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
-from stages.store.manifest import Input, differences, open_run
+from stages.store.manifest import Input, differences
 from stages.store.results import read_results
+from stages.store.run import Run, open_stage
 
 STAGE: Final = "compare"
 PICTURE: Final = "compare.png"
@@ -68,10 +69,12 @@ def run(config: CompareConfig, reporter: Reporter) -> Summary:
     runs = _read(files)
     inputs = {f"{name} {path}": Input(str(path), hash_file(path)) for name, path in files}
     against = _baseline(config.against, runs)
-    settings = content_settings(config) | {"against": against, "recipes": list(runs)}
-    work = open_run(Path(config.output_dir), STAGE, settings, inputs, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(f"comparison in {work.folder}", [("already finished", str(work.folder / "compare.md"))], False)
+    settings = {"against": against, "recipes": list(runs)}
+    with open_stage(STAGE, config, inputs, settings=settings) as work:
+        return work.nothing_to_do("comparison") if work.finished else _compare(work, runs, against)
+
+
+def _compare(work: Run, runs: Runs, against: str) -> Summary:
     at = budgets(paths.values() for paths in runs.values())
     tables = [_table(runs, at), *([_differences(runs, against, at)] if len(runs) > 1 else [])]
     write_json(work.folder / "compare.json", _as_json(runs, against, at))
@@ -103,7 +106,7 @@ def _read(files: Sequence[tuple[str, Path]]) -> Runs:
         found = _evaluation(file)
         if found.decided_by != wanted:
             raise SepoError(
-                f"{file} cannot be compared with {first}: {'; '.join(differences(wanted, found.decided_by))}",
+                f"{file} cannot be compared with {first}: {'; '.join(differences(wanted, found.decided_by, {}))}",
                 hint="evaluate all runs on the same demo and from the same reference, in the same way",
             )
         paths = runs.setdefault(name, {})

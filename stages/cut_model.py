@@ -5,14 +5,15 @@ the result speaks nonsense until it is fine-tuned. It has the whole model's toke
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from stages.configs import CutModelConfig, content_settings
+from stages.configs import CutModelConfig
 from stages.errors import SepoError
 from stages.models.cut import layers_of, load_first_layers
 from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_hash
 from stages.reporting import Reporter, Summary
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input
+from stages.store.run import Run, open_stage
 
 STAGE: Final = "cut-model"
 
@@ -35,11 +36,11 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
         "model": Input(config.model, model_hash(source)),
         "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
     }
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(
-            f"model in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], fresh=False
-        )
+    with open_stage(STAGE, config, inputs) as work:
+        return work.nothing_to_do("model") if work.finished else _cut(config, work, source, count, tokenizer, reporter)
+
+
+def _cut(config: CutModelConfig, work: Run, source: Path, count: int, tokenizer: Any, reporter: Reporter) -> Summary:
     model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
     files = save_model_into(model, tokenizer, work.folder, promise=work.promise)
     warning = (

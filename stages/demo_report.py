@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.configs import DemoReportConfig, content_settings
+from stages.configs import DemoReportConfig
 from stages.demo.language import load_rewards
 from stages.demo.model import MOST_TOKENS
 from stages.devices.processes import join_processes, refuse_several
@@ -26,7 +26,8 @@ from stages.models.folders import load_model, load_tokenizer, model_hash, resolv
 from stages.models.named import named_models
 from stages.reporting import Quiet, Reporter, Summary, Table
 from stages.store.files import hash_file, write_json, write_text
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input
+from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
@@ -78,10 +79,14 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
         "truth": Input(str(demo), truth),
         "dataset": Input(str(demo / "test.jsonl"), hash_file(demo / "test.jsonl")),
     }
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), inputs, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(f"report in {work.folder}", [("already finished", str(work.folder / "report.md"))], fresh=False)
+    with open_stage(STAGE, config, inputs) as work:
+        return work.nothing_to_do("report") if work.finished else _report(config, work, folders, scores, reporter)
 
+
+def _report(
+    config: DemoReportConfig, work: Run, folders: dict[str, Path], scores: Scores, reporter: Reporter
+) -> Summary:
+    demo = Path(config.demo)
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     device = accelerator.device

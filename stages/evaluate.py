@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.configs import EvaluateConfig, column_names, content_settings
+from stages.configs import EvaluateConfig, column_names, content_defaults, content_settings
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.demo.language import load_rewards, true_reward
@@ -130,8 +130,10 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     dataset = config.dataset or str(Path(str(config.demo)) / "test.jsonl")
     chosen = _chosen(config, reporter)
     inputs = _inputs(config, dataset, chosen)
-    identity = identity_of(STAGE, content_settings(config), inputs)
-    finished = claim_results(config.output, identity, inputs, samples=config.samples > 0, overwrite=config.overwrite)
+    defaults = content_defaults(EvaluateConfig)
+    identity = identity_of(STAGE, content_settings(config), inputs, defaults)
+    samples, overwrite = config.samples > 0, config.overwrite
+    finished = claim_results(config.output, identity, inputs, defaults=defaults, samples=samples, overwrite=overwrite)
     if finished is not None:
         for model in finished["models"].values() if config.strict else ():
             refuse_recorded(model["counts"], dataset)

@@ -8,23 +8,23 @@ import json
 from pathlib import Path
 from typing import Final
 
-from stages.configs import DemoConfig, content_settings
+from stages.configs import DemoConfig
 from stages.demo.language import REWARDS, VOCABULARY, draw_splits
 from stages.demo.model import HALF, build_demo_model
 from stages.reporting import Reporter, Summary
 from stages.store.files import write_json, write_text
-from stages.store.manifest import open_run
+from stages.store.run import Run, open_stage
 
 STAGE: Final = "make-demo"
 
 
 def run(config: DemoConfig, reporter: Reporter) -> Summary:
     """Write the demo; the same seed writes the same bytes."""
-    work = open_run(Path(config.output_dir), STAGE, content_settings(config), {}, overwrite=config.overwrite)
-    if work.finished:
-        return Summary(
-            f"demo in {work.folder}", [("already finished", str(work.folder / "manifest.json"))], fresh=False
-        )
+    with open_stage(STAGE, config, {}) as work:
+        return work.nothing_to_do("demo") if work.finished else _make(config, work, reporter)
+
+
+def _make(config: DemoConfig, work: Run, reporter: Reporter) -> Summary:
     train, test = draw_splits(config.train_pairs, config.test_pairs, config.seed)
     for name, rows in (("train.jsonl", train), ("test.jsonl", test)):
         _write_lines(work.folder / name, rows)

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.configs import ProjectScoresConfig, column_names, content_settings
+from stages.configs import ProjectScoresConfig, column_names
 from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
@@ -29,11 +29,11 @@ from stages.models.folders import (
 )
 from stages.reporting import Reporter, Summary, Task
 from stages.store.alarms import Scale, alarms
-from stages.store.claim import claimed
-from stages.store.manifest import Input, Run
-from stages.store.scores import Scores, open_scores, sound, sweep_checksums
+from stages.store.manifest import Input
+from stages.store.run import Run, open_stage
+from stages.store.scores import Scores, open_scores, sound
 from stages.store.shape import lookup
-from stages.store.shards import Checksum, read_checksum, read_notes, read_shard, shard_name, write_shard
+from stages.store.shards import OwnShard, own_shard, read_shard, shard_name, write_shard
 from stages.tokens.borders import Located
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import SAME_WHEN_CUT, Encoder
@@ -81,12 +81,10 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
         "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
     }
     columns = config.columns or lookup(scores.manifest, ("settings", "columns"))
-    settings = content_settings(config) | {"columns": columns} | ({"chat_template_kwargs": kwargs} if kwargs else {})
-    with claimed(config.output_dir, STAGE, settings, inputs, overwrite=config.overwrite, sound=sound) as work:
+    settings = {"columns": columns, "chat_template_kwargs": kwargs}
+    with open_stage(STAGE, config, inputs, settings=settings, sound=sound) as work:
         if work.finished:
-            sweep_checksums(work.place)
-            finished = [("already finished", work.place.at("manifest.json"))]
-            return Summary(f"scores in {work.place}", finished, fresh=False)
+            return work.nothing_to_do("scores")
         pairs = read_pairs(config.dataset, column_names(columns), on_layout=reporter.say)
         return _project(work, scores, sides, encoders, pairs, reporter)
 
@@ -99,15 +97,15 @@ def _project(
     projector = _Projector(encoders)
     with reporter.task("project", int(scores.manifest["counts"]["kept"]), "pairs") as task:
         _write_missing(work, scores, names, projector, _Reader(pairs), vocabulary_hash(sides.wanted), task)
-    checksums = {name: _checksum(work, name) for name in names}
-    counts = _counts(work, names, checksums)
+    shards = {name: _written(work, name) for name in names}
+    counts = _counts(shards)
     reporter.say(f"{scores.folder}: {counts}")
     if not counts.kept:
         raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
     for reason, dropped in counts.dropped.items():
         reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
     scale = Scale()
-    results = _compare(work, scores, checksums, counts, projector.end_of_turn, scale)
+    results = _compare(work, scores, shards, counts, projector.end_of_turn, scale)
     warnings = alarms(scale, {})
     warnings += [f"of the scores before projection: {text}" for text in scores.manifest.get("warnings") or []]
     for warning in warnings:
@@ -123,9 +121,8 @@ def _project(
             "hash": tokenizer_hash(sides.wanted),
             "size": vocabulary_size(sides.wanted),
         },
-        shards={name: checksum._asdict() for name, checksum in checksums.items()},
+        shards={name: shard.checksum._asdict() for name, shard in shards.items()},
     )
-    sweep_checksums(work.place)
     return Summary(f"scores in {work.place}", _rows(counts, results))
 
 
@@ -261,9 +258,9 @@ def _write_missing(
     work: Run, scores: Scores, names: list[str], projector: _Projector, reader: _Reader, vocabulary: str, task: Task
 ) -> None:
     for source, name in zip(scores.shards, names, strict=True):
-        there = read_notes(work.place, name, work.fingerprint)
+        there = own_shard(work.place, name, work.fingerprint)
         if there is not None:
-            task.advance(_checksum(work, name).rows + sum(json.loads(there[_DROPPED]).values()))
+            task.advance(there.checksum.rows + sum(json.loads(there.notes[_DROPPED]).values()))
             continue
         rows: list[ScoredPair] = []
         dropped: Counter[str] = Counter()
@@ -279,24 +276,23 @@ def _write_missing(
         write_shard(work.place, name, rows, work.fingerprint, vocabulary, notes)
 
 
-def _checksum(work: Run, name: str) -> Checksum:
-    checksum = read_checksum(work.place, name)
-    if checksum is None:
-        raise SepoError(f"cannot read the checksum beside {work.place.at(name)}", hint="run the same again")
-    return checksum
+def _written(work: Run, name: str) -> OwnShard:
+    shard = own_shard(work.place, name, work.fingerprint)
+    if shard is None:
+        raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
+    return shard
 
 
-def _counts(work: Run, names: list[str], checksums: dict[str, Checksum]) -> Counts:
-    counts = Counts(kept=sum(checksum.rows for checksum in checksums.values()))
-    for name in names:
-        notes = read_notes(work.place, name, work.fingerprint) or {}
-        counts.dropped.update(json.loads(notes[_DROPPED]))
+def _counts(shards: dict[str, OwnShard]) -> Counts:
+    counts = Counts(kept=sum(shard.checksum.rows for shard in shards.values()))
+    for shard in shards.values():
+        counts.dropped.update(json.loads(shard.notes[_DROPPED]))
     counts.read = counts.kept + counts.dropped.total()
     return counts
 
 
 def _compare(
-    work: Run, scores: Scores, checksums: dict[str, Checksum], counts: Counts, end_of_turn: int | None, scale: Scale
+    work: Run, scores: Scores, shards: dict[str, OwnShard], counts: Counts, end_of_turn: int | None, scale: Scale
 ) -> dict[str, Any]:
     """Read the shards back, beside the scores they came from: what was conserved. Counts the tokens on the way."""
     largest = 0.0
@@ -305,8 +301,8 @@ def _compare(
     def rows() -> Iterator[PairLogps]:
         nonlocal largest
         sources = scores.rows()
-        for name, checksum in checksums.items():
-            for row in read_shard(work.place, name, work.fingerprint, checksum):
+        for name, shard in shards.items():
+            for row in read_shard(work.place, name, work.fingerprint, shard.checksum):
                 source = next(each for each in sources if each.pair.pair_id == row.pair.pair_id)
                 largest = max(largest, *map(_error, source.scores, row.scores))
                 _add_tokens(before, source.pair)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from stages.configs import ScoreConfig, column_names, content_settings
+from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.precision import refuse_useless
@@ -34,13 +34,12 @@ from stages.models.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.check import check_scores
-from stages.store.lock import Lock, held
 from stages.store.logps import KnownLogps, read_logps
-from stages.store.manifest import Input, Run, claimed_by, open_run, read_manifest
-from stages.store.place import Place, place_of
-from stages.store.scores import sound, sweep_checksums, written_shards
-from stages.store.shape import lookup
-from stages.store.shards import Checksum, read_shard, shard_holds, shard_name, write_shard
+from stages.store.manifest import Input, read_manifest
+from stages.store.place import place_of
+from stages.store.run import Run, open_stage
+from stages.store.scores import sound
+from stages.store.shards import Checksum, own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.types import PairLogps, TokenPair
@@ -48,8 +47,6 @@ from stages.types import PairLogps, TokenPair
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
 MOST_NOISE_PAIRS: Final = 512
-_OLD_INPUT: Final = "reference log-probs"
-"""what earlier versions counted among the inputs of a run"""
 
 
 class Verdict(NamedTuple):
@@ -81,32 +78,13 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
     known = _known_logps(config, inputs["reference"].hash, reporter)
-    with held(place_of(config.output_dir), several=worker.workers > 1) as lock:
-        work = _claim(config, inputs, lock)
+    with open_stage(STAGE, config, inputs, workers=worker.workers, sound=sound) as work:
         if work.finished:
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
-            return _already(work)
+            return work.nothing_to_do("scores")
         how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
         return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, encoder, reporter)
-
-
-def _already(work: Run) -> Summary:
-    return Summary(f"scores in {work.place}", [("already finished", work.place.at("manifest.json"))], fresh=False)
-
-
-def _claim(config: ScoreConfig, inputs: dict[str, Input], lock: Lock) -> Run:
-    settings = content_settings(config)
-    place = place_of(config.output_dir)
-    work = open_run(
-        place, STAGE, settings, _as_begun(place, inputs), overwrite=config.overwrite, lock=lock, sound=sound
-    )
-    lock.settle()
-    work.refuse_if_lost()
-    if work.finished:
-        # A run that was killed between its manifest and its end left them.
-        sweep_checksums(work.place)
-    return work
 
 
 def _usable_length(config: ScoreConfig, scorer: Scorer, reporter: Reporter) -> int:
@@ -137,12 +115,15 @@ def _score(
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
     if work.finished_by_another():
-        return _already(work)
+        return work.nothing_to_do("scores")
     _write_missing(work, worker, scorer, vocabulary_hash(tokenizer), pairs, shards, reporter)
-    checksums = written_shards(work.place, shards)
-    missing = [name for name in shards if name not in checksums]
+    there = work.place.names()
+    missing = [name for name in shards if name not in there]
+    # While some are missing, nobody reads those of the others.
+    checksums = {} if missing else _written(work, shards)
+    missing = missing or [name for name in shards if name not in checksums]
     if missing and work.finished_by_another():
-        return _already(work)
+        return work.nothing_to_do("scores")
     if missing:
         rows = [("missing", f"{missing[0]}" + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""))]
         rows.append(("to finish", "let the other workers end; run again those that died"))
@@ -166,7 +147,6 @@ def _score(
         },
         shards={name: checksum._asdict() for name, checksum in checksums.items()},
     )
-    sweep_checksums(work.place)
     tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
     rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
     # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
@@ -225,7 +205,7 @@ def _write_missing(
     """Score and write this worker's shards that are not there, whole, yet."""
     names = list(shards)
     mine = [names[index] for index in worker.share(len(names))]
-    missing = [name for name in mine if not _is_there(work, name, pairs, shards[name])]
+    missing = [name for name in mine if own_shard(work.place, name, work.fingerprint) is None]
     if len(missing) < len(mine):
         reporter.say(f"{len(mine) - len(missing):,} shards are there already")
     count = sum(shards[name].stop - shards[name].start for name in missing)
@@ -236,9 +216,10 @@ def _write_missing(
             write_shard(work.place, name, rows, work.fingerprint, vocabulary)
 
 
-def _is_there(work: Run, name: str, pairs: Sequence[TokenPair], rows: slice) -> bool:
-    ends = (pairs[rows.start].pair_id, pairs[rows.stop - 1].pair_id)
-    return shard_holds(work.place, name, work.fingerprint, ends, rows.stop - rows.start)
+def _written(work: Run, shards: dict[str, slice]) -> dict[str, Checksum]:
+    """The checksums of the shards, but of those that are not whole."""
+    found = {name: own_shard(work.place, name, work.fingerprint) for name in shards}
+    return {name: shard.checksum for name, shard in found.items() if shard is not None}
 
 
 def _known_logps(config: ScoreConfig, reference: str, reporter: Reporter) -> KnownLogps | None:
@@ -257,12 +238,6 @@ def _known_logps(config: ScoreConfig, reference: str, reporter: Reporter) -> Kno
     if known is not None:
         reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {config.oracle}")
     return known
-
-
-def _as_begun(place: Place, inputs: dict[str, Input]) -> dict[str, Input]:
-    """The inputs, and the log-probs that were one too when the run in the folder was begun: it goes on as it is."""
-    named = lookup(claimed_by(place), ("inputs", _OLD_INPUT))
-    return inputs if named is None else inputs | {_OLD_INPUT: Input(_OLD_INPUT, named)}
 
 
 def _noise(

@@ -48,14 +48,14 @@ from stages.report.curves import FILE as CURVES
 from stages.reporting import Reporter, Summary
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
-from stages.store.manifest import Input, Run
+from stages.store.manifest import Input
+from stages.store.run import Run, open_stage
 from stages.tokens.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.training.checkpoints import forget_checkpoints
-from stages.training.claim import claimed_together
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
-from stages.training.metrics import training_warnings
+from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.training_mode import refuse_impossible
 from stages.types import PairLogps, TokenPair
@@ -146,7 +146,9 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
         usable_length([model_folder], config.max_length, trust_remote_code=config.trust_remote_code, reporter=reporter),
         config.overlong,
     )
-    with claimed_together(config, STAGE, inputs, accelerator, reporter) as work:
+    with open_stage(STAGE, config, inputs, processes=accelerator, reporter=reporter) as work:
+        # Now: what was done after the last checkpoint was spent too, and is about to be dropped from the log.
+        work.earlier_seconds = seconds_spent(work.folder)
         job = Job(config, accelerator, work, tokenizer, encoder, limit, reporter)
         return _already(job) if work.finished else _make(job, model_folder)
 
@@ -156,9 +158,9 @@ def _already(job: Job) -> Summary:
     if job.config.strict:
         for name in ("dataset", "sft_dataset"):
             refuse_recorded(job.work.manifest["counts"].get(name), str(getattr(job.config, name)))
-    rows = [("already finished", str(folder / "manifest.json"))]
-    rows += push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
-    return Summary(f"oracle in {folder}", rows, fresh=False)
+    return job.work.nothing_to_do(
+        "oracle", push_run(folder, job.config, job.reporter, first=job.accelerator.is_main_process)
+    )
 
 
 def _make(job: Job, model_folder: Path) -> Summary:

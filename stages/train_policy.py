@@ -54,15 +54,15 @@ from stages.store.alarms import Scale, alarms
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
-from stages.store.manifest import Input, Run
+from stages.store.manifest import Input
+from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
 from stages.store.shape import lookup
 from stages.tokens.encode import Encoder
 from stages.training.checkpoints import forget_checkpoints
-from stages.training.claim import claimed_together
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
-from stages.training.metrics import training_warnings
+from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.training_mode import refuse_impossible
 from stages.types import Example, PairLogps, ScoredPair
@@ -117,7 +117,9 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     }
     if config.needs & {"reference", "kl"}:
         inputs["reference"] = Input(reference.name, reference.hash)
-    with claimed_together(config, STAGE, inputs, accelerator, reporter) as work:
+    with open_stage(STAGE, config, inputs, processes=accelerator, reporter=reporter) as work:
+        # Now: what was done after the last checkpoint was spent too, and is about to be dropped from the log.
+        work.earlier_seconds = seconds_spent(work.folder)
         job = Job(config, accelerator, work, scores, start, reference, reporter)
         return _already(job) if work.finished else _make(job, tokenizer, model_folder)
 
@@ -126,8 +128,7 @@ def _already(job: Job) -> Summary:
     folder, first = job.work.folder, job.accelerator.is_main_process
     if first:
         forget_checkpoints(folder)
-    rows = [("already finished", str(folder / "manifest.json"))]
-    return Summary(f"policy in {folder}", rows + push_run(folder, job.config, job.reporter, first=first), fresh=False)
+    return job.work.nothing_to_do("policy", push_run(folder, job.config, job.reporter, first=first))
 
 
 def _make(job: Job, tokenizer: Any, model_folder: Path) -> Summary:

@@ -11,9 +11,10 @@ import torch
 from stages.errors import SepoError
 from stages.models.folders import model_hash
 from stages.reporting import Quiet
-from stages.store import checksums, files
-from stages.store.checksums import altered_in, checksums_of
-from stages.store.manifest import FINISHED, UNFINISHED, open_run, read_manifest
+from stages.store import files
+from stages.store.files import hash_open
+from stages.store.manifest import FINISHED, UNFINISHED, read_manifest
+from stages.store.run import open_run
 from stages.tokens.dataset import load_pairs
 from tests.conftest import tiny_llama
 from tests.world import run_oracle, run_policy, run_score, weights
@@ -81,29 +82,31 @@ def test_an_altered_model_is_no_input(world, chat_folder, tmp_path):
     assert model_hash(tmp_path / "changed") == model_hash(world / "oracle/reference")
 
 
-def test_a_large_file_that_nobody_touched_is_not_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(checksums, "ALWAYS_HASHED", 8)
-    path = tmp_path / "weights"
+def test_a_large_file_that_nobody_touched_is_read_once_by_all_processes(tmp_path, monkeypatch):
+    """They remember it in the cache; each has a memory of its own besides."""
+    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LARGE_BYTES", 8)
+    path, small = tmp_path / "weights", tmp_path / "small"
     path.write_bytes(b"0123456789")
-    sums = checksums_of(tmp_path, ["weights"])
-    hashed = []
-    monkeypatch.setattr(checksums, "hash_file", lambda path: hashed.append(path) or files.hash_file(path))
-    assert altered_in(tmp_path, sums) == ""
-    assert hashed == []
-    assert altered_in(tmp_path, sums, hash_all=True) == ""
-    assert hashed == [path]
-    os.utime(path, ns=(0, 1))
-    assert altered_in(tmp_path, sums) == ""
-    path.write_bytes(b"0123456780")
-    assert altered_in(tmp_path, sums) == "weights"
-    path.write_bytes(b"0123456789a")
-    os.utime(path, ns=(0, sums["weights"]["modified"]))
-    assert altered_in(tmp_path, sums) == "weights"
-    path.unlink()
-    assert altered_in(tmp_path, sums) == "weights"
+    small.write_bytes(b"01")
+    late = max(each.stat().st_ctime_ns for each in (path, small)) + files.FRESH_NS
+    monkeypatch.setattr(time, "time_ns", lambda: late)
+    found = [files.hash_file(path), files.hash_file(small)]
+    files._remembered.clear()
+    read = []
+    monkeypatch.setattr(files, "hash_open", lambda file: read.append(file.name) or hash_open(file))
+    assert [files.hash_file(path), files.hash_file(small)] == found
+    assert read == [str(small)]
+    [note] = (tmp_path / "cache/hashes").iterdir()
+    flip(note, 8 * 20)
+    assert files.hash_file(path) == found[0], "a note that is damaged is none"
+    files._remembered.clear()
+    os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    assert files.hash_file(path) == found[0], "of another time of change it is read again"
+    assert read.count(str(path)) == 2
 
 
-def test_a_hash_is_never_that_of_the_file_before(tmp_path, monkeypatch):
+def test_a_hash_is_never_that_of_the_file_before(tmp_path):
     """Written twice within one tick of the disk's clock, as long as before."""
     path = tmp_path / "file"
     seen = set()
@@ -111,10 +114,14 @@ def test_a_hash_is_never_that_of_the_file_before(tmp_path, monkeypatch):
         path.write_text(f"{number:02}")
         seen.add(files.hash_file(path))
     assert len(seen) == 50
-    monkeypatch.setattr(time, "time_ns", lambda: path.stat().st_ctime_ns + files.FRESH_NS)
-    files.hash_file(path)
-    monkeypatch.setattr(files, "hash_open", None)
-    assert files.hash_file(path) in seen
+
+
+def test_a_blob_of_the_hub_is_named_by_its_hash(tmp_path):
+    blob = tmp_path / "models--org--name/blobs" / ("ab" * 32)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"weights")
+    (tmp_path / "model.safetensors").symlink_to(blob)
+    assert files.hash_file(tmp_path / "model.safetensors") == f"sha256:{'ab' * 32}"
 
 
 def test_any_digit_of_a_manifest_is_vouched_for(world, tmp_path):

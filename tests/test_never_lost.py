@@ -20,11 +20,9 @@ from stages import score
 from stages.configs import ScoreConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
-from stages.store.lock import held
+from stages.store.lock import locked
 from stages.store.manifest import FINISHED, UNFINISHED
-from stages.store.place import Place, place_of
 from stages.store.scores import open_scores
-from stages.store.shards import SUFFIX, checksum_name, read_checksum, shard_name
 from tests import lives
 from tests.conftest import word_rows, write_lines
 from tests.world import run_score
@@ -49,20 +47,15 @@ def state(folder):
     """Where a kill landed, told by what it left."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     shards = {name for name in names if name.endswith(".parquet")}
-    checksums = {name[1:-5] for name in names if name.endswith(".seal")}
     growing = [name for name in names if name.endswith(".tmp")]
     if any(name.startswith(f".{FINISHED}") for name in growing):
         return "in the manifest's write"
-    if any(".parquet.seal." in name for name in growing):
-        return "in a checksum's write"
     if any(".parquet." in name for name in growing):
         return "in a shard's write"
     if growing:
         return "in the claim's write"
     if FINISHED in names:
-        return "after the manifest, before the end" if UNFINISHED in names or checksums else "after the end"
-    if checksums - shards:
-        return "between a checksum and its shard"
+        return "after the manifest, before the end" if UNFINISHED in names else "after the end"
     return "between shards" if shards else "before the first shard"
 
 
@@ -101,7 +94,7 @@ def test_fifty_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
     for name, seen in first_seen.items():
         assert (folder / name).stat().st_mtime_ns == seen, f"{name} was made twice"
     assert len(first_seen) > 20
-    assert {"in a shard's write", "in a checksum's write"} <= set(landed)
+    assert "in a shard's write" in landed
 
 
 def test_a_kill_before_any_act_on_a_file_is_made_good(world, tmp_path):
@@ -118,7 +111,7 @@ def test_a_kill_before_any_act_on_a_file_is_made_good(world, tmp_path):
         assert contents(folder) == contents(world / "scores"), landed
     print(f"{landed.total()} places: {dict(landed)}")
     assert life.exitcode == 0
-    places = {"in the claim's write", "in a checksum's write", "between a checksum and its shard", "in a shard's write"}
+    places = {"in the claim's write", "between shards", "in a shard's write"}
     assert places | {"in the manifest's write", "after the manifest, before the end"} <= set(landed)
 
 
@@ -138,7 +131,7 @@ def test_two_runs_started_at_once_end_well_or_say_so(world, tmp_path, share):
 def test_a_run_at_work_keeps_others_out_and_its_files(world, tmp_path):
     (tmp_path / "s").mkdir()
     growing = tmp_path / "s/.scores-00000.parquet.1.tmp"
-    with held(place_of(tmp_path / "s"), several=False):
+    with locked(tmp_path / "s"):
         growing.write_text("half")
         life = lives.start(config(world, tmp_path / "s", overwrite=True))
         life.join()
@@ -152,7 +145,7 @@ def test_a_run_at_work_keeps_others_out_and_its_files(world, tmp_path):
 def test_a_worker_beside_another_one_sweeps_nothing_and_replaces_nothing(world, tmp_path):
     run_score(world, output=tmp_path / "s", worker="1/2")
     growing = tmp_path / "s/.scores-00001.parquet.1.tmp"
-    with held(place_of(tmp_path / "s"), several=True) as lock:
+    with locked(tmp_path / "s", shared=True) as lock:
         lock.settle()
         growing.write_text("half")
         for options in ({"max_length": 100, "overwrite": True}, {}):
@@ -270,37 +263,11 @@ def test_a_worker_that_comes_late_to_a_finished_run_scores_nothing(world, tmp_pa
     assert contents(tmp_path / "s") == contents(world / "scores")
 
 
-@pytest.mark.parametrize("moment", range(4))
-def test_a_worker_that_ends_while_another_one_sweeps_finds_the_checksums(world, tmp_path, monkeypatch, moment):
-    """The other one finishes the run before this one has read the checksum of some shard."""
-    run_score(world, output=tmp_path / "s", worker="1/2")
-    read, reads = Place.read, []
-
-    def late(place, name):
-        if name.endswith(SUFFIX):
-            reads.append(name)
-            if len(reads) == moment + 1:
-                run_score(world, output=tmp_path / "s", worker="1/2")
-        return read(place, name)
-
-    run_score(world, output=tmp_path / "s", worker="2/2")
-    sums = {name: read_checksum(place_of(tmp_path / "s"), name) for name in map(shard_name, range(3))}
-    (tmp_path / "s" / FINISHED).rename(tmp_path / "s" / UNFINISHED)
-    for name, checksum in sums.items():
-        place_of(tmp_path / "s").write_json(checksum_name(name), checksum._asdict())
-    monkeypatch.setattr(Place, "read", late)
-    summary = run_score(world, output=tmp_path / "s", worker="2/2")
-    assert len(reads) > moment
-    assert str(tmp_path / "s") in summary.title
-    assert "missing" not in summary.title
-    assert contents(tmp_path / "s") == contents(world / "scores")
-
-
 def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_path, monkeypatch):
     run_score(world, output=tmp_path / "s")
     whole = contents(tmp_path / "s")
     # Interrupted when there is something to lose: behind the last shard.
-    monkeypatch.setattr(score, "written_shards", lambda *given: 1 / 0)
+    monkeypatch.setattr(score, "_written", lambda *given: 1 / 0)
     for length in (100, 101):
         with pytest.raises(ZeroDivisionError):
             run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)

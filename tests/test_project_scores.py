@@ -389,6 +389,6 @@ def test_arguments_of_the_template_come_from_the_scores_or_from_the_user(world, 
     given = '{"style": "short"}'
     carry(world / "scores", strong, world / "pairs.jsonl", tmp_path / "out", chat_template_kwargs=given)
     carry(tmp_path / "out", world / "oracle/oracle", world / "pairs.jsonl", tmp_path / "back")
-    assert "chat_template_kwargs" not in manifest_of(carried)["settings"]
+    assert manifest_of(carried)["settings"]["chat_template_kwargs"] is None
     for name in ("out", "back"):
         assert manifest_of(tmp_path / name)["settings"]["chat_template_kwargs"] == given

@@ -16,8 +16,8 @@ from stages.reporting import Quiet
 from stages.store.logps import FILE
 from stages.store.manifest import Input, identity_of
 from stages.store.place import place_of
-from stages.store.scores import open_scores, sweep_checksums
-from stages.store.shards import read_shard, write_shard
+from stages.store.scores import open_scores
+from stages.store.shards import own_shard, read_shard, write_shard
 from tests.conftest import word_rows, write_lines
 from tests.world import run_policy, run_score
 
@@ -78,15 +78,12 @@ def old_run(folder):
     found = json.loads((folder / "manifest.json").read_text())
     inputs = {name: Input(name, value) for name, value in found["inputs"].items()}
     inputs["reference log-probs"] = Input("reference-logps.parquet", "sha256:old")
-    identity = identity_of("score", found["settings"], inputs)
+    identity = identity_of("score", found["settings"], inputs, {})
     rows = {name: list(read_shard(place_of(folder), name, found["fingerprint"])) for name in found["files"]}
     vocabulary = found["tokenizer"]["vocabulary"]
-    sums = {
-        name: write_shard(place_of(folder), name, some, identity["fingerprint"], vocabulary)
-        for name, some in rows.items()
-    }
-    sweep_checksums(place_of(folder))
-    shards = {name: checksum._asdict() for name, checksum in sums.items()}
+    for name, some in rows.items():
+        write_shard(place_of(folder), name, some, identity["fingerprint"], vocabulary)
+    shards = {name: own_shard(place_of(folder), name, identity["fingerprint"]).checksum._asdict() for name in rows}
     (folder / "manifest.json").write_text(json.dumps(found | identity | {"shards": shards}))
 
 

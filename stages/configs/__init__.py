@@ -19,7 +19,7 @@ from stages.configs.fields import (
     module_names,
     worker_numbers,
 )
-from stages.configs.option import Config, Declared, content_settings, declared, is_several
+from stages.configs.option import Config, Declared, content_defaults, content_settings, declared, is_several
 from stages.configs.policy import PolicyConfig
 from stages.configs.scores import CutModelConfig, ProjectScoresConfig, ScoreConfig, ValidateConfig
 from stages.configs.training import OptimizerConfig, OracleConfig
@@ -47,6 +47,7 @@ __all__ = [
     "ScoreConfig",
     "ValidateConfig",
     "column_names",
+    "content_defaults",
     "content_settings",
     "declared",
     "is_remote",

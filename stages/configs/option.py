@@ -35,8 +35,6 @@ class Option(NamedTuple):
     """what its value has to be, where one is given"""
     content: bool = True
     """whether it decides what is made, and so enters the fingerprint; else only where or how fast"""
-    if_given: bool = False
-    """whether it enters only where it is not None: what was made before there was such an option stays the same"""
     flags: tuple[str, ...] = ()
     """how it is typed, where that is not ``--`` and the field's name"""
 
@@ -74,9 +72,13 @@ def declared(config_class: type[Any]) -> list[Declared]:
 
 def content_settings(config: Any) -> dict[str, Any]:
     """The settings that decide what a stage makes, by field name."""
-    options = {one.name: one.option for one in declared(type(config)) if one.option.content}
-    settings = {each.name: getattr(config, each.name) for each in fields(config) if each.name in options}
-    return {name: value for name, value in settings.items() if value is not None or not options[name].if_given}
+    return {name: getattr(config, name) for name in content_defaults(type(config))}
+
+
+def content_defaults(config_class: type[Any]) -> dict[str, Any]:
+    """What those settings are where nobody gives them."""
+    options = {one.name: one for one in declared(config_class) if one.option.content}
+    return {each.name: options[each.name].default for each in fields(config_class) if each.name in options}
 
 
 def is_several(kind: Any) -> bool:

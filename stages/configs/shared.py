@@ -61,7 +61,6 @@ ChatTemplateKwargs = Annotated[
         DATA,
         "JSON",
         limit=limits.an_object,
-        if_given=True,
     ),
 ]
 MaxLength = Annotated[

@@ -7,9 +7,9 @@ from stages.reporting import Reporter, Summary, Table
 from stages.store.alarms import Scale, alarms
 from stages.store.manifest import read_manifest
 from stages.store.place import Place
-from stages.store.scores import MADE_BY, NEEDED, checksums_of
+from stages.store.scores import MADE_BY, NEEDED, checksums_of, damaged_shards
 from stages.store.shape import lookup
-from stages.store.shards import DAMAGED, REMEDY, is_whole, read_shard, tokenizer_of
+from stages.store.shards import DAMAGED, REMEDY, read_shard, tokenizer_of
 
 SHOWN: Final = 3
 """faults of a kind that are named one by one"""
@@ -89,10 +89,10 @@ def _manifest(place: Place, findings: Findings) -> dict[str, Any]:
 
 def _check_checksums(place: Place, manifest: dict[str, Any], present: list[str], findings: Findings) -> None:
     checksums = checksums_of(manifest)
-    for name in present:
-        if name in checksums and not is_whole(place, name, checksums[name]):
-            findings.add("checksums", f"{name} is not the file that the manifest's checksum is of")
-        elif checksums and name not in checksums:
+    for name in damaged_shards(place, manifest, present):
+        findings.add("checksums", f"{name} is not the file that the manifest's checksum is of")
+    for name in present if checksums else ():
+        if name not in checksums:
             findings.add("checksums", f"the manifest has none for {name}")
     if not checksums:
         findings.notes["checksums"] = "the manifest has none; a foreign scorer's may be without"

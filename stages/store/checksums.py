@@ -1,32 +1,31 @@
-"""What files have to be: checksums beside them or in the manifest of their run, and in a JSON file one of itself.
+"""What files have to be: checksums in the manifest of their run or in a list beside them, and in a JSON file one of
+itself.
 
-A folder of its own has a list of checksums that also says whose it is. The files of a run stand in its manifest with
-their size and their time of change too: a large one that has both still is not read again to be believed.
+A file is read again to be believed, unless it has not changed since it was hashed (`stages.store.files.hash_file`).
 """
 
 import json
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from stages.errors import one_line
-from stages.store.files import hash_file, hash_json, json_text, make_durable, write_json
+from stages.store.files import LARGE_BYTES, hash_file, hash_json, json_text, make_durable, write_json
 from stages.store.shape import parse_json
 
 FILE: Final = "checksums.json"
 CHECKSUM: Final = "checksum"
 """the key under which a JSON object has one of itself"""
-ALWAYS_HASHED: Final = 1 << 26
-"""bytes; what is larger is hashed only where it was written again, moved to another disk, or is an input"""
 _OURS: Final = b'{\n  "'
 _MAKER: Final = "made_by"
 
 
-def write_checksums(folder: Path, owner: str, files: Mapping[str, str]) -> None:
+def write_checksums(folder: Path, owner: str, files: Mapping[str, Any]) -> None:
     """
     Args:
         owner: what the files belong to, such as the fingerprint of a run.
-        files: the sha256 of each, by its name in the folder.
+        files: the sha256 of each, or its size, by its name in the folder.
     """
     write_json(folder / FILE, {"run": owner, "files": dict(files)})
 
@@ -43,21 +42,36 @@ def read_checksums(folder: Path) -> dict[str, Any]:
     return {"run": found["run"], "files": found["files"]}
 
 
-def durable_checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of files that are on the disk when this ends."""
+def durable_checksums(folder: Path, names: Iterable[str]) -> dict[str, str | int]:
+    """The sha256 of files that are on the disk when this ends; of a large one its size, which costs no reading."""
+    found: dict[str, str | int] = {}
     for name in names:
         with (folder / name).open("rb+") as file:
             make_durable(file)
-    return {name: hash_file(folder / name) for name in names}
+        size = (folder / name).stat().st_size
+        found[name] = size if size > LARGE_BYTES else hash_file(folder / name)
+    return found
 
 
 def fault_in(folder: Path) -> str:
     """What is wrong with a folder; nothing if all its files are as they were written."""
     try:
         files = read_checksums(folder)["files"]
-        return next((name for name, wanted in files.items() if hash_file(folder / name) != wanted), "")
-    except (OSError, ValueError, KeyError) as error:
+        return next((name for name, wanted in files.items() if not _is_as_written(folder / name, wanted)), "")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         return one_line(error)
+
+
+def _is_as_written(path: Path, wanted: str | int) -> bool:
+    if isinstance(wanted, str):
+        return hash_file(path) == wanted
+    if path.stat().st_size != wanted:
+        return False
+    if not zipfile.is_zipfile(path):
+        return True
+    # What torch saves is a zip file: it holds a CRC-32 of every tensor, which torch itself does not look at.
+    with zipfile.ZipFile(path) as file:
+        return file.testzip() is None
 
 
 def unlisted_in(folder: Path) -> list[str]:
@@ -69,37 +83,32 @@ def unlisted_in(folder: Path) -> list[str]:
 
 def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What files of a folder are now, for a manifest."""
-    found = {}
-    for name in names:
-        state = (folder / name).stat()
-        found[name] = {"sha256": hash_file(folder / name), "bytes": state.st_size, "modified": state.st_mtime_ns}
-    return found
+    return {name: {"sha256": hash_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
 
 
-def altered_in(folder: Path, checksums: Mapping[str, Mapping[str, Any]], *, hash_all: bool = False) -> str:
-    """The first file that is not what its checksum is of, or is not there; nothing if there is none.
+def checksums_below(checksums: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
+    """Of all files those in a folder; the empty name is that of the folder that holds all."""
+    return {each: checksum for each, checksum in checksums.items() if not name or each.startswith(f"{name}/")}
 
-    Args:
-        hash_all: hash also a large file whose size and time of change are those of the one that was written.
-    """
+
+def altered_in(folder: Path, checksums: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first file that is not what its checksum is of, or is not there; nothing if there is none."""
     for name, wanted in checksums.items():
         try:
-            state = (folder / name).stat()
-            untouched = state.st_size > ALWAYS_HASHED and state.st_mtime_ns == wanted["modified"] and not hash_all
-            if state.st_size != wanted["bytes"] or not (untouched or hash_file(folder / name) == wanted["sha256"]):
+            if (folder / name).stat().st_size != wanted["bytes"] or hash_file(folder / name) != wanted["sha256"]:
                 return name
         except OSError:
             return name
     return ""
 
 
-def vouched(value: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with a checksum of what it says, but for who made it."""
     return {**value, CHECKSUM: _checksum(json.loads(json_text(dict(value))))}
 
 
 def is_altered(data: bytes, found: Mapping[str, Any]) -> bool:
-    """Whether a file that holds an object is not as `vouched` and `write_json` left it.
+    """Whether a file that holds an object is not as `with_checksum` and `write_json` left it.
 
     Whoever writes a file of ours anew, in a form of their own, vouches for it.
     """

@@ -1,6 +1,5 @@
 """Writing so that a file is either whole or absent, and hashing what was read."""
 
-import functools
 import glob
 import hashlib
 import json
@@ -22,8 +21,17 @@ from stages.store.shape import parse_json
 
 CHUNK_BYTES: Final = 1 << 20
 MOST_JSON_BYTES: Final = 1 << 26
+LARGE_BYTES: Final = 1 << 26
 FRESH_NS: Final = 2_000_000_000
 """a file that was written this recently may be written again at the same time of change: clocks of disks are coarse"""
+_HASHES: Final = "hashes"
+"""the folder in the cache that remembers those of large files"""
+
+
+def cache_folder() -> Path:
+    """``$SEPO_CACHE``, else ``$XDG_CACHE_HOME/sepo``, else ``~/.cache/sepo``."""
+    own, shared = os.environ.get("SEPO_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(os.path.expanduser(own or os.path.join(shared or "~/.cache", "sepo")))
 
 
 def hash_bytes(chunks: Iterator[bytes]) -> str:
@@ -35,21 +43,50 @@ def hash_bytes(chunks: Iterator[bytes]) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """``sha256:...`` of a file's bytes, read in constant memory; only once for as long as nothing writes to it."""
-    state = path.stat()
-    if time.time_ns() - state.st_ctime_ns < FRESH_NS:
-        return _hash_of(path)
-    return _hash_of_state(path, state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns)
+    """``sha256:...`` of a file's bytes, read in constant memory.
 
-
-@functools.lru_cache(maxsize=1 << 14)
-def _hash_of_state(path: Path, *state: int) -> str:
-    return _hash_of(path)
-
-
-def _hash_of(path: Path) -> str:
+    One that has not changed is not read again: by this process, or, if it is large, by any that has the same cache. Of
+    a file in the cache of the hub the name is the hash.
+    """
+    real = os.path.realpath(path)
+    blob = re.search(r"/(?:models|datasets)--[^/]+/blobs/([0-9a-f]{64})$", real)
+    if blob:
+        return f"sha256:{blob[1]}"
+    before = _state(path)
+    found = _remembered.get((real, *before)) or (_recall(real, before) if before[1] > LARGE_BYTES else None)
+    if found is not None:
+        return found
     with path.open("rb") as file:
-        return hash_open(file)
+        found = hash_open(file)
+    if before == _state(path) and time.time_ns() - before[-1] >= FRESH_NS:
+        _remembered[real, *before] = found
+        if before[1] > LARGE_BYTES:
+            with suppress(SepoError, OSError):
+                note = _note(real, before)
+                note.parent.mkdir(parents=True, exist_ok=True)
+                write_json(note, {"sha256": found, "again": found})
+    return found
+
+
+_remembered: Final[dict[tuple[Any, ...], str]] = {}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What a file cannot keep when it is written; nobody can set the last one, its time of change."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _note(real: str, state: tuple[int, ...]) -> Path:
+    return cache_folder() / _HASHES / f"{hash_json([os.fsencode(real).hex(), *state])[7:]}.json"
+
+
+def _recall(real: str, state: tuple[int, ...]) -> str | None:
+    """What another process found; None where there is nothing, or a note that is damaged."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = parse_json(_note(real, state).read_bytes())
+        return str(found["sha256"]) if found.get("sha256") == found.get("again") else None
+    return None
 
 
 def hash_open(file: Any) -> str:

@@ -4,11 +4,9 @@
 One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.types.content_hash`): it does not
 matter from which data set, or in which order, the pairs come the next time.
 
-The file holds its own sha256, of all its other bytes, between its pages and its footer, where Parquet reads nothing:
-one that is altered in a single bit is known to be, and its numbers are computed again.
+A file that is altered in a single bit is known to be (`stages.store.parquet`), and its numbers are computed again.
 """
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.store.files import sync_into, write_whole
+from stages.store.parquet import is_whole, parquet_bytes
 from stages.types import PairLogps, TokenPair, content_hash
 
 FILE: Final = "reference-logps.parquet"
@@ -32,8 +31,6 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 _MODEL: Final = b"sepo.model"
-_TAIL: Final = 8
-"""bytes at the end of a Parquet file: the length of its footer, and PAR1"""
 
 
 class KnownLogps:
@@ -75,13 +72,7 @@ def write_logps(
         "rejected_logps": [each.rejected for _, each in rows],
     }
     table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    at = _footer(data)
-    whole = data[:at] + _digest(data[:at], data[at:]) + data[at:]
-    write_whole(folder / name, lambda temporary: sync_into(temporary, whole))
+    write_whole(folder / name, lambda temporary: sync_into(temporary, parquet_bytes(table)))
 
 
 def part_name(name: str, number: int) -> str:
@@ -115,19 +106,5 @@ def read_whole_table(path: Path) -> pa.Table | None:
         data = path.read_bytes()
     except OSError:
         return None
-    at = _footer(data)
-    start = max(0, at - hashlib.sha256().digest_size)
-    if data[start:at] != _digest(memoryview(data)[:start], memoryview(data)[at:]):
-        return None
-    return pq.read_table(pa.BufferReader(data))
-
-
-def _footer(data: bytes) -> int:
-    """Where the footer of a Parquet file begins; somewhere in it if it is none."""
-    return max(0, len(data) - _TAIL - int.from_bytes(data[-_TAIL:][:4], "little"))
-
-
-def _digest(pages: bytes | memoryview, footer: bytes | memoryview) -> bytes:
-    digest = hashlib.sha256(pages)
-    digest.update(footer)
-    return digest.digest()
+    file = pa.BufferReader(data)
+    return pq.read_table(file) if is_whole(file) else None

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError
-from stages.store.checksums import is_altered, vouched
+from stages.store.checksums import is_altered, with_checksum
 from stages.store.files import hash_file, probe_writable, sweep_writes, write_json, write_whole, writing
 from stages.store.manifest import Input, differences
 from stages.store.protect import refuse_own_input_file
@@ -22,7 +22,13 @@ _FINGERPRINT: Final = b"sepo.fingerprint"
 
 
 def claim_results(
-    output: str | None, identity: dict[str, Any], inputs: Mapping[str, Input], *, samples: bool, overwrite: bool
+    output: str | None,
+    identity: dict[str, Any],
+    inputs: Mapping[str, Input],
+    *,
+    defaults: Mapping[str, Any],
+    samples: bool,
+    overwrite: bool,
 ) -> dict[str, Any] | None:
     """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
 
@@ -41,11 +47,12 @@ def claim_results(
     found = _load(path) if os.path.lexists(path) else None
     if found is not None and found.get("stage") != identity["stage"]:
         raise SepoError(f"{path} is there already, and is no evaluation", hint=REMEDY)
-    if found and found.get("fingerprint") == identity["fingerprint"] and _tables_are_whole(path, found):
+    differing = differences(found, identity, defaults) if found else []
+    if found and not differing and _tables_are_whole(path, found):
         return found
-    if found and not overwrite and found.get("fingerprint") != identity["fingerprint"]:
+    if differing and not overwrite:
         raise SepoError(
-            f"{path} holds another evaluation: {'; '.join(differences(found, identity))}",
+            f"{path} holds another evaluation: {'; '.join(differing)}",
             hint=f"{REMEDY}, or replace it with --overwrite",
         )
     for table in tables:
@@ -86,7 +93,7 @@ def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns]
         elif file.name in before:
             with writing(file):
                 file.unlink(missing_ok=True)
-    write_json(path, vouched(report | {"files": hashes}))
+    write_json(path, with_checksum(report | {"files": hashes}))
 
 
 def _path(output: str) -> Path:

@@ -3,7 +3,7 @@
 A foreign scorer needs the first six columns, the three metadata keys and a ``manifest.json``; checksums are optional.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,17 +11,7 @@ from stages.errors import SepoError
 from stages.reporting import Reporter
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.place import Place, place_of
-from stages.store.shards import (
-    REMEDY,
-    SUFFIX,
-    Checksum,
-    as_checksum,
-    checksum_name,
-    is_whole,
-    read_checksum,
-    read_shard,
-    tokenizer_of,
-)
+from stages.store.shards import REMEDY, Checksum, read_shard, tokenizer_of
 from stages.types import ScoredPair, longest
 
 MADE_BY: Final = ("score", "project-scores")
@@ -106,32 +96,25 @@ def open_scores(folder: str | Path) -> Scores:
 
 def checksums_of(manifest: dict[str, Any]) -> dict[str, Checksum]:
     """The checksums in a manifest, by shard; a foreign scorer may have none."""
-    found = {name: as_checksum(value) for name, value in manifest.get("shards", {}).items()}
-    return {name: checksum for name, checksum in found.items() if checksum is not None}
+    shards = manifest.get("shards", {})
+    return {name: Checksum(value["sha256"], value["bytes"], value["rows"]) for name, value in shards.items()}
+
+
+def damaged_shards(place: Place, manifest: dict[str, Any], names: list[str]) -> list[str]:
+    """Of these shards those that are not there, or not, to the bit, what the manifest says of them, if anything."""
+    checksums = checksums_of(manifest)
+    damaged = []
+    for name in names:
+        try:
+            with place.open(name) as file:
+                whole = name not in checksums or checksums[name].fits(file)
+        except OSError:
+            whole = False
+        damaged += [] if whole else [name]
+    return damaged
 
 
 def sound(place: Place, manifest: dict[str, Any]) -> bool:
-    """Whether every shard of a finished run of ours is there, to the bit.
-
-    Where it is not, the manifest will go, and its checksums move back beside the shards: what is whole is kept.
-    """
-    checksums = checksums_of(manifest)
-    if all(is_whole(place, name, checksums.get(name)) for name in manifest.get("files", [])):
-        return True
-    for name, checksum in checksums.items():
-        place.write_json(checksum_name(name), checksum._asdict())
-    return False
-
-
-def written_shards(place: Place, names: Iterable[str]) -> dict[str, Checksum]:
-    """Of these shards, those that are there with their checksums."""
-    there = place.names()
-    found = {name: read_checksum(place, name) for name in names if name in there}
-    return {name: checksum for name, checksum in found.items() if checksum is not None}
-
-
-def sweep_checksums(place: Place) -> None:
-    """Remove the checksums beside the shards: the manifest holds them now."""
-    for name in place.names():
-        if name.endswith(SUFFIX):
-            place.delete(name)
+    """Whether every shard of a finished run of ours is there, to the bit."""
+    names = manifest.get("files", [])
+    return {*names} <= {*checksums_of(manifest)} and not damaged_shards(place, manifest, names)

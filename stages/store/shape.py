@@ -32,11 +32,6 @@ def is_file_name(name: Any) -> bool:
     return is_inside(name) and "/" not in name
 
 
-def is_checksum(value: Any) -> bool:
-    """Whether a value says what a file has to be, as `stages.store.shards.Checksum` does."""
-    return _is_sum(value, "bytes", "rows")
-
-
 def _bytes(name: str) -> bytes:
     """As many bytes as the system's; a name that is no UTF-8 holds surrogates."""
     return name.encode(errors="replace")
@@ -116,7 +111,7 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("tokenizer", "size"): _COUNT,
     ("files",): _FILES,
     ("shards",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_file_name, "bytes", "rows")),
-    ("checksums",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_inside, "bytes", "modified")),
+    ("checksums",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_inside, "bytes")),
 }
 """what may stand where, if anything does; what no reader looks at may be anything"""
 _MISSING: Final = object()

@@ -1,12 +1,11 @@
-"""A shard: ``ScoredPair`` rows as one Parquet file, checked when written and when read, with its checksum.
+"""A shard: ``ScoredPair`` rows as one Parquet file, checked when written and when read.
 
-A `Checksum` says what a shard's file has to be: its sha256, size and number of rows. While a run is unfinished they
-stand beside the shards as small hidden files; the manifest of the finished run takes them in. It is written before its
-shard, so a shard that is there without one, or is not what it says, is known to be none of ours.
+A shard of ours says whose it is and which one of its run, and holds a sha256 of itself (`stages.store.parquet`): what a
+killed run left is taken over only where all that is right. The manifest of a finished run has a `Checksum` of each.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -14,16 +13,14 @@ import pyarrow.parquet as pq
 
 from stages.errors import SepoError, borrowed
 from stages.store.files import hash_open
-from stages.store.manifest import FINISHED, FORMAT
+from stages.store.manifest import FORMAT
+from stages.store.parquet import is_whole, parquet_bytes
 from stages.store.place import Place
 from stages.store.rows import READ, SCHEMA, as_columns, check_row, refuse_other_columns, rows_of
-from stages.store.shape import is_checksum, lookup, parse_json
 from stages.types import ScoredPair
 
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
-SUFFIX: Final = ".seal"
-"""of the hidden file that holds a shard's checksum until there is a manifest"""
 ROWS_IN_MEMORY: Final = 1024
 _NONE: Final[Mapping[str, str]] = {}
 
@@ -36,21 +33,28 @@ class Checksum(NamedTuple):
     bytes: int
     rows: int
 
+    def fits(self, file: Any) -> bool:
+        """Whether an open file is that to the bit."""
+        return file.size() == self.bytes and hash_open(file) == self.sha256
+
+
+class OwnShard(NamedTuple):
+    """A whole shard of this run."""
+
+    checksum: Checksum
+    notes: dict[str, str]
+    """its key-value metadata"""
+
 
 def shard_name(index: int) -> str:
     """``scores-00000.parquet`` and so on."""
     return f"scores-{index:05d}.parquet"
 
 
-def checksum_name(shard: str) -> str:
-    """The hidden file beside a shard of an unfinished run."""
-    return f".{shard}{SUFFIX}"
-
-
 def write_shard(
     place: Place, name: str, rows: list[ScoredPair], fingerprint: str, tokenizer: str, notes: Mapping[str, str] = _NONE
-) -> Checksum:
-    """Check the rows and write them as one shard with its checksum, whole or not at all.
+) -> None:
+    """Check the rows and write them as one shard, whole or not at all.
 
     Args:
         fingerprint: of the run that makes the shard.
@@ -62,73 +66,31 @@ def write_shard(
     """
     for row in rows:
         check_row(row, name)
-    metadata = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer, **notes}
-    table = pa.Table.from_pydict(as_columns(rows), schema=SCHEMA.with_metadata(metadata))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue()
-    checksum = Checksum(hash_open(pa.BufferReader(data)), data.size, len(rows))
-    place.write_json(checksum_name(name), checksum._asdict())
-    place.write(name, data)
-    return checksum
+    said = {
+        "sepo.format": str(FORMAT),
+        "sepo.fingerprint": fingerprint,
+        "sepo.tokenizer": tokenizer,
+        "sepo.shard": name,
+    }
+    table = pa.Table.from_pydict(as_columns(rows), schema=SCHEMA.with_metadata(said | dict(notes)))
+    place.write(name, parquet_bytes(table))
 
 
-def read_checksum(place: Place, name: str) -> Checksum | None:
-    """What a shard has to be: a file beside it says so, or the manifest, once its run has finished."""
-    # A worker that finishes the run writes the manifest before it sweeps what is beside the shards.
-    for file, path in ((checksum_name(name), ()), (FINISHED, ("shards", name))):
-        with suppress(OSError, ValueError):
-            found = as_checksum(lookup(parse_json(place.read(file)), path))
-            if found is not None:
-                return found
-    return None
-
-
-def as_checksum(value: Any) -> Checksum | None:
-    """A checksum from its JSON, or None where it is none."""
-    return Checksum(value["sha256"], value["bytes"], value["rows"]) if is_checksum(value) else None
-
-
-def is_whole(place: Place, name: str, checksum: Checksum | None) -> bool:
-    """Whether a shard is there and is, to the bit, what its checksum says."""
+def own_shard(place: Place, name: str, fingerprint: str) -> OwnShard | None:
+    """A shard that this run wrote under this name; None where there is none, or another one, or it is not whole."""
     try:
         with place.open(name) as file:
-            return checksum is not None and file.size() == checksum.bytes and hash_open(file) == checksum.sha256
-    except OSError:
-        return False
-
-
-def shard_holds(place: Place, name: str, fingerprint: str, pair_ids: tuple[int, int], rows: int) -> bool:
-    """Whether a shard is whole, of this run, and holds these rows.
-
-    Args:
-        pair_ids: of its first and its last row.
-    """
-    checksum = read_checksum(place, name)
-    if checksum is None or checksum.rows != rows or not is_whole(place, name, checksum):
-        return False
-    try:
-        with place.open(name) as file:
+            if not is_whole(file):
+                return None
             parquet = pq.ParquetFile(file)
-            ids = parquet.read(columns=["pair_id"]).column(0)
-            metadata = parquet.schema_arrow.metadata or {}
-    except (OSError, pa.ArrowException):
-        return False
-    found = (ids[0].as_py(), ids[-1].as_py(), len(ids))
-    return metadata.get(b"sepo.fingerprint") == fingerprint.encode() and found == (*pair_ids, rows)
-
-
-def read_notes(place: Place, name: str, fingerprint: str) -> dict[str, str] | None:
-    """The key-value metadata of a shard that is whole and of this run, else None."""
-    if not is_whole(place, name, read_checksum(place, name)):
-        return None
-    try:
-        with place.open(name) as file:
-            metadata = pq.read_schema(file).metadata or {}
+            notes = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
+            if (notes.get("sepo.fingerprint"), notes.get("sepo.shard")) != (fingerprint, name):
+                return None
+            rows = parquet.metadata.num_rows
+            file.seek(0)
+            return OwnShard(Checksum(hash_open(file), file.size(), rows), notes)
     except (OSError, pa.ArrowException):
         return None
-    notes = {key.decode(): value.decode() for key, value in metadata.items()}
-    return notes if notes.get("sepo.fingerprint") == fingerprint else None
 
 
 def read_shard(
@@ -152,7 +114,7 @@ def _batches(place: Place, name: str, fingerprint: str, checksum: Checksum | Non
     with ExitStack() as stack:
         with borrowed(f"cannot read {where}", DAMAGED):
             file = stack.enter_context(place.open(name))
-            if checksum is not None and (file.size() != checksum.bytes or hash_open(file) != checksum.sha256):
+            if checksum is not None and not checksum.fits(file):
                 raise SepoError(f"{where} is damaged: its checksum is not the manifest's", hint=DAMAGED)
             file.seek(0)
             parquet = pq.ParquetFile(file)

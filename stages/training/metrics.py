@@ -205,6 +205,11 @@ def read_times(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if (line.get("seconds") or -1) >= 0]
 
 
+def seconds_spent(folder: Path) -> float:
+    """On all steps that the log of times tells of, those that a resume is about to drop included."""
+    return float(sum(line["seconds"] for line in read_times(folder)))
+
+
 def training_warnings(folder: Path) -> list[str]:
     """What the logged steps give reason to warn of, for the manifest: the same after a resume as without one."""
     curves: dict[str, list[float]] = {}

@@ -16,7 +16,8 @@ from stages.store.files import (
     write_json,
     write_whole,
 )
-from stages.store.manifest import Input, open_run, read_manifest
+from stages.store.manifest import Input, read_manifest
+from stages.store.run import open_run
 
 INPUTS = {"dataset": Input("pairs.jsonl", "sha256:aa")}
 

@@ -6,8 +6,9 @@ from moto.server import ThreadedMotoServer
 
 from stages.configs import is_remote
 from stages.errors import SepoError
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input
 from stages.store.place import place_of
+from stages.store.run import open_run
 from stages.store.scores import open_scores
 from tests.world import run_policy, run_score
 

@@ -6,9 +6,10 @@ import os
 import pytest
 
 from stages.errors import SepoError
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input
 from stages.store.place import place_of
 from stages.store.protect import refuse_own_input_file, refuse_strangers
+from stages.store.run import open_run
 from tests.store.test_manifest import claim, finish
 from tests.world import manifest
 

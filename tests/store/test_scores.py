@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import SepoError
-from stages.store.manifest import Input, open_run
+from stages.store.manifest import Input
 from stages.store.place import place_of
+from stages.store.run import open_run
 from stages.store.scores import open_scores
-from stages.store.shards import SCHEMA, read_shard, shard_holds, shard_name, write_shard
+from stages.store.shards import SCHEMA, own_shard, read_shard, shard_name, write_shard
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import random_pairs, token_pair
 
@@ -64,9 +65,10 @@ def test_the_contract_on_disk(tmp_path):
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     rows = [scored(pair) for pair in random_pairs(9, 50)]
-    for name in ("a", "b"):
-        write_shard(place_of(tmp_path), name, rows, "sha256:f", "sha256:t")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_shard(place_of(tmp_path / folder), "s", rows, "sha256:f", "sha256:t")
+    assert (tmp_path / "a/s").read_bytes() == (tmp_path / "b/s").read_bytes()
 
 
 GOOD = scored(token_pair(7, [1, 2], [3, 4, 5], [6]))
@@ -150,10 +152,10 @@ def flip(data, place):
 )
 def test_a_damaged_shard_is_found_before_and_after_the_end(tmp_path, damage):
     place, path = place_of(tmp_path), tmp_path / "s.parquet"
-    checksum = write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
-    assert shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
+    write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "sha256:f", "sha256:t")
+    checksum = own_shard(place, "s.parquet", "sha256:f").checksum
     path.write_bytes(damage(path.read_bytes()))
-    assert not shard_holds(place, "s.parquet", "sha256:f", (0, 8), 9)
+    assert own_shard(place, "s.parquet", "sha256:f") is None
     with pytest.raises(SepoError, match="is damaged: its checksum is not the manifest's"):
         list(read_shard(place, "s.parquet", "sha256:f", checksum))
 
@@ -169,12 +171,11 @@ def test_a_truncated_shard_without_a_checksum_is_found(tmp_path):
 def test_a_whole_shard_in_the_wrong_place_is_none_of_ours(tmp_path):
     place = place_of(tmp_path)
     write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "f", "t")
-    assert shard_holds(place, "s.parquet", "f", (0, 8), 9)
-    for other in [("g", (0, 8), 9), ("f", (1, 8), 9), ("f", (0, 9), 9), ("f", (0, 8), 8)]:
-        assert not shard_holds(place, "s.parquet", *other)
-    assert not shard_holds(place, "none.parquet", "f", (0, 8), 9)
-    (tmp_path / ".s.parquet.seal").unlink()
-    assert not shard_holds(place, "s.parquet", "f", (0, 8), 9)
+    assert own_shard(place, "s.parquet", "f").checksum.rows == 9
+    assert own_shard(place, "s.parquet", "g") is None
+    (tmp_path / "s.parquet").rename(tmp_path / "t.parquet")
+    assert own_shard(place, "s.parquet", "f") is None
+    assert own_shard(place, "t.parquet", "f") is None
 
 
 def test_a_folder_of_shards_is_read_in_order(tmp_path):

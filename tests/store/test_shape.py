@@ -10,11 +10,12 @@ from stages.errors import SepoError
 from stages.evaluation.training_data import Writing, recorded_sources, trained_on
 from stages.reporting import Quiet
 from stages.store.check import check_scores
-from stages.store.manifest import FINISHED, UNFINISHED, Input, open_run
+from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
+from stages.store.run import open_run
 from stages.store.scores import open_scores, sound
 from stages.store.shape import is_inside, parse_json
-from stages.store.shards import shard_name, write_shard
+from stages.store.shards import own_shard, shard_name, write_shard
 from tests.conftest import random_pairs
 from tests.store.test_scores import scored
 
@@ -64,7 +65,8 @@ def mutants(value):
 def finished(folder, stage):
     run = open_run(folder, stage, SETTINGS, INPUTS, overwrite=False)
     [pair] = random_pairs(1, 50)
-    checksum = write_shard(run.place, shard_name(0), [scored(pair)], run.fingerprint, "t")._asdict()
+    write_shard(run.place, shard_name(0), [scored(pair)], run.fingerprint, "t")
+    checksum = own_shard(run.place, shard_name(0), run.fingerprint).checksum._asdict()
     shards = {"shards": {shard_name(0): checksum}} if stage == "score" else {}
     run.finish(files=[shard_name(0)], device="cpu", **SECTIONS[stage], **shards)
     return {name: value for name, value in json.loads((folder / FINISHED).read_text()).items() if name != "made_by"}
