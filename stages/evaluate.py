@@ -68,7 +68,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.files import hash_json
 from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now
 from stages.store.results import claim_results, write_results
-from stages.tokens.arrays import Arrays, kept_arrays
+from stages.tokens.cache import Arrays, cached_arrays
 from stages.tokens.dataset import Limit, load_pairs, refuse_recorded
 from stages.tokens.fingerprint import modules_hash
 from stages.types import Ids, TokenPair
@@ -114,7 +114,7 @@ class Job(NamedTuple):
         key = [STAGE, what, self.judged.device.type, code, model.hash, *more]
         name = hash_json(key)
         if name not in self.known:
-            self.known[name] = kept_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
+            self.known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
         return self.known[name]
 
 

@@ -1,233 +1,199 @@
-"""Where tokenised data sets and parts of evaluations are kept: a folder each, named by a hash of all that decides its
-content, with the checksums of its files.
+"""The cache of what takes long to make, such as the ids of a data set: one file an entry.
 
-A folder appears under its name when it is whole. Until then it is a temporary one, which its writer holds locked: what
-nobody holds was left by a writer that was killed, and is removed by the next one.
+An entry is called ``KEY-CHECKSUM``: a hash of all that decides its content, and the sha256 of its bytes. These are
+hashed on their way to the disk and whenever they are read; an entry that does not fit its name is made again, and where
+none can be written the run goes on without one.
 
-The disk is not trusted. A file is hashed on its way there, and once more when its folder is opened; a folder that is
-not what was written is made again, and where none can be written the run goes on without one.
+A writer holds the lock ``KEY.lock`` and fills ``KEY.tmp``. A temporary file whose lock is free was left by a writer
+that was killed, and is removed by the next one.
 """
 
-import fcntl
+import functools
 import hashlib
+import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from stages.errors import SepoError
 from stages.reporting import Reporter
-from stages.store.checksums import fault_in, read_checksums, write_checksums
-from stages.store.files import make_durable
+from stages.store.files import hash_file, hash_json, make_durable
 
 Found = TypeVar("Found")
-Read = Callable[[Path], Found]
-_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{64}\.[a-z0-9_]+\.tmp")
+Arrays = dict[str, NDArray[Any]]
+ENTRY: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}")
+TEMPORARY: Final = re.compile(r"[0-9a-f]{64}\.tmp")
 _told: Final[WeakSet[Reporter]] = WeakSet()
 """who knows already that the cache cannot be written"""
-
-
-class DamagedError(Exception):
-    """What a folder holds is not what was written there."""
 
 
 class UnwritableError(Exception):
     """A folder cannot be written to, or does not keep what is written."""
 
 
-class NewFile:
+class NewFile(io.RawIOBase):
     """A file that is being written; what comes in is hashed before the disk has it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        super().__init__()
         self._digest = hashlib.sha256()
+        with _blaming_the_disk():
+            self._file = path.open("wb")
 
-    def write(self, data: bytes) -> None:
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
         self._digest.update(data)
-        self._file.write(data)
+        with _blaming_the_disk():
+            return self._file.write(data)
 
-    def close(self) -> str:
-        """Wait until the disk has it; returns ``sha256:...`` of what came in."""
-        with self._file:
+    def finish(self) -> str:
+        """Wait until the disk has it; returns the sha256 of what came in."""
+        with _blaming_the_disk():
             make_durable(self._file)
-        return f"sha256:{self._digest.hexdigest()}"
+            self._file.close()
+        return self._digest.hexdigest()
 
     def drop(self) -> None:
-        """Let go of a file that is closed already, or of no more use."""
         with suppress(OSError):
             self._file.close()
-
-
-class NewFolder:
-    """A folder that is being made; its files are closed when the block ends, however it does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._files: dict[str, NewFile] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.drop()
-
-    def open(self, name: str) -> NewFile:
-        """A file in it, open until the whole folder is made."""
-        self._files[name] = NewFile(self.path / name)
-        return self._files[name]
-
-    def write(self, name: str, data: bytes) -> None:
-        with filling():
-            self.open(name).write(data)
-
-    def close(self, key: str) -> None:
-        with filling():
-            write_checksums(self.path, key, {name: file.close() for name, file in self._files.items()})
-
-
-@contextmanager
-def filling() -> Iterator[None]:
-    """Around what writes into a new folder: an error of the system is that folder's, and not that of what is read."""
-    try:
-        yield
-    except (OSError, SepoError) as error:
-        cause = error.__cause__ if isinstance(error, SepoError) else error
-        raise UnwritableError(getattr(cause, "strerror", None) or str(error)) from error
 
 
 def cache_folder() -> Path:
     """``$SEPO_CACHE``, else ``$XDG_CACHE_HOME/sepo``, else ``~/.cache/sepo``."""
     own, shared = os.environ.get("SEPO_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    place = own or os.path.join(shared or "~/.cache", "sepo")
-    return Path(os.path.expanduser(place))
+    return Path(os.path.expanduser(own or os.path.join(shared or "~/.cache", "sepo")))
 
 
-def cached(key: str, read: Read[Found], make: Callable[[NewFolder], None], *, name: str, reporter: Reporter) -> Found:
-    """What is kept under `key`; where there is nothing whole, it is made first.
+def cached(
+    key: Any, read: Callable[[Path], Found], write: Callable[[NewFile], None], *, name: str, reporter: Reporter
+) -> Found:
+    """What the cache holds under a key; where there is nothing whole, it is made first.
 
     A cache that cannot be written costs the next stage its time, and not this one its run.
 
     Args:
-        key: the sha256 of all that decides what `make` writes, in hexadecimal digits.
-        read: opens a folder, which may go away while it is open; raises `DamagedError` where it is not whole.
-        make: writes into an empty folder; what it raises is its own fault, but for `UnwritableError`.
-        name: of the data set, for messages.
+        key: a JSON value that holds all that decides what `write` writes.
+        read: opens an entry, which may be deleted while it is open.
+        write: fills a new file; where the cache's disk fails, it is called again with a temporary one.
+        name: of what the entry is made from, for messages.
 
     Raises:
-        SepoError: what `make` raises, or there is no place at all to write to.
+        SepoError: what `write` raises, or there is no place at all to write to.
     """
-    entry = cache_folder() / key
-    if os.path.lexists(entry):
-        try:
-            return _opened(entry, key, read)
-        except DamagedError:
-            reporter.say(f"{name}: what the cache holds of it is damaged, and is made again")
-            shutil.rmtree(entry, ignore_errors=True)
+    folder, key = cache_folder(), hash_json(key).removeprefix("sha256:")
+    entry = _find(folder, key, name, reporter)
     try:
-        with _temporary(entry) as folder:
-            found = _made(folder, key, read, make)
-            try:
-                _publish(folder, entry)
-            except OSError as error:
-                _say_unwritable(entry.parent, error.strerror or str(error), name, reporter)
-            return found
+        if entry is None:
+            with _locked(folder, key, name, reporter):
+                # Whoever held the lock before may have made it.
+                entry = _find(folder, key, name, reporter) or _make(folder, key, write)
+        return read(entry)
     except UnwritableError as error:
-        _say_unwritable(entry.parent, str(error), name, reporter)
-    return _made_for_now(key, read, make)
+        if reporter not in _told:
+            _told.add(reporter)
+            reporter.say(f"{name}: what was made of it is not cached: {folder} cannot be written: {error}")
+    try:
+        with _blaming_the_disk():
+            temporary = tempfile.TemporaryDirectory(prefix="sepo-", ignore_cleanup_errors=True)
+        with temporary as path:
+            return read(_make(Path(path), key, write))
+    except UnwritableError as error:
+        hint = "free the space, or set SEPO_CACHE to a folder that has room"
+        raise SepoError(f"cannot write to {tempfile.gettempdir()}: {error}", hint=hint) from error
 
 
-def _opened(folder: Path, key: str, read: Read[Found]) -> Found:
-    fault = fault_in(folder)
-    if fault or read_checksums(folder)["run"] != key:
-        raise DamagedError(f"{folder}: {fault or 'made for another key'}")
-    return read(folder)
+def cached_arrays(key: Any, make: Callable[[], Arrays], *, name: str, reporter: Reporter) -> Arrays:
+    """The same of arrays that took long to compute; arguments as `cached`."""
+    # Written twice where the cache cannot be, and computed once.
+    made = functools.cache(make)
+
+    def write(file: NewFile) -> None:
+        content = io.BytesIO()
+        np.savez(content, **made())  # type: ignore[arg-type]
+        file.write(content.getvalue())
+
+    def read(entry: Path) -> Arrays:
+        with np.load(entry, allow_pickle=False) as found:
+            return dict(found)
+
+    return cached(["arrays", key], read, write, name=name, reporter=reporter)
 
 
-def _made(folder: Path, key: str, read: Read[Found], make: Callable[[NewFolder], None]) -> Found:
+def _find(folder: Path, key: str, name: str, reporter: Reporter) -> Path | None:
+    """The entry of a key; what bears its name and does not have its checksum is removed."""
+    for entry in folder.glob(f"{key}-*"):
+        with suppress(OSError):
+            if hash_file(entry) == f"sha256:{entry.name.removeprefix(key + '-')}":
+                return entry
+        reporter.say(f"{name}: what the cache holds of it is damaged, and is made again")
+        with suppress(OSError):
+            entry.unlink()
+    return None
+
+
+def _make(folder: Path, key: str, write: Callable[[NewFile], None]) -> Path:
     """
     Raises:
         UnwritableError: also where what was written is not what is there now.
     """
-    with NewFolder(folder) as new:
-        make(new)
-        new.close(key)
+    temporary = folder / f"{key}.tmp"
+    file = NewFile(temporary)
     try:
-        return _opened(folder, key, read)
-    except DamagedError as error:
-        raise UnwritableError("what was written there is damaged") from error
-
-
-def _made_for_now(key: str, read: Read[Found], make: Callable[[NewFolder], None]) -> Found:
-    try:
-        with filling():
-            folder = tempfile.TemporaryDirectory(prefix="sepo-", ignore_cleanup_errors=True)
-        with folder as path:
-            return _made(Path(path), key, read, make)
-    except UnwritableError as error:
-        raise SepoError(
-            f"cannot write to {tempfile.gettempdir()}: {error}",
-            hint="free the space, or set SEPO_CACHE to a folder that has room",
-        ) from error
-
-
-def _say_unwritable(folder: Path, reason: str, name: str, reporter: Reporter) -> None:
-    if reporter not in _told:
-        _told.add(reporter)
-        reporter.say(f"{name}: what was made of it is not kept: {folder} cannot be written: {reason}")
+        write(file)
+        checksum = file.finish()
+        with _blaming_the_disk():
+            if hash_file(temporary) != f"sha256:{checksum}":
+                raise UnwritableError("what was written there is damaged")
+            return temporary.rename(folder / f"{key}-{checksum}")
+    finally:
+        file.drop()
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
-def _temporary(entry: Path) -> Iterator[Path]:
-    """A new folder beside `entry`, locked, that is gone in the end unless it was given another name."""
-    with filling():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(entry.parent)
-        temporary, lock = _locked(entry)
+def _locked(folder: Path, key: str, name: str, reporter: Reporter) -> Iterator[None]:
+    """The cache's folder, in which nobody else makes the same entry."""
+    lock = FileLock(folder / f"{key}.lock")
+    with _blaming_the_disk():
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            reporter.say(f"{name}: another process is making this entry of the cache; waiting for it")
+            lock.acquire()
     try:
-        yield temporary
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
-
-
-def _locked(entry: Path) -> tuple[Path, int]:
-    """A new folder and the lock on it; one that was swept before it was locked is made again."""
-    while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", suffix=".tmp", dir=entry.parent))
-        with suppress(FileNotFoundError):
-            lock = os.open(temporary, os.O_RDONLY)
-            # Where the file system knows no locks nobody sweeps.
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if temporary.exists():
-                return temporary, lock
-            os.close(lock)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the temporary folders of killed writers, which nobody holds; whatever else lies there stays."""
-    for left in folder.iterdir():
-        if not _TEMPORARY.fullmatch(left.name):
-            continue
         with suppress(OSError):
-            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
+            lock.release()
 
 
-def _publish(temporary: Path, entry: Path) -> None:
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of killed writers, whose locks nobody holds; whatever else lies there stays."""
+    for left in folder.glob("*.tmp"):
+        if TEMPORARY.fullmatch(left.name):
+            with suppress(OSError), FileLock(left.with_suffix(".lock"), timeout=0):
+                left.unlink()
+
+
+@contextmanager
+def _blaming_the_disk() -> Iterator[None]:
+    """Around what writes an entry: an error of the system is the cache's, and not that of what is read."""
     try:
-        temporary.rename(entry)
-    except OSError:
-        # Another process was faster: what it made is the same.
-        if not entry.is_dir():
-            raise
+        yield
+    except (OSError, SepoError) as error:
+        cause = error.__cause__ if isinstance(error, SepoError) else error
+        raise UnwritableError(getattr(cause, "strerror", None) or str(error)) from error

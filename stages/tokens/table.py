@@ -1,136 +1,90 @@
-"""Tokenised pairs in files that are mapped into memory: a data set that does not fit there can still be indexed.
+"""Tokenised pairs in an Arrow file that is mapped into memory: ids that do not fit there can still be indexed.
 
-A table is a folder of two files without headers, both in the order of the data set:
-
-============  =========================================================================================
-ids.bin       int32: of every pair its prompt, its chosen and its rejected ids
-pairs.bin     one `PAIR` record a pair: its number, where its ids start, their lengths, two hashes
-============  =========================================================================================
-
-What is asked of all pairs (who is too long, who shares a prompt) is answered by the small file alone.
+The numbers, lengths and hashes of all pairs (28 bytes a pair) are held in memory; what is asked of all of them (who is
+too long, who shares a prompt) is answered without a look at the ids.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, overload
+from typing import Any, Final, overload
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from stages.tokens.cache import DamagedError, NewFolder
-from stages.types import Ids, TokenPair, content_hash, hash_ids
+from stages.store.files import json_text
+from stages.store.shape import parse_json
+from stages.tokens.cache import NewFile
+from stages.types import TokenPair, content_hash, hash_ids
 
-PAIR: Final = np.dtype(
-    [
-        ("pair_id", "<i8"),
-        ("start", "<i8"),
-        ("prompt_hash", "<u8"),
-        ("content_hash", "<u8"),
-        ("lengths", "<i4", (3,)),
-    ]
+_PARTS: Final = TokenPair._fields[1:]
+_SCHEMA: Final = pa.schema(
+    [("pair_id", pa.int64()), *((part, pa.list_(pa.int32())) for part in _PARTS)]
+    + [(name, pa.uint64()) for name in ("prompt_hash", "content_hash")]
 )
-_ID: Final = np.dtype("<i4")
-_IDS: Final = "ids.bin"
-_PAIRS: Final = "pairs.bin"
 
 
-class Chunk(NamedTuple):
-    """Some pairs on their way into a table."""
-
-    pairs: NDArray[Any]
-    """(n,) of `PAIR`, with starts from 0"""
-    ids: Ids
+def write_table(file: NewFile, batches: Iterable[Sequence[TokenPair]], summary: Mapping[str, Any]) -> None:
+    """
+    Args:
+        batches: of pairs, in the order of the data set.
+        summary: a JSON object about them, read once all of them were drawn.
+    """
+    with pa.ipc.new_file(file, _SCHEMA) as writer:
+        for pairs in batches:
+            writer.write_batch(_record_batch(pairs))
+        writer.write_batch(_record_batch([]), custom_metadata={"summary": json_text(summary)})
 
 
 class TokenTable(Sequence[TokenPair]):
-    """A table, opened. A pair's ids are views into the file: read-only, and gone from memory when nobody looks."""
+    """A table, opened. A pair's ids are read-only views into the file, and gone from memory when nobody looks."""
 
-    def __init__(self, folder: Path) -> None:
-        """
-        Raises:
-            DamagedError: a file is missing, was cut, or is not of this table.
-        """
-        self._pairs = _mapped(folder / _PAIRS, PAIR)
-        self._ids = _mapped(folder / _IDS, _ID)
-        ends = self._pairs["start"] + self.lengths.sum(axis=1, dtype=np.int64)
-        if not np.array_equal(np.append(self._pairs["start"], len(self._ids)), np.append(0, ends)):
-            raise DamagedError(f"{folder}: the lengths do not add up")
-
-    @property
-    def lengths(self) -> NDArray[np.int32]:
-        """Tokens of prompt, chosen and rejected response, (n, 3)."""
-        lengths: NDArray[np.int32] = self._pairs["lengths"]
-        return lengths
-
-    @property
-    def pair_ids(self) -> NDArray[np.int64]:
-        """(n,)"""
-        numbers: NDArray[np.int64] = self._pairs["pair_id"]
-        return numbers
-
-    @property
-    def prompt_hashes(self) -> NDArray[np.uint64]:
-        """Hash of the prompt's ids, (n,): equal for pairs of one prompt."""
-        hashes: NDArray[np.uint64] = self._pairs["prompt_hash"]
-        return hashes
-
-    @property
-    def content_hashes(self) -> NDArray[np.uint64]:
-        """Hash of all ids and where each part ends, (n,): equal for pairs that differ in nothing but their number."""
-        hashes: NDArray[np.uint64] = self._pairs["content_hash"]
-        return hashes
+    def __init__(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        metadata = reader.get_batch_with_custom_metadata(len(batches) - 1).custom_metadata
+        self.summary: dict[str, Any] = parse_json(metadata[b"summary"])
+        """what `write_table` was given"""
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._ids = [
+            [(batch[part].offsets.to_numpy(), batch[part].values.to_numpy()) for part in _PARTS] for batch in batches
+        ]
+        self.lengths = np.concatenate([np.diff([ends for ends, _ in parts]).T for parts in self._ids]).astype(np.int32)
+        """tokens of prompt, chosen and rejected response, (n, 3)"""
+        table = pa.Table.from_batches(batches)
+        self.pair_ids = table["pair_id"].to_numpy()
+        """(n,) int64"""
+        self.prompt_hashes = table["prompt_hash"].to_numpy()
+        """hash of the prompt's ids, (n,) uint64: equal for pairs of one prompt"""
+        self.content_hashes = table["content_hash"].to_numpy()
+        """hash of all ids and where each part ends, (n,) uint64: equal for pairs that differ only in their number"""
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pair_ids)
 
     @overload
-    def __getitem__(self, place: int) -> TokenPair: ...
+    def __getitem__(self, index: int) -> TokenPair: ...
     @overload
-    def __getitem__(self, place: slice) -> list[TokenPair]: ...
-    def __getitem__(self, place: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
-        pair = self._pairs[place]
-        prompt, chosen, rejected = pair["lengths"].tolist()
-        ids = self._ids[pair["start"] : pair["start"] + prompt + chosen + rejected]
-        return TokenPair(int(pair["pair_id"]), ids[:prompt], ids[prompt : prompt + chosen], ids[prompt + chosen :])
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        index = range(len(self))[index]
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - self._starts[batch]
+        ids = (values[ends[row] : ends[row + 1]] for ends, values in self._ids[batch])
+        return TokenPair(int(self.pair_ids[index]), *ids)
 
     def __iter__(self) -> Iterator[TokenPair]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
 
-class TableWriter:
-    """Writes a table piece by piece."""
-
-    def __init__(self, folder: NewFolder) -> None:
-        self._ids = folder.open(_IDS)
-        self._pairs = folder.open(_PAIRS)
-        self._written = 0
-
-    def write(self, chunk: Chunk) -> None:
-        chunk.pairs["start"] += self._written
-        self._pairs.write(chunk.pairs.tobytes())
-        self._ids.write(chunk.ids.tobytes())
-        self._written += len(chunk.ids)
+def _record_batch(pairs: Sequence[TokenPair]) -> pa.RecordBatch:
+    numbers = pa.array([pair.pair_id for pair in pairs], pa.int64())
+    hashes = ([hash_ids(pair.prompt_ids) for pair in pairs], [content_hash(pair) for pair in pairs])
+    ids = (_lists([pair[part] for pair in pairs]) for part in (1, 2, 3))
+    return pa.record_batch([numbers, *ids, *(pa.array(each, pa.uint64()) for each in hashes)], schema=_SCHEMA)
 
 
-def chunk_of(pairs: Iterable[TokenPair]) -> Chunk:
-    """Pairs as the bytes that go into the files."""
-    records, parts, start = [], [np.empty(0, _ID)], 0
-    for pair in pairs:
-        ids = [np.ascontiguousarray(part, _ID) for part in pair[1:]]
-        lengths = [len(part) for part in ids]
-        records.append((pair.pair_id, start, hash_ids(ids[0]), content_hash(pair), lengths))
-        parts += ids
-        start += sum(lengths)
-    return Chunk(np.array(records, PAIR), np.concatenate(parts))
-
-
-def _mapped(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
-    try:
-        if path.stat().st_size == 0:
-            return np.empty(0, kind)
-        # A memmap costs more for every view of it than the array that it is.
-        return np.memmap(path, kind, mode="r").view(np.ndarray)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path}: {error}") from error
+def _lists(parts: list[Any]) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *parts]))

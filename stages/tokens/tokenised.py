@@ -1,12 +1,11 @@
-"""A data set as token pairs, before any limit on their length: made once, and kept for whoever asks next.
+"""A data set as token pairs, before any limit on their length: made once, and cached for whoever asks next.
 
-    rows --> Pair or Dropped --> chunks --> ids --> a `TokenTable` in the cache (`stages.tokens.cache`)
+    rows --> Pair or Dropped --> batches --> ids --> a `TokenTable` in the cache (`stages.tokens.cache`)
 
-Nothing here holds more than a few chunks of a data set, however long it is.
+Nothing here holds more than a batch of a data set, however long it is.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,19 +14,18 @@ from typing import Any, Final, NamedTuple
 from stages.data.layouts import read_conversations, read_pairs
 from stages.data.read import count_rows, dataset_hash, refuse_changed
 from stages.reporting import Reporter, Task
-from stages.store.files import hash_json, json_text
-from stages.store.shape import parse_json
-from stages.tokens.cache import DamagedError, NewFolder, cached, filling
+from stages.tokens.cache import NewFile, cached
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import code_fingerprint
-from stages.tokens.table import TableWriter, TokenTable
-from stages.tokens.workers import encode_all
-from stages.types import Dropped, Pair
+from stages.tokens.table import TokenTable, write_table
+from stages.types import Dropped, Pair, TokenPair
 
 __all__ = ["Reason", "TokenTable", "Tokenised", "tokenised_conversations", "tokenised_pairs"]
 
+BATCH_ROWS: Final = 512
+BATCH_CHARACTERS: Final = 1 << 20
+"""a row may have megabytes"""
 EXAMPLES: Final = 5
-_SUMMARY: Final = "summary.json"
 Items = Iterator[Pair | Dropped]
 
 
@@ -107,19 +105,22 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
 
     content = dataset_hash(dataset)
 
-    def make(folder: NewFolder) -> None:
+    def write(file: NewFile) -> None:
         # Where the cache cannot be written, this is done again elsewhere.
         reading.remarks.clear()
-        items = reading.items(on_layout=say_layout)
-        with reporter.task(f"read {dataset}", reading.total, "rows") as task:
-            tally = _write(items, encoder, folder, task)
-        refuse_changed(dataset, content)
-        remarks = [_remark(words, rows, tally["read"]) for words, rows in reading.remarks.items()]
-        summary = tally | {"layout": said[-1], "remarks": remarks, "dataset": dataset}
-        folder.write(_SUMMARY, json_text(summary).encode())
+        summary: dict[str, Any] = {"dataset": dataset}
 
-    key = hash_json([reading.key, content, encoder.fingerprint, code_fingerprint()])
-    found = cached(key.removeprefix("sha256:"), _open, make, name=dataset, reporter=reporter)
+        def batches() -> Iterator[list[TokenPair]]:
+            with reporter.task(f"read {dataset}", reading.total, "rows") as task:
+                yield from _encoded(reading.items(on_layout=say_layout), encoder, summary, task)
+            refuse_changed(dataset, content)
+            summary["layout"] = said[-1]
+            summary["remarks"] = [_remark(words, rows, summary["read"]) for words, rows in reading.remarks.items()]
+
+        write_table(file, batches(), summary)
+
+    key = ["ids", reading.key, content, encoder.fingerprint, code_fingerprint()]
+    found = cached(key, _open, write, name=dataset, reporter=reporter)
     if not said:
         say_layout(found.layout)
     for remark in found.remarks:
@@ -127,20 +128,33 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
     return found
 
 
-def _write(items: Items, encoder: Encoder, folder: NewFolder, task: Task) -> dict[str, Any]:
-    """Write the table; returns what became of the rows."""
+def _encoded(items: Items, encoder: Encoder, summary: dict[str, Any], task: Task) -> Iterator[list[TokenPair]]:
+    """The pairs of every batch as ids; at the end, what became of the rows stands in `summary`."""
     read, dropped = 0, dict[str, Reason]()
-    with filling():
-        table = TableWriter(folder)
-    with closing(encode_all(items, encoder)) as chunks:
-        for encoded in chunks:
-            with filling():
-                table.write(encoded.chunk)
-            for row in encoded.dropped:
-                _count(dropped, row.reason, row.pair_id)
-            read += encoded.read
-            task.advance(encoded.read)
-    return {"read": read, "dropped": {reason: asdict(rows) for reason, rows in dropped.items()}}
+    for batch in _batches(items):
+        encoded = encoder.encode_all([item for item in batch if isinstance(item, Pair)])
+        lost = [item for item in (*batch, *encoded) if isinstance(item, Dropped)]
+        for row in sorted(lost, key=lambda row: row.pair_id):
+            _count(dropped, row.reason, row.pair_id)
+        yield [item for item in encoded if isinstance(item, TokenPair)]
+        read += len(batch)
+        task.advance(len(batch))
+    summary |= {"read": read, "dropped": {reason: asdict(rows) for reason, rows in dropped.items()}}
+
+
+def _batches(items: Items) -> Iterator[list[Pair | Dropped]]:
+    """Items together, bounded in number and in text; the tokenizer works on a batch with all cores."""
+    batch: list[Pair | Dropped] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        if isinstance(item, Pair):
+            characters += len(item.chosen) + len(item.rejected) + sum(len(turn["content"]) for turn in item.prompt)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _count(counted: dict[str, Reason], reason: str, row: int) -> None:
@@ -154,13 +168,8 @@ def _remark(words: str, rows: Reason, read: int) -> str:
     return f"{where}; such pairs may teach nothing, or the opposite"
 
 
-def _open(folder: Path) -> Tokenised:
-    try:
-        summary = parse_json((folder / _SUMMARY).read_bytes())
-        dropped = {reason: Reason(**counted) for reason, counted in summary["dropped"].items()}
-        table = TokenTable(folder)
-        if summary["read"] != len(table) + sum(reason.count for reason in dropped.values()):
-            raise DamagedError(f"{folder}: the rows do not add up")
-        return Tokenised(table, summary["read"], dropped, summary["layout"], summary["remarks"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{folder}: {error}") from error
+def _open(entry: Path) -> Tokenised:
+    table = TokenTable(entry)
+    summary = table.summary
+    dropped = {reason: Reason(**counted) for reason, counted in summary["dropped"].items()}
+    return Tokenised(table, summary["read"], dropped, summary["layout"], summary["remarks"])

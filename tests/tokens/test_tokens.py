@@ -1,7 +1,6 @@
 """Tokens are made once and kept; what is kept is never another data set's, and never a part."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -17,13 +16,12 @@ from stages.data.layouts import read_conversations, read_pairs
 from stages.errors import SepoError
 from stages.models.folders import tokenizer_hash
 from stages.reporting import Quiet
-from stages.tokens import fingerprint, tokenised
+from stages.tokens import cache, fingerprint, tokenised
 from stages.tokens.cache import cache_folder
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
-from stages.tokens.table import PAIR, TableWriter, chunk_of
 from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs
-from stages.tokens.workers import encode_all
+from stages.types import Dropped, content_hash
 from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
 
 
@@ -101,7 +99,7 @@ def test_conversations_have_a_table_too(chatml):
 
 
 def entries():
-    return {path.name for path in Path("cache").iterdir()}
+    return {path.name for path in Path("cache").iterdir() if path.suffix != ".lock"}
 
 
 def forbid_encoding(monkeypatch):
@@ -238,35 +236,14 @@ def test_hashes_tell_prompts_and_contents_apart(chatml):
 def test_a_hash_knows_where_a_response_ends():
     """Without the lengths, ids that are the same in a row would count as the same pair."""
     pairs = [token_pair(0, [1], [2, 3], [4]), token_pair(1, [1], [2], [3, 4]), token_pair(2, [1, 2], [3], [4])]
-    assert len(set(chunk_of(pairs).pairs["content_hash"].tolist())) == 3
-
-
-def cut(name, by):
-    def damage(entry):
-        path = entry / name
-        path.write_bytes(path.read_bytes()[:-by])
-
-    return damage
-
-
-def other_lengths(entry):
-    data = bytearray((entry / "pairs.bin").read_bytes())
-    data[-1] ^= 1
-    (entry / "pairs.bin").write_bytes(data)
+    assert len({content_hash(pair) for pair in pairs}) == 3
 
 
 DAMAGES = {
-    "an id is missing": cut("ids.bin", 4),
-    "half an id is missing": cut("ids.bin", 2),
-    "a pair is missing": cut("pairs.bin", PAIR.itemsize),
-    "half a pair is missing": cut("pairs.bin", PAIR.itemsize // 2),
-    "the summary is cut": cut("summary.json", 9),
-    "no summary": lambda entry: (entry / "summary.json").unlink(),
-    "no ids": lambda entry: (entry / "ids.bin").unlink(),
-    "no pairs": lambda entry: (entry / "pairs.bin").write_bytes(b""),
-    "lengths": other_lengths,
-    "another summary": lambda entry: (entry / "summary.json").write_text("[]"),
-    "empty": lambda entry: (shutil.rmtree(entry), entry.mkdir()),
+    "an id is missing": lambda entry: entry.write_bytes(entry.read_bytes()[:-4]),
+    "half is missing": lambda entry: entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2]),
+    "empty": lambda entry: entry.write_bytes(b""),
+    "a folder": lambda entry: (entry.unlink(), entry.mkdir()),
 }
 
 
@@ -280,8 +257,9 @@ def test_a_damaged_entry_is_made_again(chatml, monkeypatch, damage):
     second = make(chatml, reporter=ear)
     assert [[ids.tolist() for ids in pair[1:]] for pair in second.pairs] == whole
     assert "pairs.jsonl: what the cache holds of it is damaged, and is made again" in ear.said
-    forbid_encoding(monkeypatch)
-    assert len(make(chatml).pairs) == 30
+    if damage != "a folder":
+        forbid_encoding(monkeypatch)
+        assert len(make(chatml).pairs) == 30
     assert entries() == {name}
 
 
@@ -299,38 +277,40 @@ def test_nothing_of_a_killed_writer_is_read_and_nothing_of_it_stays(chatml):
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     [left] = entries()
-    assert left.startswith(".")
+    assert left.endswith(".tmp")
     assert len(make(chatml).pairs) == 30
     [entry] = entries()
-    assert not entry.startswith(".")
+    assert not entry.endswith(".tmp")
 
 
-def test_what_another_process_is_writing_stays(chatml):
-    theirs = f".{'0' * 64}.theirs.tmp"
-    Path("cache", theirs).mkdir(parents=True)
-    lock = os.open(f"cache/{theirs}", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    make(chatml, word_rows(30))
-    assert len(entries()) == 2
-    os.close(lock)
-    make(chatml, word_rows(31))
-    assert len(entries()) == 2
-    assert theirs not in entries()
+def test_two_processes_at_once_make_one_entry(chatml):
+    """The second one waits for the first, and tokenises nothing."""
+    write_lines("pairs.jsonl", word_rows(30))
+    begun, go_on = os.pipe(), os.pipe()
 
+    class Slow(Quiet):
+        def advance(self, amount=1, note=""):
+            os.write(begun[1], b".")
+            os.read(go_on[0], 1)
 
-def test_two_processes_at_once_make_one_entry(chatml, monkeypatch):
-    """The second starts and ends while the first one is at work."""
-    inner = []
+    child = os.fork()
+    if child == 0:
+        try:
+            make(chatml, reporter=Slow())
+        finally:
+            os._exit(0)
+    os.read(begun[0], 1)
 
-    def encode_twice(items, encoder):
-        monkeypatch.setattr(tokenised, "encode_all", encode_all)
-        inner.append(make(chatml))
-        yield from encode_all(items, encoder)
+    class Waits(Quiet):
+        def say(self, text):
+            if "waiting for it" in text:
+                os.write(go_on[1], b".")
 
-    monkeypatch.setattr(tokenised, "encode_all", encode_twice)
-    outer = make(chatml, word_rows(30))
-    assert len(outer.pairs) == 30
-    assert all(map(same, outer.pairs, inner[0].pairs))
+        def advance(self, amount=1, note=""):
+            raise AssertionError("tokenised again")
+
+    assert len(make(chatml, reporter=Waits()).pairs) == 30
+    assert os.waitpid(child, 0)[1] == 0
     assert len(entries()) == 1
 
 
@@ -346,18 +326,16 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(chatml, monkeypatch,
     else:
         reason = "No space left on device"
         failing = iter([OSError(errno.ENOSPC, reason)])
-        write = TableWriter.write
 
-        def write_or_fail(self, chunk):
+        def full(file):
             for error in failing:
                 raise error
-            write(self, chunk)
 
-        monkeypatch.setattr(TableWriter, "write", write_or_fail)
+        monkeypatch.setattr(cache, "make_durable", full)
     ear = Listens()
     found = make(chatml, word_rows(30), ear)
     place = os.environ["SEPO_CACHE"]
-    assert f"pairs.jsonl: what was made of it is not kept: {place} cannot be written: {reason}" in ear.said
+    assert f"pairs.jsonl: what was made of it is not cached: {place} cannot be written: {reason}" in ear.said
     assert ear.said.count("pairs.jsonl: prompt and answers as text") == 1
     assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_pairs("pairs.jsonl"))))
     assert len(found.pairs) == 30
@@ -393,8 +371,29 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_folder() == Path("/home/me/.cache/sepo")
 
 
-def test_rows_that_all_fall_away_are_kept_too(chatml, monkeypatch):
+def test_rows_that_all_fall_away_are_cached_too(chatml, monkeypatch):
     rows = [row | {"rejected": row["chosen"]} for row in word_rows(7)]
     assert len(make(chatml, rows).pairs) == 0
     forbid_encoding(monkeypatch)
     assert make(chatml).dropped == {"chosen equals rejected": Reason(7, [f"row {number}" for number in range(5)])}
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(8, 1 << 20), (512, 300)])
+def test_many_pairs_in_batches_have_the_ids_of_each_alone(chatml, monkeypatch, rows, characters):
+    """However the batches are cut, and with a row that is larger than a batch may be."""
+    data = word_rows(40)
+    data[7]["chosen"] = "the quick brown fox " * 200
+    monkeypatch.setattr(tokenised, "BATCH_ROWS", rows)
+    monkeypatch.setattr(tokenised, "BATCH_CHARACTERS", characters)
+    found = make(chatml, data)
+    assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_pairs("pairs.jsonl"))))
+    assert found.pairs.pair_ids.tolist() == list(range(40))
+
+
+def test_only_a_batch_is_in_memory(chatml, monkeypatch):
+    monkeypatch.setattr(tokenised, "BATCH_ROWS", 8)
+    drawn = []
+    batches = tokenised._batches(iter(drawn.append(number) or Dropped(number, "x") for number in range(100)))
+    for given, batch in enumerate(batches, start=1):
+        assert len(batch) == min(8, 100 - 8 * (given - 1))
+        assert len(drawn) <= 8 * given
