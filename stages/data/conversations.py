@@ -29,7 +29,6 @@ TOO_LONG: Final = f"more than {LONGEST_TEXT:,} characters"
 TWO_SYSTEMS: Final = "system column and system turn differ"
 TIE: Final = "tie"
 ONE_ANSWER: Final = "fewer than two answers"
-UNEVEN: Final = "questions and answers differ in number"
 
 _TURN_HINT: Final = 'a turn is {"role": "user", "content": "..."}'
 _SHAREGPT_HINT: Final = 'a turn is {"from": "human", "value": "..."}'

@@ -222,17 +222,8 @@ def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layou
         return fits[0]
     hinting = {"chosen", "rejected"} if hint == _PAIR_HINT else {"chosen", "messages", "completion"}
     if not hinting & row.columns.keys():
-        _refuse_unknown(row, hint)
+        raise SepoError(f"{row.where}: no known layout in the columns {_listed(row)}", hint=hint)
     return None
-
-
-def _refuse_unknown(row: Row, hint: str) -> None:
-    present = row.columns.keys()
-    nearest = max(PUBLISHED, key=lambda layout: len(layout.needs & present))
-    if len(nearest.needs & present) >= 2:
-        missing = min(nearest.needs - present)
-        raise SepoError(f'{row.where}: no "{missing}"', hint=f"each row needs the columns of {nearest.name}")
-    raise SepoError(f"{row.where}: no known layout in the columns {_listed(row)}", hint=hint)
 
 
 class _Seen(NamedTuple):

@@ -36,34 +36,6 @@ def error_of(tmp_path, *rows, columns=None, read=read_pairs):
 
 SHORT = [user("why?")]
 LONG = [user("hi"), bot("hello"), user("why?")]
-SHP = {
-    "post_id": "x1",
-    "domain": "askcooks_train",
-    "history": "why?",
-    "human_ref_A": "so",
-    "human_ref_B": "no",
-    "labels": 1,
-    "score_A": 9,
-    "score_B": 2,
-}
-ARENA = {
-    "question_id": "q", "model_a": "m1", "model_b": "m2", "winner": "model_a", "judge": "someone", "turn": 2,
-    "conversation_a": [*LONG, bot("so")], "conversation_b": [*LONG, bot("no")], "language": "English",
-}  # fmt: skip
-KAGGLE = {
-    "id": 1, "model_a": "m1", "model_b": "m2", "prompt": '["hi","why?"]', "response_a": '["hello","so"]',
-    "response_b": '["hello","no"]', "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0,
-}  # fmt: skip
-TLDR = {
-    "info": {"id": "t3", "post": "I lost my keys.", "title": "Keys", "subreddit": "Advice", "site": None, "article": None},
-    "summaries": [{"text": " so", "policy": "sup", "note": None}, {"text": " no", "policy": "ref", "note": None}],
-    "choice": 0, "worker": "w", "batch": "b", "split": "train", "extra": {"confidence": 7},
-}  # fmt: skip
-WEBGPT = {
-    "question": {"dataset": "eli5", "id": "i", "full_text": "why?"}, "quotes_0": {"title": ["t"], "extract": ["e"]},
-    "answer_0": "so", "tokens_0": {"prefix": [1], "completion": [2]}, "score_0": 0.5,
-    "quotes_1": {"title": [], "extract": []}, "answer_1": "no", "tokens_1": {"prefix": [1], "completion": [3]}, "score_1": -0.5,
-}  # fmt: skip
 ALPACA = {"instruction": "why?", "input": "", "chosen": "so", "rejected": "no"}
 SHAREGPT = {
     "conversations": [said("human", "hi"), said("gpt", "hello"), said("human", "why?")],
@@ -77,25 +49,7 @@ NEMO = {
     "completions": [{"rank": 1, "completion": [bot("no")]}, {"rank": 0, "completion": [bot("so")]}],
     "task_name": "math",
 }
-KEYS = "SUBREDDIT: r/Advice\n\nTITLE: Keys\n\nPOST: I lost my keys.\n\nTL;DR:"
 LAYOUTS = {
-    "shp": (SHORT, "Stanford SHP: history, human_ref_A, human_ref_B, labels", SHP),
-    "shp, B": (SHORT, "Stanford SHP: history, human_ref_A, human_ref_B, labels", SHP | {"human_ref_A": "no", "human_ref_B": "so", "labels": 0}),
-    "arena": (LONG, "lmsys arena: conversation_a, conversation_b, winner", ARENA),
-    "arena, B": (LONG, "lmsys arena: conversation_a, conversation_b, winner", ARENA | {"winner": "model_b", "conversation_a": [*LONG, bot("no")], "conversation_b": [*LONG, bot("so")]}),
-    "kaggle": (LONG, "lmsys arena (Kaggle): prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie", KAGGLE),
-    "kaggle, B": (
-        SHORT,
-        "lmsys arena (Kaggle): prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie",
-        KAGGLE | {"prompt": '["why?"]', "response_a": '["no"]', "response_b": '["so"]', "winner_model_a": 0, "winner_model_b": 1},
-    ),
-    "kaggle as lists": (
-        LONG,
-        "lmsys arena (Kaggle): prompt, response_a, response_b, winner_model_a, winner_model_b, winner_tie",
-        KAGGLE | {"prompt": ["hi", "why?"], "response_a": ["hello", "so"], "response_b": ["hello", "no"]},
-    ),
-    "webgpt": (SHORT, "OpenAI webgpt_comparisons: question, answer_0, answer_1, score_0, score_1", WEBGPT),
-    "webgpt, 1": (SHORT, "OpenAI webgpt_comparisons: question, answer_0, answer_1, score_0, score_1", WEBGPT | {"answer_0": "no", "answer_1": "so", "score_0": -1, "score_1": 1}),
     "alpaca": (SHORT, "LLaMA-Factory alpaca: instruction, chosen, rejected", ALPACA),
     "alpaca without input": (SHORT, "LLaMA-Factory alpaca: instruction, chosen, rejected", {"instruction": "why?", "chosen": "so", "rejected": "no"}),
     "alpaca with all": (
@@ -138,34 +92,20 @@ def test_parquet_gives_what_json_gives(tmp_path, layout):
     assert list(read_pairs(str(tmp_path / "a.parquet"))) == [Pair(0, prompt, "so", "no")]
 
 
-def test_comparisons_of_summaries(tmp_path):
-    assert describe_layout(TLDR) == "OpenAI summarize_from_feedback: info, summaries, choice"
-    news = TLDR | {
-        "info": {"id": "n", "post": None, "title": None, "subreddit": None, "site": "s", "article": "It rained."},
-        "choice": 1,
-    }
-    assert pairs_of(tmp_path, TLDR, news) == [
-        Pair(0, [user(KEYS)], " so", " no"), Pair(1, [user("Article:\nIt rained.\n\nTL;DR:")], " no", " so"),
-    ]  # fmt: skip
-
-
 def test_every_published_layout_has_a_row_here(tmp_path):
     described = {words.removesuffix(", with a system column") for _, words, _ in LAYOUTS.values()}
-    assert {layout.name for layout in PUBLISHED} <= described | {describe_layout(TLDR)}
+    assert {layout.name for layout in PUBLISHED} <= described
 
 
-def test_flat_layouts_in_csv(tmp_path):
-    """CSV knows only texts: numbers are read from them."""
-    for row, expected in [(SHP, SHORT), (KAGGLE, LONG), (ALPACA, SHORT), (SHP | {"labels": 1.0}, SHORT)]:
-        with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerow(row)
-        assert list(read_pairs(str(tmp_path / "a.csv"))) == [Pair(0, expected, "so", "no")]
+def test_a_flat_layout_in_csv(tmp_path):
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ALPACA)
+        writer.writeheader()
+        writer.writerow(ALPACA)
+    assert list(read_pairs(str(tmp_path / "a.csv"))) == [Pair(0, SHORT, "so", "no")]
 
 
 NAMES = {
-    "Stanford SHP": SHP, "lmsys arena": ARENA, "lmsys arena (Kaggle)": KAGGLE, "OpenAI summarize_from_feedback": TLDR, "OpenAI webgpt_comparisons": WEBGPT,
     "LLaMA-Factory alpaca": ALPACA, "LLaMA-Factory sharegpt": SHAREGPT, "ms-swift": SWIFT, "NeMo": NEMO,
 }  # fmt: skip
 
@@ -197,34 +137,19 @@ def test_the_columns_that_are_named_decide_between_two_layouts(tmp_path):
 
 
 UNUSABLE = [
-    ("tie", ARENA | {"winner": "tie"}),
-    ("tie", ARENA | {"winner": "tie (bothbad)"}),
-    ("tie", ARENA | {"winner": "both_bad"}),
-    ("tie", KAGGLE | {"winner_model_a": 0, "winner_tie": 1}),
-    ("tie", WEBGPT | {"score_0": 0.0, "score_1": 0}),
     ("tie", NEMO | {"completions": [{"rank": 1, "completion": [bot("so")]}, {"rank": 1, "completion": [bot("no")]}]}),
     ("fewer than two answers", NEMO | {"completions": NEMO["completions"][:1]}),
     ("fewer than two answers", NEMO | {"completions": []}),
-    ("questions and answers differ in number", KAGGLE | {"response_b": '["no"]'}),
-    ("empty response", KAGGLE | {"response_b": '["hello",null]'}),
-    ("empty response", SHP | {"human_ref_B": " "}),
     ("empty response", SWIFT | {"rejected_response": ""}),
-    ("empty prompt", SHP | {"history": "\n"}),
     ("empty prompt", ALPACA | {"instruction": ""}),
     ("empty prompt", NEMO | {"context": []}),
     ("chosen equals rejected", ALPACA | {"rejected": "so"}),
-    ("chosen equals rejected", ARENA | {"conversation_b": [*LONG, bot("so")]}),
-    ("more than one turn differs", ARENA | {"conversation_b": [user("hi"), bot("hey"), user("why?"), bot("no")]}),
     ("prompts differ", SWIFT_MESSAGES | {"rejected_messages": [user("how?"), bot("no")]}),
     ("no assistant turn at the end", SWIFT | {"messages": LONG}),
     ("no assistant turn at the end", SWIFT | {"messages": []}),
     ("no assistant turn at the end", SHAREGPT | {"chosen": said("human", "so")}),
-    ("no assistant turn at the end", ARENA | {"conversation_a": LONG}),
     ("roles out of order", SHAREGPT | {"conversations": [said("human", "hi"), said("gpt", "hello")]}),
-    ("roles out of order", ARENA | {"conversation_a": [bot("hi"), *SHORT, bot("so")]}),
     ("role other than system, user and assistant", SHAREGPT | {"conversations": [said("observation", "4")]}),
-    ("broken Unicode", KAGGLE | {"response_a": '["hello","\\ud83d"]'}),
-    ("NUL character", KAGGLE | {"response_a": '["hello","s\\u0000"]'}),
     ("system column and system turn differ", {"chosen": [system("a"), *SHORT, bot("so")], "rejected": [system("a"), *SHORT, bot("no")], "system": "b"}),
 ]  # fmt: skip
 
@@ -235,28 +160,6 @@ def test_an_unusable_row_says_why(tmp_path, reason, row):
 
 
 FAULTS = [
-    ('"human_ref_A" is null, not text', SHP | {"human_ref_A": None}),
-    ('"history" is a list, not text', SHP | {"history": SHORT}),
-    ('"labels" is 2, not 0 or 1', SHP | {"labels": 2}),
-    ('"labels" is text, not a number', SHP | {"labels": "A"}),
-    ('"labels" is null, not a number', SHP | {"labels": None}),
-    ("\"winner\" is 'gpt-4', not model_a, model_b or a tie", ARENA | {"winner": "gpt-4"}),
-    ('"winner" is null, not text', ARENA | {"winner": None}),
-    ('"conversation_a" is text, not a list of turns', ARENA | {"conversation_a": "so"}),
-    ('"prompt" is not JSON', KAGGLE | {"prompt": "why?"}),
-    ('"response_a" is not a list of texts', KAGGLE | {"response_a": '{"a": 1}'}),
-    ('"response_a" is not a list of texts', KAGGLE | {"response_a": [1, 2]}),
-    ("0 of winner_model_a, winner_model_b and winner_tie are 1, not one", KAGGLE | {"winner_model_a": 0}),
-    ("2 of winner_model_a, winner_model_b and winner_tie are 1, not one", KAGGLE | {"winner_tie": 1}),
-    ('"info" is not an object with "post"', TLDR | {"info": "post"}),
-    ('"info.title" is null, not text', TLDR | {"info": TLDR["info"] | {"title": None}}),
-    ('"summaries" is a list of 3, not of two summaries', TLDR | {"summaries": TLDR["summaries"] + TLDR["summaries"][:1]}),
-    ('"summaries" is null, not a list of two summaries', TLDR | {"summaries": None}),
-    ('"summaries item" is not an object with "text"', TLDR | {"summaries": ["so", "no"]}),
-    ('"choice" is 2, not 0 or 1', TLDR | {"choice": 2}),
-    ('"question" is not an object with "full_text"', WEBGPT | {"question": "why?"}),
-    ('"score_1" is null, not a number', WEBGPT | {"score_1": None}),
-    ('"score_1" is NaN, not a number', WEBGPT | {"score_1": float("nan")}),
     ('"chosen" is a list, not text', ALPACA | {"chosen": [bot("so")]}),
     ('"history" is text, not a list of [question, answer]', ALPACA | {"history": "hi"}),
     ('"history" item 2 is not [question, answer]', ALPACA | {"history": [["hi", "hello"], ["hm"]]}),
@@ -278,8 +181,6 @@ def test_a_row_that_breaks_its_layout_stops_the_run(tmp_path, problem, row):
         (('1: "conversations" turn 1 has no "from"', 'a turn is {"from": "human", "value": "..."}'), SHAREGPT | {"conversations": SHORT}),
         (('1: "chosen" turn 1 is text, not an object', 'a turn is {"from": "human", "value": "..."}'), SHAREGPT | {"chosen": "so"}),
         (('1: "system" is a list, not text', "give a text, or drop the column"), ALPACA | {"system": ["be kind"]}),
-        (('1: no "labels"', "each row needs the columns of Stanford SHP: history, human_ref_A, human_ref_B, labels"), {key: SHP[key] for key in SHP if key != "labels"}),
-        (('1: no "winner"', "each row needs the columns of lmsys arena: conversation_a, conversation_b, winner"), {key: ARENA[key] for key in ARENA if key != "winner"}),
     ],
 )  # fmt: skip
 def test_other_faults(tmp_path, expected, row):
@@ -299,8 +200,8 @@ HH = {side: f"\n\nHuman: why?\n\nAssistant: {text}" for side, text in (("chosen"
         ([TURNS, WHOLE], "2: mixed layouts, this row is chosen, rejected as turns, the first row is prompt, chosen, rejected as turns"),
         ([HH, WHOLE], "2: mixed layouts, this row is chosen, rejected as turns, the first row is chosen, rejected as dialogues"),
         ([TEXT, TEXT | {"prompt": "\n\nHuman: why?\n\nAssistant:"}], "2: mixed layouts, this row is prompt, chosen, rejected as dialogues, the first row is prompt, chosen, rejected as text"),
-        ([SHP, TEXT], "2: mixed layouts, this row is prompt, chosen, rejected as text, the first row is Stanford SHP: history, human_ref_A, human_ref_B, labels"),
-        ([ARENA | {"winner": "tie"}, SWIFT], "2: mixed layouts, this row is ms-swift: messages, rejected_response, the first row is lmsys arena: conversation_a, conversation_b, winner"),
+        ([ALPACA, TEXT], "2: mixed layouts, this row is prompt, chosen, rejected as text, the first row is LLaMA-Factory alpaca: instruction, chosen, rejected"),
+        ([NEMO | {"completions": []}, SWIFT], "2: mixed layouts, this row is ms-swift: messages, rejected_response, the first row is NeMo: context, completions"),
     ],
 )  # fmt: skip
 def test_mixed_layouts_are_refused_at_the_first_row_that_differs(tmp_path, rows, message):
@@ -364,7 +265,7 @@ def test_a_mapping_to_nothing(tmp_path):
     assert error_of(tmp_path, *late, columns={"prompt": "question"})[0] == '2: no column "question"'
     message, hint = error_of(tmp_path, TEXT, columns={"promt": "prompt"})
     assert message == "columns: nothing reads a column called promt"
-    assert hint.startswith("name one of answer_0, answer_1, chat_template_kwargs, choice, chosen, ")
+    assert hint.startswith("name one of chat_template_kwargs, chosen, completion, completions, context, ")
 
 
 def test_the_layout_is_told_once_and_before_the_first_row_fails(tmp_path):

@@ -38,7 +38,7 @@ def test_nothing_is_measured_twice_without_a_cache(run, monkeypatch, tmp_path):
     ear = Ear()
     run(ear, samples=0)
     assert ear.tasks.count("reference: log-probs") == 1
-    assert any("is not kept" in text for text in ear.said)
+    assert any("is not cached" in text for text in ear.said)
 
 
 def test_a_killed_run_goes_on(run, world, held_out, monkeypatch, tmp_path):

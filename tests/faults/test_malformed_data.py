@@ -24,6 +24,7 @@ from tests.data.turns import bot, user
 
 ROW = {"prompt": "why?", "chosen": "so", "rejected": "no"}
 GOOD = json.dumps(ROW) + "\n"
+RANKED = '{"context": [{"role": "user", "content": "a"}], "completions": [{"rank": RANK, "completion": []}]}'
 LEAP = pa.array([-(10**15)], pa.timestamp("s"))
 """a date before year 1"""
 TWO_ROLES = pa.StructArray.from_arrays([pa.array(["user"]), pa.array(["assistant"])], ["role", "role"])
@@ -109,9 +110,9 @@ CASES = {
     "a number of 5000 digits that nobody reads": ("a.jsonl", GOOD[:-2] + f', "n": {"1" * 5000}}}', USED),
     "a number of 5000 digits in a list": ("a.json", f'[{GOOD[:-2]}, "n": {"1" * 5000}}}]', USED),
     "a number of 5000 digits as an answer": ("a.jsonl", GOOD.replace('"so"', "1" * 5000), 'a.jsonl:1: "chosen" is a number'),
-    "an infinite vote": ("a.jsonl", '{"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1e400}', 'a.jsonl:1: "labels" is inf'),
-    "a vote that is no number": ("a.jsonl", '{"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": NaN}', 'a.jsonl:1: "labels" is NaN'),
-    "a vote beyond floats": ("a.jsonl", '{"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1' + "0" * 400 + "}", 'a.jsonl:1: "labels" is a number'),
+    "a rank that is no number": ("a.jsonl", RANKED.replace("RANK", "NaN"), 'a.jsonl:1: "completions item 1 rank" is NaN'),
+    "a rank beyond floats": ("a.jsonl", RANKED.replace("RANK", "1" + "0" * 400), 'a.jsonl:1: "completions item 1 rank" is a number'),
+    "an infinite rank": ("a.jsonl", RANKED.replace("RANK", "1e400"), [Dropped(0, "fewer than two answers")]),
     "an infinite grade": ("a.jsonl", GOOD[:-2] + ', "score_chosen": 1e400, "score_rejected": NaN}', USED),
     # shapes
     "brackets in brackets": ("a.jsonl", GOOD[:-2] + f', "n": {nested(100_000)}}}', "a.jsonl:1: broken JSON: nested too deeply"),
