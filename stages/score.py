@@ -71,12 +71,14 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     models = _models(config, reporter)
     tokenizer = _common_tokenizer(models, config.trust_remote_code, reporter)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
-    inputs = {
-        "oracle": Input(str(models.oracle), model_hash(models.oracle)),
-        "reference": Input(str(models.reference), model_hash(models.reference)),
-        "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
-        "dataset": Input(config.dataset, dataset_hash(config.dataset)),
-    }
+    # What the first process has hashed, the others find in the cache.
+    with accelerator.main_process_first():
+        inputs = {
+            "oracle": Input(str(models.oracle), model_hash(models.oracle)),
+            "reference": Input(str(models.reference), model_hash(models.reference)),
+            "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
+            "dataset": Input(config.dataset, dataset_hash(config.dataset)),
+        }
     known = _known_logps(config, inputs["reference"].hash, reporter)
     with open_stage(STAGE, config, inputs, workers=worker.workers, sound=sound) as work:
         if work.finished:

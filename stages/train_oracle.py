@@ -141,7 +141,9 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=True)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
-    inputs = _inputs(config, model_folder, tokenizer)
+    # What the first one has hashed, the others find in the cache.
+    with accelerator.main_process_first():
+        inputs = _inputs(config, model_folder, tokenizer)
     limit = Limit(
         usable_length([model_folder], config.max_length, trust_remote_code=config.trust_remote_code, reporter=reporter),
         config.overlong,

@@ -108,8 +108,10 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     scores = scores._replace(ids_below=vocabulary_size(tokenizer))
     refuse_useless_optimizer(config, accelerator.device)
     refuse_useless_lora(config, model_folder, keeps_base=False)
-    start = frozen(config.model, model_folder, quantize=config.quantize)
-    reference = _reference(config, start, scores, reporter)
+    # What the first one has hashed, the others find in the cache.
+    with accelerator.main_process_first():
+        start = frozen(config.model, model_folder, quantize=config.quantize)
+        reference = _reference(config, start, scores, reporter)
     inputs = {
         "model": Input(config.model, start.hash),
         "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),

@@ -21,13 +21,21 @@ _OURS: Final = b'{\n  "'
 _MAKER: Final = "made_by"
 
 
-def write_checksums(folder: Path, owner: str, files: Mapping[str, Any]) -> None:
-    """
+def write_checksums(folder: Path, owner: str) -> None:
+    """Wait until the disk has every file of a folder, and write down whose they are and what is in them.
+
+    Of a large one that is its size, which costs no reading.
+
     Args:
         owner: what the files belong to, such as the fingerprint of a run.
-        files: the sha256 of each, or its size, by its name in the folder.
     """
-    write_json(folder / FILE, {"run": owner, "files": dict(files)})
+    files: dict[str, str | int] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb+") as file:
+            make_durable(file)
+        size = path.stat().st_size
+        files[str(path.relative_to(folder))] = size if size > LARGE_BYTES else hash_file(path)
+    write_json(folder / FILE, {"run": owner, "files": files})
 
 
 def read_checksums(folder: Path) -> dict[str, Any]:
@@ -40,17 +48,6 @@ def read_checksums(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found["files"], dict):
         raise ValueError(f"{FILE} holds no checksums")
     return {"run": found["run"], "files": found["files"]}
-
-
-def durable_checksums(folder: Path, names: Iterable[str]) -> dict[str, str | int]:
-    """The sha256 of files that are on the disk when this ends; of a large one its size, which costs no reading."""
-    found: dict[str, str | int] = {}
-    for name in names:
-        with (folder / name).open("rb+") as file:
-            make_durable(file)
-        size = (folder / name).stat().st_size
-        found[name] = size if size > LARGE_BYTES else hash_file(folder / name)
-    return found
 
 
 def fault_in(folder: Path) -> str:

@@ -11,7 +11,6 @@ that was killed, and is removed by the next one.
 import functools
 import hashlib
 import io
-import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from stages.errors import SepoError
 from stages.reporting import Reporter
-from stages.store.files import hash_file, hash_json, make_durable
+from stages.store.files import cache_folder, hash_file, hash_json, make_durable
 
 Found = TypeVar("Found")
 Arrays = dict[str, NDArray[Any]]
@@ -67,12 +66,6 @@ class NewFile(io.RawIOBase):
     def drop(self) -> None:
         with suppress(OSError):
             self._file.close()
-
-
-def cache_folder() -> Path:
-    """``$SEPO_CACHE``, else ``$XDG_CACHE_HOME/sepo``, else ``~/.cache/sepo``."""
-    own, shared = os.environ.get("SEPO_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(os.path.expanduser(own or os.path.join(shared or "~/.cache", "sepo")))
 
 
 def cached(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
-from stages.store.checksums import durable_checksums, fault_in, read_checksums, unlisted_in, write_checksums
+from stages.store.checksums import fault_in, read_checksums, unlisted_in, write_checksums
 from stages.store.files import whole_folder, write_text, writing
 
 FOLDER: Final = "checkpoints"
@@ -100,7 +100,7 @@ class Checkpoints:
             if self._accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
                     self._write_parts(temporary)
-                    _write_checksums(temporary, self._fingerprint)
+                    write_checksums(temporary, self._fingerprint)
             else:
                 self._save_together(target)
         self.newest = step
@@ -182,7 +182,7 @@ class Checkpoints:
         self._write_parts(temporary)
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
-            _write_checksums(temporary, self._fingerprint)
+            write_checksums(temporary, self._fingerprint)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         self._accelerator.wait_for_everyone()
@@ -224,9 +224,3 @@ def _going_on_from(path: Path) -> Iterator[None]:
 
 def _step_of(path: Path) -> int:
     return int(path.name.rsplit("-", 1)[1])
-
-
-def _write_checksums(folder: Path, fingerprint: str) -> None:
-    """Wait until the disk has every file, and write down whose they are and what is in them."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    write_checksums(folder, fingerprint, durable_checksums(folder, names))

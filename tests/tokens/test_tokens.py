@@ -16,8 +16,8 @@ from stages.data.layouts import read_conversations, read_pairs
 from stages.errors import SepoError
 from stages.models.folders import tokenizer_hash
 from stages.reporting import Quiet
+from stages.store.files import cache_folder
 from stages.tokens import cache, fingerprint, tokenised
-from stages.tokens.cache import cache_folder
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
 from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs

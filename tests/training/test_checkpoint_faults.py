@@ -1,5 +1,7 @@
 """What is said when a sound checkpoint cannot be loaded: only one that nobody can read is to be deleted."""
 
+import io
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -7,6 +9,7 @@ from accelerate import Accelerator
 from stages.devices.memory import OutOfMemory
 from stages.errors import SepoError
 from stages.reporting import Quiet
+from stages.store import checksums
 from stages.training.checkpoints import Checkpoints
 
 
@@ -86,6 +89,23 @@ def test_a_file_that_was_not_written_with_a_checkpoint_is_not_loaded(resume, tmp
     assert caught.value.hint == "remove it, and run the same again"
     (checkpoint / "model.safetensors").unlink()
     assert Checkpoints(*of_run, {"part": Part()}).resume(Quiet(), 4) == 2
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut"])
+def test_a_large_file_is_not_hashed_and_yet_believed_only_whole(tmp_path, monkeypatch, fault):
+    """Its size is written down, and torch's format holds a CRC of every tensor, which torch itself does not look at."""
+    path = tmp_path / "weights.bin"
+    torch.save({"weight": torch.arange(10_000)}, path)
+    monkeypatch.setattr(checksums, "LARGE_BYTES", 1 << 10)
+    checksums.write_checksums(tmp_path, "sha256:one")
+    assert checksums.read_checksums(tmp_path)["files"] == {"weights.bin": path.stat().st_size}
+    assert checksums.fault_in(tmp_path) == ""
+    data = bytearray(path.read_bytes())
+    if fault == "flipped":
+        data[len(data) // 2] ^= 1
+        torch.load(io.BytesIO(data))
+    path.write_bytes(data[:-1] if fault == "cut" else data)
+    assert checksums.fault_in(tmp_path) == "weights.bin"
 
 
 def test_what_is_no_checkpoint_is_passed_over_and_stays(resume, tmp_path):
