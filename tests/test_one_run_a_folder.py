@@ -5,10 +5,13 @@ import sys
 
 import pytest
 
+from stages import cut_model, make_demo
+from stages.configs import CutModelConfig, DemoConfig
 from stages.errors import SepoError
+from stages.reporting import Quiet
 from tests import lives
 from tests.test_training_lives import STEPS, policy, wait_for_a_new_checkpoint
-from tests.world import run_oracle, run_policy
+from tests.world import run_oracle, run_policy, run_score
 
 HOLD = """
 import fcntl, sys
@@ -41,6 +44,19 @@ def test_neither_training_stage_enters_a_held_folder(world, chat_folder, held_fo
         run_policy(world, chat_folder, output=held_folder, **options)
     with pytest.raises(SepoError, match="another run is at work"):
         run_oracle(world, chat_folder, output=held_folder, **options)
+    assert contents(held_folder) == before
+
+
+def test_no_other_command_enters_a_held_folder(world, chat_folder, held_folder):
+    """Of `demo-report` and `compare`, which open it by the same call, the inputs are more to make."""
+    before = contents(held_folder)
+    out = {"output_dir": str(held_folder), "overwrite": True}
+    with pytest.raises(SepoError, match="another run is at work"):
+        make_demo.run(DemoConfig(**out), Quiet())
+    with pytest.raises(SepoError, match="another run is at work"):
+        cut_model.run(CutModelConfig(model=str(chat_folder), layers=1, **out), Quiet())
+    with pytest.raises(SepoError, match="another run is at work"):
+        run_score(world, output=held_folder, overwrite=True)
     assert contents(held_folder) == before
 
 

@@ -12,6 +12,7 @@ from stages.types import Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenP
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+SIDES: Final = ("chosen", "rejected")
 REQUIRED: Final = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_scores", "rejected_scores")
 SCHEMA: Final = pa.schema(
     [
@@ -72,16 +73,11 @@ def _named(name: str) -> str:
 
 def as_columns(rows: list[ScoredPair]) -> dict[str, list[Any]]:
     """Rows as the columns of `SCHEMA`."""
-    return {
-        "pair_id": [row.pair.pair_id for row in rows],
-        "prompt_ids": [row.pair.prompt_ids for row in rows],
-        "chosen_ids": [row.pair.chosen_ids for row in rows],
-        "rejected_ids": [row.pair.rejected_ids for row in rows],
-        "chosen_scores": [row.scores.chosen for row in rows],
-        "rejected_scores": [row.scores.rejected for row in rows],
-        "chosen_reference_logps": [None if row.reference is None else row.reference.chosen for row in rows],
-        "rejected_reference_logps": [None if row.reference is None else row.reference.rejected for row in rows],
-    }
+    columns = {name: [getattr(row.pair, name) for row in rows] for name in SCHEMA.names[:4]}
+    for side in SIDES:
+        columns[f"{side}_scores"] = [getattr(row.scores, side) for row in rows]
+        columns[f"{side}_reference_logps"] = [getattr(row.reference, side, None) for row in rows]
+    return columns
 
 
 def rows_of(batch: pa.RecordBatch, where: str, ids_below: int | None) -> Iterator[ScoredPair]:
@@ -156,41 +152,30 @@ def check_row(row: ScoredPair, where: str) -> None:
     prefix = f"{where}: pair {pair.pair_id}"
     if pair.pair_id is None or not 0 <= pair.pair_id < 1 << 63:
         raise SepoError(f"{prefix} has no row number for a pair_id", hint="number the rows of the data set from 0")
-    parts: dict[str, Any] = {
-        "prompt_ids": pair.prompt_ids,
-        "chosen_ids": pair.chosen_ids,
-        "rejected_ids": pair.rejected_ids,
-    }
-    parts |= {"chosen_scores": row.scores.chosen, "rejected_scores": row.scores.rejected}
+    parts: dict[str, Any] = {name: getattr(pair, name) for name in SCHEMA.names[1:4]}
+    parts |= {f"{side}_scores": getattr(row.scores, side) for side in SIDES}
     for name, values in parts.items():
         if values is None or len(values) == 0:
             raise SepoError(f"{prefix} has no {name}", hint="a row needs a prompt and two responses, all scored")
         if name.endswith("_ids") and np.min(values) < 0:
             raise SepoError(f"{prefix} has a negative id in {name}", hint="ids are rows of the token->id map")
-    for side in ("chosen", "rejected"):
-        _check_side(prefix, side, parts[f"{side}_ids"], getattr(row.scores, side), "scores")
-        if row.reference is not None:
-            _check_side(prefix, side, parts[f"{side}_ids"], getattr(row.reference, side), "reference_logps")
-        if row.weights is not None:
-            _check_weights(prefix, side, parts[f"{side}_ids"], getattr(row.weights, side))
-
-
-def _check_weights(prefix: str, side: str, ids: Any, weights: Any) -> None:
-    if weights is None:
-        raise SepoError(f"{prefix} has no {side}_weights", hint="give weights for both responses of a row, or for none")
-    _check_side(prefix, side, ids, weights, "weights")
-    if np.min(weights) < 0:
-        place = int(np.argmin(weights))
-        raise SepoError(
-            f"{prefix} has a negative weight in {side}_weights, at token {place}", hint="0 leaves a token out"
-        )
+    for side in SIDES:
+        for what in ("scores", "reference", "weights"):
+            if getattr(row, what) is not None:
+                _check_side(prefix, side, parts[f"{side}_ids"], getattr(getattr(row, what), side), what)
 
 
 def _check_side(prefix: str, side: str, ids: Any, values: Any, what: str) -> None:
+    name = f"{side}_{'reference_logps' if what == 'reference' else what}"
+    if values is None:
+        raise SepoError(f"{prefix} has no {name}", hint="give weights for both responses of a row, or for none")
     if len(values) != len(ids):
-        message = f"{prefix} has {len(ids)} {side}_ids and {len(values)} {side}_{what}"
+        message = f"{prefix} has {len(ids)} {side}_ids and {len(values)} {name}"
         raise SepoError(message, hint="every response token needs exactly one value")
     if not np.isfinite(values).all():
-        place = int(np.argmin(np.isfinite(values)))
-        message = f"{prefix} has a {side}_{what} that is not finite, at token {place}"
+        index = int(np.argmin(np.isfinite(values)))
+        message = f"{prefix} has a {name} that is not finite, at token {index}"
         raise SepoError(message, hint="look at that pair; a model in half precision may overflow")
+    if what == "weights" and np.min(values) < 0:
+        message = f"{prefix} has a negative weight in {name}, at token {int(np.argmin(values))}"
+        raise SepoError(message, hint="0 leaves a token out")

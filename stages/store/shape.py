@@ -37,14 +37,6 @@ def _bytes(name: str) -> bytes:
     return name.encode(errors="replace")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MOST_COUNT
 
@@ -52,38 +44,40 @@ def _is_count(value: Any) -> bool:
 def _is_name(value: Any) -> bool:
     """Whether a value may be given to the system as a path, wherever that leads."""
     parts = _bytes(value).split(b"/") if isinstance(value, str) else [b"\0"]
-    return sum(map(len, parts)) < LONGEST_PATH and all(
-        len(part) <= LONGEST_NAME and b"\0" not in part for part in parts
-    )
+    short = all(len(part) <= LONGEST_NAME and b"\0" not in part for part in parts)
+    return short and sum(map(len, parts)) < LONGEST_PATH
 
 
-def _are_files(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value)
+def _are_checksums(value: Any, is_named: Callable[[Any], bool], *counts: str) -> bool:
+    """Whether a value holds, by names of files, hashes with these counts beside each."""
+    return isinstance(value, dict) and all(
+        is_named(name) and isinstance(each, dict) and isinstance(each.get("sha256"), str)
+        and all(_is_count(each.get(key)) for key in counts)
+        for name, each in value.items()
+    )  # fmt: skip
 
 
-def _is_sum(value: Any, *counts: str) -> bool:
-    """Whether a value is a hash with these counts beside it."""
-    hashed = isinstance(value, dict) and _is_text(value.get("sha256"))
-    return hashed and all(_is_count(value.get(key)) for key in counts)
+def _list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
 
 
-def _are_sums(value: Any, is_named: Callable[[Any], bool], *counts: str) -> bool:
-    named = isinstance(value, dict) and all(map(is_named, value))
-    return named and all(_is_sum(each, *counts) for each in value.values())
+def _number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
 
 
 _OBJECT: Final = _Kind("an object", lambda value: isinstance(value, dict))
 _OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
-_TEXT: Final = _Kind("a text", _is_text)
-_TEXT_OR_NULL: Final = _Kind("a text or null", lambda value: value is None or _is_text(value))
+_TEXT: Final = _Kind("a text", lambda value: isinstance(value, str))
+_TEXT_OR_NULL: Final = _Kind("a text or null", lambda value: value is None or isinstance(value, str))
 _NAME: Final = _Kind("a name of a file or model", _is_name)
-_NUMBER: Final = _Kind("a number", _is_number)
+_NUMBER: Final = _Kind("a number", _number)
 _COUNT: Final = _Kind("a whole number from 0", _is_count)
-_TEXTS: Final = _Kind("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value)))
-_NAMED: Final = _Kind(
-    "an object of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))
+_TEXTS: Final = _Kind("a list of texts", lambda value: _list_of(str, value))
+_NAMED: Final = _Kind("an object of texts", lambda value: isinstance(value, dict) and _list_of(str, [*value.values()]))
+_FILES: Final = _Kind(
+    "a list of names of different files in the folder",
+    lambda value: isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value),
 )
-_FILES: Final = _Kind("a list of names of different files in the folder", _are_files)
 _OF_FILES: Final = "an object of checksums by names of files in the folder"
 _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("format",): _COUNT,
@@ -110,8 +104,8 @@ _SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
     ("tokenizer", "hash"): _TEXT,
     ("tokenizer", "size"): _COUNT,
     ("files",): _FILES,
-    ("shards",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_file_name, "bytes", "rows")),
-    ("checksums",): _Kind(_OF_FILES, lambda value: _are_sums(value, is_inside, "bytes")),
+    ("shards",): _Kind(_OF_FILES, lambda value: _are_checksums(value, is_file_name, "bytes", "rows")),
+    ("checksums",): _Kind(_OF_FILES, lambda value: _are_checksums(value, is_inside, "bytes")),
 }
 """what may stand where, if anything does; what no reader looks at may be anything"""
 _MISSING: Final = object()
