@@ -3,11 +3,11 @@
 No list of architectures could be complete: models mix tokens by attention, state spaces and convolutions, count
 positions in ways of their own, and scale or cap their logits. So every model is shown two short pairs of random ids,
 each response in a row of its own through the model's own forward, and then by each faster way. A way that gives other
-log-probs is not taken, and the log says so.
+log-probs is not taken, nor a row in which answers see each other, and the log says so.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,11 +15,16 @@ from torch import Tensor
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
-from stages.logprobs.logps import Reader, keeps_logits, pair_by_pair, reading, weighted_logps
+from stages.logprobs.logps import Reader, keeps_logits, make_batch, pair_by_pair, reading, weighted_logps
 from stages.logprobs.packing import Packed, pack
 from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter
-from stages.types import Batch
+from stages.types import Batch, TokenPair
+
+_NEARLY_EXACT: Final = 2e-6
+"""nats; in tests/logprobs/zoo.py nothing moves where nothing leaks, and by 5e-5 at least where something does"""
+_NOISE: Final = 4.0
+"""how much farther than by other rows of a batch an answer's log-probs may move by others in its own"""
 
 
 @torch.no_grad()
@@ -52,7 +57,12 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     packed = pack(examples, model.device)
     if reader.alone:
         reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
-    elif _may_pack(reader) and _agrees(reader, packed, expected_N, limit) and _windows_told(reader, packed):
+    elif (
+        _may_pack(reader)
+        and _agrees(reader, packed, expected_N, limit)
+        and _windows_told(reader, packed)
+        and not _leaks(reader._replace(packs=True))
+    ):
         reader = reader._replace(packs=True)
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
@@ -103,6 +113,35 @@ def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor, limit: fl
     """Whether one way of reading gives the expected log-probs."""
     found_N = _read(reader, batch)
     return found_N is not None and apart(found_N, expected_N) <= limit
+
+
+def _leaks(packing: Reader) -> bool:
+    """Whether an answer's log-probs move with the other answers in its row, more than with other rows of a batch.
+
+    In one shape and precision they keep every bit, but where what is read together is rounded together: by experts, or
+    in few bits.
+    """
+    moved = _moved(packing)
+    return moved > _NEARLY_EXACT and moved > _NOISE * _moved(packing._replace(packs=False))
+
+
+def _moved(reader: Reader) -> float:
+    """Largest change of an answer's log-prob when the other answer of every pair is another one, nats."""
+    pairs = trial_pairs(reader.model)
+    vocabulary = int(reader.model.get_input_embeddings().weight.shape[0])
+
+    def read(pairs: list[TokenPair]) -> Tensor:
+        batch = make_batch([whole(pair) for pair in pairs], reader.model.device, packs=reader.packs)
+        with reading(reader, batch):
+            return pair_by_pair(batch, weighted_logps(reader, batch))
+
+    before_N = read(pairs)
+    lengths = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    moved = []
+    for side, other in (("chosen_ids", 1), ("rejected_ids", 0)):
+        changed = [pair._replace(**{side: (getattr(pair, side) + 1) % vocabulary}) for pair in pairs]
+        moved += (read(changed) - before_N).abs().split(lengths)[other::2]
+    return float(torch.cat(moved).max())
 
 
 def _read(reader: Reader, batch: Packed | Batch) -> Tensor | None:

@@ -66,8 +66,6 @@ def base_of(folder: Path) -> str:
     name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
     if any(part in kind for part in _BEFORE_THE_PROMPT):
         raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
-    if "LILY" in kind:
-        raise SepoError(f"{folder} is an adapter of kind {kind}, which looks at later tokens", hint="use LoRA")
     if str(config.get("init_lora_weights")).startswith("pissa_niter"):
         # What is left of the base beside it is found by chance, and another time it is another.
         raise SepoError(

@@ -60,6 +60,15 @@ PADDED = {
     "lfm2, a convolution": _sized(t.Lfm2Config, layer_types=["conv", "full_attention"]),
     "bloom, distances as biases": _bloom,
 }
+LEAKING = {
+    "lfm2, a convolution": PADDED["lfm2, a convolution"],
+    "granite, a state space": _sized(
+        t.GraniteMoeHybridConfig, layer_types=["mamba", "attention"], shared_intermediate_size=48,
+        num_local_experts=2, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1,
+    ),
+    "recurrent gemma": _sized(t.RecurrentGemmaConfig, attention_window_size=64, lru_width=32),
+}  # fmt: skip
+"""whose state or convolution runs on from an answer into the next, by next to nothing where weights are small"""
 _FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 6.0, 8.0]}
 ALONE = {
     "phi3, longrope beyond 12 positions": _sized(
@@ -78,12 +87,14 @@ ALONE = {
         rope_parameters={"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
     ),
 }
-FAMILIES = {**PACKED, **PADDED, **ALONE}
+FAMILIES = {**PACKED, **PADDED, **LEAKING, **ALONE}
 
 
-def tiny(family, seed=0):
+def tiny(family, seed=0, **settings):
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family]()).eval()
+    config = FAMILIES[family]()
+    config.update(settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
     head = model.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         torch.nn.init.normal_(head.bias)
