@@ -44,6 +44,7 @@ from stages.report.estimate import (
 )
 from stages.report.visible import pair_passage, token_passage
 from stages.reporting import Passage, Reporter, Summary, Table
+from stages.tokens.dataset import what_to_do
 from stages.tokens.encode import SAME_IDS, Encoder, truncate
 from stages.tokens.tokenised import Reason, Tokenised, TokenTable, tokenised_pairs
 from stages.types import Dropped, Pair, TokenPair
@@ -328,7 +329,7 @@ def _failure(findings: Findings) -> SepoError | None:
     if not rows.kept:
         return SepoError(
             f"{config.dataset}: no pair is left: {rows} ({reasons})",
-            hint="see the reasons; --max-length may be too low",
+            hint=what_to_do({reason: dropped.count for reason, dropped in rows.dropped.items()}),
         )
     if config.overlong == "error" and rows.overlong.pairs:
         return SepoError(

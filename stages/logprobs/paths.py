@@ -137,10 +137,10 @@ def _moved(reader: Reader) -> float:
 
     before_N = read(pairs)
     lengths = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    moved = []
+    moved: list[Tensor] = []
     for side, other in (("chosen_ids", 1), ("rejected_ids", 0)):
         changed = [pair._replace(**{side: (getattr(pair, side) + 1) % vocabulary}) for pair in pairs]
-        moved += (read(changed) - before_N).abs().split(lengths)[other::2]
+        moved += torch.split((read(changed) - before_N).abs(), lengths)[other::2]
     return float(torch.cat(moved).max())
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from stages.reporting import Reporter
 from stages.tokens.encode import Encoder, truncate
 from stages.tokens.tokenised import Tokenised, TokenTable, tokenised_conversations, tokenised_pairs
 from stages.types import Dropped, TokenPair, longest
+
+_LONGER: Final = "longer than "
+"""how the reason begins for which a limit drops a pair"""
 
 
 @dataclass
@@ -123,8 +126,15 @@ def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> 
     counts.tokens = _tokens(found.pairs.lengths[places], limit.max_length)
     reporter.say(f"{name}: {counts}")
     if not counts.kept:
-        raise SepoError(f"{name}: no pair is left: {counts}", hint="see the reasons; --max-length may be too low")
+        raise SepoError(f"{name}: no pair is left: {counts}", hint=what_to_do(counts.dropped))
     return KeptPairs(found.pairs, places, limit.max_length), counts
+
+
+def what_to_do(dropped: Mapping[str, int]) -> str:
+    """The hint where no pair is left: by the reason that took most of the rows."""
+    if max(dropped, key=dropped.__getitem__, default="").startswith(_LONGER):
+        return "--max-length may be too low"
+    return "see the reasons: the data or the chat template has to change"
 
 
 def refuse_dropped(counts: Counts, name: str) -> None:
@@ -179,7 +189,7 @@ def shorten(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
         )
     if limit.overlong == "truncate":
         return truncate(pair, limit.max_length)
-    return Dropped(pair.pair_id, f"longer than {limit.max_length:,} tokens")
+    return Dropped(pair.pair_id, f"{_LONGER}{limit.max_length:,} tokens")
 
 
 def _tokens(lengths: NDArray[np.int32], max_length: int) -> Counter[str]:
