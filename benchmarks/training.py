@@ -61,10 +61,10 @@ class Clock:
 def selected(pair: Any, rng: Any) -> Any:
     """Which tokens are selected does not matter to the cost, only how many, and where the last one is."""
     from stages.method.selection import select_by_keys
-    from stages.types import Example, PairLogps
+    from stages.types import Example, PairLogps, PairWeights
 
     keys = PairLogps(*(rng.standard_normal(len(part)).astype(np.float32) for part in pair[2:]))
-    return Example(pair, *(mask.astype(np.float32) for mask in select_by_keys(keys, 0.3, 0.3)))
+    return Example(pair, PairWeights(*(mask.astype(np.float32) for mask in select_by_keys(keys, 0.3, 0.3))))
 
 
 def ours(options: argparse.Namespace) -> float:

@@ -254,7 +254,7 @@ def _keep_snapshot(job: Job, trainee: Trainee, tokenizer: Any, steps: int) -> No
 
 
 def _tokens(example: Example) -> float:
-    return float(example.chosen_weights.sum())
+    return float(example.weights.chosen.sum())
 
 
 def _one_pair(example: Example) -> float:

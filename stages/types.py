@@ -61,11 +61,16 @@ class TokenPair(NamedTuple):
     rejected_ids: Ids
     """(J,), empty in SFT data"""
 
+    @property
+    def parts(self) -> tuple[Ids, Ids, Ids]:
+        """Prompt, chosen and rejected response."""
+        return self.prompt_ids, self.chosen_ids, self.rejected_ids
+
 
 def content_hash(pair: TokenPair) -> int:
     """64 bits that stand for all of a pair's ids and where each part ends, but not for its number."""
-    lengths = np.array([len(part) for part in pair[1:]], "<i4")
-    return hash_ids(lengths, *(np.ascontiguousarray(part, "<i4") for part in pair[1:]))
+    lengths = np.array([len(part) for part in pair.parts], "<i4")
+    return hash_ids(lengths, *(np.ascontiguousarray(part, "<i4") for part in pair.parts))
 
 
 def hash_ids(*parts: NDArray[np.int32]) -> int:
@@ -109,23 +114,42 @@ class ScoredPair(NamedTuple):
     """weights of the tokens that came with the scores, if any did"""
 
 
+class ReferenceSums(NamedTuple):
+    """Of each response of a pair the sum of weight * reference log-prob, in nats."""
+
+    chosen: float
+    rejected: float
+
+
+class Response(NamedTuple):
+    """One response of an example, as batches take it."""
+
+    ids: Ids
+    """(C,) or (J,)"""
+    weights: Floats
+    """the same shape"""
+    reference: float | None
+
+
 class Example(NamedTuple):
     """What training needs of one pair: its ids, the weight of every response token, its reference log-probs."""
 
     pair: TokenPair
-    chosen_weights: Floats
-    """(C,), 0 for a token that takes no part"""
-    rejected_weights: Floats
-    """(J,)"""
-    chosen_reference: float = 0.0
-    """weight * reference log-prob, summed over the chosen response, for objectives that have a reference"""
-    rejected_reference: float = 0.0
+    weights: PairWeights
+    reference: ReferenceSums | None = None
+    """for objectives that have a reference"""
+
+    @property
+    def responses(self) -> list[Response]:
+        """The chosen one, then the rejected one, which SFT data does not have."""
+        sums = self.reference or (None, None)
+        responses = map(Response, (self.pair.chosen_ids, self.pair.rejected_ids), self.weights, sums)
+        return list(responses) if len(self.pair.rejected_ids) else [next(responses)]
 
 
 def selected_share(example: Example) -> float:
     """The share of a pair's response tokens that take part."""
-    weights = (example.chosen_weights, example.rejected_weights)
-    return float(sum(np.count_nonzero(each) for each in weights) / sum(map(len, weights)))
+    return float(sum(map(np.count_nonzero, example.weights)) / sum(map(len, example.weights)))
 
 
 class Batch(NamedTuple):
@@ -137,8 +161,8 @@ class Batch(NamedTuple):
     """int64, 1 on real tokens"""
     weights_RW: Tensor
     """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
-    reference_R: Tensor
-    """float32, summed reference log-probs"""
+    reference_R: Tensor | None
+    """float32, summed reference log-probs; None without a reference"""
     read_RW: Tensor
     """bool, the tokens whose log-probs are computed: the weighted ones, or all of the responses"""
     kl_RW: Tensor | None = None
@@ -153,8 +177,8 @@ class Weighted(Protocol):
         """The weight of every token of a response, 0 for none."""
 
     @property
-    def reference_R(self) -> Tensor:
-        """Summed reference log-prob of every response, each token's times its weight."""
+    def reference_R(self) -> Tensor | None:
+        """Summed reference log-prob of every response, each token's times its weight; None without a reference."""
 
     @property
     def read_RW(self) -> Tensor:

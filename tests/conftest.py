@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.utils import logging as transformers_logging
 
 from stages.reporting import Quiet
-from stages.types import Example, TokenPair
+from stages.types import Example, PairWeights, TokenPair
 
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
@@ -141,7 +141,7 @@ def masked(pair, chosen_places, rejected_places):
     rejected = np.zeros(len(pair.rejected_ids), np.float32)
     chosen[chosen_places] = 1
     rejected[rejected_places] = 1
-    return Example(pair, chosen, rejected)
+    return Example(pair, PairWeights(chosen, rejected))
 
 
 def write_lines(path, rows):

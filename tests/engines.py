@@ -26,6 +26,7 @@ from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
 from stages.training.metrics import read_metrics
+from stages.types import ReferenceSums
 from tests.conftest import masked, random_pairs, tiny_llama
 from tests.logprobs.zoo import VOCABULARY, tiny
 from tests.training.fits import Killed, KilledAfter
@@ -82,8 +83,7 @@ def examples_of(objective, pairs):
     if objective is preferences:
         lengths = [(-float(len(pair.chosen_ids)), -float(len(pair.rejected_ids))) for pair in pairs]
         return [
-            whole(pair)._replace(chosen_reference=ours, rejected_reference=theirs)
-            for pair, (ours, theirs) in zip(pairs, lengths, strict=True)
+            whole(pair)._replace(reference=ReferenceSums(*sums)) for pair, sums in zip(pairs, lengths, strict=True)
         ], lambda example: 1.0
     alone = [whole(pair._replace(rejected_ids=pair.rejected_ids[:0])) for pair in pairs]
     return alone, lambda example: float(len(example.pair.chosen_ids))

@@ -8,7 +8,7 @@ from stages.logprobs.batches import whole
 from stages.method.drift import Drift, DriftMeter
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
 from stages.models.scorer import difference
-from stages.types import Example, PairLogps, ScoredPair, TokenPair
+from stages.types import Example, PairLogps, ReferenceSums, ScoredPair, TokenPair
 
 
 class Verdict(NamedTuple):
@@ -52,10 +52,7 @@ class Verdict(NamedTuple):
 def with_reference(pairs: list[TokenPair], reference: list[PairLogps]) -> list[Example]:
     """Examples over whole responses that carry their summed reference log-probs."""
     return [
-        whole(pair)._replace(
-            chosen_reference=float(logps.chosen.sum(dtype=np.float64)),
-            rejected_reference=float(logps.rejected.sum(dtype=np.float64)),
-        )
+        whole(pair)._replace(reference=ReferenceSums(*(float(side.sum(dtype=np.float64)) for side in logps)))
         for pair, logps in zip(pairs, reference, strict=True)
     ]
 

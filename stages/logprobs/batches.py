@@ -4,29 +4,30 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from stages.types import Batch, Example, Floats, Ids, TokenPair, longest
+from stages.types import Batch, Example, PairWeights, TokenPair, longest
 
 
 def whole(pair: TokenPair) -> Example:
     """An example in which every response token has weight 1."""
-    return Example(pair, np.ones(len(pair.chosen_ids), np.float32), np.ones(len(pair.rejected_ids), np.float32))
+    return Example(pair, PairWeights(*(np.ones(len(ids), np.float32) for ids in (pair.chosen_ids, pair.rejected_ids))))
 
 
 def padded_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
-    """Places of examples that are padded together, longest first: rows x longest row stays within `max_tokens`.
+    """Indices of examples that are padded together, longest first: rows x longest row stays within `max_tokens`.
 
     Longest first, because then memory runs out at once or never. A single pair over the budget makes a group alone.
     """
     groups: list[list[int]] = []
     rows = width = 0
-    for place in sorted(range(len(examples)), key=lambda place: -longest(examples[place].pair)):
-        pair = examples[place].pair
+    for index in sorted(range(len(examples)), key=lambda index: -longest(examples[index].pair)):
+        pair = examples[index].pair
         more = 2 if len(pair.rejected_ids) else 1
         if not groups or (rows + more) * width > max_tokens:
             groups.append([])
             rows, width = 0, longest(pair)
-        groups[-1].append(place)
+        groups[-1].append(index)
         rows += more
     return groups
 
@@ -39,24 +40,27 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
     Args:
         every_token: read all response tokens, not only those with a weight.
     """
-    rows = [(e.pair.prompt_ids, e.pair.chosen_ids, e.chosen_weights, e.chosen_reference) for e in examples]
-    if len(examples[0].pair.rejected_ids):
-        rows += [(e.pair.prompt_ids, e.pair.rejected_ids, e.rejected_weights, e.rejected_reference) for e in examples]
-    width = max(len(prompt) + len(response) for prompt, response, _, _ in rows)
+    # Every chosen response, then every rejected one.
+    responses = [each for side in zip(*(example.responses for example in examples), strict=True) for each in side]
+    prompts = [example.pair.prompt_ids for example in examples] * (len(responses) // len(examples))
+    rows = list(zip(prompts, responses, strict=True))
+    width = max(len(prompt) + len(response.ids) for prompt, response in rows)
     ids_RT = np.zeros((len(rows), width), dtype=np.int64)
     attention_RT = np.zeros((len(rows), width), dtype=np.int64)
     weights_RT = np.zeros((len(rows), width), dtype=np.float32)
     read_RT = np.zeros((len(rows), width), dtype=np.bool_)
-    for r, (prompt, response, weights, _) in enumerate(rows):
-        _fill(ids_RT[r], attention_RT[r], weights_RT[r], prompt, response, weights)
-        read_RT[r, len(prompt) : len(prompt) + len(response)] = every_token | (weights != 0)
-    reference_R = torch.tensor([reference for _, _, _, reference in rows], dtype=torch.float32)
-    tensors = [torch.from_numpy(array) for array in (ids_RT, attention_RT, weights_RT)]
-    return Batch(*(tensor.to(device) for tensor in (*tensors, reference_R, torch.from_numpy(read_RT))))
+    for r, (prompt, response) in enumerate(rows):
+        start, end = len(prompt), len(prompt) + len(response.ids)
+        ids_RT[r, :start], ids_RT[r, start:end] = prompt, response.ids
+        attention_RT[r, :end] = 1
+        weights_RT[r, start:end] = response.weights
+        read_RT[r, start:end] = every_token | (response.weights != 0)
+    arrays = (ids_RT, attention_RT, weights_RT, read_RT)
+    ids, attention, weights, read = (torch.from_numpy(array).to(device) for array in arrays)
+    return Batch(ids, attention, weights, references_of([response.reference for response in responses], device), read)
 
 
-def _fill(ids_T: Ids, attention_T: Ids, weights_T: Floats, prompt: Ids, response: Ids, weights: Floats) -> None:
-    start, end = len(prompt), len(prompt) + len(response)
-    ids_T[:start], ids_T[start:end] = prompt, response
-    attention_T[:end] = 1
-    weights_T[start:end] = weights
+def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor | None:
+    """The summed reference log-probs of the rows of a batch, (R,) float32; None where they are not known."""
+    known = [each for each in sums if each is not None]
+    return torch.tensor(known, dtype=torch.float32, device=device) if known else None

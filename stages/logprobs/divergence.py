@@ -37,14 +37,13 @@ def response_kl(
     reader, reference = reader._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
     for model in (reader.model, other.model):
         model.eval()
-    # Numbered by their places: groups come back in another order.
-    examples = [whole(pair._replace(pair_id=place)) for place, pair in enumerate(pairs)]
+    examples = [whole(pair) for pair in pairs]
     kl_N2 = np.zeros((len(pairs), 2))
-    for group in make_groups(reader, examples, max_tokens):
-        batch = make_batch(group, device, packs=packs)
+    for group in make_groups(examples, max_tokens, packs=packs):
+        batch = make_batch([examples[index] for index in group], device, packs=packs)
         with reader.as_read(), reading(reader, batch):
             _, kl_RW = logps_and_kl(reader, reference, batch)
         by_side = kl_RW.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
-        kl_N2[[example.pair.pair_id for example in group], : by_side.shape[1]] = by_side
+        kl_N2[group, : by_side.shape[1]] = by_side
         task.advance(len(group))
     return kl_N2

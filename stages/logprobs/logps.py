@@ -138,7 +138,7 @@ def response_logps(
     """
     packs = all(reader.packs for reader in readers)
     examples = [whole(pair) for pair in pairs]
-    groups = _groups(packs, examples, max_tokens)
+    groups = make_groups(examples, max_tokens, packs=packs)
     found: list[list[Tensor]] = [[] for _ in readers]
     worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
     mine = worker.share(len(groups))
@@ -180,12 +180,10 @@ def make_batch(
     return collate(examples, device, every_token=every_token)
 
 
-def make_groups(
-    reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool = False
-) -> list[list[Example]]:
-    """Examples by the batch they go into, each within the budget; `every_token` as in `make_batch`."""
+def make_groups(examples: list[Example], max_tokens: int, *, packs: bool, every_token: bool = False) -> list[list[int]]:
+    """The indices of the examples of each batch, which is within the budget; options as in `make_batch`."""
     sized = [whole(example.pair) for example in examples] if every_token else examples
-    return [[examples[place] for place in group] for group in _groups(reader.packs, sized, max_tokens)]
+    return packed_groups(sized, max_tokens) if packs else padded_groups(sized, max_tokens)
 
 
 def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
@@ -217,10 +215,6 @@ def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) ->
         theirs = _rows(other, batch)
     ours = _rows(reader, batch)
     return _placed(batch, _logps_of(ours, batch)), _placed(batch, head_kl(ours, theirs, reference.divergence))
-
-
-def _groups(packs: bool, examples: list[Example], max_tokens: int) -> list[list[int]]:
-    return packed_groups(examples, max_tokens) if packs else padded_groups(examples, max_tokens)
 
 
 def _places(batch: Packed | Batch) -> Tensor:
@@ -273,7 +267,7 @@ def _one_by_one(
             batch.ids_RT[this],
             batch.attention_RT[this],
             batch.weights_RW[this],
-            batch.reference_R[row : row + 1],
+            None if batch.reference_R is None else batch.reference_R[this[:1]],
             batch.read_RW[this],
         )
         with torch.no_grad():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.logprobs.attention import Layout, Span, lay_out
+from stages.logprobs.batches import references_of
 from stages.types import Example, Floats, Ids
 
 
@@ -36,8 +37,8 @@ class Packed(NamedTuple):
     """int64, where each of them is in the flattened `weights_RW`"""
     weights_RW: Tensor
     """float32, the weights of each response's tokens that are read, then 0"""
-    reference_R: Tensor
-    """float32, summed reference log-probs"""
+    reference_R: Tensor | None
+    """float32, summed reference log-probs; None without a reference"""
     read_RW: Tensor
     """bool, where `weights_RW` holds a token"""
     kl_RW: Tensor | None = None
@@ -55,7 +56,7 @@ class _Response(NamedTuple):
     """of those that are read"""
     weights: Floats
     """of these"""
-    reference: float
+    reference: float | None
 
 
 class _Part(NamedTuple):
@@ -67,23 +68,23 @@ class _Part(NamedTuple):
 
 def unique_tokens(example: Example) -> int:
     """Tokens of an example in a packed row: the prompt counted once, responses up to their last weighted token."""
-    return len(example.pair.prompt_ids) + _last(example.chosen_weights) + _last(example.rejected_weights)
+    return len(example.pair.prompt_ids) + sum(map(_last, example.weights))
 
 
 def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
-    """Places of examples that go into a row together, longest first, so that memory runs out at once or never.
+    """Indices of examples that go into a row together, longest first, so that memory runs out at once or never.
 
     An example over the budget has a row to itself.
     """
     sizes = [unique_tokens(example) for example in examples]
     groups: list[list[int]] = []
     room = 0
-    for place in sorted(range(len(examples)), key=lambda place: -sizes[place]):
-        if not groups or sizes[place] > room:
+    for index in sorted(range(len(examples)), key=lambda index: -sizes[index]):
+        if not groups or sizes[index] > room:
             groups.append([])
             room = max_tokens
-        groups[-1].append(place)
-        room -= sizes[place]
+        groups[-1].append(index)
+        room -= sizes[index]
     return groups
 
 
@@ -102,33 +103,28 @@ def pack(
     spans = lay_out([_lengths(part) for part in parts])
     responses = [response for part in parts for response in part.responses]
     sources = [source for span, part in zip(spans, parts, strict=True) for source in _sources(span, part)]
-    weights_RW, reference_R, read_RW = _by_response(responses)
+    weights_RW, read_RW = _by_response(responses)
     width = weights_RW.shape[1]
     return Packed(
-        ids_T=_integers(
-            [ids for part in parts for ids in (part.prompt, *(each.ids for each in part.responses))], device
-        ),
+        ids_T=_integers([ids for part in parts for ids in _ids(part)], device),
         positions_T=_integers([_positions(part) for part in parts], device),
         layout=Layout(spans, device),
         sources_N=_integers(sources, device),
         targets_N=_integers([each.ids[each.places] for each in responses], device),
         places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
         weights_RW=torch.from_numpy(weights_RW).to(device),
-        reference_R=torch.from_numpy(reference_R).to(device),
+        reference_R=references_of([each.reference for each in sorted(responses, key=lambda each: each.row)], device),
         read_RW=torch.from_numpy(read_RW).to(device),
     )
 
 
 def _part(row: int, example: Example, count: int, every_token: bool) -> _Part:
-    pair, last = example.pair, len if every_token else _last
-    sides = [(row, pair.chosen_ids, example.chosen_weights, example.chosen_reference)]
-    if len(pair.rejected_ids):
-        sides.append((count + row, pair.rejected_ids, example.rejected_weights, example.rejected_reference))
+    last = len if every_token else _last
     responses = []
-    for number, ids, weights, reference in sides:
+    for number, (ids, weights, reference) in zip((row, count + row), example.responses, strict=False):
         places = np.arange(len(ids)) if every_token else np.flatnonzero(weights)
         responses.append(_Response(number, ids[: last(weights)], places, weights[places], reference))
-    return _Part(pair.prompt_ids, responses)
+    return _Part(example.pair.prompt_ids, responses)
 
 
 def _last(weights: Floats) -> int:
@@ -152,16 +148,14 @@ def _sources(span: Span, part: _Part) -> list[NDArray[Any]]:
     ]
 
 
-def _by_response(responses: list[_Response]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """weights_RW, reference_R and read_RW."""
+def _by_response(responses: list[_Response]) -> tuple[Floats, NDArray[np.bool_]]:
+    """weights_RW and read_RW."""
     rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
-    weights_RW, reference_R = np.zeros((rows, width), np.float32), np.zeros(rows, np.float32)
-    read_RW = np.zeros((rows, width), np.bool_)
+    weights_RW, read_RW = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.bool_)
     for each in responses:
         weights_RW[each.row, : len(each.places)] = each.weights
         read_RW[each.row, : len(each.places)] = True
-        reference_R[each.row] = each.reference
-    return weights_RW, reference_R, read_RW
+    return weights_RW, read_RW
 
 
 def _ids(part: _Part) -> list[Ids]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.errors import SepoError
 from stages.method.selection import Selection
-from stages.types import Example, Floats, PairLogps, ScoredPair
+from stages.types import Example, Floats, PairLogps, PairWeights, ReferenceSums, ScoredPair
 
 SIDES = ("chosen", "rejected")
 
@@ -55,13 +55,12 @@ def make_examples(
     empty = 0
     sides = SIDES[:1] if alone else SIDES
     counts: dict[str, dict[str, int]] = {name: dict.fromkeys(sides, 0) for name in ("tokens", "selected")}
-    for place, (row, weights) in enumerate(zip(rows, selection.weights, strict=True)):
-        if not all(side.any() for side in weights[: len(sides)]):
+    for index, (row, weights) in enumerate(zip(rows, selection.weights, strict=True)):
+        if not weights.chosen.any() or not (alone or weights.rejected.any()):
             empty += 1
             continue
-        reference = PairLogps(*(np.zeros_like(side) for side in weights)) if references is None else references[place]
-        sums = [_weighted_sum(*sides) for sides in zip(weights, reference, strict=True)]
-        example = Example(row.pair, weights.chosen, weights.rejected, *sums)
+        sums = None if references is None else ReferenceSums(*map(_weighted_sum, weights, references[index]))
+        example = Example(row.pair, weights, sums)
         examples.append(chosen_only(example) if alone else example)
         for name, side in zip(sides, weights, strict=False):
             counts["tokens"][name] += len(side)
@@ -88,7 +87,7 @@ def chosen_only(example: Example) -> Example:
     """The example without its rejected response."""
     nothing = np.empty(0, np.float32)
     pair = example.pair._replace(rejected_ids=np.empty(0, np.int32))
-    return example._replace(pair=pair, rejected_weights=nothing, rejected_reference=0.0)
+    return Example(pair, PairWeights(example.weights.chosen, nothing), example.reference)
 
 
 def _weighted_sum(weights: Floats, logps: Floats) -> float:

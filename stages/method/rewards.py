@@ -24,6 +24,8 @@ def weighted_mean(values_RW: Tensor, batch: Weighted) -> Tensor:
 
 def log_ratios(logps_RW: Tensor, batch: Weighted) -> Tensor:
     """log pi_theta(y | q) - log pi_ref(y | q), summed over the weighted tokens, (R,)."""
+    if batch.reference_R is None:
+        raise ValueError("this objective needs log-probs of a reference")
     return weighted_sum(logps_RW, batch) - batch.reference_R
 
 

@@ -69,7 +69,7 @@ def refuse_other_vocabulary(tokenizer: Any, scores: Scores, model: str) -> None:
 
 def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> None:
     """Refuse a model that has no embedding for some id of the pairs."""
-    highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair[1:])
+    highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair.parts)
     if highest >= embedding_rows(model):
         raise SepoError(
             f"the pairs hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",

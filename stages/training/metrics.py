@@ -173,7 +173,7 @@ class _Pace:
     def add(self, examples: Sequence[Example]) -> None:
         """Pairs of a step, of all processes. A prompt counts once, a response whole."""
         self._pairs += len(examples)
-        self._tokens += sum(len(part) for example in examples for part in example.pair[1:])
+        self._tokens += sum(len(part) for example in examples for part in example.pair.parts)
 
     def lap(self) -> dict[str, float]:
         """The figures since the last lap."""

@@ -45,18 +45,18 @@ def backward(engine: Engine, examples: list[Example], step_size: float) -> list[
     Args:
         step_size: what the step's summed loss is divided by.
     """
-    accelerator, module, reader, with_kl, max_tokens = engine[:5]
-    groups, rounds = _groups(accelerator, reader, examples, max_tokens, every_token=with_kl)
+    accelerator, with_kl = engine.accelerator, engine.with_kl
+    groups, rounds = _groups(engine, examples)
     done: list[Done] = []
     for index in range(rounds):
         # A process with nothing left to do still takes part: with a pair that counts for nothing.
         idle = index >= len(groups)
         group = examples[:1] if idle else groups[index]
-        batch = make_batch(group, accelerator.device, packs=reader.packs, every_token=with_kl)
+        batch = make_batch(group, accelerator.device, packs=engine.reader.packs, every_token=with_kl)
         # A batch begins with its ids, whatever its layout.
-        memory = memory_for(group, batch[0].numel(), max_tokens)
-        with memory, _exchange(accelerator, module, index + 1 == rounds), reading(reader, batch):
-            values = module(batch)
+        memory = memory_for(group, batch[0].numel(), engine.max_tokens)
+        with memory, _exchange(engine, index + 1 == rounds), reading(engine.reader, batch):
+            values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
             loss = engine.objective(logps_RW, seen)
             share = 0.0 if idle else accelerator.num_processes / step_size
@@ -70,22 +70,21 @@ def backward(engine: Engine, examples: list[Example], step_size: float) -> list[
 
 def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[str, Tensor]:
     """What is logged of every objective."""
-    known = any(example.chosen_reference or example.rejected_reference for example in group)
-    reference_R = batch.reference_R if known else None
-    metrics = response_metrics(logps_RW, batch.weights_RW, reference_R, len(group))
+    metrics = response_metrics(logps_RW, batch.weights_RW, batch.reference_R, len(group))
     if len(group[0].pair.rejected_ids):
         shares = [selected_share(example) for example in group]
         metrics["selected_share"] = torch.tensor(shares, device=logps_RW.device)
     return metrics
 
 
-def _groups(
-    accelerator: Accelerator, reader: Reader, examples: list[Example], max_tokens: int, *, every_token: bool
-) -> tuple[list[list[Example]], int]:
+def _groups(engine: Engine, examples: list[Example]) -> tuple[list[list[Example]], int]:
     """This process's micro-batches of a step, and how many it has to take part in."""
+    accelerator = engine.accelerator
 
     def groups_of(process: int) -> list[list[Example]]:
-        return make_groups(reader, examples[process :: accelerator.num_processes], max_tokens, every_token=every_token)
+        share = examples[process :: accelerator.num_processes]
+        groups = make_groups(share, engine.max_tokens, packs=engine.reader.packs, every_token=engine.with_kl)
+        return [[share[index] for index in group] for group in groups]
 
     mine = groups_of(accelerator.process_index)
     if not accelerator.is_fsdp2:
@@ -94,9 +93,9 @@ def _groups(
     return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
-def _exchange(accelerator: Accelerator, module: Any, last: bool) -> Any:
+def _exchange(engine: Engine, last: bool) -> Any:
     """Processes exchange gradients in the last micro-batch of a step only."""
-    return nullcontext() if last else accelerator.no_sync(module)
+    return nullcontext() if last else engine.accelerator.no_sync(engine.module)
 
 
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:

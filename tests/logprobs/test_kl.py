@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from stages.configs import OptimizerConfig
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, Rows, head_kl, kl_from_reference, kl_of_reference
-from stages.logprobs.logps import Reader, Reference, logps_and_kl, make_batch, make_groups, reading, token_logps
+from stages.logprobs.logps import Reference, logps_and_kl, make_batch, make_groups, reading, token_logps
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
 from stages.training.metrics import read_metrics
+from stages.types import ReferenceSums
 from tests import reference
 from tests.conftest import masked, random_pairs, tiny_gpt2, tiny_llama
 
@@ -20,7 +21,8 @@ sepo, tdpo = (OBJECTIVES[name].load() for name in ("sepo", "tdpo"))
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(5, 50)
-SELECTED = [masked(pair, [0], [len(pair.rejected_ids) - 1]) for pair in PAIRS]
+SUMS = ReferenceSums(-3.0, -2.0)
+SELECTED = [masked(pair, [0], [len(pair.rejected_ids) - 1])._replace(reference=SUMS) for pair in PAIRS]
 WAYS = {
     "packed": {},
     "packed, own head": {"tiled": False},
@@ -155,10 +157,9 @@ def test_a_head_in_bfloat16_has_its_gradient_summed_in_float32(monkeypatch):
 
 def test_a_budget_counts_every_token_that_is_read():
     """Selected are 2 tokens a pair, read are all of them."""
-    reader = Reader(tiny_llama(50), packs=True, tiled=True)
-    few, many = (make_groups(reader, SELECTED, 30, every_token=every) for every in (False, True))
+    few, many = (make_groups(SELECTED, 30, packs=True, every_token=every) for every in (False, True))
     assert len(few) < len(many)
-    sizes = [sum(sum(map(len, each.pair[1:])) for each in group) for group in many]
+    sizes = [sum(sum(map(len, SELECTED[index].pair.parts)) for index in group) for group in many]
     assert all(size <= 30 for size, group in zip(sizes, many, strict=True) if len(group) > 1)
 
 
@@ -170,11 +171,11 @@ def test_a_training_step_equals_adamw_on_the_plain_loss(tmp_path, max_tokens):
         learning_rate=1e-2, batch_size=5, warmup_ratio=0.0, max_tokens_per_device=max_tokens, save_steps=0
     )
     fit(
-        policy, [whole(pair) for pair in PAIRS], tdpo, config, phase="t", folder=tmp_path, reporter=Quiet(),
+        policy, [whole(pair)._replace(reference=SUMS) for pair in PAIRS], tdpo, config, phase="t", folder=tmp_path, reporter=Quiet(),
         reference=Reference(find_paths(frozen, Quiet()), kl_of_reference),
     )  # fmt: skip
     other, frozen = models()
-    batch = collate([whole(pair) for pair in PAIRS], CPU)
+    batch = collate([whole(pair)._replace(reference=SUMS) for pair in PAIRS], CPU)
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT}
     ours, theirs = (F.log_softmax(model(**inputs).logits[:, :-1], -1) for model in (other, frozen))
     kl = torch.where(batch.read_RW, F.pad(kl_of_reference(ours, theirs), (1, 0)), 0.0)

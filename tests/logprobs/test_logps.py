@@ -6,7 +6,7 @@ from stages.logprobs.batches import collate, padded_groups, whole
 from stages.logprobs.logps import response_logps, token_logps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet
-from stages.types import longest
+from stages.types import ReferenceSums, longest
 from tests import reference
 from tests.conftest import masked, random_pairs, tiny_gpt2, tiny_llama, token_pair
 
@@ -90,11 +90,11 @@ def test_unselected_tokens_get_no_direct_gradient():
 
 
 def test_collate_by_hand():
-    batch = collate([whole(token_pair(3, [1, 2], [3], [4, 5]))._replace(chosen_reference=-1.5)], CPU)
+    batch = collate([whole(token_pair(3, [1, 2], [3], [4, 5]))._replace(reference=ReferenceSums(-1.5, -0.5))], CPU)
     assert batch.ids_RT.tolist() == [[1, 2, 3, 0], [1, 2, 4, 5]]
     assert batch.attention_RT.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch.weights_RW.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
-    assert batch.reference_R.tolist() == [-1.5, 0.0]
+    assert batch.reference_R.tolist() == [-1.5, -0.5]
 
 
 def test_sft_batches_have_chosen_rows_only():

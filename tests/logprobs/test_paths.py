@@ -12,6 +12,7 @@ from stages.logprobs.packing import pack, packed_groups, unique_tokens
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
+from stages.types import ReferenceSums
 from tests import reference
 from tests.conftest import Listens, masked, random_pairs, tiny_llama, token_pair
 from tests.logprobs.zoo import ALONE, LEAKING, PACKED, PADDED, VOCABULARY, tiny
@@ -172,14 +173,14 @@ def test_every_way_has_the_gradient_of_plain_padded_rows(family, own_head):
 
 def test_pack_by_hand():
     pairs = [token_pair(0, [1, 2], [3, 4, 5], [6, 7]), token_pair(1, [8], [9], [10])]
-    packed = pack([whole(pair)._replace(rejected_reference=-1.5) for pair in pairs], CPU)
+    packed = pack([whole(pair)._replace(reference=ReferenceSums(0.5, -1.5)) for pair in pairs], CPU)
     assert packed.ids_T.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert packed.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 1]
     assert packed.sources_N.tolist() == [1, 2, 3, 1, 5, 7, 7]
     assert packed.targets_N.tolist() == [3, 4, 5, 6, 7, 9, 10]
     assert packed.places_N.tolist() == [0, 1, 2, 6, 7, 3, 9]
     assert packed.weights_RW.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0]]
-    assert packed.reference_R.tolist() == [0, 0, -1.5, -1.5]
+    assert packed.reference_R.tolist() == [0.5, 0.5, -1.5, -1.5]
 
 
 def test_pack_cuts_behind_the_last_weighted_token():

@@ -200,7 +200,7 @@ def test_pairs_with_an_empty_response_are_dropped_and_counted():
     weighed = make_examples(rows, Selection(weights, {"surprises": 2}), references, {"longer than 9 tokens": 4})
     [example] = weighed.examples
     assert example.pair.pair_id == 0
-    assert (example.chosen_reference, example.rejected_reference) == (-6.0, -8.0)
+    assert example.reference == (-6.0, -8.0)
     assert weighed.counts == {
         "read": 7, "kept": 1, "dropped": {"longer than 9 tokens": 4, "a response without a weighted token": 2},
         "tokens": {"chosen": 2, "rejected": 2}, "selected": {"chosen": 1, "rejected": 2}, "selection": {"surprises": 2},
@@ -219,7 +219,7 @@ def test_chosen_responses_alone_are_joined_and_counted_without_the_rejected_ones
     weights = [PairWeights(floats([1, 2]), floats([0])), PairWeights(floats([0, 0]), floats([1, 1]))]
     weighed = make_examples(rows, Selection(weights), None, {}, alone=True)
     [alone] = weighed.examples
-    assert (len(alone.pair.rejected_ids), len(alone.rejected_weights), alone.chosen_weights.tolist()) == (0, 0, [1, 2])
+    assert (len(alone.pair.rejected_ids), len(alone.weights.rejected), alone.weights.chosen.tolist()) == (0, 0, [1, 2])
     assert weighed.counts == {
         "read": 2, "kept": 1, "dropped": {"a response without a weighted token": 1},
         "tokens": {"chosen": 2}, "selected": {"chosen": 2}, "selection": {},
