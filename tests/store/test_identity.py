@@ -8,7 +8,7 @@ import pytest
 
 from stages.configs import PolicyConfig, ScoreConfig
 from stages.errors import SepoError
-from stages.store.manifest import FINISHED, UNFINISHED, Input, identity_of
+from stages.store.manifest import FINISHED, UNFINISHED, Input, differences, identity_of
 from stages.store.run import open_stage
 
 HERE = Path(__file__).parent
@@ -74,3 +74,10 @@ def test_a_new_option_changes_no_fingerprint_until_it_is_used():
     assert of({"max_length": 128, "new": (1,)}, {"max_length": 512, "new": (1,)}) == before
     assert of({"max_length": 128, "new": (2,)}, {"max_length": 512, "new": (1,)}) != before
     assert of({"max_length": 512}, {"max_length": 512}) != before
+
+
+def test_an_option_that_an_older_manifest_does_not_name_counts_as_its_default():
+    there = {"stage": "score", "format": 1, "settings": {"old": 1}, "inputs": {}}
+    here = there | {"settings": {"old": 1, "new": "drop"}}
+    assert differences(there, here, {"new": "drop"}) == []
+    assert differences(there, here, {"new": "cut"}) == ["new is 'cut' there and 'drop' here"]
