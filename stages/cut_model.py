@@ -10,7 +10,7 @@ from typing import Any, Final
 from stages.configs import CutModelConfig
 from stages.errors import SepoError
 from stages.models.cut import layers_of, load_first_layers
-from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_hash
+from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_inputs
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
@@ -34,7 +34,7 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     inputs = {
         "model": Input(config.model, model_hash(source)),
-        "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
+        **tokenizer_inputs(config.model, tokenizer),
     }
     with open_stage(STAGE, config, inputs) as work:
         return work.nothing_to_do("model") if work.finished else _cut(config, work, source, count, tokenizer, reporter)

@@ -26,6 +26,7 @@ from stages.models.folders import (
     quantized,
     resolve_model,
     tokenizer_hash,
+    tokenizer_inputs,
     usable_length,
     vocabulary_hash,
     vocabulary_size,
@@ -76,7 +77,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         inputs = {
             "oracle": Input(str(models.oracle), model_hash(models.oracle)),
             "reference": Input(str(models.reference), model_hash(models.reference)),
-            "tokenizer": Input(str(models.oracle), tokenizer_hash(tokenizer)),
+            **tokenizer_inputs(str(models.oracle), tokenizer),
             "dataset": Input(config.dataset, dataset_hash(config.dataset)),
         }
     known = _known_logps(config, inputs["reference"].hash, reporter)

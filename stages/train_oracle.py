@@ -37,7 +37,7 @@ from stages.models.folders import (
     model_hash,
     resolve_model,
     save_model,
-    tokenizer_hash,
+    tokenizer_inputs,
     usable_length,
 )
 from stages.models.quantization import load_trainable
@@ -220,7 +220,7 @@ def split_pairs(pairs: Sequence[TokenPair], eval_fraction: float, data_fraction:
 def _inputs(config: OracleConfig, model_folder: Path, tokenizer: Any) -> dict[str, Input]:
     inputs = {
         "model": Input(config.model, model_hash(model_folder)),
-        "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
+        **tokenizer_inputs(config.model, tokenizer),
         "dataset": Input(config.dataset, dataset_hash(config.dataset)),
     }
     if config.sft_dataset:

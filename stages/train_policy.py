@@ -32,6 +32,7 @@ from stages.models.folders import (
     save_model,
     save_model_into,
     tokenizer_hash,
+    tokenizer_inputs,
     usable_length,
     vocabulary_size,
 )
@@ -114,7 +115,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         reference = _reference(config, start, scores, reporter)
     inputs = {
         "model": Input(config.model, start.hash),
-        "tokenizer": Input(config.model, tokenizer_hash(tokenizer)),
+        **tokenizer_inputs(config.model, tokenizer),
         "scores": Input(str(scores.folder), scores.fingerprint),
     }
     if config.needs & {"reference", "kl"}:

@@ -1,5 +1,7 @@
 """Stages that are run again: finished, killed, with other settings, or on other inputs."""
 
+import json
+
 import pytest
 
 from stages.errors import SepoError
@@ -126,6 +128,19 @@ def test_an_oracle_from_other_inputs_is_another_run(world, chat_folder, chatml, 
         write_lines(tmp_path / ("p.jsonl" if changed == "dataset" else "s.jsonl"), word_rows(20, seed=1))
     with pytest.raises(SepoError, match=f"the {changed} differs$"):
         run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+
+
+def test_a_tokenizer_that_cuts_text_otherwise_makes_another_run(world, chatml, tmp_path):
+    """With the vocabulary and the template as they were: what is finished must not be taken for what it would be now."""
+    for name in ("a", "b"):
+        save_model(tiny_llama(len(chatml), seed=ord(name)), chatml, tmp_path / name)
+    models = {"oracle": None, "oracle_model": str(tmp_path / "a"), "reference_model": str(tmp_path / "b")}
+    run_score(world, output=tmp_path / "s", **models)
+    for name in ("a", "b"):
+        file = tmp_path / name / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(SepoError, match=r"the tokenization differs$"):
+        run_score(world, output=tmp_path / "s", **models)
 
 
 def test_scores_and_policies_from_other_models_are_other_runs(world, chatml, tmp_path):

@@ -12,7 +12,7 @@ from stages.models.adapters import is_adapter
 from stages.models.folders import load_config, load_model
 
 _HINT: Final = "give a causal language model whose configuration says how many layers it has"
-_NOT_OF_LAYERS: Final = ("architectures", "_token_id", "_token_ids")
+_NOT_OF_LAYERS: Final = ("architectures", "_token_id", "_token_ids", "_limit")
 """endings of names of lists that may have as many entries as there are layers by chance"""
 
 

@@ -22,8 +22,9 @@ from stages.models.few_bits import bits_of, exact_products
 from stages.models.overheard import overheard
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
-from stages.store.manifest import refuse_altered
+from stages.store.manifest import TOKENIZATION, Input, refuse_altered
 from stages.store.shape import is_file_name
+from stages.tokens.fingerprint import tokenization_hash
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
@@ -119,9 +120,17 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of what decides how text becomes ids: token->id map, special tokens, chat template."""
+    """Hash of what ids mean: token->id map, special tokens, chat template."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
+
+
+def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
+    """The tokenizer as an input of a run: its hash, and another of how it cuts text, which earlier manifests lack."""
+    return {
+        "tokenizer": Input(name, tokenizer_hash(tokenizer)),
+        TOKENIZATION: Input(name, tokenization_hash(tokenizer)),
+    }
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Any:

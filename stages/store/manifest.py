@@ -31,6 +31,8 @@ UNFINISHED: Final = "manifest.unfinished.json"
 WEIGHTS: Final = (".safetensors", ".bin")
 _CACHES: Final = ("reference log-probs",)
 """what earlier versions counted among the inputs of a run"""
+TOKENIZATION: Final = "tokenization"
+"""the input that earlier versions did not name: how the tokenizer cuts text"""
 LIBRARIES: Final = ("sepo", "torch", "transformers", "accelerate", "tokenizers", "pyarrow")
 
 
@@ -182,4 +184,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Map
     found = [f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names]
     old, new = there.get("inputs", {}), here["inputs"]
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+    if TOKENIZATION not in old:
+        changed.discard(TOKENIZATION)
     return found + [f"the {name} differs" for name in sorted(changed.difference(_CACHES))]

@@ -32,6 +32,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     )
 
 
+def tokenization_hash(tokenizer: Any) -> str:
+    """``sha256:...`` of how a tokenizer cuts text: merges, normaliser, pre-tokenizer, added tokens."""
+    return hash_json(_backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer))
+
+
 @functools.cache
 def code_fingerprint() -> str:
     """``sha256:...`` of the modules beside this one and of the libraries that they call.

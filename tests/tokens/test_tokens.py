@@ -20,6 +20,7 @@ from stages.store.files import cache_folder
 from stages.tokens import cache, fingerprint, tokenised
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenization_hash
 from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs
 from stages.types import Dropped, content_hash
 from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
@@ -158,6 +159,7 @@ def prefix_space(state):
 def test_a_tokenizer_that_works_otherwise_is_another_one(chatml, change):
     left, right = with_backend(chatml, lambda state: None), with_backend(chatml, change)
     assert tokenizer_hash(left) == tokenizer_hash(right)
+    assert tokenization_hash(left) != tokenization_hash(right)
     assert Encoder(left).fingerprint == Encoder(with_backend(chatml, lambda state: None)).fingerprint
     assert Encoder(left).fingerprint != Encoder(right).fingerprint
 
