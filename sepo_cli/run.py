@@ -2,6 +2,7 @@
 
 import importlib
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import typer
 
 from sepo_cli.console import make_reporter, print_interrupted, print_summary
+from sepo_cli.finished import recalled, remember
 from stages.configs import Config, declared, is_several
 from stages.errors import SepoError
 
@@ -36,7 +38,11 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
             f"sepo {command} needs {_enumerated(missing)}",
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
-    config = config_class(**settings)
+    config, started = config_class(**settings), time.time_ns()
+    finished = recalled(command, config)
+    if finished is not None:
+        print_summary(finished)
+        return
     stage = importlib.import_module("stages." + command.replace("-", "_"))
     try:
         with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):
@@ -48,6 +54,7 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     except Terminated:
         print_interrupted()
         raise typer.Exit(143) from None
+    remember(command, config, summary.title, started)
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
