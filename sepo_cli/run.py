@@ -11,8 +11,9 @@ import typer
 
 from sepo_cli.console import make_reporter, print_interrupted, print_summary
 from sepo_cli.finished import recalled, remember
+from sepo_cli.streams import lost_output
 from stages.configs import Config, declared, is_several
-from stages.errors import SepoError
+from stages.errors import SepoError, one_line
 
 
 class Terminated(BaseException):
@@ -58,6 +59,16 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     print_summary(summary)
     if summary.failure is not None:
         raise summary.failure
+    if summary.json is not None:
+        _refuse_lost()
+
+
+def _refuse_lost() -> None:
+    """Half of a JSON document is none: what it was printed for must not take it for one."""
+    lost = lost_output()
+    if lost is not None and not isinstance(lost, BrokenPipeError):
+        problem = f"the JSON could not be written to stdout: {one_line(lost)}"
+        raise SepoError(problem, hint="free the space, or send stdout elsewhere, then run the same again")
 
 
 @contextmanager

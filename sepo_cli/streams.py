@@ -41,6 +41,6 @@ def forgive_streams() -> None:
 
 
 def lost_output() -> OSError | None:
-    """Why some of stdout was lost, if it was."""
+    """Why some of stdout was lost, if it was and nobody has asked yet: it is told once."""
     sys.stdout.flush()
-    return _LOST.get(1)
+    return _LOST.pop(1, None)

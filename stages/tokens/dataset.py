@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from stages.errors import SepoError
 from stages.reporting import Reporter
-from stages.tokens.encode import Encoder, truncate
+from stages.tokens.encode import NO_ROOM, SAME_WHEN_CUT, Encoder, truncate
 from stages.tokens.tokenised import Tokenised, TokenTable, tokenised_conversations, tokenised_pairs
 from stages.types import Dropped, TokenPair, longest
 
 _LONGER: Final = "longer than "
-"""how the reason begins for which a limit drops a pair"""
+_OF_LENGTH: Final = (_LONGER, NO_ROOM, SAME_WHEN_CUT)
+"""how the reasons begin for which a limit drops a pair"""
 
 
 @dataclass
@@ -132,7 +133,7 @@ def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> 
 
 def what_to_do(dropped: Mapping[str, int]) -> str:
     """The hint where no pair is left: by the reason that took most of the rows."""
-    if max(dropped, key=dropped.__getitem__, default="").startswith(_LONGER):
+    if max(dropped, key=dropped.__getitem__, default="").startswith(_OF_LENGTH):
         return "--max-length may be too low"
     return "see the reasons: the data or the chat template has to change"
 

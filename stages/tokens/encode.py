@@ -43,6 +43,7 @@ TOOLS_NEED_TEMPLATE: Final = "tools, but the tokenizer has no chat template"
 NO_PROMPT_IDS: Final = "the tokenizer has no token for the prompt"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
+NO_ROOM: Final = "prompt leaves no room for a response"
 _NEWLINE: Final = "\n"
 _PROBE: Final = "0"
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
@@ -261,7 +262,7 @@ def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
     """
     room = max_length - len(pair.prompt_ids)
     if room < 1:
-        return Dropped(pair.pair_id, f"prompt leaves no room for a response in {max_length:,} tokens")
+        return Dropped(pair.pair_id, f"{NO_ROOM} in {max_length:,} tokens")
     cut = pair._replace(chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
     if np.array_equal(cut.chosen_ids, cut.rejected_ids):
         return Dropped(pair.pair_id, SAME_WHEN_CUT)

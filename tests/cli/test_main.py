@@ -197,6 +197,25 @@ def test_a_reader_that_goes_away_is_no_error():
         assert subprocess.run(shell, capture_output=True, check=False).returncode == 0
 
 
+def test_json_that_is_lost_is_an_error_unless_its_reader_went_away():
+    code = (
+        "import sys; from types import SimpleNamespace; from stages.reporting import Summary; from sepo_cli.main import main\n"
+        "sys.modules['stages.validate'] = SimpleNamespace(run=lambda *_: Summary('done', [], json={'rows': 1}))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "validate", "--dataset", "d", "--model", "m", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    error, hint = done.stderr.splitlines()
+    assert (done.returncode, error) == (
+        1,
+        "error: the JSON could not be written to stdout: No space left on device",
+    )
+    assert hint.startswith("hint:  ")
+    shell = ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *command]
+    assert subprocess.run(shell, capture_output=True, check=False).returncode == 0
+
+
 def test_library_noise_is_off_unless_asked_for():
     code = "import os, sepo_cli.main as m\ntry: m.main()\nfinally: print(os.environ['TRANSFORMERS_VERBOSITY'])"
     for environment, expected in (({}, "error"), ({"TRANSFORMERS_VERBOSITY": "info"}, "info")):

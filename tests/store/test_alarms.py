@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from stages.method.rules.auto import auto
+from stages.method.rules.dataset_share import dataset_share
 from stages.method.rules.oracle import oracle
 from stages.method.selection import CUT_TIES, Evidence
 from stages.store.alarms import Scale, alarms
@@ -73,3 +74,19 @@ def test_the_authors_rule_never_counts_the_first_token():
 def test_auto_counts_ties_too():
     notes = auto(Evidence([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).notes
     assert notes[CUT_TIES] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "ties"),
+    [
+        # Half of six chosen tokens is three of the five 1s: position decided in both responses.
+        ([pair([1, 1, 0], [-2, 0]), pair([1, 1, 1], [-3, 0])], 2),
+        # The same where each response is wholly on one side of the cut; the second keeps the first of its equals.
+        ([pair([1, 1], [-2, 0]), pair([1, 1], [-3, 0])], 2),
+        # Equal keys within the share, or beyond it, of which none was cut.
+        ([pair([1, 1, 0], [-2, 0]), pair([2, 0, 0], [-2, 0])], 0),
+    ],
+)
+def test_a_share_of_the_data_set_counts_the_responses_in_which_it_cuts_ties(rows, ties):
+    notes = dataset_share(Evidence([row(each) for each in rows]), chosen_ratio=0.5, rejected_ratio=0.5).notes
+    assert notes.get(CUT_TIES, 0) == ties

@@ -48,9 +48,10 @@ def test_the_limit_is_the_longer_response_with_its_prompt(load):
 
 def test_more_length_is_advised_only_where_length_took_most_rows(load):
     for rows, advised in (([row(), row(), row(chosen=" ")], True), ([row(), row(chosen=" "), row(chosen=" ")], False)):
-        with pytest.raises(SepoError, match="no pair is left") as raised:
-            load(rows, 3)
-        assert ("--max-length" in raised.value.hint) == advised
+        for overlong in ("drop", "truncate"):
+            with pytest.raises(SepoError, match="no pair is left") as raised:
+                load(rows, 3, overlong)
+            assert ("--max-length" in raised.value.hint) == advised
 
 
 def test_what_becomes_of_a_long_pair(load, chatml):
