@@ -6,7 +6,8 @@ of a CPU, where this is faster than the bare matrix product with its large resul
 Shapes: ``N`` rows, ``C`` columns of a tile, ``V`` vocabulary, ``H`` hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -40,6 +41,28 @@ def find_head(model: Any) -> Head:
     scaling = getattr(model.config, "logits_scaling", None)
     scale = 1.0 / scaling if scaling else float(getattr(model.config, "logit_scale", None) or 1.0)
     return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
+
+
+@contextmanager
+def own_head_in_float32(model: Any) -> Iterator[None]:
+    """Open while a model computes logits by its own head: that leaves autocast, for the precision of its weights."""
+    # N.B. A head whose forward another library has replaced is left to it.
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, torch.nn.Linear) or "forward" in vars(head):
+        yield
+        return
+    forward = head.forward
+
+    def exact(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: Tensor = forward(hidden.to(head.weight.dtype))
+            return logits
+
+    head.forward = exact
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:

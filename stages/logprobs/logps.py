@@ -26,7 +26,7 @@ from stages.devices.memory import memory_for
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
 from stages.logprobs.batches import collate, padded_groups, whole
-from stages.logprobs.head import Divergence, Rows, find_head, head_kl, head_logps
+from stages.logprobs.head import Divergence, Rows, find_head, head_kl, head_logps, own_head_in_float32
 from stages.logprobs.packing import Packed, pack, packed_groups
 from stages.reporting import Task
 from stages.types import Batch, Example, Floats, PairLogps, TokenPair
@@ -241,7 +241,8 @@ def _rows(reader: Reader, batch: Packed | Batch) -> Rows:
     if isinstance(batch, Packed):
         inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
         if not reader.tiled:
-            return Rows(reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float(), None)
+            with own_head_in_float32(reader.model):
+                return Rows(reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float(), None)
         values_NX = reader.model.base_model(**inputs).last_hidden_state[0][batch.sources_N]
     elif not reader.tiled:
         targets_K = _targets(batch)
@@ -306,11 +307,12 @@ def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
 def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:
     """Logits at some positions, (R, K, V) float32, by the model's own head: soft-capping and scaling are its own."""
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-    if keeps_logits(model):
-        kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
-        return kept.float()
-    every: Tensor = model(**inputs).logits
-    return every[:, positions_K].float()
+    with own_head_in_float32(model):
+        if keeps_logits(model):
+            kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
+            return kept.float()
+        every: Tensor = model(**inputs).logits
+        return every[:, positions_K].float()
 
 
 def keeps_logits(model: Any) -> bool:

@@ -8,13 +8,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel, MixtralConfig, MixtralForCausalLM
 
 from stages.errors import SepoError
+from stages.logprobs.batches import whole
 from stages.logprobs.head import Head, Rows, _HeadLogps, head_kl, kl_from_reference
+from stages.logprobs.logps import Reader, _rows, make_batch, reading
 from stages.logprobs.paths import find_paths
 from stages.logprobs.trial import trial_logps
 from stages.models.folders import load_model, resolve_model, resolve_without_weights
 from stages.reporting import Quiet
 from stages.training.training_mode import refuse_noise, train_without_noise
-from tests.conftest import tiny_llama
+from tests.conftest import random_pairs, tiny_llama
 from tests.logprobs.zoo import tiny
 
 
@@ -103,6 +105,19 @@ def test_a_kl_under_autocast_is_that_of_float32():
     expected = head_kl(ours, theirs, kl_from_reference)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head_kl(ours, theirs, kl_from_reference), expected)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
+    """Each of them, not a bfloat16 that was made longer: the head's products leave autocast."""
+    model = tiny_llama(50)
+    batch = make_batch([whole(pair) for pair in random_pairs(2, 50)], torch.device("cpu"), packs=packs)
+    reader = Reader(model, packs=packs, tiled=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), reading(reader, batch):
+        logits = _rows(reader, batch).values_NX
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_targets_on_both_sides_of_a_chunks_border_have_the_plain_gradient():
