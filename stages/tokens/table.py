@@ -4,6 +4,7 @@ The numbers, lengths and hashes of all pairs (28 bytes a pair) are held in memor
 too long, who shares a prompt) is answered without a look at the ids.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
@@ -39,7 +40,7 @@ class TokenTable(Sequence[TokenPair]):
     """A table, opened. A pair's ids are read-only views into the file, and gone from memory when nobody looks."""
 
     def __init__(self, path: Path) -> None:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         metadata = reader.get_batch_with_custom_metadata(len(batches) - 1).custom_metadata
         self.summary: dict[str, Any] = parse_json(metadata[b"summary"])
