@@ -92,7 +92,7 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 
 test: check
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.manifest.json)

@@ -58,6 +58,15 @@ def byte_level_tokenizer(template, **special):
     return fast
 
 
+LONGEST = ("makefile", "processes", "never_lost", "training_lives", "engines", "policy", "lora_pipeline", "reruns")
+"""files that take longest, which start first, so that none of them is alone at the end"""
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
 def pytest_collection_finish():
     """What was imported and collected stays: every training's collection of garbage would walk through it."""
     gc.collect()

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.world import FAST, run_policy
+from stages.devices.processes import join_processes
+from stages.errors import SepoError
+from tests.world import FAST, run_policy, run_score
 
 
-def launch(*arguments, use_cpu=True):
+def launch(*arguments):
     """Two processes of `sepo` under torchrun."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": str(use_cpu).lower()}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sepo_cli"]
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=180, check=False
@@ -25,8 +27,11 @@ def launch(*arguments, use_cpu=True):
 
 
 def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
-    """Odd steps, small micro-batches, checkpoints, and a last step with one pair for two processes: 13, 13, 13, 1."""
-    odd = {"batch_size": 13, "max_tokens_per_device": 100, "save_steps": 2}
+    """Odd steps, small micro-batches, checkpoints, and a last step with one pair for two processes: 13, 13, 13, 1.
+
+    The scores' reference is another model than the policy's, which each reads for half of the pairs.
+    """
+    odd = {"objective": "dpo", "batch_size": 13, "max_tokens_per_device": 100, "save_steps": 2}
     run_policy(world, chat_folder, output=tmp_path / "one", **odd)
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
     done = launch("train-policy", *arguments, *options({**FAST, **odd}))
@@ -34,6 +39,8 @@ def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
     assert_same_weights(tmp_path / "two", tmp_path / "one")
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
     assert lines[0] == lines[1] == 4
+    kept = [(tmp_path / name / "reference-logps.parquet").read_bytes() for name in ("one", "two")]
+    assert kept[0] == kept[1]
 
 
 def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monkeypatch):
@@ -59,17 +66,6 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
     assert not entry.name.startswith(".")
 
 
-def test_two_processes_keep_the_reference_logps_of_one(world, chat_folder, tmp_path):
-    """The scores' reference is another model than the policy's, which each reads for half of the pairs."""
-    settings = {**FAST, "objective": "dpo", "max_steps": 1, "max_tokens_per_device": 100}
-    run_policy(world, chat_folder, output=tmp_path / "one", **settings)
-    arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
-    done = launch("train-policy", *arguments, *options(settings))
-    assert done.returncode == 0, done.stderr
-    kept = [(tmp_path / name / "reference-logps.parquet").read_bytes() for name in ("one", "two")]
-    assert kept[0] == kept[1]
-
-
 def options(settings):
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
@@ -86,10 +82,12 @@ def score_arguments(world, output):
     return ["score", *arguments, "--shard-size", "16", "--max-length", "128"]
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(world, tmp_path):
-    done = launch(*score_arguments(world, tmp_path / "out"), use_cpu=False)
-    assert done.returncode != 0
-    assert "error: 2 processes were started" in done.stderr
+def test_processes_that_do_not_know_of_each_other_are_refused(world, tmp_path, monkeypatch):
+    """As where a launcher starts two on a machine in which accelerate finds one GPU, or none."""
+    join_processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SepoError, match="2 processes were started, but accelerate uses 1"):
+        run_score(world, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -158,10 +156,3 @@ def test_two_hosts_train_as_one_does(world, chat_folder, tmp_path, hosts):
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "policy"]
     launch_on(hosts, "train-policy", *arguments, *options(FAST))
     assert_same_weights(tmp_path / "policy", world / "policy")
-
-
-def test_two_hosts_score_as_one_does(world, tmp_path, hosts):
-    launch_on(hosts, *score_arguments(world, tmp_path / "out"))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
-    for shard in (world / "scores").glob("*.parquet"):
-        assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
