@@ -5,8 +5,9 @@ Texts are never wrapped, never read as markup (a path may hold [brackets]), and 
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Final
 
 from rich import box
@@ -17,14 +18,12 @@ from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
-from sepo_cli.passages import passage_lines
-from sepo_cli.progress import Clock, Work
 from stages.errors import SepoError
-from stages.reporting import Passage, Quiet, Reporter, Summary, Table, printable
+from stages.reporting import Quiet, Reporter, Summary, Table, printable
 from stages.store.files import json_text
 
 SECONDS_BETWEEN_LINES: Final = 10.0
-WIDTH_OF_A_FILE: Final = 120
+HOUR: Final = 3600.0
 
 
 def make_reporter() -> Reporter:
@@ -38,55 +37,9 @@ def make_reporter() -> Reporter:
 class Lines:
     """The reporter for logs and pipes: a line of progress every ten seconds, and the last one."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-
-    def say(self, text: str) -> None:
-        _print(self._console, _text(text))
-
-    def warn(self, text: str) -> None:
-        _print(self._console, _labelled("warning:", "yellow", text))
-
-    @contextmanager
-    def task(self, title: str, total: int, unit: str) -> Iterator[Work]:
-        work = _PrintedWork(self, title, total, unit, self._clock)
-        try:
-            yield work
-        finally:
-            work.print_last()
-
-
-class _PrintedWork(Work):
-    """Work that prints a line of itself now and then."""
-
-    def __init__(self, reporter: Lines, title: str, total: int, unit: str, clock: Clock) -> None:
-        super().__init__(title, total, unit, clock)
-        self._reporter = reporter
-        self._now = clock
-        self._printed_at = clock()
-        self._printed_done = -1
-
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        super().advance(amount, note)
-        if self._now() - self._printed_at >= SECONDS_BETWEEN_LINES:
-            self._print()
-
-    def print_last(self) -> None:
-        if self._printed_done != self.done:
-            self._print()
-
-    def _print(self) -> None:
-        self._printed_at, self._printed_done = self._now(), self.done
-        self._reporter.say(f"{self.title}: {self.figures()}")
-
-
-class Bars:
-    """The reporter for a terminal: a live bar for each task, and messages above it."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
         _print(self._console, _text(text))
@@ -95,13 +48,40 @@ class Bars:
         _print(self._console, _labelled("warning:", "bold yellow", text))
 
     @contextmanager
-    def task(self, title: str, total: int, unit: str) -> Iterator[Work]:
+    def task(self, title: str, total: int, unit: str) -> Iterator["_Work"]:
+        # Never started: it shows nothing, and counts as it does on a terminal.
+        progress = Progress(console=self._console, get_time=self._clock, speed_estimate_period=HOUR)
+        printed_at, printed = self._clock(), -1.0
+
+        def show(row: Row, *, last: bool = False) -> None:
+            nonlocal printed_at, printed
+            if (last and printed != row.completed) or self._clock() - printed_at >= SECONDS_BETWEEN_LINES:
+                printed_at, printed = self._clock(), row.completed
+                self.say(f"{row.description}: {figures(row)}")
+
+        work = _Work(progress, title, total, unit, show)
+        try:
+            yield work
+        finally:
+            show(work.row, last=True)
+
+
+class Bars(Lines):
+    """The reporter for a terminal: a live bar for each task, and messages above it."""
+
+    _progress: Progress | None = None
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str) -> Iterator["_Work"]:
         with self._display() as progress:
-            work = _ShownWork(progress, title, total, unit)
+            work = _Work(progress, title, total, unit)
             try:
                 yield work
             finally:
-                work.end()
+                progress.stop_task(work.row.id)
+                if work.row.total is None:
+                    # A bar without a known total would look busy for ever.
+                    progress.update(work.row.id, total=work.row.completed or 1, completed=work.row.completed or 1)
 
     @contextmanager
     def _display(self) -> Iterator[Progress]:
@@ -109,7 +89,7 @@ class Bars:
         if self._progress is not None:
             yield self._progress
             return
-        with Progress(*_columns(), console=self._console) as progress:
+        with Progress(*_columns(), console=self._console, speed_estimate_period=HOUR) as progress:
             self._progress = progress
             try:
                 yield progress
@@ -117,31 +97,42 @@ class Bars:
                 self._progress = None
 
 
-class _ShownWork(Work):
-    """Work that has a row in a live display."""
+class _Work:
+    """A `stages.reporting.Task` as a row of rich's progress."""
 
-    def __init__(self, progress: Progress, title: str, total: int, unit: str) -> None:
-        super().__init__(title, total, unit)
+    def __init__(
+        self, progress: Progress, title: str, total: int, unit: str, show: Callable[[Row], None] = lambda row: None
+    ) -> None:
+        id_ = progress.add_task(printable(title), total=total or None, unit=unit, note="")
+        self.row = next(row for row in progress.tasks if row.id == id_)
         self._progress = progress
-        self._row = progress.add_task(self.title, total=total or None, work=self)
+        self._show = show
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        super().advance(amount, note)
-        self._progress.update(self._row, completed=self.done)
+        self._progress.update(self.row.id, advance=amount, note=printable(note) or self.row.fields["note"])
+        self._show(self.row)
 
-    def end(self) -> None:
-        super().end()
-        if not self.total:
-            # A bar without a known total would look busy for ever.
-            self._progress.update(self._row, total=self.done or 1, completed=self.done or 1)
+
+def figures(row: Row) -> str:
+    """Such as ``128/640 pairs, 12.3 pairs/s, 0:00:10 passed, 0:00:42 left, loss 0.65``.
+
+    The rate is rich's, from the end of the first `advance`: what a resumed run brings along was done by another run.
+    """
+    unit, note = row.fields["unit"], row.fields["note"]
+    parts = [f"{row.completed:,.0f}{'' if row.total is None else f'/{row.total:,.0f}'} {unit}"]
+    if row.speed:
+        parts.append(f"{row.speed:{',.0f' if row.speed >= 100 else '.3g'}} {unit}/s")
+    parts.append(f"{timedelta(seconds=round(row.elapsed or 0))} passed")
+    if row.time_remaining:
+        parts.append(f"{timedelta(seconds=round(row.time_remaining))} left")
+    return ", ".join([*parts, note] if note else parts)
 
 
 class _Figures(ProgressColumn):
     """Done, rate, times and note."""
 
     def render(self, task: Row) -> Text:
-        work: Work = task.fields["work"]
-        return Text(work.figures(), no_wrap=True, overflow="ellipsis")
+        return Text(figures(task), no_wrap=True, overflow="ellipsis")
 
 
 def _columns() -> list[ProgressColumn]:
@@ -162,12 +153,12 @@ def print_summary(summary: Summary) -> None:
         _print(console, _text(title, "bold"))
         console.print(_grid(summary))
         for table in summary.tables:
-            _print_table(console, table)
+            console.print(_grid_with_columns(table))
         return
     rows = [(printable(label), printable(value)) for label, value in summary.rows]
     width = max((len(label) for label, _ in rows), default=0)
     lines = [printable(title), *(f"  {label:<{width}}  {value}" for label, value in rows)]
-    lines += ["\n" + _plain(table) for table in summary.tables]
+    lines += ["\n" + table.markdown().rstrip("\n") for table in summary.tables]
     # Flushed here, where a reader that has gone away is noticed and forgiven.
     print("\n".join(lines), flush=True)
 
@@ -202,26 +193,10 @@ def _grid(summary: Summary) -> Grid:
 def _grid_with_columns(table: Table) -> Grid:
     grid = Grid(title=_text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
-        grid.add_column(_text(column), justify="right" if number else "left", overflow="fold")
+        grid.add_column(_text(column), justify="right" if number and not table.texts else "left", overflow="fold")
     for row in table.rows:
         grid.add_row(*map(_text, row))
     return grid
-
-
-def _print_table(console: Console, table: Table | Passage) -> None:
-    if isinstance(table, Table):
-        console.print(_grid_with_columns(table))
-        return
-    _print(console, _text(table.title, "bold"))
-    for line in passage_lines(table, console.width):
-        _print(console, line)
-    console.print()
-
-
-def _plain(table: Table | Passage) -> str:
-    if isinstance(table, Table):
-        return table.markdown().rstrip("\n")
-    return "\n".join([printable(table.title), "", *(line.plain for line in passage_lines(table, WIDTH_OF_A_FILE))])
 
 
 def _stderr() -> Console:

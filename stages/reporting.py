@@ -58,6 +58,8 @@ class Table(NamedTuple):
     title: str
     columns: list[str]
     rows: list[list[str]]
+    texts: bool = False
+    """whether its cells are texts to be looked at closely, not figures"""
 
     def markdown(self) -> str:
         """The table as GitHub shows it, with its title above."""
@@ -66,37 +68,13 @@ class Table(NamedTuple):
         return f"{markdown(self.title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-class Piece(NamedTuple):
-    """A part of a text that is shown as one, such as a word or a token."""
-
-    text: str
-    special: bool = False
-    """a control token, which must not be taken for text that looks the same"""
-
-
-class Line(NamedTuple):
-    """A label and the text beside it, which may be long."""
-
-    label: str
-    pieces: list[Piece]
-
-
-class Passage(NamedTuple):
-    """Text to be looked at closely. It is broken between pieces only, wherever that is possible."""
-
-    title: str
-    lines: list[Line]
-    border: str = ""
-    """drawn behind every piece"""
-
-
 class Summary(NamedTuple):
     """The end of a stage: a title and (label, value) rows for a table; not `fresh` where nothing was to be done."""
 
     title: str
     rows: list[tuple[str, str]]
     fresh: bool = True
-    tables: tuple[Table | Passage, ...] = ()
+    tables: tuple[Table, ...] = ()
     failure: SepoError | None = None
     """what is wrong in spite of a summary, to be raised once it was shown"""
     json: dict[str, Any] | None = None

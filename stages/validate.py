@@ -42,8 +42,8 @@ from stages.report.estimate import (
     model_shape,
     stage_costs,
 )
-from stages.report.visible import pair_passage, token_passage
-from stages.reporting import Passage, Reporter, Summary, Table
+from stages.report.visible import pair_table, token_table
+from stages.reporting import Reporter, Summary, Table
 from stages.tokens.dataset import what_to_do
 from stages.tokens.encode import SAME_IDS, Encoder, truncate
 from stages.tokens.tokenised import Reason, Tokenised, TokenTable, tokenised_pairs
@@ -298,16 +298,16 @@ def _times(count: int) -> str:
     return {0: "none", 1: "one"}.get(count, f"{count} of them")
 
 
-def _tables(findings: Findings, tokenizer: Any) -> Iterator[Table | Passage]:
+def _tables(findings: Findings, tokenizer: Any) -> Iterator[Table]:
     example = findings.example
     if example.pair is not None:
-        yield pair_passage(example.pair)
+        yield pair_table(example.pair)
     if findings.rows.dropped:
         yield _dropped_table(findings.rows)
     if findings.spreads is not None:
         yield findings.spreads.table()
     if example.tokens is not None:
-        yield token_passage(example.tokens, tokenizer)
+        yield token_table(example.tokens, tokenizer)
     if findings.costs:
         yield cost_table(findings.costs, findings.machine)
 

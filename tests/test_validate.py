@@ -12,7 +12,7 @@ from stages import validate
 from stages.configs import ValidateConfig
 from stages.errors import SepoError
 from stages.models.folders import load_tokenizer
-from stages.reporting import Quiet, Table
+from stages.reporting import Quiet
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows, write_lines
@@ -132,7 +132,7 @@ def test_the_pair_that_is_shown_is_the_first_that_will_be_used(look):
     example = summary.json["example"]
     assert example["pair"]["pair_id"] == 2
     assert example["pair"]["prompt"] == [user(word_rows(1)[0]["prompt"])]
-    assert [each.title.split(" (")[0] for each in summary.tables if not isinstance(each, Table)] == [
+    assert [each.title.split(" (")[0] for each in summary.tables if each.texts] == [
         "Row 2 as it was understood",
         "Row 2 as tokens",
     ]

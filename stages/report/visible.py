@@ -4,12 +4,11 @@ Among tokens a blank is ``·``, a newline ``⏎`` and a tab ``⇥``; what cannot
 stands in ``«»``. Several tokens that make one character together show ``\ufffd``, and the last of them the character.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from stages.data.template_arguments import TOOLS
-from stages.reporting import Line, Passage, Piece, printable
+from stages.reporting import Table, printable
 from stages.types import Ids, Pair, TokenPair
 
 BORDER: Final = "│"
@@ -20,46 +19,45 @@ TURNS_SHOWN: Final = (3, 3)
 
 _SIGNS: Final = {" ": "·", "\n": "⏎", "\t": "⇥"}
 _UNFINISHED: Final = "\ufffd"
-_WORD: Final = re.compile(r"\S+\s*|\s+")
 
 
-def pair_passage(pair: Pair) -> Passage:
+def pair_table(pair: Pair) -> Table:
     """A pair as it was understood: the turns of its prompt, and both answers."""
-    turns = [Line(turn["role"], words(turn["content"])) for turn in pair.prompt]
+    turns = [[turn["role"], shortened(turn["content"])] for turn in pair.prompt]
     head, tail = TURNS_SHOWN
     if len(turns) > head + tail:
-        left_out = Line("...", [Piece(f"{len(turns) - head - tail:,} turns that are not shown")])
+        left_out = ["...", f"{len(turns) - head - tail:,} turns that are not shown"]
         turns = [*turns[:head], left_out, *turns[-tail:]]
-    answers = [Line("= chosen", words(pair.chosen)), Line("= rejected", words(pair.rejected))]
+    answers = [["= chosen", shortened(pair.chosen)], ["= rejected", shortened(pair.rejected)]]
     title = f"Row {pair.pair_id:,} as it was understood (⏎ is a newline)"
-    return Passage(title, [*_argument_lines(pair), *turns, *answers])
+    return Table(title, ["part", "text"], [*_argument_rows(pair), *turns, *answers], texts=True)
 
 
-def token_passage(pair: TokenPair, tokenizer: Any) -> Passage:
+def token_table(pair: TokenPair, tokenizer: Any) -> Table:
     """A pair as the tokens that a model is given."""
-    lines = [
-        Line(f"{side} {len(ids):,}", token_pieces(ids, tokenizer))
+    rows = [
+        [f"{side} {len(ids):,}", "".join(token + BORDER for token in token_texts(ids, tokenizer))]
         for side, ids in (("prompt", pair.prompt_ids), ("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids))
     ]
     title = f"Row {pair.pair_id:,} as tokens (· blank, ⏎ newline, {BORDER} end of a token, «control token»)"
-    return Passage(title, lines, BORDER)
+    return Table(title, ["part", "tokens"], rows, texts=True)
 
 
-def words(text: str) -> list[Piece]:
-    """A text in words, each with the blanks behind it; the middle of a long one is left out."""
+def shortened(text: str) -> str:
+    """A text on one line; the middle of a long one is left out."""
     head, tail = LETTERS_SHOWN
     if len(text) > head + tail:
         text = f"{text[:head]} ... {len(text) - head - tail:,} characters ... {text[-tail:]}"
-    return [Piece(printable(word.replace("\n", "⏎"))) for word in _WORD.findall(text)]
+    return printable(text.replace("\n", "⏎"))
 
 
-def token_pieces(ids: Ids, tokenizer: Any) -> list[Piece]:
-    """Token ids as pieces, each with its own part of the text; the middle of many is left out."""
+def token_texts(ids: Ids, tokenizer: Any) -> list[str]:
+    """Token ids as texts, each with its own part of the whole; the middle of many is left out."""
     head, tail = TOKENS_SHOWN
     if len(ids) <= head + tail:
-        return _pieces(ids.tolist(), tokenizer)
-    left_out = Piece(f" ... {len(ids) - head - tail:,} tokens ... ")
-    return [*_pieces(ids[:head].tolist(), tokenizer), left_out, *_pieces(ids[-tail:].tolist(), tokenizer)]
+        return _texts(ids.tolist(), tokenizer)
+    left_out = f" ... {len(ids) - head - tail:,} tokens ... "
+    return [*_texts(ids[:head].tolist(), tokenizer), left_out, *_texts(ids[-tail:].tolist(), tokenizer)]
 
 
 def visible(text: str) -> str:
@@ -67,27 +65,27 @@ def visible(text: str) -> str:
     return "".join(_SIGNS.get(letter, printable(letter)) for letter in text)
 
 
-def _pieces(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
+def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Each token's part of the text of all: alone, some tokens would lose a blank or be no character."""
     # An added token that is a blank is text (GPT-NeoX has some).
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
     special = added | set(tokenizer.all_special_ids)
-    pieces, before = [], ""
+    texts, before = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
         finished = text.rstrip(_UNFINISHED)
         if ids[end - 1] in special:
-            pieces.append(Piece(f"«{visible(tokenizer.convert_ids_to_tokens(ids[end - 1]))}»", special=True))
+            texts.append(f"«{visible(tokenizer.convert_ids_to_tokens(ids[end - 1]))}»")
         else:
-            pieces.append(Piece(visible(finished[len(before) :]) or _UNFINISHED))
+            texts.append(visible(finished[len(before) :]) or _UNFINISHED)
         # A byte that begins a character can make all bytes before it unreadable, until the character is whole.
         before = max(before, finished, key=len)
-    return pieces
+    return texts
 
 
-def _argument_lines(pair: Pair) -> list[Line]:
+def _argument_rows(pair: Pair) -> list[list[str]]:
     """What the chat template is given beside the turns."""
     named = [tool.get("function", tool) for tool in pair.template_arguments.get(TOOLS, [])]
     names = ", ".join(str(tool.get("name", "?")) if isinstance(tool, dict) else "?" for tool in named)
     others = ", ".join(f"{name}={value!r}" for name, value in pair.template_arguments.items() if name != TOOLS)
-    return [Line(label, words(text)) for label, text in (("(tools)", names), ("(template)", others)) if text]
+    return [[label, shortened(text)] for label, text in (("(tools)", names), ("(template)", others)) if text]

@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sepo_cli.console import Bars, Lines, make_reporter, print_summary
-from sepo_cli.progress import Work, duration
+from sepo_cli.console import Bars, Lines, figures, make_reporter, print_summary
 from stages.reporting import Quiet, Summary, Table
 
 
@@ -28,43 +27,22 @@ def console(**options):
 
 
 def test_figures_are_done_rate_and_time_left(clock):
-    work = Work("score", 640, "pairs", clock)
-    assert work.figures() == "0/640 pairs, 0:00 passed"
-    clock.now += 10
-    work.advance(128, "loss 0.65")
-    assert work.figures() == "128/640 pairs, 12.8 pairs/s, 0:10 passed, 0:40 left, loss 0.65"
-
-
-def test_what_a_resumed_run_brings_along_does_not_count_as_speed(clock):
-    work = Work("dpo", 1000, "steps", clock)
-    work.advance(900)
-    clock.now += 10
-    work.advance(10, "loss 0.6")
-    work.advance(10)
-    assert work.figures() == "920/1,000 steps, 2 steps/s, 0:10 passed, 0:40 left, loss 0.6"
-
-
-def test_a_finished_work_has_nothing_left_and_its_clock_stands(clock):
-    work = Work("dpo", 2, "steps", clock)
-    clock.now += 1
-    work.advance()
-    clock.now += 1
-    work.advance()
-    work.end()
-    clock.now += 1000
-    assert work.figures() == "2/2 steps, 1 steps/s, 0:02 passed"
+    with Lines(console(), clock).task("dpo", 1000, "steps") as work:
+        assert figures(work.row) == "0/1,000 steps, 0:00:00 passed"
+        # What a resumed run brings along does not count as speed.
+        work.advance(900)
+        clock.now += 10
+        work.advance(10, "loss 0.6")
+        work.advance(10)
+        assert figures(work.row) == "920/1,000 steps, 2 steps/s, 0:00:10 passed, 0:00:40 left, loss 0.6"
 
 
 def test_an_unknown_total_has_no_time_left(clock):
-    work = Work("read", 0, "rows", clock)
-    clock.now += 2
-    work.advance(5000)
-    assert work.figures() == "5,000 rows, 2,500 rows/s, 0:02 passed"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (42, "0:42"), (3541, "59:01"), (93789, "26:03:09")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+    with Lines(console(), clock).task("read", 0, "rows") as work:
+        work.advance(1000)
+        clock.now += 2
+        work.advance(5000)
+        assert figures(work.row) == "6,000 rows, 2,500 rows/s, 0:00:02 passed"
 
 
 def test_a_log_gets_a_line_every_ten_seconds_and_the_last(clock):
@@ -82,7 +60,7 @@ def test_the_last_line_is_not_printed_twice(clock):
     with Lines(screen, clock).task("score", 1, "pairs") as task:
         clock.now += 20
         task.advance()
-    assert screen.file.getvalue() == "score: 1/1 pairs, 0.05 pairs/s, 0:20 passed\n"
+    assert screen.file.getvalue() == "score: 1/1 pairs, 0:00:20 passed\n"
 
 
 def test_an_error_still_shows_how_far_it_went(clock):
@@ -166,3 +144,9 @@ def test_a_summary_on_a_terminal_is_a_grid(capsys, monkeypatch):
     shown = capsys.readouterr().out
     for text in ("nothing to do: oracle in runs/[x]", "0.64 [0.60, 0.68]", "Found", "[1.0]"):
         assert text in shown
+
+
+def test_json_is_one_object_and_nothing_else(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_summary(SUMMARY._replace(json={"a": "é [x]"}))
+    assert capsys.readouterr().out == '{"a": "\\u00e9 [x]"}\n'
