@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
@@ -35,6 +36,8 @@ def measured(model, config=None, *, tokens=100, reference=None, ears=None):
     reader = find_paths(model, Quiet())
     module = WeightedLogps(reader)
     examples = [example_of(30), example_of(tokens)]
+    # Accelerators of one process share a state; after a training in bfloat16 this one would measure bfloat16.
+    AcceleratorState._reset_state()
     return measured_budget(
         Accelerator(cpu=True), module, reader, reference, config or OptimizerConfig(), examples, ears or Listens()
     )
