@@ -91,6 +91,13 @@ def test_processes_that_do_not_know_of_each_other_are_refused(world, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
+def test_a_host_that_cannot_be_found_is_named_before_anybody_waits_for_it(monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "junk..x", "MASTER_PORT": "29511"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SepoError, match=r"MASTER_ADDR must be a host that can be found from here, got 'junk..x'"):
+        join_processes()
+
+
 def test_fsdp_on_a_machine_without_a_gpu_is_refused(world, tmp_path, monkeypatch):
     """accelerate would train with whole models there, and say nothing."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

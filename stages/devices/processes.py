@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.configs import worker_numbers
 from stages.devices.extras import refuse_missing_tracker
-from stages.errors import SepoError, borrowed, shortened
+from stages.errors import SepoError, borrowed, one_line, shortened
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
@@ -67,6 +68,7 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             raise SepoError(
                 f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}", hint=_UNSET
             )
+    _refuse_unknown_host()
     for engine in ("DeepSpeed", "Megatron_LM"):
         if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
             raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
@@ -116,6 +118,20 @@ def refuse_divided(accelerator: Accelerator, reason: str) -> None:
     """Stop where processes make different numbers of forward passes, if the model is divided among them."""
     if accelerator.is_fsdp2:
         raise SepoError(f"{reason}, which FSDP2 cannot divide", hint="train it without --use_fsdp")
+
+
+def _refuse_unknown_host() -> None:
+    """torch would look for it as long as processes wait for each other, and hear no signal meanwhile."""
+    host = os.environ.get("MASTER_ADDR")
+    if host is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise SepoError(
+            f"MASTER_ADDR must be a host that can be found from here, got {shortened(repr(host))}: {one_line(error)}",
+            hint=_UNSET,
+        ) from None
 
 
 def _asked_for(variable: str) -> bool:

@@ -85,8 +85,9 @@ def cached(
         SepoError: what `write` raises, or there is no place at all to write to.
     """
     folder, key = cache_folder(), hash_json(key).removeprefix("sha256:")
-    entry = _find(folder, key, name, reporter)
     try:
+        with _blaming_the_disk():
+            entry = _find(folder, key, name, reporter)
         if entry is None:
             with _locked(folder, key, name, reporter):
                 # Whoever held the lock before may have made it.
