@@ -24,7 +24,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         {
             "class": f"{kind.__module__}.{kind.__qualname__}",
             "code": _foreign_code(kind),
-            "state": _backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer),
+            "state": _state(tokenizer),
             "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             "splits_special": bool(tokenizer.split_special_tokens),
             "template": tokenizer.chat_template,
@@ -34,7 +34,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def tokenization_hash(tokenizer: Any) -> str:
     """``sha256:...`` of how a tokenizer cuts text: merges, normaliser, pre-tokenizer, added tokens."""
-    return hash_json(_backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer))
+    return hash_json(_state(tokenizer))
 
 
 @functools.cache
@@ -51,6 +51,10 @@ def modules_hash(*packages: str) -> str:
     stages = Path(__file__).parents[1]
     modules = [*(path for package in packages for path in (stages / package).glob("*.py")), stages / "types.py"]
     return hash_json({str(path.relative_to(stages)): hash_file(path) for path in modules})
+
+
+def _state(tokenizer: Any) -> Any:
+    return _backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer)
 
 
 def _backend_state(tokenizer: Any) -> Any:
