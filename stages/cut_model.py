@@ -10,10 +10,11 @@ from typing import Any, Final
 from stages.configs import CutModelConfig
 from stages.errors import SepoError
 from stages.models.cut import layers_of, load_first_layers
-from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into, tokenizer_inputs
+from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
+from stages.tokens.fingerprint import tokenizer_inputs
 
 STAGE: Final = "cut-model"
 

@@ -54,14 +54,7 @@ from stages.evaluation.training_data import (
     trained_on,
 )
 from stages.logprobs.divergence import as_pair
-from stages.models.folders import (
-    load_tokenizer,
-    model_hash,
-    most_positions,
-    resolve_model,
-    tokenizer_hash,
-    vocabulary_hash,
-)
+from stages.models.folders import load_tokenizer, model_hash, most_positions, resolve_model
 from stages.models.named import named_models
 from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
@@ -70,7 +63,7 @@ from stages.store.manifest import LIBRARIES, Input, identity_of, made_just_now
 from stages.store.results import claim_results, write_results
 from stages.tokens.cache import Arrays, cached_arrays
 from stages.tokens.dataset import Limit, load_pairs, refuse_recorded
-from stages.tokens.fingerprint import modules_hash
+from stages.tokens.fingerprint import modules_hash, tokenizer_hash, vocabulary_hash
 from stages.types import Ids, TokenPair
 
 Floats64 = NDArray[np.float64]

@@ -20,13 +20,7 @@ from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
 from stages.method.projection import project
 from stages.method.statistics import preference_accuracy
-from stages.models.folders import (
-    load_tokenizer,
-    resolve_without_weights,
-    tokenizer_hash,
-    vocabulary_hash,
-    vocabulary_size,
-)
+from stages.models.folders import load_tokenizer, resolve_without_weights
 from stages.reporting import Reporter, Summary, Task
 from stages.store.alarms import Scale, alarms
 from stages.store.manifest import Input
@@ -37,6 +31,7 @@ from stages.store.shards import OwnShard, own_shard, read_shard, shard_name, wri
 from stages.tokens.borders import Located
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import SAME_WHEN_CUT, Encoder
+from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash, vocabulary_size
 from stages.types import Dropped, Floats, Ids, Pair, PairLogps, ScoredPair, TokenPair
 
 STAGE: Final = "project-scores"

@@ -20,17 +20,7 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
-from stages.models.folders import (
-    load_tokenizer,
-    model_hash,
-    quantized,
-    resolve_model,
-    tokenizer_hash,
-    tokenizer_inputs,
-    usable_length,
-    vocabulary_hash,
-    vocabulary_size,
-)
+from stages.models.folders import load_tokenizer, model_hash, quantized, resolve_model, usable_length
 from stages.models.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
@@ -43,6 +33,7 @@ from stages.store.scores import sound
 from stages.store.shards import Checksum, own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_hash, vocabulary_size
 from stages.types import PairLogps, TokenPair
 
 STAGE: Final = "score"

@@ -37,7 +37,6 @@ from stages.models.folders import (
     model_hash,
     resolve_model,
     save_model,
-    tokenizer_inputs,
     usable_length,
 )
 from stages.models.quantization import load_trainable
@@ -52,6 +51,7 @@ from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.tokens.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again

@@ -25,17 +25,7 @@ from stages.logprobs.paths import find_paths
 from stages.method.examples import Weighed, make_examples
 from stages.method.selection import Evidence
 from stages.models.adapters import base_name
-from stages.models.folders import (
-    load_model,
-    load_tokenizer,
-    resolve_model,
-    save_model,
-    save_model_into,
-    tokenizer_hash,
-    tokenizer_inputs,
-    usable_length,
-    vocabulary_size,
-)
+from stages.models.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, usable_length
 from stages.models.quantization import load_trainable
 from stages.models.references import (
     Around,
@@ -60,6 +50,7 @@ from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
 from stages.store.shape import lookup
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_size
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora

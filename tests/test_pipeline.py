@@ -9,9 +9,10 @@ import torch
 from stages import train_oracle
 from stages.configs import OracleConfig, PolicyConfig, declared
 from stages.errors import SepoError
-from stages.models.folders import load_model, save_model, vocabulary_hash
+from stages.models.folders import load_model, save_model
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
+from stages.tokens.fingerprint import vocabulary_hash
 from stages.training.metrics import read_metrics
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, token_pair, word_rows, write_lines

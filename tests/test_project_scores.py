@@ -14,13 +14,14 @@ from stages.data.layouts import read_pairs
 from stages.demo.language import REWARDS
 from stages.errors import SepoError
 from stages.method.selection import select_by_keys, signed
-from stages.models.folders import load_tokenizer, vocabulary_hash
+from stages.models.folders import load_tokenizer
 from stages.reporting import Quiet
 from stages.store.place import place_of
 from stages.store.scores import open_scores
 from stages.store.shards import write_shard
 from stages.tokens.chat import REWRITTEN
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Dropped, PairLogps, ScoredPair
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.tokenizers_zoo import FAMILIES, dress

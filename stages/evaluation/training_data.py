@@ -109,7 +109,7 @@ class Writing(NamedTuple):
     """What made ids of the text of some pairs."""
 
     tokenizer: str
-    """hash (`stages.models.folders.tokenizer_hash`)"""
+    """hash (`stages.tokens.fingerprint.tokenizer_hash`)"""
     given: dict[str, Any] = _NO_ARGUMENTS
     """what the chat template was given for all rows"""
 

@@ -2,44 +2,37 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-import transformers
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stages.errors import SepoError, borrowed, shortened
+from stages.errors import SepoError, borrowed
 from stages.models.adapters import CONFIG as ADAPTER
 from stages.models.adapters import base_of, content, is_adapter, merge, put_on
 from stages.models.adapters import save as save_adapter
 from stages.models.few_bits import bits_of, exact_products
+from stages.models.fit import (
+    REMEDY,
+    refuse_impossible_depth,
+    refuse_leading_out,
+    refuse_other_weights,
+    refuse_unfit,
+    weight_files,
+)
 from stages.models.overheard import overheard
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
-from stages.store.manifest import TOKENIZATION, Input, refuse_altered
-from stages.store.shape import is_file_name
-from stages.tokens.fingerprint import tokenization_hash
+from stages.store.manifest import refuse_altered
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
-REMEDY: Final = "give a folder written by save_pretrained, or a hub name such as HuggingFaceTB/SmolLM2-135M-Instruct"
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
 MOST_IDS: Final = 1 << 24
 """of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
-_MOST_LAYERS: Final = 4096
-"""of a model whose weights are not here to tell"""
-_DEPTHS: Final = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-_HARMLESS: Final = re.compile(
-    r"rotary_emb\.inv_freq$|\battn\.(masked_)?bias$|\battention\.(masked_)?bias$|(^|\.)position_ids$|(^|\.)mtp"
-)
-"""what old checkpoints hold beside their weights (tables and masks that are computed), and heads for further tokens"""
-_HARMLESS_IF_CUT: Final = re.compile(_HARMLESS.pattern + r"|\.\d+\.")
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
@@ -58,12 +51,12 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
         SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
     """
     folder = _resolved(name, _download, reporter, above)
-    if not _weight_files(folder):
+    if not weight_files(folder):
         raise SepoError(f"{name} has no weights (*.safetensors or pytorch_model*.bin)", hint=REMEDY)
     for index in folder.glob("*.index.json"):
-        _refuse_leading_out(index)
+        refuse_leading_out(index)
     if not is_adapter(folder):
-        _refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
+        refuse_unfit(folder, read_object(folder / "config.json", REMEDY))
     return folder
 
 
@@ -78,20 +71,20 @@ def resolve_without_weights(name: str, reporter: Reporter) -> Path:
 
 def holds_model(folder: Path) -> bool:
     """Whether a folder has a configuration and weights, of a model or of an adapter."""
-    return (is_adapter(folder) or (folder / "config.json").exists()) and bool(_weight_files(folder))
+    return (is_adapter(folder) or (folder / "config.json").exists()) and bool(weight_files(folder))
 
 
 def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
     refuse_altered(folder)
     if is_adapter(folder):
-        adapter = {path.name: hash_file(path) for path in _weight_files(folder)}
+        adapter = {path.name: hash_file(path) for path in weight_files(folder)}
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
     config = read_object(folder / "config.json", REMEDY)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
-    parts = {"config": config, "weights": {path.name: hash_file(path) for path in _weight_files(folder)}}
+    parts = {"config": config, "weights": {path.name: hash_file(path) for path in weight_files(folder)}}
     if "auto_map" in config:
         parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
     return hash_json(parts)
@@ -107,30 +100,6 @@ def quantized(folder: Path) -> str | None:
 def base_folder(folder: Path) -> Path:
     """Where the base of an adapter lies."""
     return resolve_model(base_of(folder), Quiet())
-
-
-def vocabulary_hash(tokenizer: Any) -> str:
-    """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
-    return hash_json(tokenizer.get_vocab())
-
-
-def vocabulary_size(tokenizer: Any) -> int:
-    """What every id of the token->id map is below, whether or not all ids up to there have a token."""
-    return 1 + max(map(int, tokenizer.get_vocab().values()))
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Hash of what ids mean: token->id map, special tokens, chat template."""
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
-
-
-def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
-    """The tokenizer as an input of a run: its hash, and another of how it cuts text, which earlier manifests lack."""
-    return {
-        "tokenizer": Input(name, tokenizer_hash(tokenizer)),
-        TOKENIZATION: Input(name, tokenization_hash(tokenizer)),
-    }
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Any:
@@ -158,7 +127,7 @@ def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         described = config.to_dict()
-    _refuse_unfit(folder, described)
+    refuse_unfit(folder, described)
     return config
 
 
@@ -205,7 +174,7 @@ def load_model(
             ignore_mismatched_sizes=True,
             **(held or {}),
         )
-    _refuse_other_weights(folder, type(model).__name__, info, cut=change is not None)
+    refuse_other_weights(folder, type(model).__name__, info, cut=change is not None)
     _tell_untied(model)
     if dtype == torch.float32:
         exact_products(model)
@@ -297,97 +266,18 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, ab
         hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
         raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
     else:
-        _refuse_impossible_depth(folder, read_object(folder / "config.json", REMEDY))
+        refuse_impossible_depth(folder, read_object(folder / "config.json", REMEDY))
     return folder
 
 
 def _download(name: str) -> Path:
     folder = _fetched(name, [*_DESCRIPTION, "*.safetensors"])
-    return folder if _weight_files(folder) else _fetched(name, [*_DESCRIPTION, "pytorch_model*.bin"])
+    return folder if weight_files(folder) else _fetched(name, [*_DESCRIPTION, "pytorch_model*.bin"])
 
 
 def _fetched(name: str, patterns: list[str]) -> Path:
     with borrowed(f"there is no folder {name}, and the hub did not give it", REMEDY):
         return Path(snapshot_download(name, allow_patterns=patterns))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, or, where there are none, the pickled ones (which are loaded with weights_only)."""
-    for pattern in ("adapter_model.safetensors",) if is_adapter(folder) else WEIGHTS:
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
-    return []
-
-
-def _refuse_leading_out(index: Path) -> None:
-    """Weights lie in the folder that is hashed: an index that leads out of it would load what nobody looked at."""
-    named = read_object(index, REMEDY).get("weight_map")
-    wrong = [file for file in named.values() if not is_file_name(file)] if isinstance(named, dict) else [named]
-    if wrong:
-        raise SepoError(f"{index}: {shortened(repr(wrong[0]))} is no file in its folder", hint=REMEDY)
-
-
-def _refuse_unfit(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse models that are no causal language models, as their configuration tells."""
-    if config.get("is_encoder_decoder"):
-        raise SepoError(f"{folder} is an encoder-decoder model; sepo needs a causal language model", hint=REMEDY)
-    for sense in ("vision", "audio"):
-        if config.get(f"{sense}_config"):
-            problem = f"{folder} is a model of {sense} and text; sepo needs a causal language model of text alone"
-            raise SepoError(problem, hint="save its language model apart, or give a text model of its family")
-    _refuse_other_kind(folder, config)
-
-
-def _refuse_other_kind(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what was saved as another class of transformers: its weights may fill a language model all the same."""
-    names, own_code = config.get("architectures"), config.get("auto_map")
-    if not isinstance(names, list) or not names or (isinstance(own_code, dict) and "AutoModelForCausalLM" in own_code):
-        return
-    known = [name for name in names if isinstance(name, str) and hasattr(transformers, name)]
-    if known and not set(known) & {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
-        raise SepoError(f"{folder} is a {known[0]}; sepo needs a causal language model", hint=REMEDY)
-
-
-def _refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with more layers than there are weights, before as many are built."""
-    files, most = _weight_files(folder), 0
-    if not files:
-        most = _MOST_LAYERS
-    elif files[0].suffix == ".safetensors":
-        for path in files:
-            with borrowed(f"cannot load {folder} as a causal language model", REMEDY), safe_open(path, "pt") as weights:
-                most += len(weights.keys())
-    else:
-        most = sum(path.stat().st_size for path in files)
-    for name in _DEPTHS:
-        layers = config.get(name)
-        if isinstance(layers, int) and layers > most:
-            raise SepoError(f"{folder}/config.json has {name} {layers:,}, where {most:,} are possible", hint=REMEDY)
-
-
-def _refuse_other_weights(folder: Path, kind: str, info: Mapping[str, Any], *, cut: bool) -> None:
-    """Refuse weights that are not those of the model, by the report of `from_pretrained`.
-
-    Args:
-        kind: the model's class.
-        cut: the model was given fewer layers than the folder holds.
-    """
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        name, found, wanted = mismatched[0]
-        sizes = f"{name} is {list(found)}, and config.json makes it {list(wanted)}"
-        raise SepoError(f"{len(mismatched)} weights of {folder} are of another size: {sizes}", hint=REMEDY)
-    harmless = _HARMLESS_IF_CUT if cut else _HARMLESS
-    surplus = sorted(name for name in info["unexpected_keys"] if not harmless.search(name))
-    if surplus:
-        raise SepoError(
-            f"{folder} holds {len(surplus)} weights that a {kind} does not take, such as {surplus[0]}",
-            hint="give a folder saved as a causal language model, with the config.json that it was saved with",
-        )
 
 
 def _tell_untied(model: Any) -> None:

@@ -13,11 +13,12 @@ from stages.errors import SepoError
 from stages.logprobs.head import has_head
 from stages.logprobs.logps import Reader, response_logps
 from stages.logprobs.paths import find_paths
-from stages.models.folders import embedding_rows, load_tokenizer, model_hash, vocabulary_hash
+from stages.models.folders import embedding_rows, load_tokenizer, model_hash
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores
 from stages.store.shape import lookup
+from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import PairLogps, ScoredPair, TokenPair
 
 PART_PAIRS: Final = 1024

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from stages.configs import OptimizerConfig, OracleConfig, PolicyConfig, ScoreConfig
 from stages.errors import borrowed
-from stages.models.folders import REMEDY, load_config
+from stages.models.fit import REMEDY
+from stages.models.folders import load_config
 from stages.reporting import Table
 from stages.training.budget import budget_in_room, memory_of, tokens_in_room
 from stages.training.schedule import make_schedule

@@ -58,7 +58,7 @@ def write_shard(
 
     Args:
         fingerprint: of the run that makes the shard.
-        tokenizer: hash of the token->id map the ids are of (`stages.models.folders.vocabulary_hash`).
+        tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The fingerprint of all that decides which ids a text becomes: the tokenizer, and the code that uses it."""
+"""Hashes of what decides which ids a text becomes, and what ids mean: the tokenizer, and the code that uses it."""
 
 import functools
 import inspect
@@ -10,14 +10,39 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.store.files import hash_file, hash_json
+from stages.store.manifest import TOKENIZATION, Input
 
 _LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
+
+
+def vocabulary_hash(tokenizer: Any) -> str:
+    """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
+    return hash_json(tokenizer.get_vocab())
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """What every id of the token->id map is below, whether or not all ids up to there have a token."""
+    return 1 + max(map(int, tokenizer.get_vocab().values()))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of what ids mean: token->id map, special tokens, chat template."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
+
+
+def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
+    """The tokenizer as an input of a run: its hash, and another of how it cuts text, which earlier manifests lack."""
+    return {
+        "tokenizer": Input(name, tokenizer_hash(tokenizer)),
+        TOKENIZATION: Input(name, tokenization_hash(tokenizer)),
+    }
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """``sha256:...`` of a tokenizer: vocabulary, merges, normaliser, added and special tokens, chat template, class.
 
-    More than `stages.models.folders.tokenizer_hash`, which tells whether two models give the same meaning to an id.
+    More than `tokenizer_hash`, which tells whether two models give the same meaning to an id.
     """
     kind = type(tokenizer)
     return hash_json(

@@ -9,9 +9,9 @@ from stages.configs import DemoConfig
 from stages.demo.language import VOCABULARY, draw_splits
 from stages.demo.model import BEGIN, END_OF_TURN, build_demo_model
 from stages.errors import SepoError
-from stages.models.folders import tokenizer_hash
 from stages.reporting import Quiet
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenizer_hash
 from stages.types import Pair
 
 CONVERSATION = [

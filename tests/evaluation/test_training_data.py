@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from stages.evaluation.training_data import Writing, hashes_of, recorded_sources, trained_on
-from stages.models.folders import tokenizer_hash
 from stages.store.scores import open_scores
+from stages.tokens.fingerprint import tokenizer_hash
 from tests.evaluation.conftest import Ear
 from tests.world import run_oracle
 

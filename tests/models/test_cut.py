@@ -11,8 +11,8 @@ from stages import cut_model
 from stages.configs import CutModelConfig
 from stages.errors import SepoError
 from stages.models.cut import _shortened
-from stages.models.folders import tokenizer_hash
 from stages.reporting import Quiet
+from stages.tokens.fingerprint import tokenizer_hash
 from tests.conftest import tiny_llama
 from tests.logprobs.zoo import FAMILIES, tiny
 from tests.world import run_oracle

@@ -15,10 +15,9 @@ from stages.models.folders import (
     resolve_model,
     save_model,
     save_model_into,
-    tokenizer_hash,
-    vocabulary_hash,
 )
 from stages.reporting import Quiet
+from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
 

@@ -14,13 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.data.layouts import read_conversations, read_pairs
 from stages.errors import SepoError
-from stages.models.folders import tokenizer_hash
 from stages.reporting import Quiet
 from stages.store.files import cache_folder
 from stages.tokens import cache, fingerprint, tokenised
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
-from stages.tokens.fingerprint import tokenization_hash
+from stages.tokens.fingerprint import tokenization_hash, tokenizer_hash
 from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs
 from stages.types import Dropped, content_hash
 from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
