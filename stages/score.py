@@ -20,7 +20,8 @@ from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import preference_accuracy
-from stages.models.folders import load_tokenizer, model_hash, quantized, resolve_model, usable_length
+from stages.models.folders import load_tokenizer, model_hash, resolve_model, usable_length
+from stages.models.quantization import quantized
 from stages.models.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    {"errors", "types", "reporting", "registry"},
+    {"compat", "errors", "types", "reporting", "registry"},
     {"configs"},
     {"method", "store"},
     {"data"},
@@ -80,6 +80,36 @@ def test_only_the_log_prob_primitive_shifts():
     guilty = [path.name for path in (ROOT / "stages").rglob("*.py") if shift.search(path.read_text())]
     # Where logits stand: in padded rows, and in packed ones.
     assert sorted(guilty) == ["logps.py", "packing.py"]
+
+
+def private_names(tree):
+    """Names with one underscore that a module takes from elsewhere than itself."""
+    own = {*_NAMED_TUPLE, *(node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef)))}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            and getattr(node.value, "id", "") == "self"}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.name.startswith("_"))
+        elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr) and node.attr not in own:
+            if not (isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}) and node.attr != "_exit":
+                yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "setattr", "hasattr"}:
+            name = getattr(node.args[1], "value", "")
+            yield from [name] if isinstance(name, str) and re.match("_[a-z]", name) else []
+
+
+_NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+
+
+def test_private_names_of_libraries_stand_in_one_file():
+    guilty = {
+        str(path.relative_to(ROOT)): found
+        for folder in ("stages", "sepo_cli")
+        for path in (ROOT / folder).rglob("*.py")
+        if (found := [*private_names(ast.parse(path.read_text()))])
+    }
+    assert {*guilty} == {"stages/compat.py"}, guilty
+    assert {"_attn_implementation", "_DropoutNd", "_reset_state"} <= {*guilty["stages/compat.py"]}
 
 
 def test_files_stay_short():

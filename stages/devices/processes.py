@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from stages.compat import forget_other_precision
 from stages.configs import worker_numbers
 from stages.devices.extras import refuse_missing_tracker
 from stages.errors import SepoError, borrowed, one_line, shortened
@@ -77,9 +77,7 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
     disable_fsdp_ram_efficient_loading()
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     log_with = report_to if folder is not None and report_to != "none" else None
-    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
-        # Of two stages in one process each may have a precision of its own; the group of processes stays.
-        AcceleratorState._reset_state()
+    forget_other_precision(mixed_precision)
     with borrowed("accelerate cannot start", _UNSET):
         accelerator = Accelerator(
             mixed_precision=mixed_precision,

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from stages.compat import attention_of
+
 NAME: Final = "sepo_packed"
 
 
@@ -86,7 +88,7 @@ def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
     A backward pass with gradient checkpointing recomputes layers, so it belongs inside.
     """
     global _open
-    before, outer = model.config._attn_implementation, _open
+    before, outer = attention_of(model), _open
     model.set_attn_implementation(NAME)
     _open = layout
     try:

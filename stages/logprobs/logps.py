@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from stages.compat import unsplit_modules
 from stages.devices.memory import memory_for
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
@@ -58,7 +59,7 @@ class WeightedLogps(torch.nn.Module):
         self.model = reader.model
         self._reader = reader
         kinds = {type(module).__name__ for module in reader.model.modules()}
-        self._no_split_modules = sorted(kinds & set(getattr(reader.model, "_no_split_modules", None) or ()))
+        self._no_split_modules = sorted(kinds & unsplit_modules(reader.model))
         """the layers, by the name of their class, where accelerate looks for it"""
 
     def forward(self, batch: Packed | Batch) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from stages.compat import takes_attention
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
@@ -96,8 +97,7 @@ def _rope_kinds(config: Any) -> Iterator[str]:
 def _may_pack(reader: Reader) -> bool:
     # Chunked attention cuts by position in the row, and tells only its mask about it.
     chunked = getattr(reader.model.config, "attention_chunk_size", None) is not None
-    backend = getattr(reader.model, "_supports_attention_backend", False)
-    return bool(backend) and not chunked and (reader.tiled or keeps_logits(reader.model))
+    return takes_attention(reader.model) and not chunked and (reader.tiled or keeps_logits(reader.model))
 
 
 def _windows_told(reader: Reader, packed: Packed) -> bool:

@@ -1,5 +1,6 @@
 """Model folders in and out: finding, checking, hashing, loading, saving."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -11,11 +12,11 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
+from stages.compat import BITSANDBYTES_LOGGER
 from stages.errors import SepoError, borrowed
 from stages.models.adapters import CONFIG as ADAPTER
 from stages.models.adapters import base_of, content, is_adapter, merge, put_on
 from stages.models.adapters import save as save_adapter
-from stages.models.few_bits import bits_of, exact_products
 from stages.models.fit import (
     REMEDY,
     refuse_impossible_depth,
@@ -88,13 +89,6 @@ def model_hash(folder: Path) -> str:
     if "auto_map" in config:
         parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
     return hash_json(parts)
-
-
-def quantized(folder: Path) -> str | None:
-    """How a model's checkpoint, or that of an adapter's base, holds its weights, if in few bits."""
-    return (
-        quantized(base_folder(folder)) if is_adapter(folder) else bits_of(read_object(folder / "config.json", REMEDY))
-    )
 
 
 def base_folder(folder: Path) -> Path:
@@ -177,7 +171,7 @@ def load_model(
     refuse_other_weights(folder, type(model).__name__, info, cut=change is not None)
     _tell_untied(model)
     if dtype == torch.float32:
-        exact_products(model)
+        _compute_in_float32(model)
     return model
 
 
@@ -278,6 +272,16 @@ def _download(name: str) -> Path:
 def _fetched(name: str, patterns: list[str]) -> Path:
     with borrowed(f"there is no folder {name}, and the hub did not give it", REMEDY):
         return Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def _compute_in_float32(model: Any) -> None:
+    """The products with weights of bitsandbytes too, as far as it can: log-probs are compared."""
+    logging.getLogger(BITSANDBYTES_LOGGER).setLevel(logging.ERROR)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On a CPU that can, evaluation would round the constants to bfloat16, for training too.
+            module.support_avx512bf16_for_cpu = False
+            module.compute_dtype = torch.float32
 
 
 def _tell_untied(model: Any) -> None:

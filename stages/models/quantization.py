@@ -1,4 +1,4 @@
-"""Weights held in 4 or 8 bits while an adapter on them is trained (QLoRA, arXiv 2305.14314), by bitsandbytes."""
+"""Weights held in few bits: by a checkpoint, or while an adapter on them is trained (QLoRA, arXiv 2305.14314)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,27 @@ from transformers import BitsAndBytesConfig
 from stages.configs import OptimizerConfig
 from stages.devices.memory import move_model
 from stages.errors import SepoError
-from stages.models.few_bits import is_trainable
-from stages.models.folders import load_model, quantized
+from stages.models.adapters import is_adapter
+from stages.models.fit import REMEDY
+from stages.models.folders import base_folder, load_model
+from stages.store.files import read_object
+
+
+def quantized(folder: Path) -> str | None:
+    """How a model's checkpoint, or that of an adapter's base, holds its weights, if in few bits."""
+    folder = base_folder(folder) if is_adapter(folder) else folder
+    return bits_of(read_object(folder / "config.json", REMEDY))
+
+
+def bits_of(config: dict[str, Any]) -> str | None:
+    """How a model's configuration says that its weights are held, such as ``4 bits (bitsandbytes)``; None if whole."""
+    text = config.get("text_config")
+    held = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if not isinstance(held, dict):
+        return None
+    bits = 4 if held.get("load_in_4bit") else 8 if held.get("load_in_8bit") else held.get("bits", held.get("w_bit"))
+    method = str(held.get("quant_method") or "bitsandbytes")
+    return f"{bits} bits ({method})" if bits else f"few bits ({method})"
 
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> Any:
@@ -21,7 +40,8 @@ def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) 
     """
     if config.quantize is None:
         model = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, ordinary=True), device)
-        if not is_trainable(model):
+        quantizer = getattr(model, "hf_quantizer", None)
+        if quantizer is not None and not quantizer.is_trainable:
             raise SepoError(
                 f"{folder} holds its weights in {quantized(folder)}, through which no gradient passes",
                 hint="give the model that it was made from",

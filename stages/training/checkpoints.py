@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from stages.compat import prepared_models
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
@@ -149,7 +150,7 @@ class Checkpoints:
     def _refuse_other_weights(self, path: Path) -> None:
         """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
         held = set(torch.load(path / WEIGHTS, map_location="meta", weights_only=True))
-        [model] = self._accelerator._models
+        [model] = prepared_models(self._accelerator)
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         if held != trained:
             name = min(held ^ trained)
@@ -188,7 +189,7 @@ class Checkpoints:
         self._accelerator.wait_for_everyone()
 
     def _partly_trained(self) -> bool:
-        return any(_frozen_names(model) for model in self._accelerator._models)
+        return any(_frozen_names(model) for model in prepared_models(self._accelerator))
 
     def _found(self) -> list[Path]:
         return sorted(path for path in self._folder.glob(f"{self._phase}-{'[0-9]' * 8}") if path.is_dir())

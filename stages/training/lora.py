@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from stages.compat import dequantized, is_dequantizable
 from stages.configs import OptimizerConfig, module_names
 from stages.devices.extras import refuse_without
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, trial_logps
 from stages.models.adapters import is_adapter, put_on, save, tied_target
-from stages.models.few_bits import dequantized, is_dequantizable
-from stages.models.folders import quantized
+from stages.models.quantization import quantized
 from stages.reporting import Reporter
 
 UNMERGED: Final = "unmerged-adapter"

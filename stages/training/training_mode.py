@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import torch
 from accelerate.utils.other import has_repeated_blocks, is_repeated_blocks
-from torch.nn.modules.dropout import _DropoutNd
 
+from stages.compat import DROPOUT, forget_compiled
 from stages.configs import OptimizerConfig
 from stages.devices.precision import products
 from stages.errors import SepoError, one_line
@@ -49,7 +49,7 @@ def training_mode(model: Any, config: OptimizerConfig) -> Iterator[None]:
         if config.compile:
             for block in _repeated_blocks(model):
                 block.compile(dynamic=True)
-                stack.callback(setattr, block, "_compiled_call_impl", None)
+                stack.callback(forget_compiled, block)
         train_without_noise(model)
         stack.callback(model.eval)
         yield
@@ -62,7 +62,7 @@ def train_without_noise(model: Any) -> None:
     """
     model.train()
     for module in model.modules():
-        if isinstance(module, _DropoutNd):
+        if isinstance(module, DROPOUT):
             # Attention asks it for its share, and draws by itself.
             module.p = 0.0
         elif _makes_noise(module):

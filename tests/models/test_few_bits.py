@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.logprobs.trial import trial_logps
-from stages.models.few_bits import bits_of
-from stages.models.folders import load_model, quantized
-from stages.models.quantization import load_trainable
+from stages.models.folders import load_model
+from stages.models.quantization import bits_of, load_trainable, quantized
 from stages.reporting import Quiet
 from stages.training.lora import make_trainee, refuse_useless_lora
 from tests.conftest import tiny_llama, word_rows, write_lines

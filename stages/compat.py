@@ -1,0 +1,75 @@
+"""What is taken from inside other libraries: names with an underscore, which a new version may move or drop.
+
+Each says why nothing public will do. All are as they were in torch 2.13, transformers 5.23 and accelerate 1.15.
+"""
+
+from typing import Any, Final
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.nn.modules.dropout import _DropoutNd
+from transformers.quantizers.base import HfQuantizer
+
+DROPOUT: Final = _DropoutNd
+"""the base of all dropout modules of torch: there is no public one"""
+BITSANDBYTES_LOGGER: Final = "bitsandbytes.autograd._functions"
+"""warns at every product in 8 bits that activations are rounded"""
+
+
+def attention_of(model: Any) -> str:
+    """How a model attends: transformers has a public way to set it, and none to ask."""
+    return str(model.config._attn_implementation)
+
+
+def takes_attention(model: Any) -> bool:
+    """Whether a model calls a function registered with `AttentionInterface` (no public name since 4.48)."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def unsplit_modules(model: Any) -> set[str]:
+    """The classes of a model's layers, by which accelerate wraps them for FSDP; it reads the same attribute."""
+    return set(getattr(model, "_no_split_modules", None) or ())
+
+
+def prepared_models(accelerator: Accelerator) -> list[Any]:
+    """What an accelerator saves and loads with a checkpoint; it names them to nobody."""
+    return accelerator._models
+
+
+def forget_compiled(module: Any) -> None:
+    """Undo `torch.nn.Module.compile`, which has no inverse."""
+    module._compiled_call_impl = None
+
+
+def forget_other_precision(mixed_precision: str) -> None:
+    """Let the next `Accelerator` have this precision; of two in one process accelerate keeps that of the first.
+
+    The group of processes stays.
+    """
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        AcceleratorState._reset_state()
+
+
+def is_dequantizable(model: Any) -> bool:
+    """Whether `dequantized` knows how: a public call would find out by doing it, on a model that is then spent."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return quantizer is None or type(quantizer)._dequantize is not HfQuantizer._dequantize
+
+
+def dequantized(model: Any) -> Any:
+    """The same weights in full, in an ordinary model that can be saved as one.
+
+    How the checkpoint was unpacked is undone as transformers 5 saves a model, which nothing can do and nothing has to.
+    """
+    whole = model.dequantize()
+    kept = [each for each in getattr(whole, "_weight_conversions", None) or [] if _is_reversible(each)]
+    whole._weight_conversions = kept or None
+    return whole
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
