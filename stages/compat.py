@@ -33,7 +33,7 @@ def unsplit_modules(model: Any) -> set[str]:
 
 def prepared_models(accelerator: Accelerator) -> list[Any]:
     """What an accelerator saves and loads with a checkpoint; it names them to nobody."""
-    return accelerator._models
+    return [*accelerator._models]
 
 
 def forget_compiled(module: Any) -> None:
