@@ -23,7 +23,7 @@ from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.memory import move_model
 from stages.devices.processes import gather_weights, join_processes
-from stages.evaluation.verdict import Verdict, judge, with_reference
+from stages.evaluation.oracle import OracleMetrics, oracle_metrics, with_reference
 from stages.logprobs.batches import whole
 from stages.logprobs.generate import stop_at
 from stages.method.objectives.dpo import dpo
@@ -277,7 +277,7 @@ def _sft_data(job: Job, split: Split) -> tuple[Sequence[TokenPair], Counts | Non
     return conversations, counts
 
 
-def _make_oracle(job: Job, split: Split) -> Verdict | None:
+def _make_oracle(job: Job, split: Split) -> OracleMetrics | None:
     """Write O/oracle, and judge it on the held-out pairs (None if none were held out)."""
     config = job.config
     folder = job.work.folder
@@ -305,7 +305,7 @@ def _make_oracle(job: Job, split: Split) -> Verdict | None:
     if not split.held_out:
         return None
     oracle = logps_of(model, split.held_out, job.around, "oracle, held-out pairs")
-    return judge(split.held_out, oracle, reference.held_out, config.beta, embedding_rows(model))
+    return oracle_metrics(split.held_out, oracle, reference.held_out, config.beta, embedding_rows(model))
 
 
 def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
@@ -319,7 +319,7 @@ def _reference_logps(job: Job, model: Any, split: Split) -> ReferenceLogps:
     return ReferenceLogps(train=found[len(split.held_out) :], held_out=found[: len(split.held_out)])
 
 
-def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summary:
+def _conclude(job: Job, counts: dict[str, Any], verdict: OracleMetrics | None) -> Summary:
     """Warn, write the manifest, and make the summary."""
     folder = job.work.folder
     rows = [("trained on", f"{counts['train']:,} pairs"), ("held out", f"{counts['held_out']:,} pairs")]
@@ -350,7 +350,7 @@ def _conclude(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> Summ
     return Summary(f"oracle in {folder}", rows)
 
 
-def _write_cards(job: Job, counts: dict[str, Any], verdict: Verdict | None) -> None:
+def _write_cards(job: Job, counts: dict[str, Any], verdict: OracleMetrics | None) -> None:
     folder, made = job.work.folder, Made(job.config, job.work.identity["inputs"], counts)
     held_out = {"accuracy": verdict.accuracy.value, "reward margin": verdict.margin.value} if verdict else {}
     write_reference_card(folder / REFERENCE, folder, made)

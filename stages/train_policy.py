@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from stages.configs import PolicyConfig
 from stages.devices.memory import move_model
 from stages.devices.processes import gather_weights, join_processes
-from stages.evaluation.training_data import SNAPSHOTS
+from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.generate import stop_at
 from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Reader, Reference

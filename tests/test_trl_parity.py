@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.configs import OptimizerConfig
-from stages.evaluation.verdict import with_reference
+from stages.evaluation.oracle import with_reference
 from stages.logprobs.batches import whole
 from stages.logprobs.logps import response_logps
 from stages.logprobs.paths import find_paths

@@ -1,6 +1,7 @@
 """Pairs that judge a model: a data set in the model's own ids, and prompts drawn from it."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from stages.store.manifest import FINISHED, read_manifest, refuse_altered
 from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Dropped, Ids, TokenPair, content_hash, longest
 
 
@@ -56,43 +58,37 @@ def truth_hash(demo: Path) -> str:
     return hash_file(demo / TRUTH)
 
 
+def hashes_of(pairs: Sequence[TokenPair]) -> NDArray[np.uint64]:
+    return np.array([content_hash(pair) for pair in pairs], np.uint64)
+
+
 def content_of(pairs: list[TokenPair]) -> str:
     """Hash of the ids of some pairs in their order, whatever their numbers."""
-    return hash_bytes(iter([np.array([content_hash(pair) for pair in pairs], np.uint64).tobytes()]))
+    return hash_bytes(iter([hashes_of(pairs).tobytes()]))
 
 
-def refuse_other_ids(dataset: str, vocabulary: str, name: str) -> None:
-    """
-    Args:
-        vocabulary: hash of the token->id map of a model.
-        name: of that model.
-
-    Raises:
-        SepoError: the data set is a folder of `sepo score`, in the ids of another tokenizer.
-    """
-    scores = scored_pairs(dataset)
-    if scores and scores.manifest["tokenizer"]["vocabulary"] != vocabulary:
-        raise SepoError(
-            f"the pairs in {dataset} are in the ids of another tokenizer than that of {name}",
-            hint="give the data set that they were scored from",
-        )
-
-
-def read_held_out(dataset: str, tokenizer: Any, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
-    """A data set in the ids of a tokenizer.
+def read_held_out(name: str, tokenizer: Any, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
+    """The data set (files, a hub name, or a folder of `sepo score`) in the ids of a tokenizer.
 
     Args:
-        dataset: files, a hub name, or a folder of `sepo score`, whose ids have to be those of the tokenizer.
+        name: of the tokenizer's model.
 
     Raises:
-        SepoError: it cannot be read, or has fewer than two prompts: no interval could be given.
+        SepoError: it cannot be read, holds the ids of another tokenizer, or has fewer than two prompts: no interval
+            could be given.
     """
+    dataset = str(config.dataset)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     scores = scored_pairs(dataset)
     limit = Limit(config.max_length, config.overlong)
     if scores is None:
         found, counts = load_pairs(dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
         pairs = list(found)
+    elif scores.manifest["tokenizer"]["vocabulary"] != vocabulary_hash(tokenizer):
+        raise SepoError(
+            f"the pairs in {dataset} are in the ids of another tokenizer than that of {name}",
+            hint="give the data set that they were scored from",
+        )
     elif (config.columns or config.chat_template_kwargs) and not config.training_data:
         raise SepoError(
             f"{dataset} holds scored pairs, which have no columns to name and no template to fill",
@@ -115,6 +111,30 @@ def prompts_of(pairs: list[TokenPair]) -> NDArray[np.int64]:
     """The number of the first pair that has the same prompt, for each pair, (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(pair.prompt_ids.tobytes(), pair.pair_id) for pair in pairs], np.int64)
+
+
+def prompts_for(
+    name: str, pairs: list[TokenPair], positions: int | None, config: EvaluateConfig, reporter: Reporter
+) -> list[Prompt]:
+    """The prompts to be answered by a model, which leave room for an answer in its positions.
+
+    Raises:
+        SepoError: fewer than two do.
+    """
+    if not config.samples:
+        return []
+    room = None if positions is None else positions - config.max_new_tokens
+    prompts = {pair.prompt_ids.tobytes(): len(pair.prompt_ids) for pair in pairs}
+    fit = sum(room is None or length <= room for length in prompts.values())
+    if fit < 2:
+        raise SepoError(
+            f"{name}: {fit or 'no'} prompt leaves room for {config.max_new_tokens:,} tokens in {positions:,} positions"
+            " (an interval needs 2)",
+            hint="lower --max-new-tokens, or leave sampling out with --samples 0",
+        )
+    if fit < len(prompts):
+        reporter.say(f"{name}: {len(prompts) - fit:,} prompts that leave no room for an answer are not sampled from")
+    return draw_prompts(pairs, config.samples, room, config.seed)
 
 
 def draw_prompts(pairs: list[TokenPair], count: int, longest_prompt: int | None, seed: int) -> list[Prompt]:

@@ -1,6 +1,7 @@
 """The report of an evaluation: one JSON value, and the tables and sentences that are read from it."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -40,24 +41,40 @@ SAMPLES: Final = (
     Column("true_reward_per_token", "a token", "+.3f"),
     Column("true_win_rate", "wins against the reference", ".3f"),
 )
-DIFFERENCES: Final = (*PREFERENCES[:3], DISTANCES[0], SAMPLES[0], SAMPLES[3], SAMPLES[5])
+DIFFERENCES: Final = (
+    *PREFERENCES[:3],
+    Column("kl_per_token", "KL a token", ".4f"),
+    Column("sample_tokens", "tokens of a sample", ".1f"),
+    SAMPLES[3],
+    SAMPLES[5],
+)
 CLAIMS: Final = (
-    ("accuracy_implicit", "pairs", "held-out accuracy of the implicit reward"),
-    ("accuracy_mean", "pairs", "held-out accuracy of the mean log-prob"),
+    ("accuracy_implicit", "held-out accuracy of the implicit reward"),
+    ("accuracy_mean", "held-out accuracy of the mean log-prob"),
 )
 """what decides which of two models is better on pairs: the first of these that both have"""
-TRUTH: Final = ("true_reward", "samples", "true reward")
+TRUTH: Final = ("true_reward", "true reward")
 
 
-def build_report(figures: Mapping[str, Figures], about: Mapping[str, dict[str, Any]], seed: int) -> dict[str, Any]:
+def build_report(
+    figures: Mapping[str, Mapping[str, Figures]], about: Mapping[str, dict[str, Any]], seed: int
+) -> dict[str, Any]:
     """Every figure of every model with its interval, and every difference of two models with its own.
 
     Args:
+        figures: of ``pairs`` and of ``samples``, by model.
         about: what else there is to say of each model, such as its folder.
     """
     return {
         "models": {name: about[name] | _model(found, seed) for name, found in figures.items()},
-        "comparisons": [_comparison(each) for each in compare(figures, seed)],
+        "comparisons": [
+            _comparison(
+                later,
+                earlier,
+                {items: compare(figures[later][items], figures[earlier][items], seed) for items in figures[later]},
+            )
+            for earlier, later in combinations(figures, 2)
+        ],
     }
 
 
@@ -77,35 +94,26 @@ def show_again(report: dict[str, Any], output: str) -> Summary:
 
 def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True) -> Summary:
     """The summary of a report that is whole."""
-    models = report["models"]
+    models, comparisons = report["models"], report["comparisons"]
     pairs, samples = (_span([model[items] for model in models.values()]) for items in ("pairs", "samples"))
     rows = [("pairs", pairs), ("samples of each model", samples)]
-    rows += [
-        (" vs ".join(comparison["models"]), str(sentence))
-        for comparison in report["comparisons"]
-        for sentence in comparison["sentences"]
-    ]
+    rows += [(" vs ".join(each["models"]), str(sentence)) for each in comparisons for sentence in each["sentences"]]
     rows += [("warning", str(warning)) for warning in report["warnings"]]
     rows += [("written", output)] if output else []
+    preferred = f"Chosen response preferred: share of {pairs} held-out pairs (95% bootstrap interval)"
     tables = [
-        _table(
-            f"Chosen response preferred: share of {pairs} held-out pairs (95% bootstrap interval)",
-            models,
-            PREFERENCES,
-            "pairs",
-        ),
+        _table(preferred, models, PREFERENCES, "pairs"),
         _table("KL from the reference, nats", models, DISTANCES, "pairs", "samples"),
         _table(f"{samples} samples of each model, at temperature 1", models, SAMPLES, "samples"),
-        _differences(report["comparisons"]),
+        _differences(comparisons),
     ]
     title = f"evaluation in {output}" if output else "evaluation"
     return Summary(title, rows, fresh, tuple(table for table in tables if table))
 
 
-def sentence(comparison: Comparison, figure: str, items: str, words: str) -> str:
+def sentence(ours: str, theirs: str, items: str, comparison: Comparison, figure: str, words: str) -> str:
     """Which of two models is better by one figure, in plain words."""
-    ours, theirs = comparison.ours, comparison.theirs
-    count = f"{getattr(comparison, items):,} {items}"
+    count = f"{comparison.items:,} {items}"
     if figure not in comparison.differences:
         return f"{ours} and {theirs} are not told apart by {count}: too few that both have"
     difference = comparison.differences[figure]
@@ -119,34 +127,35 @@ def sentence(comparison: Comparison, figure: str, items: str, words: str) -> str
     return f"{ours} is {found} than {theirs}, by {count}: {tail}"
 
 
-def _model(found: Figures, seed: int) -> dict[str, Any]:
-    intervals = bootstrap_intervals(by_cluster(found.pairs, found.prompts), seed=seed)
-    if found.samples:
-        intervals |= bootstrap_intervals(by_cluster(found.samples, found.sample_prompts), seed=seed)
+def _model(figures: Mapping[str, Figures], seed: int) -> dict[str, Any]:
+    intervals: dict[str, Interval] = {}
+    for each in figures.values():
+        if each.ratios:
+            intervals |= bootstrap_intervals(by_cluster(each.ratios, each.prompts), seed=seed)
     return {
-        "pairs": len(found.pair_ids),
-        "prompts": len(np.unique(found.prompts)),
-        "samples": len(found.sample_keys),
+        "pairs": len(figures["pairs"].keys),
+        "prompts": len(np.unique(figures["pairs"].prompts)),
+        "samples": len(figures["samples"].keys),
         "figures": {name: interval.as_json() for name, interval in intervals.items()},
     }
 
 
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    differences, sign_tests = comparison.differences, comparison.sign_tests
-    claims = [claim for claim in CLAIMS if claim[0] in differences][:1] or [CLAIMS[-1]]
-    claims += [TRUTH] if TRUTH[0] in differences else []
+def _comparison(ours: str, theirs: str, by_items: Mapping[str, Comparison]) -> dict[str, Any]:
+    pairs, samples = by_items["pairs"], by_items["samples"]
+    claims = [("pairs", pairs, *next((claim for claim in CLAIMS if claim[0] in pairs.differences), CLAIMS[-1]))]
+    claims += [("samples", samples, *TRUTH)] if TRUTH[0] in samples.differences else []
     return {
-        "models": [comparison.ours, comparison.theirs],
-        "pairs": comparison.pairs,
-        "samples": comparison.samples,
-        "differences": {name: interval.as_json() for name, interval in differences.items()},
-        "sign_tests": sign_tests,
+        "models": [ours, theirs],
+        "pairs": pairs.items,
+        "samples": samples.items,
+        "differences": {name: each.as_json() for name, each in (pairs.differences | samples.differences).items()},
+        "sign_tests": pairs.sign_tests,
         "verdicts": {
-            claim[0]: verdict(differences[claim[0]], sign_tests.get(claim[0], 0.0))
-            for claim in claims
-            if claim[0] in differences
+            figure: verdict(comparison.differences[figure], comparison.sign_tests.get(figure, 0.0))
+            for _, comparison, figure, _ in claims
+            if figure in comparison.differences
         },
-        "sentences": [sentence(comparison, *claim) for claim in claims],
+        "sentences": [sentence(ours, theirs, *claim) for claim in claims],
     }
 
 
@@ -170,19 +179,17 @@ def _span(counts: list[int]) -> str:
 def _differences(comparisons: list[dict[str, Any]]) -> Table | None:
     if not comparisons:
         return None
-    there = [column for column in DIFFERENCES if any(column.figure in each["differences"] for each in comparisons)]
-    signed = [column._replace(form="+" + column.form.lstrip("+")) for column in there]
+    there = [
+        column._replace(form="+" + column.form.lstrip("+"))
+        for column in DIFFERENCES
+        if any(column.figure in each["differences"] for each in comparisons)
+    ]
     rows = [
-        [" - ".join(each["models"]), *(_cell(each["differences"], column) for column in signed)] for each in comparisons
+        [" - ".join(each["models"]), *(_cell(each["differences"], column) for column in there)] for each in comparisons
     ]
     title = "Differences, paired (95% bootstrap interval"
     title += f"; each stands alone: not corrected for {len(comparisons)} comparisons)" if len(comparisons) > 1 else ")"
-    return Table(title, ["models", *map(_long_title, there)], rows)
-
-
-def _long_title(column: Column) -> str:
-    """A title that is clear without the table around it."""
-    return {"kl_per_token": "KL a token", "sample_tokens": "tokens of a sample"}.get(column.figure, column.title)
+    return Table(title, ["models", *(column.title for column in there)], rows)
 
 
 def _cell(figures: Mapping[str, Any], column: Column) -> str:

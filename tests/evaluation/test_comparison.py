@@ -6,16 +6,14 @@ import pytest
 from stages.evaluation.figures import (
     Comparison,
     Figures,
-    PairSums,
     compare,
     describe,
-    divergence_figures,
     mean,
-    preference_figures,
-    reward_figures,
-    sample_figures,
+    pair_ratios,
+    sample_ratios,
     sums_of,
     verdict,
+    win_rate,
 )
 from stages.method.statistics import (
     RESAMPLES,
@@ -30,8 +28,12 @@ from stages.types import PairLogps
 from tests import reference
 
 
-def sums(chosen, rejected, chosen_tokens, rejected_tokens):
-    return PairSums(*map(np.array, (chosen, rejected, chosen_tokens, rejected_tokens)))
+def pairs(chosen, rejected, chosen_tokens, rejected_tokens, reference=None):
+    columns = {"chosen_logp": chosen, "rejected_logp": rejected}
+    columns |= {"chosen_tokens": chosen_tokens, "rejected_tokens": rejected_tokens}
+    if reference:
+        columns |= dict(zip(("chosen_reference_logp", "rejected_reference_logp"), reference, strict=True))
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def values(figures):
@@ -54,9 +56,9 @@ def test_preferences_by_hand():
     2             -4 vs -4    2, 2      0        0          0 + 0
     ============  ==========  ========  =======  =========  =========
     """
-    model = sums([-2.0, -6.0, -4.0], [-3.0, -2.0, -4.0], [1, 6, 2], [3, 1, 2])
-    base = sums([-1.0, -7.0, -1.0], [-3.0, -2.0, -1.0], [1, 6, 2], [3, 1, 2])
-    assert values(preference_figures(model, base)) == pytest.approx(
+    model = ([-2.0, -6.0, -4.0], [-3.0, -2.0, -4.0], [1, 6, 2], [3, 1, 2])
+    base = ([-1.0, -7.0, -1.0], [-3.0, -2.0, -1.0])
+    assert values(pair_ratios(pairs(*model, base))) == pytest.approx(
         {
             "accuracy_sum": (1 + 0 + 0.5) / 3,
             "accuracy_mean": (0 + 1 + 0.5) / 3,
@@ -65,54 +67,59 @@ def test_preferences_by_hand():
             "margin_implicit": 0.0,
         }
     )
-    assert set(preference_figures(model, None)) == {"accuracy_sum", "accuracy_mean", "margin_mean"}
+    assert set(pair_ratios(pairs(*model))) == {"accuracy_sum", "accuracy_mean", "margin_mean"}
 
 
 def test_the_margins_have_their_sign_and_size():
-    model, base = sums([-2.0], [-9.0], [2], [3]), sums([-4.0], [-6.0], [2], [3])
-    found = values(preference_figures(model, base))
+    found = values(pair_ratios(pairs([-2.0], [-9.0], [2], [3], ([-4.0], [-6.0]))))
     assert found["margin_mean"] == -1 + 3
     assert found["margin_implicit"] == (-2 + 4) - (-9 + 6)
     assert found["accuracy_implicit"] == found["accuracy_sum"] == 1
 
 
 def test_sums_are_of_each_response():
-    [chosen], [rejected], [c], [r] = sums_of([PairLogps(np.float32([-1.5, -0.5]), np.float32([-0.25, -0.25, -0.5]))])
-    assert (chosen, rejected, c, r) == (-2.0, -1.0, 2, 3)
+    found = sums_of([PairLogps(np.float32([-1.5, -0.5]), np.float32([-0.25, -0.25, -0.5]))])
+    assert found == {"chosen_logp": -2.0, "rejected_logp": -1.0, "chosen_tokens": 2, "rejected_tokens": 3}
 
 
 def test_divergence_is_counted_per_token_and_per_response():
-    found = values(divergence_figures("kl", np.array([3.0, 1.0]), np.array([6, 2]), responses=2))
-    assert found == {"kl_per_token": 0.5, "kl_per_response": 1.0}
+    kl = {"chosen_kl": np.array([2.0, 1.0]), "rejected_kl": np.array([1.0, 0.0])}
+    found = values(pair_ratios(pairs([-1.0, -1.0], [-1.0, -1.0], [4, 1], [2, 1]) | kl))
+    assert (found["kl_per_token"], found["kl_per_response"]) == (0.5, 1.0)
+    answers = describe([np.array([1, 9]), np.array([2, 2, 2, 2, 2, 9])], end_of_turn=9) | {"kl": np.array([3.0, 1.0])}
+    found = values(sample_ratios(answers))
+    assert (found["sample_kl_per_token"], found["sample_kl_per_response"]) == (0.5, 2.0)
 
 
 def test_samples_by_hand():
     """9 ends a turn. 1 2 3 4 1 2 3 4: five runs of four, of which the last, 1 2 3 4, had been there."""
     answers = [np.array(ids) for ids in ([1, 2, 3, 4, 1, 2, 3, 4, 9], [5, 5, 5, 5, 5, 5], [9])]
     found = describe(answers, end_of_turn=9)
-    assert found.tokens.tolist() == [8, 6, 0]
-    assert found.ended.tolist() == [1, 0, 1]
-    assert found.repeated.tolist() == [1, 2, 0]
-    assert found.grams.tolist() == [5, 3, 0]
-    assert values(sample_figures(found)) == pytest.approx(
+    assert found["tokens"].tolist() == [8, 6, 0]
+    assert found["ended"].tolist() == [1, 0, 1]
+    assert found["repeated"].tolist() == [1, 2, 0]
+    assert found["grams"].tolist() == [5, 3, 0]
+    assert values(sample_ratios(found)) == pytest.approx(
         {"sample_tokens": 14 / 3, "sample_ended": 2 / 3, "sample_repetition": 3 / 8}
     )
 
 
 def test_answers_without_an_end_of_turn_never_end():
-    assert describe([np.array([1, 2])], end_of_turn=None).ended.tolist() == [0]
+    assert describe([np.array([1, 2])], end_of_turn=None)["ended"].tolist() == [0]
 
 
 def test_short_answers_repeat_nothing():
-    found = sample_figures(describe([np.array([1, 9]), np.array([2, 9])], end_of_turn=9))
+    found = sample_ratios(describe([np.array([1, 9]), np.array([2, 9])], end_of_turn=9))
     assert bootstrap_intervals(found, seed=0)["sample_repetition"] == Interval(0, 0, 0)
 
 
 def test_rewards_by_hand():
     """Against the reference: won, tied, and a prompt that it was not asked."""
-    found = values(reward_figures(np.array([3.0, 1.0, -1.0]), np.array([4, 2, 0]), np.array([2.0, 1.0, np.nan])))
-    assert found == {"true_reward": 1.0, "true_reward_per_token": 0.5, "true_win_rate": 0.75}
-    assert "true_win_rate" not in reward_figures(np.ones(2), np.ones(2), None)
+    rewards = np.array([3.0, 1.0, -1.0])
+    answers = describe([np.ones(4), np.ones(2), np.array([])], None) | {"true_reward": rewards}
+    found = values(sample_ratios(answers))
+    assert (found["true_reward"], found["true_reward_per_token"]) == (1.0, 0.5)
+    assert win_rate(rewards, np.array([2.0, 1.0, np.nan])).value == 0.75
 
 
 def test_two_items_are_drawn_in_three_ways():
@@ -163,32 +170,27 @@ def test_pairing_takes_out_what_both_models_share():
     assert apart[0].low < apart[1].high
 
 
-def figures(ids, margins, keys=(), rewards=()):
-    """A prompt for every pair and every sample."""
-    samples = {"true_reward": mean(np.array(rewards))} if len(keys) else {}
-    pairs = {"m": mean(np.array(margins)), "only": mean(np.ones(len(ids)))}
-    return Figures(np.array(ids), np.array(ids), pairs, np.array(keys), np.array(keys), samples)
+NONE = Figures(np.array([]), np.array([]), {})
 
 
-def test_models_are_compared_on_the_pairs_that_both_have():
-    """Pairs 2, 5 and 7 in one order, 7, 2 and 9 in the other: 2 is better by 1, 7 by 3."""
+def figures(ids, margins):
+    """An item of each of some prompts."""
+    return Figures(np.array(ids), np.array(ids), {"m": mean(np.array(margins)), "only": mean(np.ones(len(ids)))})
+
+
+def test_models_are_compared_on_the_items_that_both_have():
+    """Items 2, 5 and 7 in one order, 7, 2 and 9 in the other: 2 is better by 1, 7 by 3."""
     a, b = figures([2, 5, 7], [1.0, 50.0, 2.0]), figures([7, 2, 9], [5.0, 2.0, -50.0])
-    [found] = compare({"a": a, "b": b}, seed=0)
-    assert (found.ours, found.theirs, found.pairs, found.samples) == ("b", "a", 2, 0)
+    found = compare(b, a, seed=0)
+    assert found.items == 2
     assert found.differences["m"] == Interval(2.0, 1.0, 3.0)
-
-
-def test_samples_are_compared_by_their_prompts():
-    a, b = figures([1], [0.0], [10, 11, 12], [1.0, 2.0, 3.0]), figures([1], [0.0], [12, 10, 11], [4.0, 2.0, 3.0])
-    [found] = compare({"a": a, "b": b}, seed=0)
-    assert found.samples == 3
-    assert tuple(found.differences["true_reward"]) == pytest.approx((1, 1, 1))
-    assert "m" not in found.differences
+    assert compare(b, figures([7], [1.0]), seed=0) == (1, {}, {})
 
 
 def test_every_two_models_are_compared():
-    found = compare({name: figures([1, 2], [0.0, 1.0]) for name in "abc"}, seed=0)
-    assert [(each.ours, each.theirs) for each in found] == [("b", "a"), ("c", "a"), ("c", "b")]
+    each = {"pairs": figures([1, 2], [0.0, 1.0]), "samples": figures([], [])}
+    report = build_report(dict.fromkeys("abc", each), {key: {} for key in "abc"}, seed=0)
+    assert [found["models"] for found in report["comparisons"]] == [["b", "a"], ["c", "a"], ["c", "b"]]
 
 
 @pytest.mark.parametrize(
@@ -202,13 +204,12 @@ def test_what_an_interval_says(interval, said):
 
 def test_sentences():
     def say(*interval):
-        comparison = Comparison("a", "b", 1234, 0, {"m": Interval(*interval)}, {})
-        return sentence(comparison, "m", "pairs", "accuracy")
+        return sentence("a", "b", "pairs", Comparison(1234, {"m": Interval(*interval)}, {}), "m", "accuracy")
 
     assert say(0.2, 0.1, 0.3) == "a is better than b, by 1,234 pairs: accuracy +0.200 [+0.100, +0.300]"
     assert say(-0.2, -0.3, -0.1) == "a is worse than b, by 1,234 pairs: accuracy -0.200 [-0.300, -0.100]"
     assert say(0.1, -0.1, 0.3) == "a and b are not told apart by 1,234 pairs: accuracy +0.100 [-0.100, +0.300]"
-    none = sentence(Comparison("a", "b", 1, 0, {}, {}), "m", "pairs", "accuracy")
+    none = sentence("a", "b", "pairs", Comparison(1, {}, {}), "m", "accuracy")
     assert none == "a and b are not told apart by 1 pairs: too few that both have"
 
 
@@ -228,15 +229,17 @@ def test_a_long_row_of_coins_is_like_a_bell():
 def accuracies(wins, prompts):
     """An accuracy on pairs of some prompts, and a margin that differs as much."""
     wins, prompts = np.array(wins, float), np.array(prompts)
-    pairs = {"accuracy_mean": mean(wins), "margin_mean": mean(wins)}
-    return Figures(np.arange(len(wins)), prompts, pairs, np.array([]), np.array([]), {})
+    return Figures(np.arange(len(wins)), prompts, {"accuracy_mean": mean(wins), "margin_mean": mean(wins)})
 
 
 @pytest.mark.parametrize(("differ", "said"), [(4, "not told apart"), (5, "not told apart"), (6, "better")])
 def test_a_handful_of_prompts_tells_no_two_models_apart(differ, said):
     """All that differ speak for one model, which the bootstrap of 300 takes for sure: p is 1/8, 1/16 and 1/32."""
     ours, theirs = (accuracies([wins] * differ + [1] * (300 - differ), range(300)) for wins in (1, 0))
-    report = build_report({"b": theirs, "a": ours}, {"a": {}, "b": {}}, seed=0)
+    models = {"b": theirs, "a": ours}
+    report = build_report(
+        {name: {"pairs": each, "samples": NONE} for name, each in models.items()}, {"a": {}, "b": {}}, seed=0
+    )
     [found] = report["comparisons"]
     assert found["differences"]["accuracy_mean"]["low"] > 0
     assert found["sign_tests"] == {"accuracy_mean": 2 / 2**differ}
@@ -249,19 +252,22 @@ def test_a_handful_of_prompts_tells_no_two_models_apart(differ, said):
 def test_pairs_of_one_prompt_are_one_coin():
     """Twelve pairs that differ, of four prompts."""
     ours, theirs = (accuracies([wins] * 12 + [1] * 88, np.arange(100) // 3) for wins in (1, 0))
-    [found] = compare({"b": theirs, "a": ours}, seed=0)
-    assert found.sign_tests == {"accuracy_mean": 1 / 8}
+    assert compare(ours, theirs, seed=0).sign_tests == {"accuracy_mean": 1 / 8}
+
+
+def of(count, *names):
+    return Figures(np.arange(count), np.arange(count), {name: mean(np.ones(count)) for name in names})
 
 
 def shown(counts, samples=0):
     """The tables of models that have so many of the pairs."""
     found = {
-        name: Figures(
-            np.arange(count), np.arange(count), {"accuracy_mean": mean(np.ones(count)), "kl_per_token": mean(np.ones(count))},
-            np.arange(samples), np.arange(samples), {"sample_tokens": mean(np.ones(samples))} if samples else {},
-        )
+        name: {
+            "pairs": of(count, "accuracy_mean", "kl_per_token"),
+            "samples": of(samples, "sample_tokens") if samples else NONE,
+        }
         for name, count in counts.items()
-    }  # fmt: skip
+    }
     report = build_report(found, {name: {} for name in found}, seed=0)
     return summarise(report | {"warnings": []}, output=None)
 

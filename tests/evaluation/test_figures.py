@@ -25,7 +25,8 @@ def test_the_figures_are_those_of_plain_loops(run, world, held_out, tmp_path):
     names = {"policy": world / "policy", "oracle": world / "oracle/oracle", "reference": world / "oracle/reference"}
     models = {name: load_model(folder, trust_remote_code=False).eval() for name, folder in names.items()}
     tokenizer = load_tokenizer(names["policy"], trust_remote_code=False)
-    pairs = read_held_out(str(held_out), tokenizer, EvaluateConfig(models=("x",), **FAST), Quiet()).pairs
+    config = EvaluateConfig(models=("x",), dataset=str(held_out), **FAST)
+    pairs = read_held_out("x", tokenizer, config, Quiet()).pairs
     rows = pq.read_table(tmp_path / "out.pairs.parquet").to_pylist()
     assert [(row["model"], row["pair_id"]) for row in rows] == [(m, n) for m in report["models"] for n in range(33)]
     wins = {(name, way): [] for name in names for way in ("sum", "mean", "implicit")}
@@ -72,8 +73,8 @@ def test_the_oracle_has_learnt_and_is_told_from_its_reference(run):
 
 def test_samples_are_the_models_own(run, world, held_out, tmp_path):
     tokenizer = load_tokenizer(world / "policy", trust_remote_code=False)
-    config = EvaluateConfig(models=("x",), **FAST)
-    pairs = read_held_out(str(held_out), tokenizer, config, Quiet()).pairs
+    config = EvaluateConfig(models=("x",), dataset=str(held_out), **FAST)
+    pairs = read_held_out("x", tokenizer, config, Quiet()).pairs
     prompts = draw_prompts(pairs, 5, None, config.seed)
     report = run(max_new_tokens=4)
     rows = pq.read_table(tmp_path / "out.samples.parquet").to_pylist()

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages import evaluate
-from stages.configs import EvaluateConfig
+from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.held_out import HeldOut, Prompt
-from stages.evaluation.judged import Judged
 from tests.evaluation.conftest import Ear
 
 PROMPTS = [Prompt(number, number, np.arange(5, 9 + number, dtype=np.int32)) for number in range(2)]
@@ -22,12 +20,11 @@ def sample(world, monkeypatch, tmp_path):
     def sample(cache, seed=1, end_of_turn=None, max_new_tokens=12):
         monkeypatch.setenv("SEPO_CACHE", str(tmp_path / cache))
         ear = Ear()
-        config = EvaluateConfig(models=("m",), dataset="d", seed=seed, max_new_tokens=max_new_tokens)
-        judged = Judged(None, max_tokens=512, device=torch.device("cpu"), trust_remote_code=False, reporter=ear)
+        how = Sampling(max_new_tokens, seed)
+        evaluator = Evaluator(None, how, max_tokens=512, device=torch.device("cpu"), reporter=ear)
         held_out = HeldOut(None, SimpleNamespace(end_of_turn=end_of_turn), [], None)
-        model = evaluate.Model("m", world / "policy", "hash", held_out, PROMPTS)
-        job = evaluate.Job(config, [model], None, judged, ear, known={})
-        return [answer.tolist() for answer in evaluate._answers(job, model, PROMPTS)], bool(ear.tasks)
+        model = Candidate("m", world / "policy", "hash", held_out, PROMPTS)
+        return [answer.tolist() for answer in evaluator._answers(model)], bool(ear.tasks)
 
     return sample
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import PhiConfig, PhiForCausalLM
 
-from stages import evaluate
 from stages.errors import SepoError
-from stages.evaluation import judged
+from stages.evaluation import evaluator
 from stages.models.folders import load_model, save_model
 from stages.tokens import fingerprint
 from tests.evaluation.conftest import Ear
@@ -30,7 +29,7 @@ def test_a_model_that_diverged_is_refused_and_nothing_of_it_kept(run, world, cha
 
 def test_a_divergence_that_is_not_finite_is_refused():
     with pytest.raises(SepoError, match="x: KL: 1 of 2 are not finite"):
-        judged._refuse_not_finite(torch.tensor([1.0, float("inf")]).numpy(), "x: KL")
+        evaluator._refuse_not_finite(torch.tensor([1.0, float("inf")]).numpy(), "x: KL")
 
 
 def test_a_reference_that_rules_a_token_out_is_no_measure(run, chatml, tmp_path):
@@ -62,7 +61,7 @@ def test_no_model_is_loaded_twice(run, world, monkeypatch, tmp_path, order):
         loaded.append(folder.name)
         return load_model(folder, **options)
 
-    monkeypatch.setattr(judged, "load_model", load)
+    monkeypatch.setattr(evaluator, "load_model", load)
     run(models=[world / name for name in order])
     assert sorted(loaded) == ["policy", "reference"]
 
@@ -78,7 +77,7 @@ def test_other_code_measures_again(run, monkeypatch, tmp_path):
     assert len(tasks()) == 3
     assert tasks() == []
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "modules_hash", lambda *packages: "other")
+        patch.setattr(evaluator, "modules_hash", lambda *packages: "other")
         assert len(tasks()) == 3
     assert tasks() == []
 

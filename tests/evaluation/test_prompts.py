@@ -46,28 +46,25 @@ def test_items_of_one_prompt_are_drawn_together():
 
 
 def figures(seed, clusters):
-    rng = np.random.default_rng(seed)
     count = len(clusters)
-    some = {"accuracy_mean": mean(rng.random(count))}, {"true_reward": mean(rng.random(count))}
-    return Figures(np.arange(count), np.array(clusters), some[0], np.arange(count), np.array(clusters), some[1])
+    rewards = np.random.default_rng(seed).random(count)
+    return Figures(np.arange(count), np.array(clusters), {"true_reward": mean(rewards)})
 
 
 def test_differences_are_of_the_same_prompts():
     clusters = [0, 0, 2, 3, 3, 3]
-    ours, theirs = figures(1, clusters), figures(2, clusters)
-    [found] = compare({"b": theirs, "a": ours}, seed=5)
-    assert (found.pairs, found.samples) == (6, 6)
-    for items, name in (("pairs", "accuracy_mean"), ("samples", "true_reward")):
-        a, b = (getattr(each, items)[name].numerators for each in (ours, theirs))
-        expected = reference.bootstrap(
-            lambda draw, a=a, b=b: sum(a[i] - b[i] for i in draw) / len(draw), list(prompt_draws(clusters, 5))
-        )
-        assert found.differences[name][1:] == pytest.approx(expected, rel=1e-9)
+    a, b = figures(1, clusters), figures(2, clusters)
+    found = compare(a, b, seed=5)
+    assert found.items == 6
+    ours, theirs = (each.ratios["true_reward"].numerators for each in (a, b))
+    expected = reference.bootstrap(
+        lambda draw: sum(ours[i] - theirs[i] for i in draw) / len(draw), list(prompt_draws(clusters, 5))
+    )
+    assert found.differences["true_reward"][1:] == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_prompt_has_no_interval():
-    [found] = compare({name: figures(seed, [4, 4, 4]) for seed, name in enumerate("ab")}, seed=0)
-    assert found.differences == {}
+    assert compare(figures(0, [4, 4, 4]), figures(1, [4, 4, 4]), seed=0) == (3, {}, {})
 
 
 def test_answers_that_agree_tell_no_more_than_one_of_them():
@@ -77,8 +74,8 @@ def test_answers_that_agree_tell_no_more_than_one_of_them():
 
     def found(times):
         many = np.tile(prompts, times)
-        each = Figures(prompts, prompts, {}, np.arange(len(many)), many, {"true_reward": mean(rewards[many])})
-        each = each._replace(pairs={"m": mean(rewards)})
+        samples = Figures(np.arange(len(many)), many, {"true_reward": mean(rewards[many])})
+        each = {"pairs": Figures(prompts, prompts, {"m": mean(rewards)}), "samples": samples}
         return build_report({"a": each}, {"a": {}}, seed=0)["models"]["a"]
 
     once, often = found(1), found(100)

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from stages.errors import SepoError
-from stages.evaluation.training_data import Writing, recorded_sources, trained_on
+from stages.evaluation.contamination import Encoding, training_history, training_pairs
 from stages.reporting import Quiet
 from stages.store.check import check_scores
 from stages.store.manifest import FINISHED, UNFINISHED, Input
@@ -102,7 +102,7 @@ def claim_other(folder):
 
 
 def trace(folder):
-    return recorded_sources(folder), trained_on(str(folder), Writing("h"), lambda name: random_pairs(1, 50))
+    return training_history(folder), training_pairs(str(folder), Encoding("h", {}), lambda name: random_pairs(1, 50))
 
 
 @pytest.mark.parametrize(

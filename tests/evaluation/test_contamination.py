@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from stages.evaluation.training_data import Writing, hashes_of, recorded_sources, trained_on
+from stages.evaluation.contamination import Encoding, training_history, training_pairs
+from stages.evaluation.held_out import hashes_of
 from stages.store.scores import open_scores
 from stages.tokens.fingerprint import tokenizer_hash
 from tests.evaluation.conftest import Ear
@@ -44,22 +45,22 @@ def test_training_data_can_be_named(run, world, chat_folder, source):
 
 def test_where_a_model_comes_from(world):
     """The policy from the scores and, as its start was the untrained model, from nothing else."""
-    assert recorded_sources(world / "policy").sources == [str(world / "scores")]
-    assert recorded_sources(world / "oracle/oracle").sources == [str(world / "oracle")]
-    assert recorded_sources(world / "oracle/reference").sources == [str(world / "oracle")]
+    assert training_history(world / "policy").sources == [str(world / "scores")]
+    assert training_history(world / "oracle/oracle").sources == [str(world / "oracle")]
+    assert training_history(world / "oracle/reference").sources == [str(world / "oracle")]
 
 
 def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder, tmp_path):
     run_oracle(tmp_path, chat_folder, dataset=world / "pairs.jsonl", sft_epochs=0, max_steps=1)
-    assert recorded_sources(tmp_path / "oracle/reference").sources == []
-    assert recorded_sources(tmp_path / "oracle/oracle").sources == [str(tmp_path / "oracle")]
+    assert training_history(tmp_path / "oracle/reference").sources == []
+    assert training_history(tmp_path / "oracle/oracle").sources == [str(tmp_path / "oracle")]
 
 
 def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
     hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
-    [found] = trained_on(str(world / "scores"), Writing(tokenizer_hash(chatml)), list)
+    [found] = training_pairs(str(world / "scores"), Encoding(tokenizer_hash(chatml), {}), list)
     assert set(found.hashes) == set(hashes)
-    [found] = trained_on(str(world / "scores"), Writing("another"), list)
+    [found] = training_pairs(str(world / "scores"), Encoding("another", {}), list)
     assert (found.hashes, found.why_not) == (None, "its tokenizer or chat template is another one")
     shutil.copytree(world / "policy", tmp_path / "policy")
     manifest = json.loads((tmp_path / "policy/manifest.json").read_text())
@@ -74,7 +75,7 @@ def test_a_snapshot_of_a_policy_was_trained_on_the_same(run, world, tmp_path):
     place = tmp_path / "policy/snapshots/step-00000002"
     shutil.copytree(world / "policy", tmp_path / "policy")
     shutil.copytree(world / "policy", place, ignore=shutil.ignore_patterns("manifest.json"))
-    assert recorded_sources(place).sources == [str(world / "scores")]
+    assert training_history(place).sources == [str(world / "scores")]
     ear = Ear()
     run(ear, models=[place], reference_model=None, dataset=str(world / "pairs.jsonl"), samples=0)
     assert any(each.startswith("step-00000002 was trained on 40 of the 40 pairs") for each in ear.warnings)
@@ -99,7 +100,7 @@ def moved(world, tmp_path):
 def test_relative_names_are_found_from_anywhere(moved, monkeypatch, folder):
     monkeypatch.chdir(moved / folder)
     found = [moved / "home" / name for name in ("runs/scores", "runs/oracle")]
-    recorded = recorded_sources(moved / "home/runs/policy")
+    recorded = training_history(moved / "home/runs/policy")
     assert [(moved / folder / each).resolve() for each in recorded.sources] == found
     assert recorded.lost == {}
 
@@ -118,7 +119,7 @@ def test_where_the_walk_ends_is_told(run, world, chat_folder):
     run(ear, samples=0)
     words = f"nothing is known of what {chat_folder} was trained on (behind reference, policy, oracle)"
     assert f"{words}; --training-data names it" in ear.said
-    assert recorded_sources(chat_folder).base == str(chat_folder)
+    assert training_history(chat_folder).base == str(chat_folder)
     ear = Ear()
     run(ear, samples=0, training_data=(str(world / "scores"),))
     assert not [each for each in ear.said if "nothing is known" in each]

@@ -11,7 +11,7 @@ from stages.models.scorer import difference
 from stages.types import Example, PairLogps, ReferenceSums, ScoredPair, TokenPair
 
 
-class Verdict(NamedTuple):
+class OracleMetrics(NamedTuple):
     """What the held-out pairs say of an oracle."""
 
     accuracy: Interval
@@ -57,13 +57,13 @@ def with_reference(pairs: list[TokenPair], reference: list[PairLogps]) -> list[E
     ]
 
 
-def judge(
+def oracle_metrics(
     pairs: list[TokenPair], oracle: list[PairLogps], reference: list[PairLogps], beta: float, vocabulary_size: int
-) -> Verdict:
+) -> OracleMetrics:
     """Accuracy, margin and drift of an oracle on pairs it has not seen."""
     scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
     meter = DriftMeter(vocabulary_size)
     for pair, score in zip(pairs, scores, strict=True):
         meter.add(ScoredPair(pair, score, None))
     margins = np.array([beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores])
-    return Verdict(preference_accuracy(scores), mean_interval(margins), meter.read())
+    return OracleMetrics(preference_accuracy(scores), mean_interval(margins), meter.read())

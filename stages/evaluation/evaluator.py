@@ -1,0 +1,197 @@
+"""What is measured of models, one after another: log-probs and KL of pairs, and samples of their own.
+
+It is kept in the cache as soon as it is there (`stages.tokens.cache`), under a hash of the model, the ids and the
+settings that decide it: an interrupted evaluation goes on, and a model that was measured once is not measured again
+when it is compared with others.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.demo.language import true_reward
+from stages.devices.memory import move_model
+from stages.errors import SepoError
+from stages.evaluation.figures import Columns, Measured, describe, sums_of
+from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
+from stages.logprobs.divergence import as_pair, response_kl
+from stages.logprobs.generate import sample
+from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.paths import find_paths
+from stages.models.folders import load_model
+from stages.models.references import refuse_unknown_ids
+from stages.reporting import Reporter
+from stages.store.files import hash_json
+from stages.store.manifest import LIBRARIES
+from stages.tokens.cache import Arrays, cached_arrays
+from stages.tokens.fingerprint import modules_hash
+from stages.types import Ids, TokenPair
+
+PACKAGES: Final = ("logprobs", "models", "evaluation", "method")
+"""whose code decides what is measured"""
+
+
+class Candidate(NamedTuple):
+    """A model under evaluation, and in its ids the pairs and the prompts to be answered."""
+
+    name: str
+    folder: Path
+    hash: str
+    held_out: HeldOut
+    prompts: list[Prompt]
+
+
+class Sampling(NamedTuple):
+    """How answers are drawn, at temperature 1."""
+
+    max_new_tokens: int
+    seed: int
+    batch_size: int = 32
+    """answers that are sampled together; another number would draw other answers"""
+    by_length: bool = True
+    """prompts of one length are answered together, not in the order given"""
+
+
+class Evaluator:
+    """Loads a model when it is first needed. The reference stays in memory, and beside it one other model."""
+
+    def __init__(
+        self,
+        reference: Candidate | None,
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        device: torch.device,
+        reporter: Reporter,
+        kl: bool = True,
+        rewards: Mapping[str, float] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """
+        Args:
+            kl: whether to measure KL from the reference.
+            rewards: the demo's, by word.
+        """
+        self._reference, self._sampling, self._rewards = reference, sampling, rewards
+        self._max_tokens, self._device, self._reporter = max_tokens, device, reporter
+        self._kl_wanted = kl and reference is not None
+        self._trust_remote_code = trust_remote_code
+        self._readers: dict[Path, Reader] = {}
+        self._known: dict[str, Arrays] = {}
+        """what was measured so far, where the cache cannot hold it"""
+
+    def measure(self, model: Candidate) -> Measured:
+        keys = np.array([prompt.key for prompt in model.prompts], np.int64)
+        return Measured(self._pairs(model), prompts_of(model.held_out.pairs), self.samples(model), keys)
+
+    def samples(self, model: Candidate) -> Columns:
+        """An answer to each prompt as text and in figures."""
+        if not model.prompts:
+            return {}
+        answers = self._answers(model)
+        pairs = [as_pair(number, model.prompts[number].ids, answer) for number, answer in enumerate(answers)]
+        texts = model.held_out.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        columns: Columns = {"pair_id": np.array([prompt.pair_id for prompt in model.prompts], np.int64)}
+        columns |= {"response": np.array(texts), **describe(answers, model.held_out.encoder.end_of_turn)}
+        if self._kl_wanted:
+            columns["kl"] = self._kl(model, pairs, "samples")[:, 0]
+        if self._rewards is not None:
+            columns["true_reward"] = np.array([true_reward(text, self._rewards) for text in texts])
+        return columns
+
+    def _pairs(self, model: Candidate) -> Columns:
+        pairs = model.held_out.pairs
+        columns = {"pair_id": np.array([pair.pair_id for pair in pairs], np.int64), **self._logps(model, pairs)}
+        if self._reference is not None:
+            reference = self._logps(self._reference, pairs)
+            columns |= {f"{side}_reference_logp": reference[f"{side}_logp"] for side in ("chosen", "rejected")}
+        if self._kl_wanted:
+            columns |= dict(zip(("chosen_kl", "rejected_kl"), self._kl(model, pairs, "pairs").T, strict=True))
+        return columns
+
+    def _logps(self, model: Candidate, pairs: list[TokenPair]) -> Columns:
+        """Log-probs summed over each response, in float64, and its tokens."""
+        title = f"{model.name}: log-probs"
+
+        def make() -> Arrays:
+            reader = self._reader(model.folder)
+            refuse_unknown_ids(reader.model, pairs, model.name)
+            with self._reporter.task(title, len(pairs), "pairs") as task:
+                [found] = response_logps([reader], pairs, max_tokens=self._max_tokens, device=self._device, task=task)
+            _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)
+            return sums_of(found)
+
+        return self._once("log-probs", model, [content_of(pairs)], make)
+
+    def _kl(self, model: Candidate, pairs: list[TokenPair], what: str) -> NDArray[np.float64]:
+        """KL from the reference, summed over each chosen and each rejected response, (N, 2) nats."""
+        assert self._reference is not None
+        reference = self._reference
+        if model.hash == reference.hash:
+            return np.zeros((len(pairs), 2))
+
+        def make() -> Arrays:
+            title = f"{model.name}: KL, {what}"
+            base, reader = self._reader(reference.folder), self._reader(model.folder)
+            with self._reporter.task(title, len(pairs), "pairs") as task:
+                kl_N2 = response_kl(reader, base, pairs, max_tokens=self._max_tokens, device=self._device, task=task)
+            _refuse_not_finite(kl_N2, title)
+            return {"kl_N2": kl_N2}
+
+        return self._once(f"KL of {what}", model, [reference.hash, content_of(pairs)], make)["kl_N2"]
+
+    def _answers(self, model: Candidate) -> list[Ids]:
+        """One answer for each prompt."""
+        how, prompts, end_of_turn = self._sampling, model.prompts, model.held_out.encoder.end_of_turn
+        order = list(range(len(prompts)))
+        if how.by_length:
+            order.sort(key=lambda place: -len(prompts[place].ids))
+
+        def make() -> Arrays:
+            with self._reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
+                drawn = sample(
+                    self._reader(model.folder).model.eval(),
+                    [prompts[place].ids for place in order],
+                    end_of_turn=end_of_turn,
+                    max_new_tokens=how.max_new_tokens,
+                    batch_size=how.batch_size,
+                    seed=how.seed,
+                    task=task,
+                )
+            return {"ids": np.concatenate(drawn), "lengths": np.array([len(answer) for answer in drawn])}
+
+        key = [hash_json([prompt.ids.tolist() for prompt in prompts]), end_of_turn, how._asdict()]
+        found = self._once("samples", model, key, make)
+        drawn = np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
+        return [answer for _, answer in sorted(zip(order, drawn, strict=True), key=lambda item: item[0])]
+
+    def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
+        """What `make` measures, from the cache. Another device, code or library version may measure another number."""
+        key = [what, self._device.type, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
+        name = hash_json(key)
+        if name not in self._known:
+            self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self._reporter)
+        return self._known[name]
+
+    def _reader(self, folder: Path) -> Reader:
+        if folder not in self._readers:
+            kept = self._reference.folder if self._reference else None
+            if folder != kept:
+                self._readers = {each: reader for each, reader in self._readers.items() if each == kept}
+            model = move_model(load_model(folder, trust_remote_code=self._trust_remote_code), self._device)
+            self._readers[folder] = find_paths(model, self._reporter)
+        return self._readers[folder]
+
+
+def _refuse_not_finite(values: NDArray[Any], what: str) -> None:
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise SepoError(
+            f"{what}: {wrong:,} of {values.size:,} are not finite",
+            hint="its training has diverged, or its weights are damaged: leave this model out",
+        )
