@@ -3,7 +3,7 @@
     python examples/own_scorer.py MODEL_FOLDER pairs.jsonl OUT
 
 Here a token's score is how rare it is in the responses; put your reward model in the place of `score`. The format is
-described in docs/scores-format.md, and `sepo score --check OUT` says whether a folder keeps to it.
+described in docs/scores-format.md, and `sepo check OUT` says whether a folder keeps to it.
 """
 
 import json

@@ -17,6 +17,7 @@ from sepo_cli.config_file import use_config_file
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
 from stages.configs import (
+    CheckConfig,
     CompareConfig,
     CutModelConfig,
     Declared,
@@ -51,6 +52,7 @@ COMMANDS: Final = (
     Command("validate", ValidateConfig, PIPELINE, "--model M --dataset pairs.jsonl"),
     Command("train-oracle", OracleConfig, PIPELINE, "--model M --dataset pairs.jsonl --output-dir runs/oracle"),
     Command("score", ScoreConfig, PIPELINE, "--oracle runs/oracle --dataset pairs.jsonl --output-dir runs/scores"),
+    Command("check", CheckConfig, PIPELINE, "runs/scores"),
     Command("train-policy", PolicyConfig, PIPELINE, "--model P --scores runs/scores --output-dir runs/policy"),
     Command(
         "evaluate",
@@ -146,17 +148,14 @@ def _parameter(each: Declared) -> inspect.Parameter:
     # Asked for by the command, all that is missing at once, and not by typer, which knows no configuration file.
     kind, default = (kind | None, None) if each.required or is_several(each.kind) else (kind, each.default)
     spellings = each.flags
-    more: dict[str, Any] = {}
+    shown: dict[str, Any] = {"metavar": each.option.metavar}
     if each.kind is bool:
         # Off is what a switch is, and "[default: no-overwrite]" no news; only what is on can be turned off.
         spellings = (f"{spellings[0]}/--no-{spellings[0][2:]}",) if each.default else spellings
-        more = {"metavar": "", "show_default": False}
-    option = typer.Option(
-        *spellings,
-        help=escape(each.option.help),
-        rich_help_panel=each.option.panel,
-        **{"metavar": each.option.metavar, **more},
-    )
+        shown = {"metavar": "", "show_default": False}
+    shown |= {"help": escape(each.option.help), "rich_help_panel": each.option.panel}
+    is_option = spellings[0].startswith("--")
+    option = typer.Option(*spellings, **shown) if is_option else typer.Argument(**shown)
     return inspect.Parameter(
         each.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=default
     )

@@ -118,7 +118,8 @@ def _value(entry: Entry, param: Any, context: typer.Context) -> Any:
     """A line's value, of its option's type as click makes it of a flag's text; None where there is none."""
     node = entry.node
     nodes = node.value if node.id == "sequence" else [node]
-    if any(each.id != "scalar" for each in nodes) or (node.id == "sequence" and not param.multiple):
+    several = getattr(param, "multiple", False)  # which an argument has not
+    if any(each.id != "scalar" for each in nodes) or (node.id == "sequence" and not several):
         raise SepoError(f"{entry.where}: {entry.key} takes no list or mapping of this kind", hint=HINT)
     for each in nodes:
         if each.tag.endswith(":int") and each.style is None and not _PLAIN_WHOLE.fullmatch(each.value):
@@ -132,6 +133,6 @@ def _value(entry: Entry, param: Any, context: typer.Context) -> Any:
         return None
     texts = [each.value for each in nodes]
     try:
-        return param.process_value(context, texts if param.multiple else texts[0])
+        return param.process_value(context, texts if several else texts[0])
     except typer.BadParameter as error:
         raise SepoError(f"{entry.where}: {entry.key}: {shortened(error.message)}", hint=HINT) from None

@@ -54,7 +54,7 @@ def remember(command: str, config: Config, title: str, started: int) -> None:
 def _manifest(config: Any) -> tuple[Path, dict[str, Any]]:
     """A finished run's folder and its manifest; LookupError or OSError where only the stage can tell."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several or any(getattr(config, name, None) for name in ("check", "push_to_hub", "trust_remote_code")):
+    if several or any(getattr(config, name, None) for name in ("push_to_hub", "trust_remote_code")):
         raise LookupError
     folder = Path(config.output_dir).expanduser()
     return folder, json.loads((folder / "manifest.json").read_bytes())

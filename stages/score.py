@@ -25,10 +25,8 @@ from stages.models.quantization import quantized
 from stages.models.scorer import How, Models, Scorer
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
-from stages.store.check import check_scores
 from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input, read_manifest
-from stages.store.place import place_of
 from stages.store.run import Run, open_stage
 from stages.store.scores import sound
 from stages.store.shards import Checksum, own_shard, read_shard, shard_name, write_shard
@@ -56,8 +54,6 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
     """
-    if config.check:
-        return _check(config, reporter)
     accelerator = join_processes()
     worker = this_worker(accelerator, config.worker)
     refuse_useless(config.precision, accelerator.device)
@@ -147,17 +143,6 @@ def _score(
     # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
     rows += [("warning", warning) for warning in verdict.warnings]
     return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
-
-
-def _check(config: ScoreConfig, reporter: Reporter) -> Summary:
-    """Verify a folder of scores, against the oracle's tokenizer if one was named."""
-    tokenizer = None
-    if config.oracle or config.oracle_model:
-        name = str(Path(config.oracle) / "oracle") if config.oracle else str(config.oracle_model)
-        folder = resolve_model(name, reporter)
-        tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code)
-    vocabulary = None if tokenizer is None else (vocabulary_hash(tokenizer), vocabulary_size(tokenizer))
-    return check_scores(place_of(str(config.check)), vocabulary, reporter)
 
 
 def _models(config: ScoreConfig, reporter: Reporter) -> Models:

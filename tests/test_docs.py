@@ -75,9 +75,9 @@ def test_accelerate_takes_the_example_configurations():
 
 def test_a_scorer_of_ones_own_makes_what_training_reads(world, tmp_path):
     """The example as it stands, on the tests' own model and pairs."""
+    from stages.check import check_scores
     from stages.configs import PolicyConfig
     from stages.reporting import Quiet
-    from stages.store.check import check_scores
     from stages.store.place import place_of
     from stages.train_policy import run
 

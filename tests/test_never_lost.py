@@ -16,8 +16,8 @@ import polars
 import pytest
 from datasets import load_dataset
 
-from stages import score
-from stages.configs import ScoreConfig
+from stages import check, score
+from stages.configs import CheckConfig, ScoreConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.lock import locked
@@ -289,7 +289,7 @@ def test_check_names_what_is_wrong_with_a_manifest(world, tmp_path, change, said
     shutil.copytree(world / "scores", tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
     (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest | change))
-    summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
+    summary = check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet())
     assert summary.failure is not None
     assert said in summary.tables[0].markdown()
 
@@ -303,12 +303,12 @@ def test_check_of_a_foreign_folder_and_of_another_tokenizer(world, tmp_path):
     manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
     del manifest["shards"]
     (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest))
-    assert score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet()).failure is None
+    assert check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet()).failure is None
     oracle = str(world / "oracle/oracle")
-    assert score.run(ScoreConfig(check=str(tmp_path / "s"), oracle_model=oracle), Quiet()).failure is None
+    assert check.run(CheckConfig(scores=str(tmp_path / "s"), model=oracle), Quiet()).failure is None
     other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
     save_model(tiny_llama(len(other)), other, tmp_path / "m")
-    summary = score.run(ScoreConfig(check=str(tmp_path / "s"), oracle_model=str(tmp_path / "m")), Quiet())
+    summary = check.run(CheckConfig(scores=str(tmp_path / "s"), model=str(tmp_path / "m")), Quiet())
     assert summary.failure is not None
     assert "is not that of the model" in summary.tables[0].markdown()
 
@@ -319,13 +319,13 @@ def test_a_folder_by_uri_is_made(world, tmp_path):
 
 
 def test_check_says_sound_or_names_file_and_row(world, tmp_path):
-    summary = score.run(ScoreConfig(check=str(world / "scores"), oracle=str(world / "oracle")), Quiet())
+    summary = check.run(CheckConfig(scores=str(world / "scores"), model=str(world / "oracle/oracle")), Quiet())
     assert summary.failure is None
     shutil.copytree(world / "scores", tmp_path / "s")
     path = tmp_path / "s/scores-00001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "s/scores-00002.parquet").unlink()
-    summary = score.run(ScoreConfig(check=str(tmp_path / "s")), Quiet())
+    summary = check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet())
     found = summary.tables[0].markdown()
     assert summary.failure is not None
     assert "scores-00002.parquet is missing" in found

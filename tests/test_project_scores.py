@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import LlamaConfig
 
-from stages import make_demo, project_scores, score
-from stages.configs import DemoConfig, ProjectScoresConfig, ScoreConfig
+from stages import check, make_demo, project_scores
+from stages.configs import CheckConfig, DemoConfig, ProjectScoresConfig
 from stages.data.layouts import read_pairs
 from stages.demo.language import REWARDS
 from stages.errors import SepoError
@@ -115,8 +115,8 @@ def test_the_end_of_turn_keeps_its_own_score(world, carried):
 
 
 def test_a_check_finds_the_shards_sound(strong, carried):
-    config = ScoreConfig(check=str(carried), oracle_model=str(strong))
-    assert score.run(config, Quiet()).failure is None
+    config = CheckConfig(scores=str(carried), model=str(strong))
+    assert check.run(config, Quiet()).failure is None
 
 
 def test_there_and_back_keeps_sums_and_the_scores_between_common_borders(world, strong, carried, chat_folder, tmp_path):
@@ -307,7 +307,7 @@ def test_rows_whose_text_disagrees_are_dropped_and_counted(demo, tmp_path):
     assert (counts["read"], counts["kept"]) == (200, 198)
     assert sorted(rows_of(tmp_path / "out")) == [n for n in range(199) if n != 3]
     assert any("1 of 200 pairs were dropped: not in the data set" in text for text in reporter.warnings)
-    assert score.run(ScoreConfig(check=str(tmp_path / "out")), Quiet()).failure is None
+    assert check.run(CheckConfig(scores=str(tmp_path / "out")), Quiet()).failure is None
 
 
 def test_where_nothing_agrees_it_is_an_error(demo, tmp_path):

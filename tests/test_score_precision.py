@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from stages import score
-from stages.configs import ScoreConfig
+from stages import check
+from stages.configs import CheckConfig
 from stages.devices.precision import products, weights_of
 from stages.errors import SepoError
 from stages.method.selection import CUT_TIES
@@ -215,7 +215,7 @@ def test_scores_of_a_model_against_itself_are_warned_of_by_all_who_touch_them(wo
     one = str(world / "oracle/reference")
     ears = [Quiet(), Quiet(), Quiet()]
     run_score(world, ears[0], output=tmp_path / "s", oracle=None, oracle_model=one, reference_model=one)
-    score.run(ScoreConfig(check=str(tmp_path / "s")), ears[1])
+    check.run(CheckConfig(scores=str(tmp_path / "s")), ears[1])
     summary = run_policy(world, chat_folder, ears[2], scores=tmp_path / "s", output=tmp_path / "p", max_steps=1)
     for ear in ears:
         assert any("oracle and reference are one model" in warning for warning in ear.warnings)

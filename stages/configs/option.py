@@ -36,7 +36,7 @@ class Option(NamedTuple):
     content: bool = True
     """whether it decides what is made, and so enters the fingerprint; else only where or how fast"""
     flags: tuple[str, ...] = ()
-    """how it is typed, where that is not ``--`` and the field's name"""
+    """how it is typed, where that is not ``--`` and the field's name; a name without dashes is an argument"""
 
 
 class Declared(NamedTuple):

@@ -97,16 +97,6 @@ class ScoreConfig(Config):
         ),
     ] = None
     overwrite: Overwrite = False
-    check: Annotated[
-        str | None,
-        Option(
-            "Only verify a folder of scores, of this program or of another: nothing is scored, no other option is"
-            " needed. With --oracle or --oracle-model its tokenizer is compared too.",
-            OUTPUT,
-            "FOLDER",
-            content=False,
-        ),
-    ] = None
 
     def _faults(self) -> list[str]:
         faults = []
@@ -115,14 +105,12 @@ class ScoreConfig(Config):
             faults.append(
                 "oracle already names both models; oracle_model and reference_model are for models kept apart"
             )
-        if not self.oracle and len(apart) < 2 and not self.check:
+        if not self.oracle and len(apart) < 2:
             faults.append("give oracle (a folder of `sepo train-oracle`), or both oracle_model and reference_model")
         return faults
 
     @classmethod
     def missing(cls, given: Mapping[str, Any]) -> list[str]:
-        if given["check"]:
-            return []
         apart = {"--oracle-model": given["oracle_model"], "--reference-model": given["reference_model"]}
         named = sum(map(bool, apart.values()))
         if given["oracle"] or named == 2:
@@ -131,6 +119,26 @@ class ScoreConfig(Config):
             [name for name, value in apart.items() if not value] if named else [f"--oracle (or {' and '.join(apart)})"]
         )
         return super().missing(given) + either
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(Config):
+    """Say whether a folder of scores is sound, of this program or of another."""
+
+    scores: Annotated[
+        str,
+        Option("Folder to check, or its URI.", REQUIRED, "SCORES", content=False, flags=("SCORES",)),
+    ] = required()
+    model: Annotated[
+        str | None,
+        Option(
+            "Oracle or policy whose tokenizer the scores should be of.",
+            DATA,
+            "FOLDER|NAME",
+            content=False,
+        ),
+    ] = None
+    trust_remote_code: TrustRemoteCode = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,13 @@ def test_help_shows_first_what_the_chosen_objective_and_rule_use(sepo):
 @by_name
 def test_a_command_is_a_stage_and_its_example_calls_it(command):
     assert callable(importlib.import_module("stages." + command.name.replace("-", "_")).run)
-    assert command.example.startswith("--")
+    given = (
+        program.typer.main.get_command(program.app)
+        .commands[command.name]
+        .make_context(command.name, command.example.split())
+        .params
+    )
+    assert not command.config.missing({each.name: given[each.name] for each in declared(command.config)})
 
 
 @pytest.mark.parametrize(

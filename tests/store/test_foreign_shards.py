@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.check import check_scores
 from stages.errors import SepoError
 from stages.reporting import Quiet
-from stages.store.check import check_scores
 from stages.store.place import place_of
 from stages.store.scores import open_scores
 from stages.store.shards import shard_name

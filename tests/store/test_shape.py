@@ -6,10 +6,10 @@ from itertools import islice
 
 import pytest
 
+from stages.check import check_scores
 from stages.errors import SepoError
 from stages.evaluation.contamination import Encoding, training_history, training_pairs
 from stages.reporting import Quiet
-from stages.store.check import check_scores
 from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
 from stages.store.run import open_run
