@@ -13,7 +13,7 @@ from sepo_cli.console import make_reporter, print_interrupted, print_summary
 from sepo_cli.finished import recalled, remember
 from sepo_cli.streams import lost_output
 from stages.configs import Config, declared, is_several
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed, one_line
 
 
 class Terminated(BaseException):
@@ -44,6 +44,9 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     if finished is not None:
         print_summary(finished)
         return
+    # Read when the library is first imported, by whichever stage.
+    with borrowed("huggingface_hub does not load", hint="look at HF_ENDPOINT and the other HF_... variables"):
+        importlib.import_module("huggingface_hub.hf_api")
     stage = importlib.import_module("stages." + command.replace("-", "_"))
     try:
         with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):

@@ -108,13 +108,13 @@ def load_split(source: str, split: str | None) -> tuple[str, Any]:
     Raises:
         SepoError: out of reach, or no such split.
     """
-    import datasets
-
     try:
-        splits = datasets.load_dataset(source)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        from datasets import load_dataset
+
+        splits = load_dataset(source)
+    except Exception as error:
         # This one says no more than that something went wrong; what went wrong is its cause.
-        told = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        told = error.__cause__ if type(error).__name__ == "DatasetGenerationError" else None
         raise SepoError(
             f"{source} cannot be loaded from the hub: {one_line(told or error)}",
             hint="check the name, the network and `hf auth login`, or give a .jsonl, .json or .parquet file",

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from stages.configs import OptimizerConfig
-from stages.errors import SepoError, one_line
+from stages.errors import borrowed
 from stages.reporting import Reporter
 
 _LEFT_OUT = ["checkpoints/**", "snapshots/**", "trackers/**", ".*"]
@@ -21,16 +20,11 @@ def refuse_closed_hub(name: str | None) -> None:
     """
     if name is None:
         return
-    try:
+    with borrowed(f"push_to_hub {name}", hint="give a name such as org/policy"):
         validate_repo_id(name)
+    login = "run `hf auth login`, or set HF_TOKEN to a token that may write"
+    with borrowed(f"push_to_hub {name}: the hub does not let you in", hint=login):
         HfApi().whoami()
-    except HFValidationError as error:
-        raise SepoError(f"push_to_hub {name}: {one_line(error)}", hint="give a name such as org/policy") from error
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
-        raise SepoError(
-            f"push_to_hub {name}: the hub does not let you in: {one_line(error)}",
-            hint="run `hf auth login`, or set HF_TOKEN to a token that may write",
-        ) from error
 
 
 def push_run(folder: Path, config: OptimizerConfig, reporter: Reporter, *, first: bool) -> list[tuple[str, str]]:
@@ -47,13 +41,9 @@ def push_folder(folder: Path, name: str | None, reporter: Reporter, *, private: 
     if name is None:
         return []
     reporter.say(f"uploading {folder} to {name}")
-    try:
+    problem = f"{folder} is finished, but was not uploaded to {name}"
+    with borrowed(problem, hint="run the same command again to try once more"):
         api = HfApi()
         url = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=_LEFT_OUT, commit_message="Trained by sepo")
-    except (HfHubHTTPError, OSError) as error:
-        raise SepoError(
-            f"{folder} is finished, but was not uploaded to {name}: {one_line(error)}",
-            hint="run the same command again to try once more",
-        ) from error
     return [("on the hub", str(url))]
