@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from stages.data.layouts import read_pairs
-from stages.models.folders import vocabulary_hash
 from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Pair, TokenPair
 
 

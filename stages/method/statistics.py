@@ -55,20 +55,6 @@ def mean_interval(values: NDArray[np.floating]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def bootstrap_ratio(
-    numerators: NDArray[np.floating] | NDArray[np.integer],
-    denominators: NDArray[np.floating] | NDArray[np.integer],
-    *,
-    seed: int,
-) -> Interval:
-    """Sum over sum, such as tokens found / tokens planted, with a seeded percentile bootstrap over the n items.
-
-    The items (pairs, responses) are drawn, not the tokens in them, which are not independent.
-    """
-    [interval] = bootstrap_intervals({"": Ratio(numerators, denominators)}, seed=seed).values()
-    return interval
-
-
 def by_cluster(figures: Mapping[str, Ratio], clusters: NDArray[Any]) -> dict[str, Ratio]:
     """The same figures with the items of each cluster added up to one, in the order of the clusters' numbers.
 

@@ -1,6 +1,6 @@
 """The report of an evaluation: one JSON value, and the tables and sentences that are read from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.errors import borrowed
 from stages.evaluation.figures import Comparison, Figures, compare, verdict
-from stages.method.statistics import Interval, bootstrap_intervals, by_cluster
+from stages.method.statistics import Interval, Ratio, bootstrap_intervals, by_cluster
 from stages.reporting import Summary, Table
 
 
@@ -42,11 +42,13 @@ SAMPLES: Final = (
     Column("true_win_rate", "wins against the reference", ".3f"),
 )
 DIFFERENCES: Final = (
-    *PREFERENCES[:3],
-    Column("kl_per_token", "KL a token", ".4f"),
-    Column("sample_tokens", "tokens of a sample", ".1f"),
-    SAMPLES[3],
-    SAMPLES[5],
+    Column("accuracy_implicit", "implicit reward", "+.3f"),
+    Column("accuracy_sum", "summed log-prob", "+.3f"),
+    Column("accuracy_mean", "mean log-prob", "+.3f"),
+    Column("kl_per_token", "KL a token", "+.4f"),
+    Column("sample_tokens", "tokens of a sample", "+.1f"),
+    Column("true_reward", "true reward", "+.2f"),
+    Column("true_win_rate", "wins against the reference", "+.3f"),
 )
 CLAIMS: Final = (
     ("accuracy_implicit", "held-out accuracy of the implicit reward"),
@@ -100,15 +102,21 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
     rows += [(" vs ".join(each["models"]), str(sentence)) for each in comparisons for sentence in each["sentences"]]
     rows += [("warning", str(warning)) for warning in report["warnings"]]
     rows += [("written", output)] if output else []
+    by_name = list(models.items())
     preferred = f"Chosen response preferred: share of {pairs} held-out pairs (95% bootstrap interval)"
+    drawn = f"{samples} samples of each model, at temperature 1"
     tables = [
-        _table(preferred, models, PREFERENCES, "pairs"),
-        _table("KL from the reference, nats", models, DISTANCES, "pairs", "samples"),
-        _table(f"{samples} samples of each model, at temperature 1", models, SAMPLES, "samples"),
-        _differences(comparisons),
+        figure_table(preferred, "model", by_name, PREFERENCES, ["pairs"]),
+        figure_table("KL from the reference, nats", "model", by_name, DISTANCES, ["pairs", "samples"]),
+        figure_table(drawn, "model", by_name, SAMPLES, ["samples"]),
     ]
+    if comparisons:
+        alone = f"; each stands alone: not corrected for {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
+        differences = [(" - ".join(each["models"]), {"figures": each["differences"]}) for each in comparisons]
+        paired = f"Differences, paired (95% bootstrap interval{alone})"
+        tables.append(figure_table(paired, "models", differences, DIFFERENCES))
     title = f"evaluation in {output}" if output else "evaluation"
-    return Summary(title, rows, fresh, tuple(table for table in tables if table))
+    return Summary(title, rows, fresh, tuple(table for table in tables if len(table.columns) > 1))
 
 
 def sentence(ours: str, theirs: str, items: str, comparison: Comparison, figure: str, words: str) -> str:
@@ -128,15 +136,13 @@ def sentence(ours: str, theirs: str, items: str, comparison: Comparison, figure:
 
 
 def _model(figures: Mapping[str, Figures], seed: int) -> dict[str, Any]:
-    intervals: dict[str, Interval] = {}
-    for each in figures.values():
-        if each.ratios:
-            intervals |= bootstrap_intervals(by_cluster(each.ratios, each.prompts), seed=seed)
+    pairs, samples = figures["pairs"], figures["samples"]
+    found = [figures_json(by_cluster(each.ratios, each.prompts), seed) for each in (pairs, samples) if each.ratios]
     return {
-        "pairs": len(figures["pairs"].keys),
-        "prompts": len(np.unique(figures["pairs"].prompts)),
-        "samples": len(figures["samples"].keys),
-        "figures": {name: interval.as_json() for name, interval in intervals.items()},
+        "pairs": len(pairs.keys),
+        "prompts": len(np.unique(pairs.prompts)),
+        "samples": len(samples.keys),
+        "figures": {name: interval for each in found for name, interval in each.items()},
     }
 
 
@@ -159,37 +165,34 @@ def _comparison(ours: str, theirs: str, by_items: Mapping[str, Comparison]) -> d
     }
 
 
-def _table(title: str, models: Mapping[str, dict[str, Any]], columns: tuple[Column, ...], *of: str) -> Table | None:
-    """A row for each model, with its own count of the items where the models have different ones."""
-    there = [column for column in columns if any(column.figure in model["figures"] for model in models.values())]
-    counts = [items for items in of if len({model[items] for model in models.values()}) > 1]
-    rows = [
-        [name, *(f"{model[items]:,}" for items in counts), *(_cell(model["figures"], column) for column in there)]
-        for name, model in models.items()
+def figures_json(ratios: Mapping[str, Ratio], seed: int) -> dict[str, Any]:
+    """Figures with their intervals."""
+    return {name: interval.as_json() for name, interval in bootstrap_intervals(ratios, seed=seed).items()}
+
+
+def figure_table(
+    title: str, first: str, rows: Iterable[tuple[str, Any]], columns: Sequence[Column], items: Sequence[str] = ()
+) -> Table:
+    """A line for each named row, with those figures that any has.
+
+    Args:
+        first: title of the names.
+        items: what else to count in each row, where the rows have different numbers of it.
+    """
+    rows = list(rows)
+    there = [column for column in columns if any(column.figure in row["figures"] for _, row in rows)]
+    counted = [name for name in items if there and len({row[name] for _, row in rows}) > 1]
+    lines = [
+        [name, *(f"{row[each]:,}" for each in counted), *(_cell(row["figures"], column) for column in there)]
+        for name, row in rows
     ]
-    return Table(title, ["model", *counts, *(column.title for column in there)], rows) if there else None
+    return Table(title, [first, *counted, *(column.title for column in there)], lines)
 
 
 def _span(counts: list[int]) -> str:
     """How many items the models have: tokenizers may drop different rows."""
     fewest, most = min(counts), max(counts)
     return f"{fewest:,} to {most:,}" if fewest < most else f"{most:,}" if most else "none"
-
-
-def _differences(comparisons: list[dict[str, Any]]) -> Table | None:
-    if not comparisons:
-        return None
-    there = [
-        column._replace(form="+" + column.form.lstrip("+"))
-        for column in DIFFERENCES
-        if any(column.figure in each["differences"] for each in comparisons)
-    ]
-    rows = [
-        [" - ".join(each["models"]), *(_cell(each["differences"], column) for column in there)] for each in comparisons
-    ]
-    title = "Differences, paired (95% bootstrap interval"
-    title += f"; each stands alone: not corrected for {len(comparisons)} comparisons)" if len(comparisons) > 1 else ")"
-    return Table(title, ["models", *(column.title for column in there)], rows)
 
 
 def _cell(figures: Mapping[str, Any], column: Column) -> str:
