@@ -1,4 +1,4 @@
-"""The rows of one local file: JSON Lines, JSON, CSV, Parquet or Arrow.
+"""The rows of one local file: JSON Lines, JSON, CSV, TSV, Parquet or Arrow.
 
 Everything streams. Nothing here knows what the columns mean. A file that cannot be trusted stops the run with its
 place: a gap in the middle would shift the number of every later row.
@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.data import text_files
 from stages.data.json_files import json_lines, json_rows
-from stages.data.text_files import COMPRESSED, DAMAGED_HINT, LONGEST, UTF8_HINT, Placed, decoded, lines
+from stages.data.text_files import COMPRESSED, DAMAGED_HINT, UTF8_HINT, Placed, lines
 from stages.errors import SepoError, one_line
 
 Wanted = Callable[[list[str]], Collection[str]]
@@ -43,37 +44,33 @@ def format_of(path: Path) -> Format | None:
     return _TEXT.get(suffix) or (None if packed else _BINARY.get(suffix))
 
 
-def _csv_rows(path: Path, name: str) -> Iterator[Placed]:
+def _csv_rows(path: Path, name: str, delimiter: str) -> Iterator[Placed]:
     """Rows of texts under the names of the first line; every row has to have as many fields as there are names."""
     # A quote that is never closed would otherwise take the rest of the file into memory.
-    csv.field_size_limit(LONGEST)
-    reader = csv.reader(_csv_lines(path, name), strict=True)
+    csv.field_size_limit(text_files.LONGEST)
+    reader = csv.reader(_csv_lines(path, name), delimiter=delimiter, strict=True)
     names: list[str] = []
-    while True:
-        # A field may hold line ends: a row is told of the line it starts on.
-        where = f"{name}:{reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise SepoError(f"{where}: broken CSV: {one_line(error)}", hint=_CSV_HINT) from error
-        if fields is None:
-            return
-        if not names:
-            names = _header(fields, where)
-        elif fields:
-            if len(fields) != len(names):
-                counts = f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}, but {len(names)} columns"
-                raise SepoError(f"{where}: broken CSV: {counts}", hint=_CSV_HINT)
-            yield where, dict(zip(names, fields, strict=True))
+    where = f"{name}:1"
+    try:
+        for fields in reader:
+            if not names:
+                names = _header(fields, where)
+            elif fields:
+                if len(fields) != len(names):
+                    raise csv.Error(f"{len(fields)} field{'s' * (len(fields) > 1)}, but {len(names)} columns")
+                yield where, dict(zip(names, fields, strict=True))
+            # A field may hold line ends: a row is told of the line it starts on.
+            where = f"{name}:{reader.line_num + 1}"
+    except csv.Error as error:
+        raise SepoError(f"{where}: broken CSV: {one_line(error)}", hint=_CSV_HINT) from error
 
 
 def _csv_lines(path: Path, name: str) -> Iterator[str]:
-    for number, line in enumerate(lines(path, name), start=1):
-        where = f"{name}:{number}"
-        if b"\0" in line:
+    for where, line in lines(path, name):
+        if "\0" in line:
             # UTF-16 without its mark is UTF-8 full of these.
             raise SepoError(f"{where}: a NUL byte", hint=UTF8_HINT)
-        yield decoded(line, where)
+        yield line
 
 
 def _header(fields: list[str], where: str) -> list[str]:
@@ -90,8 +87,12 @@ def _parquet_rows(path: Path, name: str, wanted: Wanted) -> Iterator[Placed]:
         with pq.ParquetFile(path, buffer_size=1 << 20) as file:
             names = file.schema_arrow.names
             read = _columns_read(names, wanted, name)
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=read):
-                yield names, batch
+            for group in range(file.num_row_groups):
+                found = file.metadata.row_group(group)
+                sizes = (found.column(number).total_uncompressed_size for number in range(found.num_columns))
+                rows = _rows_at_once(max(sizes, default=0))
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=read):
+                    yield names, batch
 
     return _batch_rows(batches(), name, "Parquet")
 
@@ -106,10 +107,19 @@ def _arrow_rows(path: Path, name: str, wanted: Wanted) -> Iterator[Placed]:
                 read = batch.select(_columns_read(names, wanted, name))
                 # Wrong offsets would crash the process when the texts are taken out.
                 read.validate(full=True)
-                for start in range(0, read.num_rows, _ROWS_AT_ONCE):
-                    yield names, read.slice(start, _ROWS_AT_ONCE)
+                rows = _rows_at_once(read.nbytes)
+                for start in range(0, read.num_rows, rows):
+                    yield names, read.slice(start, rows)
 
     return _batch_rows(batches(), name, "Arrow")
+
+
+def _rows_at_once(size: int) -> int:
+    """How many rows to take out together of a part of a file whose values, each held once, have `size` bytes.
+
+    Any row may have all of these bytes: a file can hold a value once and name it in every row.
+    """
+    return max(1, min(_ROWS_AT_ONCE, 8 * text_files.LONGEST // max(1, size)))
 
 
 def _columns_read(names: list[str], wanted: Wanted, file: str) -> list[str]:
@@ -152,16 +162,18 @@ def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator
     number = 0
     try:
         for names, batch in batches:
-            columns = {
-                column: _values(
-                    batch.column(column), f'{name}: the column "{column}" cannot be read after row {number}'
-                )
-                for column in batch.schema.names
-            }
             unread = dict.fromkeys(names)
-            for at in range(batch.num_rows):
-                yield f"{name} row {number}", unread | {column: values[at] for column, values in columns.items()}
-                number += 1
+            for part in _parts(batch):
+                if part.nbytes > text_files.LONGEST:
+                    problem = f"{name} row {number}: more than {text_files.LONGEST:,} bytes"
+                    raise SepoError(problem, hint="shorten its texts, or leave the row out")
+                values = {
+                    column: _values(part[column], f'{name}: the column "{column}" cannot be read after row {number}')
+                    for column in part.schema.names
+                }
+                for at in range(part.num_rows):
+                    yield f"{name} row {number}", unread | {column: each[at] for column, each in values.items()}
+                    number += 1
     except SepoError:
         raise
     except Exception as error:
@@ -169,6 +181,17 @@ def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator
         if isinstance(error, UnicodeDecodeError) or "Invalid UTF8" in str(error):
             raise SepoError(f"{name}: not UTF-8 after row {number}", hint="save its texts as UTF-8") from error
         raise SepoError(f"{name}: damaged {format_name} data: {one_line(error)}", hint=DAMAGED_HINT) from error
+
+
+def _parts(batch: Any) -> Iterator[Any]:
+    """A batch with every value where it stands, whole; row by row where it is so large that one may be too long."""
+    for at, column in enumerate(batch.columns):
+        if pa.types.is_dictionary(column.type):
+            batch = batch.set_column(at, batch.schema.names[at], column.dictionary_decode())
+    if batch.nbytes <= text_files.LONGEST:
+        yield batch
+    else:
+        yield from (batch.slice(row, 1) for row in range(batch.num_rows))
 
 
 def _values(column: Any, problem: str) -> list[Any]:
@@ -181,17 +204,14 @@ def _values(column: Any, problem: str) -> list[Any]:
         raise SepoError(f"{problem}: {one_line(error)}", hint="store text as text, and turns as lists") from error
 
 
-def _text_rows(rows: Callable[[Path, str], Iterator[Placed]]) -> Callable[[Path, str, Wanted], Iterator[Placed]]:
-    """Of text, nothing is saved by leaving columns out."""
-    return lambda path, name, wanted: rows(path, name)
-
-
-_JSON_LINES: Final = Format("JSON Lines", _text_rows(json_lines))
+# Of text, nothing is saved by leaving columns out.
+_JSON_LINES: Final = Format("JSON Lines", lambda path, name, wanted: json_lines(path, name))
 _TEXT: Final = {
     ".jsonl": _JSON_LINES,
     ".ndjson": _JSON_LINES,
-    ".json": Format("JSON", _text_rows(json_rows)),
-    ".csv": Format("CSV", _text_rows(_csv_rows)),
+    ".json": Format("JSON", lambda path, name, wanted: json_rows(path, name)),
+    ".csv": Format("CSV", lambda path, name, wanted: _csv_rows(path, name, ",")),
+    ".tsv": Format("TSV", lambda path, name, wanted: _csv_rows(path, name, "\t")),
 }
 _BINARY: Final = {
     ".parquet": Format("Parquet", _parquet_rows, _parquet_count),

@@ -1,19 +1,21 @@
 """The rows of a JSON Lines file, or of a JSON file that is one list of objects. Both stream."""
 
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
-from stages.data.text_files import LONGEST, Placed, decoded, kind, lines, pieces
+from stages.data import text_files
+from stages.data.text_files import UTF8_HINT, Placed, kind, lines, opened
 from stages.errors import SepoError
 
 HINT: Final = "each line is one JSON object; a .json file may also be a list of objects"
 _TWICE_HINT: Final = "keep one of the two; readers differ in which of them they take"
-_BLANKS: Final = re.compile(r"[ \t\n\r]*")
+_NO_BLANK: Final = re.compile(r"[^ \t\n\r]")
 
 
 class _TwiceError(Exception):
@@ -21,18 +23,12 @@ class _TwiceError(Exception):
 
 
 def json_lines(path: Path, name: str) -> Iterator[Placed]:
-    for number, line in enumerate(lines(path, name), start=1):
+    for where, line in lines(path, name):
         if line.strip():
-            where = f"{name}:{number}"
-            # Without the last newline, an end that comes too early is told of the line it is on.
-            text = decoded(line, where).rstrip()
             try:
-                row, end = _parsed(text, len(text) - len(text.lstrip()))
-                if end < len(text):
-                    raise JSONDecodeError("Extra data", text, end)
+                row = _DECODER.decode(line.rstrip())
             except JSONDecodeError as error:
-                place = f"{name}:{number + error.lineno - 1}"
-                raise SepoError(f"{place}: broken JSON: {error.msg} (column {error.colno})", hint=HINT) from error
+                raise _broken(where, error.msg, error.colno) from error
             except (RecursionError, _TwiceError) as error:
                 raise _fault(where, error) from error
             yield where, _object(row, where)
@@ -40,118 +36,88 @@ def json_lines(path: Path, name: str) -> Iterator[Placed]:
 
 def json_rows(path: Path, name: str) -> Iterator[Placed]:
     """A list of objects, or JSON Lines under another name."""
-    first = next((piece for piece in pieces(path, name) if piece.strip()), "")
-    return _list_rows(path, name) if first.lstrip().startswith("[") else json_lines(path, name)
+    with opened(path, name) as file:
+        text = _Text(io.TextIOWrapper(file, "utf-8-sig", newline=""), name)
+        if text.next() == "[":
+            yield from _list_rows(text, name)
+            return
+    yield from json_lines(path, name)
 
 
-def _list_rows(path: Path, name: str) -> Iterator[Placed]:
-    text = _Text(pieces(path, name), name)
-    text.skip("[")
+def _list_rows(text: "_Text", name: str) -> Iterator[Placed]:
+    text.at += 1
     number = 0
-    while not text.ends_list(first=number == 0):
+    while text.next() != "]":
+        if number:
+            text.skip_comma()
         where = f"{name} row {number}"
         yield where, _object(text.item(where), where)
         number += 1
-    text.refuse_more()
+    text.at += 1
+    if text.next():
+        raise text.broken("Extra data", text.at)
 
 
 class _Text:
-    """What is left of a list's text, of which only a little more than the next item is held."""
+    """A text of which only a little more than the next item of a list is held."""
 
-    def __init__(self, parts: Iterator[str], name: str) -> None:
-        self._parts = parts
-        self._name = name
-        self._text = ""
-        self._at = 0
-        self._line = 1
-        self._column = 1
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file, self._name, self._held = file, name, ""
+        self._line = self._column = 1
         """of the first character held"""
+        self.at = 0
+        """where we are in what is held"""
 
-    def skip(self, sign: str) -> None:
-        """Go behind a sign that has to come next."""
-        end = self._at
-        if self._next() != sign:
-            # Where nothing follows, the fault is told of the line that it is on.
-            raise self._broken(f"Expecting '{sign}' delimiter", self._at if self._next() else end)
-        self._at += 1
+    def next(self) -> str:
+        """The next character that is no blank, or "" at the end of the file; goes there."""
+        while True:
+            found = _NO_BLANK.search(self._held, self.at)
+            self.at = found.start() if found else len(self._held)
+            if found or not self._hold_more():
+                return found[0] if found else ""
 
-    def ends_list(self, *, first: bool) -> bool:
-        """Whether the list ends here; otherwise goes to the next item, behind a comma unless it is the first."""
-        if self._next() == "]":
-            self._at += 1
-            return True
-        if not first:
-            self.skip(",")
-            self._next()
-        return False
+    def skip_comma(self) -> None:
+        if self.next() != ",":
+            raise self.broken("Expecting ',' delimiter", self.at)
+        self.at += 1
+        self.next()
 
     def item(self, where: str) -> Any:
         """The value that comes next."""
-        wanted = 0
         while True:
             try:
-                value, self._at = _parsed(self._text, self._at)
+                value, self.at = _DECODER.raw_decode(self._held, self.at)
                 return value
             except JSONDecodeError as error:
-                # It may only be cut. What is read grows with what is held: a long item is not parsed time and again.
-                held = len(self._text) - self._at
-                if held > LONGEST:
-                    raise SepoError(f"{where}: more than {LONGEST:,} characters", hint=HINT) from error
-                wanted = max(2 * held, 1 << 16)
-                if not self._hold(wanted):
-                    raise self._broken(error.msg, error.pos) from error
+                # It may only be cut.
+                if len(self._held) - self.at > text_files.LONGEST:
+                    raise SepoError(f"{where}: more than {text_files.LONGEST:,} characters", hint=HINT) from error
+                if not self._hold_more():
+                    raise self.broken(error.msg, error.pos) from error
             except (RecursionError, _TwiceError) as error:
                 raise _fault(where, error) from error
 
-    def refuse_more(self) -> None:
-        if self._next():
-            raise self._broken("Extra data", self._at)
+    def broken(self, problem: str, at: int) -> SepoError:
+        line, column = self._place(at)
+        return _broken(f"{self._name}:{line}", problem, column)
 
-    def _next(self) -> str:
-        """The next character that is no blank, or "" at the end of the file; goes there."""
-        while True:
-            found = _BLANKS.match(self._text, self._at)
-            end = found.end() if found else self._at
-            if end < len(self._text):
-                self._at = end
-                return self._text[end]
-            if not self._hold(len(self._text) - self._at + 1):
-                return ""
-
-    def _hold(self, wanted: int) -> bool:
-        """Hold as many characters behind where we are, or all that there are; whether any came."""
-        parts, held = [self._text[self._at :]], len(self._text) - self._at
-        while held < wanted and (part := next(self._parts, "")):
-            parts.append(part)
-            held += len(part)
-        if len(parts) == 1:
-            return False
-        self._line, self._column = self._place(self._at)
-        self._text, self._at = "".join(parts), 0
-        return True
+    def _hold_more(self) -> bool:
+        """Hold twice as much of what comes, so that a long item is not parsed time and again; whether any came."""
+        try:
+            more = self._file.read(max(len(self._held) - self.at, 1 << 16))
+        except UnicodeDecodeError as error:
+            line, _ = self._place(len(self._held))
+            raise SepoError(f"{self._name}: not UTF-8 in or after line {line}", hint=UTF8_HINT) from error
+        if more:
+            self._line, self._column = self._place(self.at)
+            self._held, self.at = self._held[self.at :] + more, 0
+        return bool(more)
 
     def _place(self, at: int) -> tuple[int, int]:
         """Line and column, from 1, of a character that is held."""
-        newline = self._text.rfind("\n", 0, at)
+        newline = self._held.rfind("\n", 0, at)
         column = at - newline if newline >= 0 else self._column + at
-        return self._line + self._text.count("\n", 0, at), column
-
-    def _broken(self, problem: str, at: int) -> SepoError:
-        line, column = self._place(at)
-        return SepoError(f"{self._name}:{line}: broken JSON: {problem} (column {column})", hint=HINT)
-
-
-def _parsed(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at a character, and where it ends.
-
-    A number of thousands of digits, which Python refuses, is as infinite as 1e400: its column may be of no account.
-    """
-    try:
-        return _DECODER.raw_decode(text, at)
-    except JSONDecodeError:
-        raise
-    except ValueError:
-        return _ANY_NUMBER.raw_decode(text, at)
+        return self._line + self._held.count("\n", 0, at), column
 
 
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -162,14 +128,18 @@ def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> int | float:
+    """A number of thousands of digits, which Python refuses, is as infinite as 1e400: nobody may read its column."""
     try:
         return int(digits)
     except ValueError:
         return float(digits)
 
 
-_DECODER: Final = JSONDecoder(object_pairs_hook=_once)
-_ANY_NUMBER: Final = JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
+_DECODER: Final = JSONDecoder(object_pairs_hook=_once, parse_int=_whole)
+
+
+def _broken(where: str, problem: str, column: int) -> SepoError:
+    return SepoError(f"{where}: broken JSON: {problem} (column {column})", hint=HINT)
 
 
 def _fault(where: str, error: RecursionError | _TwiceError) -> SepoError:

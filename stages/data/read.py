@@ -3,7 +3,7 @@
 Nothing here knows what the columns mean, only that a row is an object. Rows come as a stream, whatever the source.
 """
 
-import hashlib
+import functools
 import itertools
 import json
 import os
@@ -14,7 +14,7 @@ from stages.data.files import Wanted
 from stages.data.sources import File, Source, choose_split, find_source
 from stages.data.text_files import Placed, kind, unreadable
 from stages.errors import SepoError, borrowed, one_line
-from stages.store.files import hash_file
+from stages.store.files import hash_bytes, hash_file
 
 __all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows", "refuse_changed"]
 
@@ -142,12 +142,9 @@ def _hub_rows(source: Source, wanted: Wanted) -> Iterator[tuple[int, Placed]]:
 
 
 def _rows_hash(dataset: str) -> str:
-    digest = hashlib.sha256()
-    for row in read_rows(dataset):
-        # A column that sepo does not read may hold what JSON has no type for, such as a date.
-        line = json.dumps(row.columns, sort_keys=True, separators=(",", ":"), default=str)
-        digest.update(line.encode() + b"\n")
-    return f"sha256:{digest.hexdigest()}"
+    # A column that sepo does not read may hold what JSON has no type for, such as a date.
+    line = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), default=str)
+    return hash_bytes(line(row.columns).encode() + b"\n" for row in read_rows(dataset))
 
 
 def _file_hash(file: File) -> str:
@@ -158,5 +155,4 @@ def _file_hash(file: File) -> str:
 
 
 def _joined_hash(*parts: tuple[Any, ...]) -> str:
-    lines = "".join(json.dumps(part) + "\n" for part in parts)
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    return hash_bytes(json.dumps(part).encode() + b"\n" for part in parts)

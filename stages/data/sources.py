@@ -30,10 +30,8 @@ _BRACKETS: Final = re.compile(r"(?P<name>.*)\[(?P<rows>[^\[\]]*)\]", re.DOTALL)
 _SLICE: Final = re.compile(r"(?P<start>\d{0,15}):(?P<stop>\d{0,15})", re.ASCII)
 # train_prefs and train_sft are two splits: those of UltraFeedback hold the same rows.
 _SPLIT_WORD: Final = re.compile(r"(?<![a-z])(?:train|test|val|valid|validation|dev|eval)(?:_[a-z]+)*(?![a-z])")
-_KINDS: Final = ".jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"
+_KINDS: Final = ".jsonl, .json, .csv or .tsv (each may end in .gz or .zst), .parquet or .arrow"
 _PREFERRED_SPLITS: Final = ("train_prefs", "train")
-
-
 _ALL: Final = slice(0, sys.maxsize)
 
 
@@ -90,25 +88,25 @@ def choose_split(source: str, names: list[str], wanted: str | None) -> str:
 
 
 def _source(name: str) -> Source:
-    path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):
-        return Source(name, _folder_files(path, name, None))
+    path = os.path.expanduser(name)
     folder, _, split = name.rpartition(":")
-    if folder and not os.path.exists(path) and os.path.isdir(os.path.expanduser(folder)):
-        return Source(name, _folder_files(Path(os.path.expanduser(folder)), folder, split))
+    if os.path.isdir(path):
+        return Source(name, _folder_files(name, None))
     if os.path.isfile(path):
-        return Source(name, [_file(path, name)])
+        return Source(name, [_file(name)])
+    if folder and not os.path.exists(path) and os.path.isdir(os.path.expanduser(folder)):
+        return Source(name, _folder_files(folder, split))
     if glob.has_magic(name):
-        found = sorted(place for place in glob.glob(os.path.expanduser(name)) if os.path.isfile(place))
+        found = sorted(filter(os.path.isfile, glob.glob(path)))
         if not found:
             raise SepoError(f"{name}: no file matches", hint="check the pattern; quote it, or the shell expands it")
-        return Source(name, _of_one_kind([_file(Path(place), place) for place in found], name))
+        return Source(name, _of_one_kind(found, name))
     if os.path.lexists(path):
         # /dev/zero has no end, and a pipe can be read only once.
         problem = "neither a file nor a folder" if os.path.exists(path) else "a link to nothing"
         raise SepoError(f"{name}: {problem}", hint="give a file or a folder that can be read more than once")
     hub = _HUB_NAME.fullmatch(name)
-    if hub is None or format_of(path) or name.startswith((".", "/", "~")):
+    if hub is None or format_of(Path(name)) or name.startswith((".", "/", "~")):
         raise SepoError(f"{name}: no such file", hint="check the path; a data set on the hub is org/name[:split]")
     return Source(hub["source"], [], hub["split"])
 
@@ -123,63 +121,56 @@ def _slice(dataset: str, text: str) -> slice:
     return slice(start, stop)
 
 
-def _file(path: Path, name: str) -> File:
+def _file(name: str) -> File:
+    path = Path(os.path.expanduser(name))
     known = format_of(path)
     if known is None:
         raise SepoError(f"{name}: unknown kind of file", hint=f"convert it to {_KINDS}")
     return File(path, name, known)
 
 
-def _folder_files(folder: Path, name: str, split: str | None) -> list[File]:
+def _folder_files(name: str, split: str | None) -> list[File]:
+    folder = Path(os.path.expanduser(name))
     try:
         if (folder / "dataset_dict.json").is_file():
-            names = _json_names(folder / "dataset_dict.json", "splits")
-            chosen = choose_split(name, names, split)
-            return _saved_files(folder / chosen, os.path.join(name, chosen))
+            splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            return _folder_files(os.path.join(name, choose_split(name, list(map(str, splits)), split)), None)
         if split is not None:
             raise SepoError(f"{name} has no splits, so no {split}", hint=f"give {name}, or a file in it")
         if (folder / "state.json").is_file():
-            return _saved_files(folder, name)
-        paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+            # The files that `datasets.save_to_disk` wrote, in its order.
+            state = json.loads((folder / "state.json").read_bytes())
+            saved = [str(entry["filename"]) for entry in state["_data_files"]]
+            missing = next((file for file in saved if not (folder / file).is_file()), None)
+            if missing is not None:
+                raise SepoError(f"{name}: {missing} is missing", hint="write the folder again, or copy all of it")
+            return [_file(os.path.join(name, file)) for file in saved]
+        names = [path.name for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SepoError(
             f"{name}: the folder cannot be read: {one_line(error)}",
             hint="check its permissions; if `datasets` wrote it, write it again",
         ) from error
-    files = [_file(path, os.path.join(name, path.name)) for path in paths if format_of(path)]
-    if not files:
+    names = [each for each in names if format_of(Path(each))]
+    if not names:
         raise SepoError(f"{name}: no data file in this folder", hint=f"data files are {_KINDS}")
-    splits = sorted({word for file in files for word in _SPLIT_WORD.findall(file.path.name.lower())})
+    splits = sorted({word for each in names for word in _SPLIT_WORD.findall(each.lower())})
     if len(splits) > 1:
         likely = next((split for split in _PREFERRED_SPLITS if split in splits), splits[0])
-        example = next(file.name for file in files if likely in file.path.name.lower())
+        example = next(each for each in names if likely in each.lower())
         raise SepoError(
             f"{name} holds several splits: {', '.join(splits)}",
-            hint=f"name a file, such as {example}, or choose by a pattern",
+            hint=f"name a file, such as {os.path.join(name, example)}, or choose by a pattern",
         )
-    return _of_one_kind(files, name)
+    return _of_one_kind([os.path.join(name, each) for each in names], name)
 
 
-def _saved_files(folder: Path, name: str) -> list[File]:
-    """The files that `datasets.save_to_disk` wrote, in its order."""
-    state = json.loads((folder / "state.json").read_bytes())
-    names = [str(entry["filename"]) for entry in state["_data_files"]]
-    missing = next((file for file in names if not (folder / file).is_file()), None)
-    if missing is not None:
-        raise SepoError(f"{name}: {missing} is missing", hint="write the folder again, or copy all of it")
-    return [_file(folder / file, os.path.join(name, file)) for file in names]
-
-
-def _json_names(path: Path, key: str) -> list[str]:
-    return [str(name) for name in json.loads(path.read_bytes())[key]]
-
-
-def _of_one_kind(files: list[File], name: str) -> list[File]:
-    other = next((file for file in files if file.format != files[0].format), None)
+def _of_one_kind(names: list[str], dataset: str) -> list[File]:
+    first, *others = files = list(map(_file, names))
+    other = next((file for file in others if file.format != first.format), None)
     if other is not None:
-        first = files[0]
         raise SepoError(
-            f"{name} holds files of two kinds: {first.path.name} is {first.format.name}, "
+            f"{dataset} holds files of two kinds: {first.path.name} is {first.format.name}, "
             f"{other.path.name} is {other.format.name}",
             hint=f"choose by a pattern, such as '*{first.path.suffix}'",
         )

@@ -1,7 +1,4 @@
-"""A file of text, plain or compressed, as lines or as pieces of bounded length: what is packed may be any size.
-
-What its rows are is for `stages.data.json_files` and `stages.data.files` to say.
-"""
+"""A file of text, plain or compressed, as lines of bounded length: what is packed may be any size."""
 
 import codecs
 import gzip
@@ -20,11 +17,10 @@ Placed = tuple[str, dict[str, Any]]
 """where a row stands, and the row"""
 
 LONGEST: Final = 1 << 26
-"""bytes of a line, or of one object of a list: a file without a line end would otherwise be taken into memory whole"""
+"""bytes of a line or row: a file without a line end would otherwise be taken into memory whole"""
 COMPRESSED: Final = (".gz", ".zst")
 DAMAGED_HINT: Final = "make or download the file again"
 UTF8_HINT: Final = "save the file as UTF-8"
-_PIECE: Final = 1 << 16
 
 
 def kind(value: Any) -> str:
@@ -38,56 +34,30 @@ def unreadable(name: str, error: OSError) -> SepoError:
     return SepoError(f"{name} cannot be read: {error.strerror or error}", hint="check the file and its permissions")
 
 
-def lines(path: Path, name: str) -> Iterator[bytes]:
-    """The lines of a file, decompressed, without a byte order mark.
+def lines(path: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Where each line of a file stands, and the line, without a byte order mark; blank lines included.
 
     Raises:
-        SepoError: the file is damaged, or a line too long.
+        SepoError: the file is damaged or not UTF-8, or a line too long.
     """
-    with _opened(path, name) as file:
+    with opened(path, name) as file:
         number = 1
         line = file.readline(LONGEST + 1).removeprefix(codecs.BOM_UTF8)
         while line:
+            where = f"{name}:{number}"
             if len(line) > LONGEST:
-                raise SepoError(f"{name}:{number}: a line of more than {LONGEST:,} bytes", hint="give each row a line")
-            yield line
+                raise SepoError(f"{where}: a line of more than {LONGEST:,} bytes", hint="give each row a line")
+            try:
+                yield where, line.decode()
+            except UnicodeDecodeError as error:
+                raise SepoError(f"{where}: not UTF-8 at byte {error.start + 1}", hint=UTF8_HINT) from error
             number += 1
             line = file.readline(LONGEST + 1)
 
 
-def pieces(path: Path, name: str) -> Iterator[str]:
-    """The text of a file, piece by piece, decompressed, without a byte order mark; errors as `lines`."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with _opened(path, name) as file:
-        read = 0
-        piece = file.read(_PIECE).removeprefix(codecs.BOM_UTF8)
-        while piece:
-            before = read - len(decoder.getstate()[0])
-            try:
-                yield decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(name, before + error.start) from error
-            read += len(piece)
-            piece = file.read(_PIECE)
-        try:
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(name, read - len(error.object)) from error
-
-
-def decoded(data: bytes, where: str) -> str:
-    """
-    Args:
-        where: the bytes stand, for messages.
-    """
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise _not_utf8(where, error.start) from error
-
-
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[BinaryIO]:
+def opened(path: Path, name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed; what goes wrong while they are read is said in one line."""
     try:
         with _stream(path) as file:
             yield file
@@ -107,9 +77,5 @@ def _stream(path: Path) -> BinaryIO:
         case ".gz":
             return cast(BinaryIO, gzip.open(path, "rb"))
         case ".zst":
-            return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), _PIECE)
+            return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 16)
     return path.open("rb")
-
-
-def _not_utf8(where: str, start: int) -> SepoError:
-    return SepoError(f"{where}: not UTF-8 at byte {start + 1}", hint=UTF8_HINT)

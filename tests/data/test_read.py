@@ -19,7 +19,7 @@ ROWS = [{"prompt": f"question {number}", "n": number} for number in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 JSON_HINT = "each line is one JSON object; a .json file may also be a list of objects"
 DAMAGED_HINT = "make or download the file again"
-KINDS = ".jsonl, .json or .csv (each may end in .gz or .zst), .parquet or .arrow"
+KINDS = ".jsonl, .json, .csv or .tsv (each may end in .gz or .zst), .parquet or .arrow"
 KINDS_HINT = f"convert it to {KINDS}"
 PATH_HINT = "check the path; a data set on the hub is org/name[:split]"
 
@@ -101,7 +101,7 @@ FAULTS = {
     "cut off": ("a.jsonl", LINES + b'{"prompt":\n', "a.jsonl:4: broken JSON: Expecting value (column 11)", JSON_HINT),
     "pretty": ("a.json", json.dumps(ROWS[0], indent=1).encode(), "a.json:1: broken JSON: Expecting property name enclosed in double quotes (column 2)", JSON_HINT),
     "list": ("a.json", b'[{"n": 1},\n{"n" 2}]', "a.json:2: broken JSON: Expecting ':' delimiter (column 6)", JSON_HINT),
-    "open list": ("a.json", b'[{"n": 1},\n{"n": 2}\n', "a.json:2: broken JSON: Expecting ',' delimiter (column 9)", JSON_HINT),
+    "open list": ("a.json", b'[{"n": 1},\n{"n": 2}\n', "a.json:3: broken JSON: Expecting ',' delimiter (column 1)", JSON_HINT),
     "deep": ("a.jsonl", LINES + b"[" * 200_000, "a.jsonl:4: broken JSON: ", JSON_HINT),
     "line is a list": ("a.jsonl", LINES + b'["x"]\n', "a.jsonl:4: a list, not an object", JSON_HINT),
     "line is null": ("a.jsonl", b"null\n", "a.jsonl:1: null, not an object", JSON_HINT),
@@ -110,7 +110,7 @@ FAULTS = {
     "item is text": ("a.json", b'["x"]', "a.json row 0: text, not an object", JSON_HINT),
     "latin-1": ("a.jsonl", LINES + b'{"prompt": "caf\xe9"}\n', "a.jsonl:4: not UTF-8 at byte 16", "save the file as UTF-8"),
     "utf-16": ("a.jsonl", LINES.decode().encode("utf-16"), "a.jsonl:1: not UTF-8 at byte 1", "save the file as UTF-8"),
-    "latin-1 list": ("a.json", b'["\xe9"]', "a.json: not UTF-8 at byte 3", "save the file as UTF-8"),
+    "latin-1 list": ("a.json", b'["\xe9"]', "a.json: not UTF-8 in or after line 1", "save the file as UTF-8"),
     "cut gzip": ("a.jsonl.gz", gzip.compress(LINES)[:-12], "a.jsonl.gz: the gzip data ends too early", DAMAGED_HINT),
     "no gzip": ("a.jsonl.gz", LINES, "a.jsonl.gz: damaged gzip data: Not a gzipped file", DAMAGED_HINT),
     "rotten gzip": ("a.jsonl.gz", gzip.compress(LINES)[:10] + b"\xff" * 40, "a.jsonl.gz: damaged gzip data: Error -3", DAMAGED_HINT),

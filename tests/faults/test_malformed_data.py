@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.data import text_files
 from stages.data.layouts import _GENERAL, read_conversations, read_pairs
 from stages.data.published import PUBLISHED
 from stages.data.read import dataset_hash
@@ -101,9 +102,9 @@ CASES = {
     "nothing but NUL, as a list": ("a.json", "\0" * 999, "a.json:1: broken JSON"),
     "UTF-16": ("a.jsonl", GOOD.encode("utf-16"), "a.jsonl:1: not UTF-8 at byte 1"),
     "UTF-16 without its mark": ("a.jsonl", GOOD.encode("utf-16-le"), "a.jsonl:1: broken JSON"),
-    "UTF-16 CSV": ("a.csv", "prompt,chosen\n".encode("utf-16"), "a.csv:1: a NUL byte"),
-    "UTF-32 list": ("a.json", f"[{GOOD}]".encode("utf-32"), "a.json: not UTF-8 at byte 1"),
-    "Latin-1 in a list, cut in a character": ("a.json", f"[{GOOD}".encode() + b"\xc3", "a.json: not UTF-8 at byte"),
+    "UTF-16 CSV": ("a.csv", "prompt,chosen\n".encode("utf-16"), "a.csv:1: not UTF-8 at byte 1"),
+    "UTF-32 list": ("a.json", f"[{GOOD}]".encode("utf-32"), "a.json: not UTF-8 in or after line 1"),
+    "Latin-1 in a list, cut in a character": ("a.json", f"[{GOOD}".encode() + b"\xc3", "a.json: not UTF-8 in or after line 1"),
     # numbers
     "a number beyond floats": ("a.jsonl", GOOD[:-2] + ', "n": 1e400}', USED),
     "no number, and infinities": ("a.jsonl", GOOD[:-2] + ', "n": [NaN, Infinity, -Infinity]}', USED),
@@ -360,6 +361,33 @@ def run_within(gigabytes, code):
     )
     assert "Traceback" not in ended.stderr, ended.stderr
     return ended.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("size", [1 << 17, 1 << 15])
+@pytest.mark.parametrize("name", ["a.parquet", "turns.parquet", "a.arrow"])
+def test_one_value_in_every_row(folder, monkeypatch, name, size):
+    """A file holds it once: in memory it is bounded alone, and all that are there together."""
+    monkeypatch.setattr(text_files, "LONGEST", 1 << 16)
+    text = pa.array(["a" * size]).dictionary_encode().dictionary
+    chosen = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), text)
+    if name == "turns.parquet":
+        turns = [[user("why?"), bot("a" * size)], [user("why?"), bot("b" * size)]] * 500
+        whole = pa.table({"chosen": turns, "rejected": [[user("why?"), bot("no")]] * 1000})
+    else:
+        whole = pa.table({"prompt": ["why?"] * 1000, "chosen": chosen, "rejected": ["no"] * 1000})
+    (folder / name).write_bytes(parquet(whole) if name.endswith("parquet") else arrow(whole))
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        found = read(name)
+    finally:
+        pa.set_memory_pool(before)
+    if size > 1 << 16:
+        assert found == f"{name} row 0: more than 65,536 bytes"
+    else:
+        assert [type(item) for item in found] == [Pair] * 1000
+    # The file's buffer comes on top.
+    assert pool.max_memory() < 3 << 20
 
 
 def test_lines_that_have_no_end(folder):
