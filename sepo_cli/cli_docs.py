@@ -32,9 +32,9 @@ def _sections(command: Command) -> Iterator[str]:
 
 
 def _row(each: Declared) -> list[str]:
-    kind = "" if each.kind is bool else markdown(each.option.metavar or _plain(each.kind).__name__)
+    kind = "" if each.kind is bool else markdown(each.metavar or _plain(each.kind).__name__)
     default = "" if each.required or each.default in (None, (), False) else f"`{each.default}`".replace("True", "on")
-    return [", ".join(f"`{flag}`" for flag in each.flags), kind, default, markdown(each.option.help)]
+    return [", ".join(f"`{flag}`" for flag in each.flags), kind, default, markdown(each.help)]
 
 
 def _plain(kind: Any) -> type:

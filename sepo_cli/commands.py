@@ -148,12 +148,12 @@ def _parameter(each: Declared) -> inspect.Parameter:
     # Asked for by the command, all that is missing at once, and not by typer, which knows no configuration file.
     kind, default = (kind | None, None) if each.required or is_several(each.kind) else (kind, each.default)
     spellings = each.flags
-    shown: dict[str, Any] = {"metavar": each.option.metavar}
+    shown: dict[str, Any] = {"metavar": each.metavar}
     if each.kind is bool:
         # Off is what a switch is, and "[default: no-overwrite]" no news; only what is on can be turned off.
         spellings = (f"{spellings[0]}/--no-{spellings[0][2:]}",) if each.default else spellings
         shown = {"metavar": "", "show_default": False}
-    shown |= {"help": escape(each.option.help), "rich_help_panel": each.option.panel}
+    shown |= {"help": escape(each.help), "rich_help_panel": each.option.panel}
     is_option = spellings[0].startswith("--")
     option = typer.Option(*spellings, **shown) if is_option else typer.Argument(**shown)
     return inspect.Parameter(

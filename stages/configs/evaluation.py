@@ -4,19 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from stages.configs import limits
+from stages.configs import limits, shared
 from stages.configs.option import DATA, METHOD, OUTPUT, REQUIRED, Config, Option, required
-from stages.configs.shared import (
-    ChatTemplateKwargs,
-    Columns,
-    MaxLength,
-    MaxTokensPerDevice,
-    Overlong,
-    Overwrite,
-    Seed,
-    Strict,
-    TrustRemoteCode,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,91 +13,37 @@ class EvaluateConfig(Config):
     """Is it better? Judge models on held-out pairs and by their samples, and compare them."""
 
     models: Annotated[
-        tuple[str, ...],
-        Option(
-            "A model to evaluate, and its name in the tables (else that of its folder). Give several, each with a"
-            " --model of its own (or --compare): they are compared on the same pairs and prompts.",
-            REQUIRED,
-            "[NAME=]FOLDER",
-            content=False,
-            flags=("--model", "--compare"),
-        ),
+        tuple[str, ...], Option(REQUIRED, "[NAME=]FOLDER", content=False, flags=("--model", "--compare"))
     ] = required(())
-    dataset: Annotated[
-        str | None,
-        Option(
-            "Held-out preference pairs: files or a hub name, as for the other commands. With --demo, its test.jsonl.",
-            REQUIRED,
-            "FILE|NAME",
-            content=False,
-        ),
-    ] = None
-    demo: Annotated[
-        str | None,
-        Option(
-            "Folder of `sepo make-demo`, whose planted rewards tell the true reward of samples.",
-            DATA,
-            "FOLDER",
-            content=False,
-        ),
-    ] = None
-    reference_model: Annotated[
-        str | None,
-        Option(
-            "Model from which implicit reward and KL are counted: where the policy started. Without one they are left"
-            " out.",
-            METHOD,
-            "FOLDER|NAME",
-            content=False,
-        ),
-    ] = None
-    training_data: Annotated[
-        tuple[str, ...],
-        Option(
-            "Pairs that a model was trained on: a folder of `sepo score`, `train-oracle` or `train-policy`, or a data"
-            " set. What the manifests beside a model tell is looked at anyway. May be given several times.",
-            DATA,
-            "FOLDER|FILE",
-            content=False,
-        ),
-    ] = ()
-    output: Annotated[
-        str | None,
-        Option(
-            "JSON file for all figures; NAME.pairs.parquet and NAME.samples.parquet beside NAME.json have a row for"
-            " each pair and each sample.",
-            OUTPUT,
-            "FILE.json",
-            content=False,
-        ),
-    ] = None
-    columns: Columns = None
-    chat_template_kwargs: ChatTemplateKwargs = None
-    max_length: MaxLength = 2048
-    overlong: Overlong = "drop"
-    samples: Annotated[
-        int,
-        Option(
-            "Responses to sample from each model, at temperature 1; 0 = none.",
-            METHOD,
-            limit=(lambda x: x == 0 or x >= 2, "0 (none) or at least 2"),
-        ),
-    ] = 64
-    skip_kl: Annotated[
-        bool,
-        Option(
-            "Leave out KL, which takes most of the time: two forward passes of every pair, and the whole vocabulary.",
-            METHOD,
-        ),
-    ] = False
-    max_new_tokens: Annotated[
-        int, Option("Tokens at which a sampled response is cut.", METHOD, limit=limits.at_least_one)
-    ] = 256
-    seed: Seed = 42
-    strict: Strict = False
-    trust_remote_code: TrustRemoteCode = False
-    max_tokens_per_device: MaxTokensPerDevice = 4096
-    overwrite: Overwrite = False
+    """A model to evaluate, and its name in the tables (else that of its folder). Give several, each with a --model of
+    its own (or --compare): they are compared on the same pairs and prompts."""
+    dataset: Annotated[str | None, Option(REQUIRED, "FILE|NAME", content=False)] = None
+    """Held-out preference pairs: files or a hub name, as for the other commands. With --demo, its test.jsonl."""
+    demo: Annotated[str | None, Option(DATA, "FOLDER", content=False)] = None
+    """Folder of `sepo make-demo`, whose planted rewards tell the true reward of samples."""
+    reference_model: Annotated[str | None, Option(METHOD, "FOLDER|NAME", content=False)] = None
+    """Model from which implicit reward and KL are counted: where the policy started. Without one they are left out."""
+    training_data: Annotated[tuple[str, ...], Option(DATA, "FOLDER|FILE", content=False)] = ()
+    """Pairs that a model was trained on: a folder of `sepo score`, `train-oracle` or `train-policy`, or a data set.
+    What the manifests beside a model tell is looked at anyway. May be given several times."""
+    output: Annotated[str | None, Option(OUTPUT, "FILE.json", content=False)] = None
+    """JSON file for all figures; NAME.pairs.parquet and NAME.samples.parquet beside NAME.json have a row for each pair
+    and each sample."""
+    columns: shared.Columns = None
+    chat_template_kwargs: shared.ChatTemplateKwargs = None
+    max_length: shared.MaxLength = 2048
+    overlong: shared.Overlong = "drop"
+    samples: Annotated[int, Option(METHOD, limit=(lambda x: x == 0 or x >= 2, "0 (none) or at least 2"))] = 64
+    """Responses to sample from each model, at temperature 1; 0 = none."""
+    skip_kl: Annotated[bool, Option(METHOD)] = False
+    """Leave out KL, which takes most of the time: two forward passes of every pair, and the whole vocabulary."""
+    max_new_tokens: Annotated[int, Option(METHOD, limit=limits.at_least_one)] = 256
+    """Tokens at which a sampled response is cut."""
+    seed: shared.Seed = 42
+    strict: shared.Strict = False
+    trust_remote_code: shared.TrustRemoteCode = False
+    max_tokens_per_device: shared.MaxTokensPerDevice = 4096
+    overwrite: shared.Overwrite = False
 
     @classmethod
     def missing(cls, given: Mapping[str, Any]) -> list[str]:

@@ -6,42 +6,36 @@ from typing import Any, Final
 
 from stages.configs.fields import column_names, is_remote, json_object, module_names, worker_numbers
 
-Rule = tuple[Callable[[Any], bool], str]
+Limit = tuple[Callable[[Any], bool], str]
 
 _SEEDS: Final = 1 << 63
 _COUNTS: Final = 1 << 31
 
-positive: Rule = (lambda x: 0 < x < math.inf, "above 0 and finite")
-not_negative: Rule = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
-at_least_one: Rule = (lambda x: x >= 1, "at least 1")
-at_least_two: Rule = (lambda x: x >= 2, "at least 2")
-finite: Rule = (lambda x: math.isfinite(x), "finite")
-share: Rule = (lambda x: 0 < x <= 1, "in (0, 1]")
-share_or_zero: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
-fraction_below_one: Rule = (lambda x: 0 <= x < 1, "in [0, 1)")
-
-
-modules: Rule = (lambda x: all(module_names(x)), "names of layers, like q_proj,v_proj")
-columns: Rule = (
+positive: Limit = (lambda x: 0 < x < math.inf, "above 0 and finite")
+not_negative: Limit = (lambda x: 0 <= x < math.inf, "at least 0 and finite")
+at_least_one: Limit = (lambda x: x >= 1, "at least 1")
+at_least_two: Limit = (lambda x: x >= 2, "at least 2")
+finite: Limit = (lambda x: math.isfinite(x), "finite")
+share: Limit = (lambda x: 0 < x <= 1, "in (0, 1]")
+share_or_zero: Limit = (lambda x: 0 <= x <= 1, "in [0, 1]")
+fraction_below_one: Limit = (lambda x: 0 <= x < 1, "in [0, 1)")
+modules: Limit = (lambda x: all(module_names(x)), "names of layers, like q_proj,v_proj")
+columns: Limit = (
     lambda x: (
         all(ours and theirs for ours, theirs in column_names(x).items())
         and len(column_names(x)) == (len(x.split(",")) if x else 0)
     ),
     "like prompt=question,chosen=good,rejected=bad",
 )
-an_object: Rule = (lambda x: json_object(x) is not None, """a JSON object, like '{"enable_thinking": false}'""")
-local: Rule = (
+an_object: Limit = (lambda x: json_object(x) is not None, """a JSON object, like '{"enable_thinking": false}'""")
+local: Limit = (
     lambda x: not is_remote(x),
     "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",
 )
-worker: Rule = (
+worker: Limit = (
     lambda x: 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
     "like 3/16: its number, from 1, and how many there are",
 )
-
-
-def one_of(names: tuple[str, ...]) -> Rule:
-    return (lambda x: x in names, "one of " + ", ".join(names))
 
 
 def too_large(name: str, value: Any) -> str:

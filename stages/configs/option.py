@@ -1,17 +1,24 @@
-"""How an option is declared: once, as the annotated type of a field of a command's dataclass.
+"""How an option is declared: once, as the annotated type of a field of a command's dataclass, its help below it.
 
-    learning_rate: Annotated[float, Option("Peak learning rate.", OPTIMISER, limit=limits.positive)] = 5e-7
+    learning_rate: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 5e-7
+    \"\"\"Peak learning rate.\"\"\"
 
 The command line, the keys of ``--config`` files, `docs/cli.md`, the checks and the manifest are all read from there.
 """
 
+import ast
+import inspect
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from stages.configs.limits import Rule, too_large
+from stages.configs.limits import Limit, too_large
 from stages.errors import SepoError
+from stages.registry import defaults_in_words, users
 
 REQUIRED: Final = "Required"
 DATA: Final = "Data"
@@ -26,17 +33,21 @@ PANELS: Final = (REQUIRED, DATA, REFERENCE, METHOD, OPTIMISER, LORA, MEMORY, OUT
 
 
 class Option(NamedTuple):
-    """What there is to say of a field beside its name, type and default."""
+    """What there is to say of a field beside its name, type, default and help."""
 
-    help: str
     panel: str
     metavar: str | None = None
-    limit: Rule | None = None
+    """in place of `choices`, where they are too many"""
+    choices: tuple[str, ...] = ()
+    """all that it may be"""
+    limit: Limit | None = None
     """what its value has to be, where one is given"""
     content: bool = True
     """whether it decides what is made, and so enters the fingerprint; else only where or how fast"""
     flags: tuple[str, ...] = ()
-    """how it is typed, where that is not ``--`` and the field's name; a name without dashes is an argument"""
+    """how it is typed, where that is not ``--`` and the field's name"""
+    help: str = ""
+    """of a type that several commands share; else it stands below the field"""
 
 
 class Declared(NamedTuple):
@@ -48,6 +59,11 @@ class Declared(NamedTuple):
     option: Option
     default: Any
     required: bool
+    help: str
+
+    @property
+    def metavar(self) -> str | None:
+        return self.option.metavar or "|".join(self.option.choices) or None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -62,12 +78,38 @@ def required(nothing: Any = None) -> Any:
 
 def declared(config_class: type[Any]) -> list[Declared]:
     """The options of a command, by panel."""
-    hints = get_type_hints(config_class, include_extras=True)
+    hints, below = get_type_hints(config_class, include_extras=True), _docstrings(config_class)
     found = []
     for each in fields(config_class):
         kind, option = get_args(hints[each.name])
-        found.append(Declared(each.name, kind, option, each.default, each.metadata.get("required", False)))
+        text = option.help or below[each.name]
+        if option.metavar and option.choices:
+            text += f" One of {', '.join(option.choices)}."
+        if users(each.name) and kind is bool:
+            text += f" For {', '.join(users(each.name))}."
+        elif users(each.name) and each.default is None:
+            # Each objective and rule has a default of its own.
+            text += f" Default: {defaults_in_words(each.name)}."
+        found.append(Declared(each.name, kind, option, each.default, each.metadata.get("required", False), text))
     return sorted(found, key=lambda one: PANELS.index(one.option.panel))
+
+
+def _docstrings(config_class: type[Any]) -> dict[str, str]:
+    """The strings below the fields of a dataclass and of those it inherits from, by field; Python itself drops them."""
+    found = {}
+    for each in reversed(config_class.__mro__[:-1]):
+        for statement, following in pairwise(_bodies(each.__module__)[each.__name__]):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+@cache
+def _bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """The statements of each class of a module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def content_settings(config: Any) -> dict[str, Any]:
@@ -113,10 +155,14 @@ class Config:
         """One sentence for each field that is outside its limit."""
         faults = []
         for each in declared(type(self)):
-            value, limit = getattr(self, each.name), each.option.limit
+            value, option = getattr(self, each.name), each.option
             wanted = too_large(each.name, value)
-            if limit and value is not None and not wanted and not limit[0](value):
-                wanted = limit[1]
+            if value is None or wanted:
+                pass
+            elif option.choices and value not in option.choices:
+                wanted = f"one of {', '.join(option.choices)}"
+            elif option.limit and not option.limit[0](value):
+                wanted = option.limit[1]
             if wanted:
                 faults.append(f"{each.name} must be {wanted}, got {_shown(value)}")
         return faults

@@ -4,16 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from stages.configs import limits
+from stages.configs import limits, shared
 from stages.configs.option import METHOD, OUTPUT, Option, required
-from stages.configs.shared import Model, OutputDir, Scores
 from stages.configs.training import OptimizerConfig
-from stages.registry import OBJECTIVES, RULES, defaults_in_words, measuring, unknown, users
-
-
-def _own(name: str, text: str, limit: limits.Rule) -> Option:
-    """An option of some objectives or rules, each with a default of its own."""
-    return Option(f"{text} Default: {defaults_in_words(name)}.", METHOD, limit=limit)
+from stages.registry import OBJECTIVES, RULES, measuring, unknown, users
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,149 +17,54 @@ class PolicyConfig(OptimizerConfig):
     An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
     """
 
-    model: Model = required()
-    scores: Scores = required()
-    output_dir: OutputDir = required()
-    objective: Annotated[
-        str,
-        Option(
-            "The loss. On selected tokens: sepo (Eq. 11), sepo-hinge (the ranking variant in the authors' code). On all"
-            " tokens unless --select says otherwise: simpo and the others, each by its paper's name.",
-            METHOD,
-            "|".join(OBJECTIVES),
-        ),
-    ] = "sepo"
-    select: Annotated[
-        str | None,
-        Option(
-            "Which tokens count. oracle: by their score; random: as many by chance, the control that an oracle has to"
-            " beat; the docs have the others. Default: oracle for sepo and sepo-hinge, else all.",
-            METHOD,
-            "|".join(RULES),
-        ),
-    ] = None
-    # Options of objectives.
-    gamma: Annotated[
-        float | None,
-        _own("gamma", "Scale of a response's reward (Eq. 11; SimPO's beta). Paper: 2.1.", limits.positive),
-    ] = None
-    margin: Annotated[
-        float | None,
-        _own(
-            "margin",
-            "Lambda, by which the chosen reward has to lead (Eq. 11; SimPO's gamma; SLiC's delta)."
-            " Paper: 0.5 for TinyLlama-1.1B, 0.9 for LLaMA2-7B, 1.3 for LLaMA2-13B.",
-            limits.not_negative,
-        ),
-    ] = None
-    beta: Annotated[
-        float | None,
-        _own("beta", "How dearly leaving the reference is paid for; IPO's tau, ORPO's lambda.", limits.positive),
-    ] = None
-    alpha: Annotated[
-        float | None,
-        _own(
-            "alpha",
-            "TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length.",
-            limits.not_negative,
-        ),
-    ] = None
-    sft_weight: Annotated[
-        float | None,
-        _own(
-            "sft_weight",
-            "Weight of an SFT term on the chosen response's selected tokens beside the loss.",
-            limits.not_negative,
-        ),
-    ] = None
-    kl_weight: Annotated[
-        float | None,
-        _own(
-            "kl_weight",
-            "Weight of KL(policy || reference) over the whole vocabulary, a mean over all response tokens, beside a"
-            " loss that has no reference.",
-            limits.not_negative,
-        ),
-    ] = None
-    anchor_margin: Annotated[
-        bool,
-        Option(
-            f"Count the log-probs of selected tokens from the reference's ({', '.join(users('anchor_margin'))}).",
-            METHOD,
-        ),
-    ] = False
-    reference_model: Annotated[
-        str | None,
-        Option(
-            f"Model that {', '.join(measuring())}, --anchor-margin and --kl-weight measure from; without it, the one"
-            " the policy starts from.",
-            METHOD,
-            "FOLDER|NAME",
-            content=False,
-        ),
-    ] = None
-    # Options of selection rules.
-    chosen_ratio: Annotated[
-        float | None,
-        _own(
-            "chosen_ratio",
-            "Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores.",
-            limits.share,
-        ),
-    ] = None
-    rejected_ratio: Annotated[
-        float | None,
-        _own(
-            "rejected_ratio",
-            "Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores.",
-            limits.share,
-        ),
-    ] = None
-    authors_rule: Annotated[
-        bool,
-        Option(
-            "Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others"
-            f" ({', '.join(users('authors_rule'))}).",
-            METHOD,
-        ),
-    ] = False
-    threshold: Annotated[
-        float | None,
-        _own(
-            "threshold",
-            "Least score of a chosen token, and its negative the most of a rejected one, nats.",
-            limits.finite,
-        ),
-    ] = None
-    soft_k: Annotated[
-        float | None, _own("soft_k", "k of the weights k exp(mu clamp(score, low, high)).", limits.positive)
-    ] = None
-    soft_mu: Annotated[
-        float | None,
-        _own("soft_mu", "mu of these weights; its sign is turned in rejected responses.", limits.not_negative),
-    ] = None
-    soft_low: Annotated[
-        float | None, _own("soft_low", "Scores below it count as it in these weights, nats.", limits.finite)
-    ] = None
-    soft_high: Annotated[
-        float | None, _own("soft_high", "Scores above it count as it in these weights, nats.", limits.finite)
-    ] = None
-    auto_share: Annotated[
-        float | None,
-        _own(
-            "auto_share",
-            "Share of a response's reward beyond the scorer's noise that the selected tokens have to hold.",
-            limits.share,
-        ),
-    ] = None
-    snapshot_steps: Annotated[
-        int,
-        Option(
-            "Steps between models that are kept as ordinary folders, snapshots/step-00000032; 0 = only the last one.",
-            OUTPUT,
-            limit=limits.not_negative,
-        ),
-    ] = 0
+    model: shared.Model = required()
+    scores: shared.Scores = required()
+    output_dir: shared.OutputDir = required()
+    objective: Annotated[str, Option(METHOD, "|".join(OBJECTIVES))] = "sepo"
+    """The loss. On selected tokens: sepo (Eq. 11), sepo-hinge (the ranking variant in the authors' code). On all tokens
+    unless --select says otherwise: simpo and the others, each by its paper's name."""
+    select: Annotated[str | None, Option(METHOD, "|".join(RULES))] = None
+    """Which tokens count. oracle: by their score; random: as many by chance, the control that an oracle has to beat;
+    the docs have the others. Default: oracle for sepo and sepo-hinge, else all."""
+    gamma: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
+    """Scale of a response's reward (Eq. 11; SimPO's beta). Paper: 2.1."""
+    margin: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """Lambda, by which the chosen reward has to lead (Eq. 11; SimPO's gamma; SLiC's delta). Paper: 0.5 for
+    TinyLlama-1.1B, 0.9 for LLaMA2-7B, 1.3 for LLaMA2-13B."""
+    beta: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
+    """How dearly leaving the reference is paid for; IPO's tau, ORPO's lambda."""
+    alpha: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length."""
+    sft_weight: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """Weight of an SFT term on the chosen response's selected tokens beside the loss."""
+    kl_weight: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """Weight of KL(policy || reference) over the whole vocabulary, a mean over all response tokens, beside a loss that
+    has no reference."""
+    anchor_margin: Annotated[bool, Option(METHOD)] = False
+    """Count the log-probs of selected tokens from the reference's."""
+    reference_model: Annotated[str | None, Option(METHOD, "FOLDER|NAME", content=False)] = None
+    """Model that objectives with a reference (such as dpo), --anchor-margin and --kl-weight measure from; without it,
+    the one the policy starts from."""
+    chosen_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores."""
+    rejected_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores."""
+    authors_rule: Annotated[bool, Option(METHOD)] = False
+    """Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others."""
+    threshold: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Least score of a chosen token, and its negative the most of a rejected one, nats."""
+    soft_k: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
+    """k of the weights k exp(mu clamp(score, low, high))."""
+    soft_mu: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """mu of these weights; its sign is turned in rejected responses."""
+    soft_low: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Scores below it count as it in these weights, nats."""
+    soft_high: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Scores above it count as it in these weights, nats."""
+    auto_share: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share of a response's reward beyond the scorer's noise that the selected tokens have to hold."""
+    snapshot_steps: Annotated[int, Option(OUTPUT, limit=limits.not_negative)] = 0
+    """Steps between models that are kept as ordinary folders, snapshots/step-00000032; 0 = only the last one."""
 
     @property
     def rule(self) -> str:

@@ -4,99 +4,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from stages.configs import limits
+from stages.configs import limits, shared
 from stages.configs.fields import PRECISIONS
 from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
-from stages.configs.shared import (
-    ChatTemplateKwargs,
-    Columns,
-    Dataset,
-    MaxLength,
-    MaxTokensPerDevice,
-    Model,
-    OutputDir,
-    OutputUri,
-    Overlong,
-    Overwrite,
-    Scores,
-    Strict,
-    TrustRemoteCode,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Config):
     """Score every response token: oracle minus reference log-prob."""
 
-    dataset: Dataset = required()
-    output_dir: OutputUri = required()
-    oracle: Annotated[
-        str | None,
-        Option(
-            "Folder of `sepo train-oracle`, which holds the oracle and its reference.",
-            REQUIRED,
-            "FOLDER",
-            content=False,
-        ),
-    ] = None
-    oracle_model: Annotated[
-        str | None,
-        Option(
-            "Instead of --oracle: the oracle alone; needs --reference-model beside it.",
-            REQUIRED,
-            "FOLDER|NAME",
-            content=False,
-        ),
-    ] = None
-    reference_model: Annotated[
-        str | None,
-        Option(
-            "Instead of --oracle: the model that the oracle was trained from.", REQUIRED, "FOLDER|NAME", content=False
-        ),
-    ] = None
-    columns: Columns = None
-    chat_template_kwargs: ChatTemplateKwargs = None
-    max_length: MaxLength = 2048
-    overlong: Overlong = "drop"
-    precision: Annotated[
-        str,
-        Option(
-            "How exactly the models are computed; logits are float32 always. A score is a small difference: see what"
-            " the summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA.",
-            MEMORY,
-            "|".join(PRECISIONS),
-            limit=limits.one_of(PRECISIONS),
-        ),
-    ] = "float32"
-    noise_check: Annotated[
-        float,
-        Option(
-            "Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure"
-            " the noise of the scores; 0 = no check.",
-            MEMORY,
-            limit=limits.share_or_zero,
-            content=False,
-        ),
-    ] = 0.01
-    shard_size: Annotated[
-        int,
-        Option("Pairs per Parquet file; a finished file survives an interruption.", OUTPUT, limit=limits.at_least_one),
-    ] = 4096
-    trust_remote_code: TrustRemoteCode = False
-    max_tokens_per_device: MaxTokensPerDevice = 4096
-    strict: Strict = False
-    worker: Annotated[
-        str | None,
-        Option(
-            "Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever"
-            " completes them writes the manifest.",
-            OUTPUT,
-            "N/COUNT",
-            limit=limits.worker,
-            content=False,
-        ),
-    ] = None
-    overwrite: Overwrite = False
+    dataset: shared.Dataset = required()
+    output_dir: shared.OutputUri = required()
+    oracle: Annotated[str | None, Option(REQUIRED, "FOLDER", content=False)] = None
+    """Folder of `sepo train-oracle`, which holds the oracle and its reference."""
+    oracle_model: Annotated[str | None, Option(REQUIRED, "FOLDER|NAME", content=False)] = None
+    """Instead of --oracle: the oracle alone; needs --reference-model beside it."""
+    reference_model: Annotated[str | None, Option(REQUIRED, "FOLDER|NAME", content=False)] = None
+    """Instead of --oracle: the model that the oracle was trained from."""
+    columns: shared.Columns = None
+    chat_template_kwargs: shared.ChatTemplateKwargs = None
+    max_length: shared.MaxLength = 2048
+    overlong: shared.Overlong = "drop"
+    precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
+    """How exactly the models are computed; logits are float32 always. A score is a small difference: see what the
+    summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA."""
+    noise_check: Annotated[float, Option(MEMORY, limit=limits.share_or_zero, content=False)] = 0.01
+    """Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure the
+    noise of the scores; 0 = no check."""
+    shard_size: Annotated[int, Option(OUTPUT, limit=limits.at_least_one)] = 4096
+    """Pairs per Parquet file; a finished file survives an interruption."""
+    trust_remote_code: shared.TrustRemoteCode = False
+    max_tokens_per_device: shared.MaxTokensPerDevice = 4096
+    strict: shared.Strict = False
+    worker: Annotated[str | None, Option(OUTPUT, "N/COUNT", limit=limits.worker, content=False)] = None
+    """Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever
+    completes them writes the manifest."""
+    overwrite: shared.Overwrite = False
 
     def _faults(self) -> list[str]:
         faults = []
@@ -125,76 +68,52 @@ class ScoreConfig(Config):
 class CheckConfig(Config):
     """Say whether a folder of scores is sound, of this program or of another."""
 
-    scores: Annotated[
-        str,
-        Option("Folder to check, or its URI.", REQUIRED, "SCORES", content=False, flags=("SCORES",)),
-    ] = required()
-    model: Annotated[
-        str | None,
-        Option(
-            "Oracle or policy whose tokenizer the scores should be of.",
-            DATA,
-            "FOLDER|NAME",
-            content=False,
-        ),
-    ] = None
-    trust_remote_code: TrustRemoteCode = False
+    scores: Annotated[str, Option(REQUIRED, "SCORES", content=False, flags=("SCORES",))] = required()
+    """Folder to check, or its URI."""
+    model: Annotated[str | None, Option(DATA, "FOLDER|NAME", content=False)] = None
+    """Oracle or policy whose tokenizer the scores should be of."""
+    trust_remote_code: shared.TrustRemoteCode = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectScoresConfig(Config):
     """Carry scores over to the tokens of a model with another tokenizer."""
 
-    scores: Scores = required()
-    model: Model = required()
-    dataset: Dataset = required()
-    output_dir: OutputUri = required()
-    tokenizer: Annotated[
-        str | None,
-        Option(
-            "Tokenizer that the scores were made with; without it, the one that the scores' manifest names.",
-            DATA,
-            "FOLDER|NAME",
-            content=False,
-        ),
-    ] = None
-    columns: Columns = None
-    chat_template_kwargs: ChatTemplateKwargs = None
-    trust_remote_code: TrustRemoteCode = False
-    overwrite: Overwrite = False
+    scores: shared.Scores = required()
+    model: shared.Model = required()
+    dataset: shared.Dataset = required()
+    output_dir: shared.OutputUri = required()
+    tokenizer: Annotated[str | None, Option(DATA, "FOLDER|NAME", content=False)] = None
+    """Tokenizer that the scores were made with; without it, the one that the scores' manifest names."""
+    columns: shared.Columns = None
+    chat_template_kwargs: shared.ChatTemplateKwargs = None
+    trust_remote_code: shared.TrustRemoteCode = False
+    overwrite: shared.Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutModelConfig(Config):
     """Cut a model to its first layers, to fine-tune a weak oracle from."""
 
-    model: Model = required()
-    layers: Annotated[
-        int,
-        Option(
-            "Layers to keep, counted from the embedding; fewer than the model has.",
-            REQUIRED,
-            "N",
-            limit=limits.at_least_one,
-        ),
-    ] = required()
-    output_dir: OutputDir = required()
-    trust_remote_code: TrustRemoteCode = False
-    overwrite: Overwrite = False
+    model: shared.Model = required()
+    layers: Annotated[int, Option(REQUIRED, "N", limit=limits.at_least_one)] = required()
+    """Layers to keep, counted from the embedding; fewer than the model has."""
+    output_dir: shared.OutputDir = required()
+    trust_remote_code: shared.TrustRemoteCode = False
+    overwrite: shared.Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateConfig(Config):
     """Show what a data set becomes and will cost, before any of it is spent."""
 
-    model: Model = required()
-    dataset: Dataset = required()
-    columns: Columns = None
-    chat_template_kwargs: ChatTemplateKwargs = None
-    max_length: MaxLength = 2048
-    overlong: Overlong = "drop"
-    strict: Strict = False
-    trust_remote_code: TrustRemoteCode = False
-    json: Annotated[
-        bool, Option("Print one JSON object for programs, and nothing else, on stdout.", OUTPUT, content=False)
-    ] = False
+    model: shared.Model = required()
+    dataset: shared.Dataset = required()
+    columns: shared.Columns = None
+    chat_template_kwargs: shared.ChatTemplateKwargs = None
+    max_length: shared.MaxLength = 2048
+    overlong: shared.Overlong = "drop"
+    strict: shared.Strict = False
+    trust_remote_code: shared.TrustRemoteCode = False
+    json: Annotated[bool, Option(OUTPUT, content=False)] = False
+    """Print one JSON object for programs, and nothing else, on stdout."""

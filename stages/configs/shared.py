@@ -6,96 +6,56 @@ from stages.configs import limits
 from stages.configs.fields import OVERLONG
 from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Option
 
-Model = Annotated[
-    str,
-    Option(
-        "Model to start from: a folder or a hub name (also --model-name-or-path).",
-        REQUIRED,
-        "FOLDER|NAME",
-        content=False,
-    ),
-]
-Dataset = Annotated[
-    str,
-    Option(
-        "Preference pairs: JSON Lines, JSON or Parquet (also .gz), or a hub name, org/name or org/name:split"
-        " (also --dataset-name).",
-        REQUIRED,
-        "FILE|NAME",
-        content=False,
-    ),
-]
-Scores = Annotated[
-    str,
-    Option("Folder of `sepo score`, or its URI, such as s3://bucket/scores.", REQUIRED, "FOLDER|URI", content=False),
-]
-Demo = Annotated[str, Option("Folder of `sepo make-demo`.", REQUIRED, "FOLDER", content=False)]
+_MODEL = "Model to start from: a folder or a hub name (also --model-name-or-path)."
+Model = Annotated[str, Option(REQUIRED, "FOLDER|NAME", content=False, help=_MODEL)]
+
+_DATASET = (
+    "Preference pairs: JSON Lines, JSON or Parquet (also .gz), or a hub name, org/name or org/name:split"
+    " (also --dataset-name)."
+)
+Dataset = Annotated[str, Option(REQUIRED, "FILE|NAME", content=False, help=_DATASET)]
+
+_SCORES = "Folder of `sepo score`, or its URI, such as s3://bucket/scores."
+Scores = Annotated[str, Option(REQUIRED, "FOLDER|URI", content=False, help=_SCORES)]
+Demo = Annotated[str, Option(REQUIRED, "FOLDER", content=False, help="Folder of `sepo make-demo`.")]
 
 _OUTPUT = "Folder to write; an interrupted run is continued, a finished one is not redone."
-OutputDir = Annotated[str, Option(_OUTPUT, REQUIRED, "FOLDER", limit=limits.local, content=False)]
-OutputUri = Annotated[str, Option(_OUTPUT, REQUIRED, "FOLDER|URI", content=False)]
-Overwrite = Annotated[
-    bool,
-    Option(
-        "Replace an output folder that holds a run with other settings, instead of refusing it"
-        " (also --overwrite-output-dir).",
-        OUTPUT,
-        content=False,
-    ),
-]
+OutputDir = Annotated[str, Option(REQUIRED, "FOLDER", limit=limits.local, content=False, help=_OUTPUT)]
+OutputUri = Annotated[str, Option(REQUIRED, "FOLDER|URI", content=False, help=_OUTPUT)]
 
-Columns = Annotated[
-    str | None,
-    Option(
-        "Names of the columns, where they are not those of a known layout: prompt=question,chosen=good,rejected=bad.",
-        DATA,
-        "NAMES",
-        limit=limits.columns,
-    ),
-]
-ChatTemplateKwargs = Annotated[
-    str | None,
-    Option(
-        "What the chat template is given for every row, as a JSON object: '{\"enable_thinking\": false}'. What a row's"
-        " own column of that name says goes before it.",
-        DATA,
-        "JSON",
-        limit=limits.an_object,
-    ),
-]
-MaxLength = Annotated[
-    int, Option("Most tokens of prompt and longer response together. Paper: 2048.", DATA, limit=limits.at_least_two)
-]
-Overlong = Annotated[
-    str,
-    Option(
-        "What becomes of a longer pair: drop it; truncate the ends of its responses, without an end of turn; or stop"
-        " with an error. Dropped and truncated pairs are counted.",
-        DATA,
-        "|".join(OVERLONG),
-        limit=limits.one_of(OVERLONG),
-    ),
-]
-Strict = Annotated[
-    bool,
-    Option(
-        "Stop if a row of a data set would be dropped, for whatever reason; the reasons are named.",
-        DATA,
-        content=False,
-    ),
-]
-Seed = Annotated[
-    int,
-    Option("Seed of everything that is drawn; the same seed writes the same bytes.", DATA, limit=limits.not_negative),
-]
-TrustRemoteCode = Annotated[bool, Option("Run Python code that comes with the model.", DATA)]
-MaxTokensPerDevice = Annotated[
-    int,
-    Option(
-        "Token budget of one forward pass on one device: bounds the memory and does not change the result."
-        " Lower it when memory runs out.",
-        MEMORY,
-        limit=limits.at_least_two,
-        content=False,
-    ),
-]
+_OVERWRITE = (
+    "Replace an output folder that holds a run with other settings, instead of refusing it"
+    " (also --overwrite-output-dir)."
+)
+Overwrite = Annotated[bool, Option(OUTPUT, content=False, help=_OVERWRITE)]
+
+_COLUMNS = "Names of the columns, where they are not those of a known layout: prompt=question,chosen=good,rejected=bad."
+Columns = Annotated[str | None, Option(DATA, "NAMES", limit=limits.columns, help=_COLUMNS)]
+
+_KWARGS = (
+    "What the chat template is given for every row, as a JSON object: '{\"enable_thinking\": false}'. What a row's own"
+    " column of that name says goes before it."
+)
+ChatTemplateKwargs = Annotated[str | None, Option(DATA, "JSON", limit=limits.an_object, help=_KWARGS)]
+
+_LENGTH = "Most tokens of prompt and longer response together. Paper: 2048."
+MaxLength = Annotated[int, Option(DATA, limit=limits.at_least_two, help=_LENGTH)]
+
+_OVERLONG = (
+    "What becomes of a longer pair: drop it; truncate the ends of its responses, without an end of turn; or stop with"
+    " an error. Dropped and truncated pairs are counted."
+)
+Overlong = Annotated[str, Option(DATA, choices=OVERLONG, help=_OVERLONG)]
+
+_STRICT = "Stop if a row of a data set would be dropped, for whatever reason; the reasons are named."
+Strict = Annotated[bool, Option(DATA, content=False, help=_STRICT)]
+
+_SEED = "Seed of everything that is drawn; the same seed writes the same bytes."
+Seed = Annotated[int, Option(DATA, limit=limits.not_negative, help=_SEED)]
+TrustRemoteCode = Annotated[bool, Option(DATA, help="Run Python code that comes with the model.")]
+
+_TOKENS = (
+    "Token budget of one forward pass on one device: bounds the memory and does not change the result. Lower it when"
+    " memory runs out."
+)
+MaxTokensPerDevice = Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False, help=_TOKENS)]

@@ -23,6 +23,8 @@ from stages.types import Example, PairLoss
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
+_RENAMED: Final = {"kl_estimate": "log_ratio"}
+"""what logs and checkpoints of sepo 0.1.0 call otherwise"""
 
 
 class _Line(NamedTuple):
@@ -133,8 +135,8 @@ class MetricLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
-        self._sums = dict(zip(state["names"], sums, strict=True))
-        self._steps, self._lines, self.last = state["steps"], state["lines"], state["last"]
+        self._sums = dict(zip(map(_renamed, state["names"]), sums, strict=True))
+        self._steps, self._lines, self.last = state["steps"], state["lines"], {}
         if "checksums" in state:
             self._vouched = frozenset(state["checksums"])
 
@@ -252,14 +254,18 @@ def _sound_lines(path: Path) -> tuple[list[_Line], int]:
 def _line_of(data: bytes) -> _Line | None:
     """A line by what it says of whom, numbers being all the rest of it; None for what is damaged."""
     try:
-        record = parse_json(data)
+        record = {_renamed(name): value for name, value in parse_json(data).items()}
         phase, step = record["phase"], record["step"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, AttributeError, KeyError):
         return None
     # A number that is not finite stands as null there.
     numbers = all(each is None or type(each) in (int, float) for name, each in record.items() if name != "phase")
     sound = isinstance(phase, str) and type(step) is int and step > 0 and numbers
     return _Line(record, data) if sound else None
+
+
+def _renamed(name: str) -> str:
+    return _RENAMED.get(name, name)
 
 
 def _append(path: Path, record: dict[str, Any]) -> str:

@@ -14,9 +14,8 @@ WINDOW: Final = 3
 def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor | None, pairs: int) -> dict[str, Tensor]:
     """Mean log-prob of the tokens that take part, a response each, nats; detached, each (B,).
 
-    With a reference also `kl_estimate`: the weighted mean of log pi - log pi_ref over the tokens of both responses,
-    nats a token. It estimates the distance from the reference on the responses of the data, not on samples of the
-    policy, and may be negative.
+    With a reference also `log_ratio`: the weighted mean of log pi - log pi_ref over the tokens of both responses, nats
+    a token. It is no KL: the responses are the data's and not samples of the policy, so that it may be negative.
 
     Args:
         reference_R: weighted sums of reference log-probs; None where there is no reference.
@@ -29,7 +28,7 @@ def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor |
     metrics = dict(zip(("chosen_logp", "rejected_logp"), means_SB, strict=False))
     if reference_R is not None:
         weighted_R = (logps_RW.detach() * weights_RW).sum(-1)
-        metrics["kl_estimate"] = ((weighted_R - reference_R) / weights_RW.sum(-1)).view(-1, pairs).mean(0)
+        metrics["log_ratio"] = ((weighted_R - reference_R) / weights_RW.sum(-1)).view(-1, pairs).mean(0)
     return metrics
 
 

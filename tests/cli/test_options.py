@@ -33,8 +33,10 @@ by_name = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: comma
 class OneMore(Config):
     """A command with an option that did not exist before."""
 
-    output_dir: Annotated[str, Option("Where.", DATA, content=False)] = "x"
-    shade: Annotated[int, Option("How [dark].", OPTIMISER, "N", limit=limits.at_least_one)] = 3
+    output_dir: Annotated[str, Option(DATA, content=False)] = "x"
+    """Where."""
+    shade: Annotated[int, Option(OPTIMISER, "N", limit=limits.at_least_one)] = 3
+    """How [dark]."""
 
 
 def test_a_new_option_is_one_declaration(sepo, monkeypatch, tmp_path):
@@ -60,7 +62,7 @@ def test_every_field_has_an_option_with_a_sentence_for_help(command):
     options = declared(command.config)
     assert {each.name for each in options} == {each.name for each in fields(command.config)}
     for each in options:
-        assert each.option.help.strip().endswith((".", ")")), each.name
+        assert each.help.strip().endswith((".", ")")), each.name
         assert not (each.required and each.option.panel != REQUIRED), each.name
 
 
@@ -71,7 +73,7 @@ def test_help_shows_what_was_declared_to_the_letter(command, sepo, monkeypatch):
     assert code == 0
     for each in declared(command.config):
         assert all(f" {flag}" in out for flag in each.flags), each.name
-        assert each.option.help in out, each.name
+        assert each.help in out, each.name
         assert (f"--no-{each.flags[0][2:]}" in out) == (each.kind is bool and each.default is True)
 
 

@@ -1,5 +1,6 @@
 """metrics.jsonl and the checkpoints: what one knows of the other when one of them is lost."""
 
+import json
 import os
 
 import pytest
@@ -12,6 +13,7 @@ from stages.logprobs.batches import whole
 from stages.reporting import Quiet
 from stages.training.loop import fit
 from stages.training.metrics import MetricLog, read_metrics, read_times
+from stages.types import PairLoss
 from tests.conftest import random_pairs, tiny_llama
 from tests.training.fits import SETTINGS, Killed, KilledAfter, objective, weights
 
@@ -144,3 +146,19 @@ def test_figures_that_are_not_finite_are_logged_as_unknown(tmp_path):
     log.end_step(0, [], float("inf"), float("nan"), last=True)
     [line] = read_metrics(tmp_path)
     assert line["learning_rate"] is line["gradient_norm"] is None
+
+
+def test_a_log_of_the_first_version_goes_on_under_todays_names(tmp_path):
+    """It called the log-ratio an estimate of the KL: in its lines, and in the sums of a checkpoint between two lines."""
+    old, new = (MetricLog(Accelerator(cpu=True), tmp_path, "test", 2, Quiet()) for _ in range(2))
+    old.add(PairLoss(torch.ones(2), {"kl_estimate": torch.tensor([1.0, 3.0])}), 2)
+    old.end_step(0, [], 0.1, 0.1, last=True)
+    old.add(PairLoss(torch.ones(2), {"kl_estimate": torch.tensor([1.0, 3.0])}), 2)
+    old.end_step(2, [], 0.1, 0.1, last=False)
+    assert b"kl_estimate" in (tmp_path / "metrics.jsonl").read_bytes()
+    new.load_state_dict(json.loads(json.dumps(old.state_dict())))
+    new.start(3)
+    new.add(PairLoss(torch.ones(2), {"log_ratio": torch.tensor([5.0, 7.0])}), 2)
+    new.end_step(3, [], 0.1, 0.1, last=True)
+    assert [line["log_ratio"] for line in read_metrics(tmp_path)] == [2.0, 4.0]
+    assert not any("kl_estimate" in line for line in read_metrics(tmp_path))

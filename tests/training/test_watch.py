@@ -14,7 +14,7 @@ def test_log_probs_a_token_and_the_distance_from_the_reference():
     assert metrics["chosen_logp"].tolist() == [-2.0]
     assert metrics["rejected_logp"].tolist() == [-6.0]
     # ((-1 - 3 / 2 + 5) / 1.5 + (-6 + 4) / 1) / 2
-    assert metrics["kl_estimate"].tolist() == pytest.approx([-1 / 6])
+    assert metrics["log_ratio"].tolist() == pytest.approx([-1 / 6])
 
 
 def test_without_rejected_responses_or_a_reference_there_is_less():
@@ -27,7 +27,7 @@ def test_several_pairs_are_kept_apart():
     metrics = response_metrics(logps_RW, torch.ones(4, 1), torch.zeros(4), 2)
     assert metrics["chosen_logp"].tolist() == [-1.0, -2.0]
     assert metrics["rejected_logp"].tolist() == [-3.0, -4.0]
-    assert metrics["kl_estimate"].tolist() == [-2.0, -3.0]
+    assert metrics["log_ratio"].tolist() == [-2.0, -3.0]
     assert not any(values.requires_grad for values in metrics.values())
 
 
