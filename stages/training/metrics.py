@@ -136,7 +136,8 @@ class MetricLog:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
         self._sums = dict(zip(map(_renamed, state["names"]), sums, strict=True))
-        self._steps, self._lines, self.last = state["steps"], state["lines"], {}
+        self._steps, self._lines = state["steps"], state["lines"]
+        self.last = {_renamed(name): value for name, value in state["last"].items()}
         if "checksums" in state:
             self._vouched = frozenset(state["checksums"])
 
