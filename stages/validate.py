@@ -4,96 +4,34 @@ Reads the data set and the tokenizer, never a model's weights. Nothing is writte
 which the stages find there.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from stages.configs import ValidateConfig, column_names
 from stages.data.conversations import SAME
-from stages.data.layouts import Look, look, read_pairs
+from stages.data.layouts import look, read_pairs
 from stages.data.template_arguments import TOOLS, given_arguments
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
 from stages.method.statistics import Interval
 from stages.models.adapters import is_adapter
 from stages.models.folders import base_folder, load_tokenizer, resolve_without_weights
-from stages.report.census import (
-    Overlong,
-    Repeats,
-    Spreads,
-    chosen_longer,
-    cut_to,
-    leaks,
-    overlong,
-    repeats,
-    spreads,
-    whole_lengths,
-)
-from stages.report.estimate import (
-    Cost,
-    Machine,
-    Shape,
-    Tokens,
-    cost_table,
-    gigabytes,
-    measure_machine,
-    model_shape,
-    stage_costs,
-)
+from stages.report.census import chosen_longer, leaks, overlong, repeats, spread_table, spreads, whole_lengths
+from stages.report.estimate import ModelSize, cost_table, gigabytes, model_size, stage_costs
 from stages.report.visible import pair_table, token_table
 from stages.reporting import Reporter, Summary, Table
-from stages.tokens.dataset import what_to_do
-from stages.tokens.encode import SAME_IDS, Encoder, truncate
-from stages.tokens.tokenised import Reason, Tokenised, TokenTable, tokenised_pairs
-from stages.types import Dropped, Pair, TokenPair
+from stages.tokens.dataset import Counts, Limit, apply_limit, refuse_dropped, refuse_empty
+from stages.tokens.encode import SAME_IDS, Encoder
+from stages.tokens.tokenised import Tokenised, tokenised_pairs
+from stages.training.budget import memory_of
+from stages.types import Pair, TokenPair
 
 STAGE: Final = "validate"
-EXAMPLES: Final = 3
 LOOKED_AT: Final = 1000
 """rows from the beginning in which tools are looked for"""
-
-
-class Example(NamedTuple):
-    """The pair that is shown: the first that can be used, or, if there is none, the first that could be read."""
-
-    pair: Pair | None
-    tokens: TokenPair | None
-    tools: bool
-    """whether any of the first rows brings tools"""
-
-
-class Rows(NamedTuple):
-    """What becomes of the rows of a data set under a length limit."""
-
-    read: int
-    kept: int
-    dropped: dict[str, Reason]
-    truncated: int
-    """pairs kept with a response cut"""
-    overlong: Overlong
-    tokens: Tokens
-    """of what was kept"""
-
-    def __str__(self) -> str:
-        """``1,500 read = 1,490 kept + 10 dropped``."""
-        return f"{self.read:,} read = {self.kept:,} kept + {self.read - self.kept:,} dropped"
-
-
-class Findings(NamedTuple):
-    """All that is known of a data set and what it will cost; of pairs only where there are any."""
-
-    config: ValidateConfig
-    look: Look
-    example: Example
-    rows: Rows
-    spreads: Spreads | None
-    repeats: Repeats | None
-    longer: Interval | None
-    tokenizer: dict[str, Any]
-    machine: Machine
-    costs: list[Cost]
 
 
 def run(config: ValidateConfig, reporter: Reporter) -> Summary:
@@ -104,94 +42,108 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     """
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
+    tokenizer, encoder, size = _check(config, reporter)
+    tokenised, counts = _load(config, encoder, reporter)
+    pair, ids, tools = _example(config, tokenised)
+    report = _compute(config, tokenised, counts, size, accelerator.device)
+    report["tokenizer"] = _tokenizer_facts(tokenizer, encoder, ids)
+    warnings = list(_warnings(report, counts, size))
+    if tools and not encoder.shows_tools:
+        warnings.append("rows bring tools, but the chat template does not write them: no model will see them")
+    for warning in warnings:
+        reporter.warn(warning)
+    failure = _failure(config, counts, report["max_length"]["pairs"])
+    report["example"] = {"pair": pair._asdict() if pair else None, "ids": _as_lists(ids) if ids else None}
+    report["warnings"] = [*tokenised.remarks, *warnings]
+    report["error"] = failure.message if failure else None
+    return Summary(
+        f"{config.dataset} for {config.model}",
+        [*_data_rows(report, config.overlong), *_tokenizer_rows(report["tokenizer"])],
+        tables=tuple(_tables(report, counts, size, pair, token_table(ids, tokenizer) if ids else None)),
+        failure=failure,
+        json=report if config.json else None,
+    )
+
+
+def _check(config: ValidateConfig, reporter: Reporter) -> tuple[Any, Encoder, ModelSize]:
+    """The model's tokenizer, and its size."""
     folder = resolve_without_weights(config.model, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     described = base_folder(folder) if is_adapter(folder) else folder
-    shape = model_shape(described, trust_remote_code=config.trust_remote_code)
-    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
-    columns = column_names(config.columns)
-    seen = look(config.dataset, columns)
-    tokenised = tokenised_pairs(config.dataset, encoder, columns=columns, reporter=reporter)
-    rows = _rows(config, tokenised)
-    example = _example(config, columns, tokenised)
-    lengths_N3 = tokenised.pairs.lengths
-    machine = measure_machine(shape, accelerator.device)
-    findings = Findings(
-        config=config,
-        look=seen,
-        example=example,
-        rows=rows,
-        spreads=spreads(lengths_N3) if len(lengths_N3) else None,
-        repeats=repeats(tokenised.pairs.content_hashes, tokenised.pairs.prompt_hashes) if len(lengths_N3) else None,
-        longer=chosen_longer(lengths_N3) if len(lengths_N3) else None,
-        tokenizer=_tokenizer_facts(tokenizer, encoder, example),
-        machine=machine,
-        costs=stage_costs(shape, rows.tokens, machine) if rows.kept else [],
-    )
-    warnings = _warnings(findings, encoder, shape)
-    for warning in warnings:
-        reporter.warn(warning)
-    return Summary(
-        f"{config.dataset} for {config.model}",
-        [*_layout_rows(findings), *_pair_rows(findings), *_tokenizer_rows(findings.tokenizer)],
-        tables=tuple(_tables(findings, tokenizer)),
-        failure=_failure(findings),
-        json=_json(findings, [*tokenised.remarks, *warnings]) if config.json else None,
-    )
+    size = model_size(described, trust_remote_code=config.trust_remote_code)
+    return tokenizer, Encoder(tokenizer, given_arguments(config.chat_template_kwargs)), size
 
 
-def _rows(config: ValidateConfig, tokenised: Tokenised) -> Rows:
-    """Apply the limit to what could be tokenised, as the stages will."""
-    table = tokenised.pairs
-    lengths_N3 = table.lengths
-    long_N = whole_lengths(lengths_N3) > config.max_length
-    dropped = dict(tokenised.dropped)
-    keep_N = ~long_N
-    for place, reason in _lost(config, table, np.flatnonzero(long_N)):
-        if reason is None:
-            keep_N[place] = True
-            continue
-        before = dropped.get(reason, Reason(0, []))
-        examples = before.examples + [f"row {table.pair_ids[place]}"] * (before.count < EXAMPLES)
-        dropped[reason] = Reason(before.count + 1, examples)
-    left_N3 = cut_to(lengths_N3[keep_N], config.max_length)
-    tokens = Tokens(len(left_N3), *(int(total) for total in left_N3.sum(axis=0, dtype=np.int64)))
-    truncated = int((keep_N & long_N).sum())
-    return Rows(tokenised.read, len(left_N3), dropped, truncated, overlong(lengths_N3, config.max_length), tokens)
+def _load(config: ValidateConfig, encoder: Encoder, reporter: Reporter) -> tuple[Tokenised, Counts]:
+    """The pairs before any limit, and what becomes of all rows under the limit."""
+    tokenised = tokenised_pairs(config.dataset, encoder, columns=column_names(config.columns), reporter=reporter)
+    limit = Limit(config.max_length, "drop" if config.overlong == "error" else config.overlong)
+    return tokenised, apply_limit(limit, tokenised, config.dataset)[1]
 
 
-def _lost(config: ValidateConfig, table: TokenTable, places: NDArray[np.int64]) -> Iterator[tuple[int, str | None]]:
-    """Where the pairs stand that are too long, and why each of them is lost; None where it is cut and kept."""
-    for place in places.tolist():
-        if config.overlong == "truncate":
-            cut = truncate(table[place], config.max_length)
-            yield place, cut.reason if isinstance(cut, Dropped) else None
-        else:
-            yield place, f"longer than {config.max_length:,} tokens"
+def _example(config: ValidateConfig, tokenised: Tokenised) -> tuple[Pair | None, TokenPair | None, bool]:
+    """The pair that is shown, the first that fits, as text and as ids; and whether any of the first rows brings tools.
 
-
-def _example(config: ValidateConfig, columns: Mapping[str, str], tokenised: Tokenised) -> Example:
+    Where none fits it is the first that has ids, and where none has any, the first that could be read.
+    """
     fitting = np.flatnonzero(whole_lengths(tokenised.pairs.lengths) <= config.max_length)
-    place = int(fitting[0]) if len(fitting) else 0
-    tokens = tokenised.pairs[place] if len(tokenised.pairs) else None
+    ids = tokenised.pairs[int(fitting[0]) if len(fitting) else 0] if len(tokenised.pairs) else None
     wanted = None
     tools = False
-    for number, pair in enumerate(read_pairs(config.dataset, columns)):
+    for number, pair in enumerate(read_pairs(config.dataset, column_names(config.columns))):
         if isinstance(pair, Pair):
             tools = tools or TOOLS in pair.template_arguments
-            if wanted is None and (tokens is None or pair.pair_id == tokens.pair_id):
+            if wanted is None and (ids is None or pair.pair_id == ids.pair_id):
                 wanted = pair
-        if number + 1 >= LOOKED_AT and (wanted or tokens is None):
+        if number + 1 >= LOOKED_AT and (wanted or ids is None):
             break
-    return Example(wanted, tokens, tools)
+    return wanted, ids, tools
 
 
-def _tokenizer_facts(tokenizer: Any, encoder: Encoder, example: Example) -> dict[str, Any]:
+def _compute(
+    config: ValidateConfig, tokenised: Tokenised, counts: Counts, size: ModelSize, device: torch.device
+) -> dict[str, Any]:
+    """All that is known of the data set and what it will cost; of pairs only where there are any."""
+    layout = look(config.dataset, column_names(config.columns))
+    pairs = tokenised.pairs if len(tokenised.pairs) else None
+    costs = stage_costs(size, counts.kept, counts.tokens) if counts.kept else []
+    return {
+        "dataset": config.dataset,
+        "model": config.model,
+        "layout": {
+            "name": layout.layout,
+            "columns": layout.columns,
+            "kinds": layout.kinds,
+            "not_read": layout.ignored,
+        },
+        "rows": {
+            "read": counts.read,
+            "kept": counts.kept,
+            "truncated": counts.truncated,
+            "dropped": {
+                reason: {"count": count, "examples": counts.examples[reason]}
+                for reason, count in counts.dropped.most_common()
+            },
+        },
+        "max_length": {"limit": config.max_length, **overlong(tokenised.pairs.lengths, config.max_length)},
+        "tokens_kept": dict(counts.tokens),
+        "lengths": spreads(pairs.lengths) if pairs else None,
+        "repeats": repeats(pairs.content_hashes, pairs.prompt_hashes) if pairs else None,
+        "chosen_longer": chosen_longer(pairs.lengths).as_json() if pairs else None,
+        "estimate": {"memory": memory_of(device), "stages": costs},
+    }
+
+
+def _as_lists(ids: TokenPair) -> dict[str, list[int]]:
+    return {name: values.tolist() for name, values in ids._asdict().items() if name != "pair_id"}
+
+
+def _tokenizer_facts(tokenizer: Any, encoder: Encoder, example: TokenPair | None) -> dict[str, Any]:
     def named(id_: int | None) -> str | None:
         return None if id_ is None else f"{tokenizer.convert_ids_to_tokens(id_)} ({id_})"
 
     bos = tokenizer.bos_token_id
-    prompt_ids = example.tokens.prompt_ids.tolist() if example.tokens else []
+    prompt_ids = example.prompt_ids.tolist() if example else []
     others = (place for place, id_ in enumerate(prompt_ids) if id_ != bos)
     return {
         "tokens": len(tokenizer),
@@ -204,180 +156,107 @@ def _tokenizer_facts(tokenizer: Any, encoder: Encoder, example: Example) -> dict
     }
 
 
-def _warnings(findings: Findings, encoder: Encoder, shape: Shape) -> list[str]:
-    rows, longer, warnings = findings.rows, findings.longer, []
-    if rows.kept < rows.read / 2:
-        warnings.append(f"more than half of the rows are dropped: {rows}")
-    if longer is not None and leaks(longer):
+def _warnings(report: dict[str, Any], counts: Counts, size: ModelSize) -> Iterator[str]:
+    tokenizer, limit, here = report["tokenizer"], report["max_length"]["limit"], report["estimate"]["memory"]
+    if counts.kept < counts.read / 2:
+        yield f"more than half of the rows are dropped: {counts}"
+    longer = Interval(**report["chosen_longer"]) if report["chosen_longer"] else None
+    if longer and leaks(longer):
         side = "longer" if longer.value > 0.5 else "shorter"
-        warnings.append(
+        yield (
             f"the chosen response is the {side} one in {max(longer.value, 1 - longer.value):.0%} of pairs: "
             "length alone tells much of the preference, and a model may learn that instead"
         )
-    if findings.example.tools and not encoder.shows_tools:
-        warnings.append("rows bring tools, but the chat template does not write them: no model will see them")
-    if findings.tokenizer["end_of_turn"] is None:
-        warnings.append("the tokenizer has no end-of-turn token and no eos: no response will be taught to end")
-    if findings.tokenizer["leading_bos"] > 1:
-        warnings.append("the prompt begins with more than one BOS token: the chat template may write one too many")
-    if findings.tokenizer["tokens"] > shape.vocabulary > 0:
-        warnings.append(
-            f"the tokenizer has {findings.tokenizer['tokens']:,} tokens, the model has room for {shape.vocabulary:,}"
-        )
-    if shape.positions is not None and findings.config.max_length > shape.positions:
-        warnings.append(
-            f"--max-length is {findings.config.max_length:,}, but the model was made for {shape.positions:,} tokens"
-        )
-    short = [cost.stage for cost in findings.costs if cost.memory > findings.machine.memory]
+    if tokenizer["end_of_turn"] is None:
+        yield "the tokenizer has no end-of-turn token and no eos: no response will be taught to end"
+    if tokenizer["leading_bos"] > 1:
+        yield "the prompt begins with more than one BOS token: the chat template may write one too many"
+    if tokenizer["tokens"] > size.embeddings:
+        yield f"the tokenizer has {tokenizer['tokens']:,} tokens, the model has room for {size.embeddings:,}"
+    if size.positions is not None and limit > size.positions:
+        yield f"--max-length is {limit:,}, but the model was made for {size.positions:,} tokens"
+    short = [cost["stage"] for cost in report["estimate"]["stages"] if cost["memory"] > here]
     if short:
-        has = gigabytes(findings.machine.memory)
-        warnings.append(f"{', '.join(short)} may need more memory than the {has} here; lower --max-tokens-per-device")
-    return warnings
+        yield f"{', '.join(short)} need more memory than the {gigabytes(here)} here; --lora-rank trains with less"
 
 
-def _layout_rows(findings: Findings) -> list[tuple[str, str]]:
-    seen = findings.look
-    names = [f"{theirs} as {ours}" if ours != theirs else ours for ours, theirs in seen.columns.items()]
-    held = [f"{name} ({seen.kinds[ours]})" for name, ours in zip(names, seen.columns, strict=True)]
-    return [
-        ("layout", seen.layout),
-        ("columns read", ", ".join(held)),
-        ("columns not read", ", ".join(seen.ignored) or "none"),
-    ]
+def _failure(config: ValidateConfig, counts: Counts, too_long: int) -> SepoError | None:
+    """The error with which the stages would end."""
+    try:
+        refuse_empty(counts, config.dataset)
+        if config.overlong == "error" and too_long:
+            raise SepoError(
+                f"{config.dataset}: {too_long:,} pairs have more than {config.max_length:,} tokens",
+                hint="raise --max-length, or choose --overlong drop or --overlong truncate",
+            )
+        if config.strict:
+            refuse_dropped(counts, config.dataset)
+    except SepoError as error:
+        return error
+    return None
 
 
-def _pair_rows(findings: Findings) -> list[tuple[str, str]]:
-    rows, tokens = findings.rows, findings.rows.tokens
+def _data_rows(report: dict[str, Any], how: str) -> list[tuple[str, str]]:
+    layout, rows, tokens = report["layout"], report["rows"], report["tokens_kept"]
+    names = {ours: f"{theirs} as {ours}" if ours != theirs else ours for ours, theirs in layout["columns"].items()}
+    identical = sum(rows["dropped"][reason]["count"] for reason in (SAME, SAME_IDS) if reason in rows["dropped"])
     shown = [
-        ("rows", str(rows)),
-        (f"longer than {findings.config.max_length:,}", _overlong_words(rows.overlong, findings.config)),
-        ("tokens kept", f"prompt {tokens.prompt:,}, chosen {tokens.chosen:,}, rejected {tokens.rejected:,}"),
+        ("layout", layout["name"]),
+        ("columns read", ", ".join(f"{name} ({layout['kinds'][ours]})" for ours, name in names.items())),
+        ("columns not read", ", ".join(layout["not_read"]) or "none"),
+        ("rows", f"{rows['read']:,} read = {rows['kept']:,} kept + {rows['read'] - rows['kept']:,} dropped"),
+        (f"longer than {report['max_length']['limit']:,}", _overlong_words(report["max_length"], how)),
+        ("tokens kept", ", ".join(f"{side} {count:,}" for side, count in tokens.items())),
+        ("chosen equals rejected", f"{identical:,} rows, dropped" if identical else "0 rows"),
     ]
-    identical = sum(rows.dropped[reason].count for reason in (SAME, SAME_IDS) if reason in rows.dropped)
-    shown.append(("chosen equals rejected", f"{identical:,} rows, dropped" if identical else "0 rows"))
-    if findings.repeats is not None:
-        again, prompts, most = findings.repeats
-        shown.append(("the same pair again", f"{again:,} pairs"))
-        several = f", up to {most:,} pairs of one" if most > 1 else ""
-        shown.append(("prompts", f"{prompts:,} different ones{several}"))
-    if findings.longer is not None:
-        shown.append(("chosen is the longer one", f"{findings.longer:.1%} of the pairs whose lengths differ"))
+    if again := report["repeats"]:
+        several = f", up to {again['most']:,} pairs of one" if again["most"] > 1 else ""
+        shown.append(("the same pair again", f"{again['pairs']:,} pairs"))
+        shown.append(("prompts", f"{again['prompts']:,} different ones{several}"))
+    if longer := report["chosen_longer"]:
+        shown.append(("chosen is the longer one", f"{Interval(**longer):.1%} of the pairs whose lengths differ"))
     return shown
 
 
-def _overlong_words(long: Overlong, config: ValidateConfig) -> str:
+def _overlong_words(long: dict[str, int], how: str) -> str:
     """What the limit does, and what another way of applying it would do."""
-    if not long.pairs:
+    if not long["pairs"]:
         return "no pair"
-    with_room, tokens = long.pairs - long.without_room, f"{long.cut_tokens:,} tokens"
+    with_room, tokens = long["pairs"] - long["without_room"], f"{long['cut_tokens']:,} tokens"
     words = {
         "drop": f"dropped; --overlong truncate would keep {with_room:,} of them and cut {tokens}",
         "truncate": f"{with_room:,} of them are cut by {tokens}, the others have no room for a response",
         "error": f"an error; --overlong truncate would keep {with_room:,} of them and cut {tokens}",
     }
-    return f"{long.pairs:,} pairs with {long.tokens:,} tokens: {words[config.overlong]}"
+    return f"{long['pairs']:,} pairs with {long['tokens']:,} tokens: {words[how]}"
 
 
-def _tokenizer_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _tokenizer_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     template = "" if facts["chat_template"] else " (no chat template: prompts are plain text)"
-    same = (
-        ", the same as eos: kept apart by masks, never by id" if facts["pad"] == facts["eos"] and facts["pad"] else ""
-    )
+    same = facts["pad"] and facts["pad"] == facts["eos"]
+    times = {0: "none", 1: "one"}.get(facts["leading_bos"], f"{facts['leading_bos']} of them")
     return [
         ("tokenizer", f"{facts['tokens']:,} tokens{template}"),
         ("end of turn", f"{facts['end_of_turn'] or 'none'}, eos {facts['eos'] or 'none'}"),
-        (
-            "BOS",
-            f"{facts['bos']}; the prompt below begins with {_times(facts['leading_bos'])}" if facts["bos"] else "none",
-        ),
-        ("padding", f"{facts['pad'] or 'none'}{same}"),
+        ("BOS", f"{facts['bos']}; the prompt below begins with {times}" if facts["bos"] else "none"),
+        ("padding", (facts["pad"] or "none") + (", the same as eos: kept apart by masks, never by id" if same else "")),
     ]
 
 
-def _times(count: int) -> str:
-    return {0: "none", 1: "one"}.get(count, f"{count} of them")
-
-
-def _tables(findings: Findings, tokenizer: Any) -> Iterator[Table]:
-    example = findings.example
-    if example.pair is not None:
-        yield pair_table(example.pair)
-    if findings.rows.dropped:
-        yield _dropped_table(findings.rows)
-    if findings.spreads is not None:
-        yield findings.spreads.table()
-    if example.tokens is not None:
-        yield token_table(example.tokens, tokenizer)
-    if findings.costs:
-        yield cost_table(findings.costs, findings.machine)
-
-
-def _dropped_table(rows: Rows) -> Table:
-    body = [
-        [reason, f"{dropped.count:,}", f"{dropped.count / rows.read:.1%}", ", ".join(dropped.examples[:EXAMPLES])]
-        for reason, dropped in sorted(rows.dropped.items(), key=lambda item: -item[1].count)
-    ]
-    return Table("Dropped rows (numbered from 0)", ["reason", "rows", "share", "the first"], body)
-
-
-def _failure(findings: Findings) -> SepoError | None:
-    config, rows = findings.config, findings.rows
-    reasons = ", ".join(
-        f"{dropped.count:,} {reason}: {', '.join(dropped.examples[:EXAMPLES])}"
-        for reason, dropped in rows.dropped.items()
-    )
-    if not rows.kept:
-        return SepoError(
-            f"{config.dataset}: no pair is left: {rows} ({reasons})",
-            hint=what_to_do({reason: dropped.count for reason, dropped in rows.dropped.items()}),
-        )
-    if config.overlong == "error" and rows.overlong.pairs:
-        return SepoError(
-            f"{config.dataset}: {rows.overlong.pairs:,} pairs have more than {config.max_length:,} tokens",
-            hint="raise --max-length, or choose --overlong drop or --overlong truncate",
-        )
-    if config.strict and rows.dropped:
-        return SepoError(
-            f"{config.dataset}: {rows} ({reasons})",
-            hint="repair or remove these rows (row 0 is the first), or leave out --strict",
-        )
-    return None
-
-
-def _json(findings: Findings, warnings: list[str]) -> dict[str, Any]:
-    rows, example = findings.rows, findings.example
-    return {
-        "dataset": findings.config.dataset,
-        "model": findings.config.model,
-        "layout": {
-            "name": findings.look.layout,
-            "columns": findings.look.columns,
-            "not_read": findings.look.ignored,
-        },
-        "rows": {
-            "read": rows.read,
-            "kept": rows.kept,
-            "truncated": rows.truncated,
-            "dropped": {reason: {"count": d.count, "examples": d.examples} for reason, d in rows.dropped.items()},
-        },
-        "max_length": {"limit": findings.config.max_length, **rows.overlong._asdict()},
-        "tokens_kept": rows.tokens._asdict(),
-        "lengths": findings.spreads.as_json() if findings.spreads else None,
-        "repeats": findings.repeats._asdict() if findings.repeats else None,
-        "chosen_longer": findings.longer.as_json() if findings.longer else None,
-        "tokenizer": findings.tokenizer,
-        "example": {
-            "pair": example.pair._asdict() if example.pair else None,
-            "ids": {name: ids.tolist() for name, ids in example.tokens._asdict().items() if name != "pair_id"}
-            if example.tokens
-            else None,
-        },
-        "estimate": {
-            "machine": findings.machine._asdict(),
-            "stages": [
-                {**cost._asdict(), "seconds": round(cost.seconds(findings.machine), 1)} for cost in findings.costs
-            ],
-        },
-        "warnings": warnings,
-        "error": failure.message if (failure := _failure(findings)) else None,
-    }
+def _tables(
+    report: dict[str, Any], counts: Counts, size: ModelSize, pair: Pair | None, tokens: Table | None
+) -> Iterator[Table]:
+    if pair:
+        yield pair_table(pair)
+    if counts.dropped:
+        lines = [
+            [reason, f"{count:,}", f"{count / counts.read:.1%}", ", ".join(counts.examples[reason])]
+            for reason, count in counts.dropped.most_common()
+        ]
+        yield Table("Dropped rows (numbered from 0)", ["reason", "rows", "share", "the first"], lines)
+    if report["lengths"]:
+        yield spread_table(report["lengths"])
+    if tokens:
+        yield tokens
+    if report["estimate"]["stages"]:
+        yield cost_table(report["estimate"]["stages"], size, report["estimate"]["memory"])

@@ -122,6 +122,7 @@ def test_the_columns_are_said_with_what_they_are_read_as(look):
     assert look([alpaca]).json["layout"] == {
         "name": "LLaMA-Factory alpaca: instruction, chosen, rejected, with a system column",
         "columns": {name: name for name in ("instruction", "input", "chosen", "rejected", "system")},
+        "kinds": dict.fromkeys(("instruction", "input", "chosen", "rejected", "system"), "text"),
         "not_read": ["output"],
     }
 
@@ -172,25 +173,36 @@ def test_nothing_usable_is_a_failure_after_everything_was_shown(look):
     assert rows_of(summary)["rows"] == "3 read = 0 kept + 3 dropped"
     assert table(summary, "Dropped rows").rows[0] == ["chosen equals rejected", "2", "66.7%", "row 0, row 2"]
     assert summary.failure.message.endswith(
-        ": no pair is left: 3 read = 0 kept + 3 dropped (2 chosen equals rejected: row 0, row 2, 1 empty response: row 1)"
+        ": no pair is left: 3 rows = 0 kept + 3 dropped (2 chosen equals rejected, 1 empty response)"
     )
-    assert summary.failure.hint
+    assert summary.failure.hint == "see the reasons: the data or the chat template has to change"
     assert summary.json["error"] == summary.failure.message
     assert summary.json["estimate"]["stages"] == []
 
 
 def test_pairs_that_are_all_too_long_are_still_measured(look):
     summary = look(word_rows(5), max_length=3)
-    assert "5 longer than 3 tokens: row 0, row 1, row 2" in summary.failure.message
+    assert "5 longer than 3 tokens" in summary.failure.message
+    assert summary.failure.hint == "--max-length may be too low"
+    assert look([*word_rows(2), SAME, SAME, SAME], max_length=3).failure.hint.startswith("see the reasons")
     assert table(summary, "Tokens").rows
     assert summary.json["example"]["pair"]["pair_id"] == 0
+
+
+def test_pairs_that_are_equal_once_cut_need_more_length(look):
+    rows = [{"prompt": "what?", "chosen": "It is Paris, of course", "rejected": "It is Paris, sorry!"}] * 2
+    prompt = len(look(rows).json["example"]["ids"]["prompt_ids"])
+    failure = look([*rows, SAME], max_length=prompt + 1, overlong="truncate").failure
+    assert "(2 chosen equals rejected once cut, 1 chosen equals rejected)" in failure.message
+    assert failure.hint == "--max-length may be too low"
+    assert look(rows, max_length=prompt + 12, overlong="truncate").failure is None
 
 
 def test_strict_makes_every_drop_a_failure(look):
     assert look(word_rows(5), strict=True).failure is None
     assert look([*word_rows(5), SAME]).failure is None
     failure = look([*word_rows(5), SAME], strict=True).failure
-    assert failure.message.endswith(": 6 read = 5 kept + 1 dropped (1 chosen equals rejected: row 5)")
+    assert failure.message.endswith(": 1 of 6 rows would be dropped: 1 chosen equals rejected (first: row 5)")
     assert "longer than 10 tokens" in look(word_rows(5), strict=True, max_length=10).failure.message
 
 
@@ -249,9 +261,9 @@ def test_a_limit_beyond_what_the_model_was_made_for_is_warned_of(look):
 
 def test_a_stage_that_will_not_fit_is_warned_of(look, monkeypatch):
     stages = "SFT (train-oracle), DPO (train-oracle), score, train-policy"
-    said = f"{stages} may need more memory than the 0.001 GB here; lower --max-tokens-per-device"
+    said = f"{stages} need more memory than the 0.0001 GB here; --lora-rank trains with less"
     assert said not in warned(look, word_rows(200))
-    monkeypatch.setattr(validate, "measure_machine", lambda shape, device: validate.Machine("cpu", 1e9, 1_000_000))
+    monkeypatch.setattr(validate, "memory_of", lambda device: 100_000)
     assert said in warned(look, word_rows(200))
 
 
@@ -325,9 +337,7 @@ def dialogue(text):
 def test_real_data_by_an_independent_count(look, chatml, name, read, kept):
     found = look(str(REAL / f"{name}.jsonl.gz"), max_length=100_000).json
     assert (found["rows"]["read"], found["rows"]["kept"]) == (read, kept)
-    assert {key: value for key, value in found["tokens_kept"].items() if key != "pairs"} | {"kept": kept} == by_hand(
-        name, chatml
-    )
+    assert found["tokens_kept"] | {"kept": kept} == by_hand(name, chatml)
 
 
 def test_percentiles_of_a_data_set_by_another_way(look, bare_folder):

@@ -17,6 +17,7 @@ from stages.types import Dropped, TokenPair, longest
 _LONGER: Final = "longer than "
 _OF_LENGTH: Final = (_LONGER, NO_ROOM, SAME_WHEN_CUT)
 """how the reasons begin for which a limit drops a pair"""
+EXAMPLES: Final = 3
 
 
 @dataclass
@@ -30,8 +31,8 @@ class Counts:
     """pairs kept with a response cut"""
     tokens: Counter[str] = field(default_factory=Counter)
     """prompt, chosen and rejected tokens of what was kept"""
-    first: dict[str, str] = field(default_factory=dict)
-    """the first row that was dropped for a reason, such as ``row 17``"""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """the first rows that were dropped for a reason, such as ``row 17``"""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -49,9 +50,9 @@ class Counts:
         text += f" ({', '.join(reasons)})" if reasons else ""
         return text + (f"; {self.truncated:,} of those kept were cut" if self.truncated else "")
 
-    def drop(self, reason: str, count: int, first: str) -> None:
+    def drop(self, reason: str, count: int, rows: list[str]) -> None:
         self.dropped[reason] += count
-        self.first.setdefault(reason, first)
+        self.examples[reason] = [*self.examples.get(reason, []), *rows][:EXAMPLES]
 
 
 class Limit(NamedTuple):
@@ -111,31 +112,49 @@ def load_conversations(
 
 
 def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> tuple[KeptPairs, Counts]:
-    """The pairs that a limit keeps, and what became of all rows.
+    """The pairs that a limit keeps, and what became of all rows; arguments as `apply_limit`.
+
+    Raises:
+        SepoError: no pair is left, or one is too long where that is an error.
+    """
+    pairs, counts = apply_limit(limit, found, name)
+    reporter.say(f"{name}: {counts}")
+    refuse_empty(counts, name)
+    return pairs, counts
+
+
+def apply_limit(limit: Limit, found: Tokenised, name: str) -> tuple[KeptPairs, Counts]:
+    """The pairs that a limit keeps, if any, and what became of all rows.
 
     Args:
         name: of the data set, for messages.
 
     Raises:
-        SepoError: no pair is left, or one is too long where that is an error.
+        SepoError: a pair is too long where that is an error.
     """
     counts = Counts(read=found.read)
     for reason, dropped in found.dropped.items():
-        counts.drop(reason, dropped.count, dropped.examples[0])
+        counts.drop(reason, dropped.count, dropped.examples)
     places = _kept_places(limit, found.pairs, counts, name)
     counts.kept = len(places)
     counts.tokens = _tokens(found.pairs.lengths[places], limit.max_length)
-    reporter.say(f"{name}: {counts}")
-    if not counts.kept:
-        raise SepoError(f"{name}: no pair is left: {counts}", hint=what_to_do(counts.dropped))
     return KeptPairs(found.pairs, places, limit.max_length), counts
 
 
-def what_to_do(dropped: Mapping[str, int]) -> str:
-    """The hint where no pair is left: by the reason that took most of the rows."""
-    if max(dropped, key=dropped.__getitem__, default="").startswith(_OF_LENGTH):
-        return "--max-length may be too low"
-    return "see the reasons: the data or the chat template has to change"
+def refuse_empty(counts: Counts, name: str) -> None:
+    """
+    Raises:
+        SepoError: no pair is left; the hint is by the reason that took most of the rows.
+    """
+    if not counts.kept:
+        [(most, _)] = counts.dropped.most_common(1) or [("", 0)]
+        too_short = most.startswith(_OF_LENGTH)
+        hint = (
+            "--max-length may be too low"
+            if too_short
+            else "see the reasons: the data or the chat template has to change"
+        )
+        raise SepoError(f"{name}: no pair is left: {counts}", hint=hint)
 
 
 def refuse_dropped(counts: Counts, name: str) -> None:
@@ -148,7 +167,7 @@ def refuse_dropped(counts: Counts, name: str) -> None:
     """
     if counts.dropped:
         reasons = [
-            f"{count:,} {reason}" + (f" (first: {counts.first[reason]})" if reason in counts.first else "")
+            f"{count:,} {reason}" + (f" (first: {counts.examples[reason][0]})" if reason in counts.examples else "")
             for reason, count in counts.dropped.most_common()
         ]
         raise SepoError(
@@ -170,7 +189,7 @@ def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> 
     for place in np.flatnonzero(~keep):
         shortened = shorten(table[int(place)], limit, name)
         if isinstance(shortened, Dropped):
-            counts.drop(shortened.reason, 1, f"row {shortened.pair_id}")
+            counts.drop(shortened.reason, 1, [f"row {shortened.pair_id}"])
         else:
             counts.truncated += 1
             keep[place] = True

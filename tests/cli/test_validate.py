@@ -39,7 +39,7 @@ def test_nothing_usable_is_told_and_then_an_error(run, option):
     code, out, err = run([SAME, SAME], *option)
     assert code == 1
     error, hint = err.splitlines()[-2:]
-    assert error.endswith("no pair is left: 2 read = 0 kept + 2 dropped (2 chosen equals rejected: row 0, row 1)")
+    assert error.endswith("no pair is left: 2 rows = 0 kept + 2 dropped (2 chosen equals rejected)")
     assert error.startswith("error: ")
     assert hint.startswith("hint:  ")
     if option:
@@ -56,7 +56,7 @@ def test_strict(run):
     code, out, err = run([*word_rows(9), SAME], "--strict")
     assert code == 1
     assert "10 read = 9 kept + 1 dropped" in out
-    assert err.splitlines()[-2].endswith("(1 chosen equals rejected: row 9)")
+    assert err.splitlines()[-2].endswith("1 of 10 rows would be dropped: 1 chosen equals rejected (first: row 9)")
 
 
 def test_a_limit_out_of_range(run):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages.method.statistics import Interval
-from stages.report.census import bars, chosen_longer, cut_to, leaks, overlong, repeats, spreads, whole_lengths
+from stages.report.census import PARTS, bars, chosen_longer, leaks, overlong, repeats, spreads, whole_lengths
 
 #                     prompt chosen rejected
 LENGTHS = np.array([[10, 5, 3], [10, 2, 9], [30, 1, 1], [19, 1, 2], [4, 40, 50]], np.int32)
@@ -14,26 +14,30 @@ def test_a_pair_is_as_long_as_its_prompt_with_the_longer_response():
     assert whole_lengths(LENGTHS).tolist() == [15, 19, 31, 21, 54]
 
 
+def sizes(found, part):
+    return tuple(found[part][name] for name in ("median", "p95", "max"))
+
+
 def test_spreads_are_lengths_that_occur():
     found = spreads(LENGTHS)
-    assert {name: spread[:3] for name, spread in found.of.items()} == {
+    assert {part: sizes(found, part) for part in PARTS} == {
         "prompt": (10, 30, 30),
         "chosen": (2, 40, 40),
         "rejected": (3, 50, 50),
         "whole row": (21, 54, 54),
     }
-    assert (found.edges[0], found.edges[-1]) == (1, 54)
-    assert all(sum(spread.histogram) == 5 for spread in found.of.values())
+    assert (found["histogram_edges"][0], found["histogram_edges"][-1]) == (1, 54)
+    assert all(sum(found[part]["histogram"]) == 5 for part in PARTS)
 
 
 def test_the_95th_percentile_is_not_the_longest():
     lengths = np.stack([np.arange(1, 101)] * 3, axis=1).astype(np.int32)
-    assert spreads(lengths).of["chosen"][:3] == (50, 95, 100)
+    assert sizes(spreads(lengths), "chosen") == (50, 95, 100)
 
 
 def test_bins_in_common_can_be_compared():
     found = spreads(np.array([[1, 8, 64]] * 3, np.int32))
-    places = [spread.histogram.index(3) for spread in found.of.values()]
+    places = [found[part]["histogram"].index(3) for part in PARTS]
     assert places[0] == 0
     assert places[0] < places[1] < places[2] == 15
 
@@ -41,33 +45,26 @@ def test_bins_in_common_can_be_compared():
 @pytest.mark.parametrize("one", [[1, 1, 1], [0, 1, 1], [7, 0, 7]])
 def test_a_single_pair_has_a_spread(one):
     found = spreads(np.array([one], np.int32))
-    assert all(sum(spread.histogram) == 1 for spread in found.of.values())
+    assert all(sum(found[part]["histogram"]) == 1 for part in PARTS)
 
 
 def test_what_a_limit_does():
     """20: the pair of 31 has no room, that of 21 loses one token, that of 54 loses 24 and 34."""
-    assert overlong(LENGTHS, 20) == (3, 32 + 22 + 94, 1, 1 + 24 + 34)
-    assert overlong(LENGTHS, 54) == (0, 0, 0, 0)
-    assert overlong(LENGTHS, 30) == (2, 32 + 94, 1, 14 + 24)
-
-
-def test_what_is_cut_to_a_limit():
-    assert cut_to(LENGTHS[[0, 1, 3, 4]], 20).tolist() == [[10, 5, 3], [10, 2, 9], [19, 1, 1], [4, 16, 16]]
-    for limit in (5, 15, 20, 21, 31, 54):
-        with_room = LENGTHS[LENGTHS[:, 0] < limit]
-        assert with_room.sum() - cut_to(with_room, limit).sum() == overlong(LENGTHS, limit).cut_tokens
+    assert list(overlong(LENGTHS, 20).values()) == [3, 32 + 22 + 94, 1, 1 + 24 + 34]
+    assert list(overlong(LENGTHS, 54).values()) == [0, 0, 0, 0]
+    assert list(overlong(LENGTHS, 30).values()) == [2, 32 + 94, 1, 14 + 24]
 
 
 def test_many_tokens_do_not_overflow():
     huge = np.full((3, 3), 2**30, np.int32)
-    assert overlong(huge - 2**29, 10).tokens == 9 * 2**29
+    assert overlong(huge - 2**29, 10)["tokens"] == 9 * 2**29
 
 
 def test_repeats():
     contents = np.array([1, 2, 1, 3, 1], np.uint64)
     prompts = np.array([7, 7, 7, 8, 7], np.uint64)
-    assert repeats(contents, prompts) == (2, 2, 4)
-    assert repeats(contents[:1], prompts[:1]) == (0, 1, 1)
+    assert repeats(contents, prompts) == {"pairs": 2, "prompts": 2, "most": 4}
+    assert repeats(contents[:1], prompts[:1]) == {"pairs": 0, "prompts": 1, "most": 1}
 
 
 def test_equal_lengths_say_nothing_about_which_is_longer():

@@ -91,4 +91,4 @@ def test_a_cut_that_leaves_nothing_is_counted_with_its_row(load):
     pairs, counts = load([row(), row("what " * 60), row(chosen="It is", rejected="It is Paris" * 20)], 20, "truncate")
     assert [pair.pair_id for pair in pairs[:]] == [0, 2]
     reason = "prompt leaves no room for a response in 20 tokens"
-    assert (counts.dropped, counts.first) == ({reason: 1}, {reason: "row 1"})
+    assert (counts.dropped, counts.examples) == ({reason: 1}, {reason: ["row 1"]})
