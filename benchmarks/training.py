@@ -68,14 +68,14 @@ def selected(pair: Any, rng: Any) -> Any:
 
 
 def ours(options: argparse.Namespace) -> float:
-    from stages.configs import OptimizerConfig
-    from stages.evaluation.oracle import with_reference
-    from stages.logprobs.batches import whole
-    from stages.logprobs.logps import response_logps
-    from stages.logprobs.paths import find_paths
     from stages.method.objectives.dpo import dpo
     from stages.method.objectives.sepo import sepo
     from stages.method.objectives.sft import sft
+
+    from stages.configs import OptimizerConfig
+    from stages.logprobs.batches import whole
+    from stages.logprobs.logps import response_logps
+    from stages.logprobs.paths import find_paths
     from stages.models.folders import load_model
     from stages.reporting import Quiet
     from stages.training.loop import fit
@@ -98,7 +98,7 @@ def ours(options: argparse.Namespace) -> float:
         [logps] = response_logps(
             [reader], pairs, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet()
         )
-        examples = with_reference(pairs, logps)
+        examples = list(map(whole, pairs, logps))
     reference = time.perf_counter() - start
     if name == "sepo":
         rng = np.random.default_rng(0)

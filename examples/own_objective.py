@@ -1,4 +1,5 @@
-"""An objective of your own: copy it to stages/method/objectives, and add a line to `OBJECTIVES` in stages/registry.py:
+"""An objective of your own: copy the function to stages/method/objectives.py, and add a line to `OBJECTIVES` in
+stages/registry.py:
 
     Objective("own-objective", {"gamma": 2.0, "margin": 0.5}),
 

@@ -1,8 +1,7 @@
 """Which objectives and selection rules there are, their options and what they need. Nothing heavy loads.
 
-An objective is a module of `stages.method.objectives` and a line of `OBJECTIVES`, a rule a module of
-`stages.method.rules` and a line of `RULES`. The module has the name, with underscores for dashes, and a function of its
-own name that takes the options as keywords.
+An objective is a function in `stages.method.objectives` and a line of `OBJECTIVES`, a rule one in `stages.method.rules`
+and a line of `RULES`. The function has the name, with underscores for dashes, and takes the options as keywords.
 """
 
 import difflib
@@ -116,10 +115,9 @@ def unknown(kind: str, name: str, entries: Mapping[str, Any]) -> str:
     return f"{kind} must be one of {', '.join(entries)}, got {name!r}{meant}"
 
 
-def _load(package: str, entry: Objective | Rule) -> Callable[..., Any]:
-    name = entry.name.replace("-", "_")
-    function = getattr(importlib.import_module(f"stages.method.{package}.{name}"), name)
-    return partial(function, **entry.options)
+def _load(module: str, entry: Objective | Rule) -> Callable[..., Any]:
+    functions = importlib.import_module(f"stages.method.{module}")
+    return partial(getattr(functions, entry.name.replace("-", "_")), **entry.options)
 
 
 _ALL: Final[dict[str, Objective | Rule]] = {**OBJECTIVES, **RULES}

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import torch
+
 from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
@@ -19,10 +21,11 @@ from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
-from stages.method.statistics import preference_accuracy
+from stages.method.statistics import Interval, preference_accuracy
 from stages.models.folders import load_tokenizer, model_hash, resolve_model, usable_length
 from stages.models.quantization import quantized
-from stages.models.scorer import How, Models, Scorer
+from stages.models.scorer import Models, Scorer
+from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.logps import KnownLogps, read_logps
@@ -30,7 +33,7 @@ from stages.store.manifest import Input, read_manifest
 from stages.store.run import Run, open_stage
 from stages.store.scores import sound
 from stages.store.shards import Checksum, own_shard, read_shard, shard_name, write_shard
-from stages.tokens.dataset import Limit, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_hash, vocabulary_size
 from stages.types import PairLogps, TokenPair
@@ -40,12 +43,16 @@ LEAST_NOISE_PAIRS: Final = 16
 MOST_NOISE_PAIRS: Final = 512
 
 
-class Verdict(NamedTuple):
-    """What the scores look like, taken together."""
+class ScoreJob(NamedTuple):
+    """What is known before the output folder is opened."""
 
-    rows: list[tuple[str, str]]
-    results: dict[str, Any]
-    warnings: list[str]
+    config: ScoreConfig
+    reporter: Reporter
+    worker: Worker
+    device: torch.device
+    models: Models
+    tokenizer: Any
+    inputs: dict[str, Input]
 
 
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
@@ -54,12 +61,36 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
     """
+    job = _check(config, reporter)
+    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, sound=sound) as work:
+        if work.finished:
+            if config.strict:
+                refuse_recorded(work.manifest.get("counts"), config.dataset)
+            return work.nothing_to_do("scores")
+        pairs, counts = _load(job, work)
+        if work.finished_by_another():
+            return work.nothing_to_do("scores")
+        scorer = Scorer(job.models, config, job.device, _known_logps(job), reporter)
+        _compute(job, work, scorer, pairs)
+        return _write(job, work, scorer, pairs, counts)
+
+
+def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
+    """The models and their common tokenizer: a score is a difference at one and the same id."""
     accelerator = join_processes()
-    worker = this_worker(accelerator, config.worker)
     refuse_useless(config.precision, accelerator.device)
-    models = _models(config, reporter)
-    tokenizer = _common_tokenizer(models, config.trust_remote_code, reporter)
-    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
+    names = (str(config.oracle_model), str(config.reference_model))
+    if config.oracle:
+        read_manifest(Path(config.oracle), "train-oracle", "run `sepo train-oracle` first, or let it finish")
+        names = (str(Path(config.oracle) / "oracle"), str(Path(config.oracle) / "reference"))
+    models = Models(*(resolve_model(name, reporter) for name in names))
+    tokenizer = load_tokenizer(models.oracle, trust_remote_code=config.trust_remote_code, reporter=reporter)
+    reference = load_tokenizer(models.reference, trust_remote_code=config.trust_remote_code)
+    if vocabulary_hash(tokenizer) != vocabulary_hash(reference):
+        raise SepoError(
+            f"oracle and reference do not share a token->id map ({len(tokenizer):,} and {len(reference):,} tokens)",
+            hint="score with the reference that the oracle was trained from",
+        )
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
         inputs = {
@@ -68,132 +99,100 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
             **tokenizer_inputs(str(models.oracle), tokenizer),
             "dataset": Input(config.dataset, dataset_hash(config.dataset)),
         }
-    known = _known_logps(config, inputs["reference"].hash, reporter)
-    with open_stage(STAGE, config, inputs, workers=worker.workers, sound=sound) as work:
-        if work.finished:
-            if config.strict:
-                refuse_recorded(work.manifest.get("counts"), config.dataset)
-            return work.nothing_to_do("scores")
-        how = How(config.precision, config.max_tokens_per_device, accelerator.device, config.trust_remote_code)
-        return _score(config, work, worker, Scorer(models, how, known, reporter), tokenizer, encoder, reporter)
+    worker = this_worker(accelerator, config.worker)
+    return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs)
 
 
-def _usable_length(config: ScoreConfig, scorer: Scorer, reporter: Reporter) -> int:
+def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
+    config, reporter = job.config, job.reporter
+    encoder = Encoder(job.tokenizer, given_arguments(config.chat_template_kwargs))
     trust = config.trust_remote_code
-    return usable_length(scorer.models, config.max_length, trust_remote_code=trust, reporter=reporter)
-
-
-def _score(
-    config: ScoreConfig,
-    work: Run,
-    worker: Worker,
-    scorer: Scorer,
-    tokenizer: Any,
-    encoder: Encoder,
-    reporter: Reporter,
-) -> Summary:
-    """Make this worker's shards; if with them all are there, judge them and finish the run."""
-    pairs, counts = load_pairs(
-        config.dataset,
-        encoder,
-        Limit(_usable_length(config, scorer, reporter), config.overlong),
-        columns=column_names(config.columns),
-        reporter=reporter,
-    )
+    max_length = usable_length(job.models, config.max_length, trust_remote_code=trust, reporter=reporter)
+    limit = Limit(max_length, config.overlong)
+    pairs, counts = load_pairs(config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
     refuse_changed(config.dataset, work.identity["inputs"]["dataset"])
     if config.strict:
         refuse_dropped(counts, config.dataset)
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
-    if work.finished_by_another():
-        return work.nothing_to_do("scores")
-    _write_missing(work, worker, scorer, vocabulary_hash(tokenizer), pairs, shards, reporter)
+    return pairs, counts
+
+
+def _compute(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair]) -> None:
+    """Score and write this worker's shards that are not there, whole, yet."""
+    shards = _shards(pairs, job.config.shard_size)
+    names = list(shards)
+    mine = [names[index] for index in job.worker.share(len(names))]
+    missing = [name for name in mine if own_shard(work.place, name, work.fingerprint) is None]
+    if len(missing) < len(mine):
+        job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+    count = sum(shards[name].stop - shards[name].start for name in missing)
+    with job.reporter.task("score", count, "pairs") as task:
+        for name in missing:
+            rows = scorer.score(list(pairs[shards[name]]), task)
+            work.refuse_if_lost()
+            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer))
+
+
+def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair], counts: Counts) -> Summary:
+    """Where the shards of all workers are there, judge them and finish the run."""
+    shards = _shards(pairs, job.config.shard_size)
     there = work.place.names()
     missing = [name for name in shards if name not in there]
     # While some are missing, nobody reads those of the others.
     checksums = {} if missing else _written(work, shards)
     missing = missing or [name for name in shards if name not in checksums]
-    if missing and work.finished_by_another():
-        return work.nothing_to_do("scores")
     if missing:
-        rows = [("missing", f"{missing[0]}" + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""))]
-        rows.append(("to finish", "let the other workers end; run again those that died"))
-        title = f"worker {worker} done; {len(missing):,} shards of others are missing in {work.place}"
-        return Summary(title, rows, every_process=True)
-    noise = _noise(config.noise_check, work, scorer, pairs, shards, checksums, reporter)
-    verdict = _judge(work, checksums, tokenizer, noise)
-    verdict.warnings.extend(_in_few_bits(scorer.models))
-    for warning in verdict.warnings:
-        reporter.warn(warning)
+        return work.nothing_to_do("scores") if work.finished_by_another() else _unfinished(job, work, missing)
+    noise = _noise(job, work, scorer, pairs, checksums)
+    accuracy, drift, scale = _read_back(work, checksums, vocabulary_size(job.tokenizer))
+    token = job.tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
+    results = {
+        "accuracy": accuracy.as_json(),
+        "drift": {**drift._asdict(), "worst_token": token},
+        "noise": noise.as_json() if noise else None,
+    }
+    warnings = alarms(scale, {**work.identity, "results": results}) + drift_warnings(drift, token)
+    warnings += [*(noise_warnings(noise) if noise else []), *_rounded(job.models)]
+    for warning in warnings:
+        job.reporter.warn(warning)
     work.finish(
         files=list(shards),
-        device=str(scorer.how.device),
+        device=str(job.device),
         counts=counts.as_json(),
-        results=verdict.results,
-        warnings=verdict.warnings,
+        results=results,
+        warnings=warnings,
         tokenizer={
-            "vocabulary": vocabulary_hash(tokenizer),
-            "hash": tokenizer_hash(tokenizer),
-            "size": vocabulary_size(tokenizer),
+            "vocabulary": vocabulary_hash(job.tokenizer),
+            "hash": tokenizer_hash(job.tokenizer),
+            "size": vocabulary_size(job.tokenizer),
         },
         shards={name: checksum._asdict() for name, checksum in checksums.items()},
     )
-    tokens = counts.tokens["chosen"] + counts.tokens["rejected"]
-    rows = [("pairs", f"{len(pairs):,}"), ("response tokens", f"{tokens:,}"), *verdict.rows]
-    # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
-    rows += [("warning", warning) for warning in verdict.warnings]
-    return Summary(f"scores in {work.place}", [*rows, ("shards", f"{len(shards):,}")], every_process=True)
+    rows = [
+        ("pairs", f"{len(pairs):,}"),
+        ("response tokens", f"{counts.tokens['chosen'] + counts.tokens['rejected']:,}"),
+        ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
+        *drift_rows(drift, token),
+        *(noise_rows(noise) if noise else []),
+        # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
+        *(("warning", warning) for warning in warnings),
+        ("shards", f"{len(shards):,}"),
+    ]
+    return Summary(f"scores in {work.place}", rows, every_process=True)
 
 
-def _models(config: ScoreConfig, reporter: Reporter) -> Models:
-    if config.oracle:
-        folder = Path(config.oracle)
-        read_manifest(folder, "train-oracle", "run `sepo train-oracle` first, or let it finish")
-        names = (str(folder / "oracle"), str(folder / "reference"))
-    else:
-        names = (str(config.oracle_model), str(config.reference_model))
-    return Models(*(resolve_model(name, reporter) for name in names))
-
-
-def _common_tokenizer(models: Models, trust_remote_code: bool, reporter: Reporter) -> Any:
-    """The oracle's tokenizer, which has to be the reference's too: a score is a difference at one and the same id."""
-    oracle = load_tokenizer(models.oracle, trust_remote_code=trust_remote_code, reporter=reporter)
-    reference = load_tokenizer(models.reference, trust_remote_code=trust_remote_code)
-    if vocabulary_hash(oracle) != vocabulary_hash(reference):
-        raise SepoError(
-            f"oracle and reference do not share a token->id map ({len(oracle):,} and {len(reference):,} tokens)",
-            hint="score with the reference that the oracle was trained from",
-        )
-    return oracle
+def _unfinished(job: ScoreJob, work: Run, missing: list[str]) -> Summary:
+    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    title = f"worker {job.worker} done; {len(missing):,} shards of others are missing in {work.place}"
+    rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
+    return Summary(title, rows, every_process=True)
 
 
 def _shards(pairs: Sequence[TokenPair], size: int) -> dict[str, slice]:
-    """Shard name -> its place in the pairs."""
+    """Shard name -> which pairs it holds."""
     starts = range(0, len(pairs), size)
     return {shard_name(index): slice(start, min(start + size, len(pairs))) for index, start in enumerate(starts)}
-
-
-def _write_missing(
-    work: Run,
-    worker: Worker,
-    scorer: Scorer,
-    vocabulary: str,
-    pairs: Sequence[TokenPair],
-    shards: dict[str, slice],
-    reporter: Reporter,
-) -> None:
-    """Score and write this worker's shards that are not there, whole, yet."""
-    names = list(shards)
-    mine = [names[index] for index in worker.share(len(names))]
-    missing = [name for name in mine if own_shard(work.place, name, work.fingerprint) is None]
-    if len(missing) < len(mine):
-        reporter.say(f"{len(mine) - len(missing):,} shards are there already")
-    count = sum(shards[name].stop - shards[name].start for name in missing)
-    with reporter.task("score", count, "pairs") as task:
-        for name in missing:
-            rows = scorer.score(list(pairs[shards[name]]), task)
-            work.refuse_if_lost()
-            write_shard(work.place, name, rows, work.fingerprint, vocabulary)
 
 
 def _written(work: Run, shards: dict[str, slice]) -> dict[str, Checksum]:
@@ -202,83 +201,60 @@ def _written(work: Run, shards: dict[str, slice]) -> dict[str, Checksum]:
     return {name: shard.checksum for name, shard in found.items() if shard is not None}
 
 
-def _known_logps(config: ScoreConfig, reference: str, reporter: Reporter) -> KnownLogps | None:
+def _known_logps(job: ScoreJob) -> KnownLogps | None:
     """The reference log-probs that `sepo train-oracle` left beside its models.
 
     They are no input: where they are lost they are computed, to the same numbers but for the rounding of sums in
     another order, since the pairs of a forward pass are others here. They are float32: beside an oracle in another
     precision they would add noise that otherwise cancels in part.
-
-    Args:
-        reference: hash of the model.
     """
-    if not config.oracle or config.precision != "float32":
+    folder = job.config.oracle
+    if not folder or job.config.precision != "float32":
         return None
-    known = read_logps(Path(config.oracle), reference)
+    known = read_logps(Path(folder), job.inputs["reference"].hash)
     if known is not None:
-        reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {config.oracle}")
+        job.reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {folder}")
     return known
 
 
 def _noise(
-    share: float,
-    work: Run,
-    scorer: Scorer,
-    pairs: Sequence[TokenPair],
-    shards: dict[str, slice],
-    checksums: dict[str, Checksum],
-    reporter: Reporter,
+    job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair], checksums: dict[str, Checksum]
 ) -> Noise | None:
     """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
+    share, size = job.config.noise_check, job.config.shard_size
     if not share:
         return None
     wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))), MOST_NOISE_PAIRS)
-    places = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
-    sample = [pairs[place] for place in places]
-    with reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models), "models") as task:
+    indices = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
+    sample = [pairs[index] for index in indices]
+    with job.reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models), "models") as task:
         exact = scorer.exact(sample, task)
     ids = {pair.pair_id for pair in sample}
     measured = [
         row.scores
-        for name, some in shards.items()
-        if any(some.start <= place < some.stop for place in places)
+        for name in dict.fromkeys(shard_name(index // size) for index in indices)
         for row in read_shard(work.place, name, work.fingerprint, checksums[name])
         if row.pair.pair_id in ids
     ]
     return measure_noise(measured, exact)
 
 
-def _judge(work: Run, checksums: dict[str, Checksum], tokenizer: Any, noise: Noise | None) -> Verdict:
-    """Read the shards back, as the next stage will, and say what is in them."""
-    meter, scale = DriftMeter(vocabulary_size(tokenizer)), Scale()
+def _read_back(work: Run, checksums: dict[str, Checksum], vocabulary: int) -> tuple[Interval, Drift, Scale]:
+    """What is in the shards, read as the next stage will; the interval is that of the implicit reward's accuracy."""
+    meter, scale = DriftMeter(vocabulary), Scale()
 
-    def rows() -> Iterator[PairLogps]:
+    def scores() -> Iterator[PairLogps]:
         for name, checksum in checksums.items():
             for row in read_shard(work.place, name, work.fingerprint, checksum):
                 meter.add(row)
                 scale.add(row.scores)
                 yield row.scores
 
-    accuracy = preference_accuracy(rows())
-    drift = meter.read()
-    token = tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
-    results = {
-        "accuracy": accuracy.as_json(),
-        "drift": {**drift._asdict(), "worst_token": token},
-        "noise": noise.as_json() if noise else None,
-    }
-    return Verdict(
-        rows=[
-            ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
-            *drift.rows(token),
-            *(noise.rows() if noise else []),
-        ],
-        results=results,
-        warnings=alarms(scale, {**work.identity, "results": results}) + _warnings(drift, token, noise),
-    )
+    accuracy = preference_accuracy(scores())
+    return accuracy, meter.read(), scale
 
 
-def _in_few_bits(models: Models) -> list[str]:
+def _rounded(models: Models) -> list[str]:
     """Said of each model of which float32 cannot be exact: its weights were rounded before."""
     held = {name: quantized(folder) for name, folder in models._asdict().items()}
     return [
@@ -286,8 +262,3 @@ def _in_few_bits(models: Models) -> list[str]:
         for name, bits in held.items()
         if bits
     ]
-
-
-def _warnings(drift: Drift, token: str, noise: Noise | None) -> list[str]:
-    warnings = [drift.warning(token)] if drift.large else []
-    return warnings + ([noise.warning()] if noise and noise.large else [])

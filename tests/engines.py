@@ -20,8 +20,8 @@ from stages.logprobs import logps as reading
 from stages.logprobs.batches import whole
 from stages.logprobs.logps import response_logps
 from stages.logprobs.paths import find_paths
-from stages.method.objectives.sft import sft
-from stages.models.references import Around, Frozen, kept_logps
+from stages.method.objectives import sft
+from stages.models.references import Frozen, RunContext, kept_logps
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
@@ -205,7 +205,7 @@ def logps_of(accelerator=None):
 
 def kept_twice(accelerator, folder):
     """Log-probs that are kept in a folder: as asked for once, and again, with how often this process read a model each time."""
-    around, found = Around(accelerator, folder, 60, Quiet()), []
+    context, found = RunContext(accelerator, folder, 60, Quiet()), []
     for _ in range(2):
         model, forwards = packed(), []
         model.base_model.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
@@ -213,7 +213,7 @@ def kept_twice(accelerator, folder):
             Frozen("some", folder, "its hash"),
             lambda model=model: model,
             random_pairs(11, VOCABULARY),
-            around,
+            context,
             file="some.parquet",
             title="some",
         )

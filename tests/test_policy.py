@@ -4,7 +4,6 @@ import inspect
 import json
 from dataclasses import fields
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import stages.method
 from stages.configs import PolicyConfig
 from stages.errors import SepoError
+from stages.method import objectives, rules
 from stages.models.folders import load_model, save_model
 from stages.registry import OBJECTIVES, RULES, defaults_in_words
 from stages.reporting import Quiet
@@ -369,14 +368,17 @@ def test_every_option_of_an_objective_or_rule_is_one_of_the_command_and_of_one_k
     assert taken[0] | taken[1] <= {field.name for field in fields(PolicyConfig)}
 
 
-def test_the_registry_knows_every_module_and_the_options_that_its_function_takes():
-    for package, entries in (("objectives", OBJECTIVES), ("rules", RULES)):
-        folder = Path(stages.method.__path__[0]) / package
-        assert {path.stem.replace("_", "-") for path in folder.glob("*.py")} - {"--init--"} == set(entries)
-        for entry in entries.values():
-            parameters = inspect.signature(entry.load().func).parameters.values()
-            assert set(entry.options) == {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-            assert inspect.getdoc(entry.load().func)
+@pytest.mark.parametrize(("module", "entries"), [(objectives, OBJECTIVES), (rules, RULES)])
+def test_the_registry_knows_every_function_and_the_options_that_it_takes(module, entries):
+    of_module = {
+        name: each for name, each in vars(module).items() if getattr(each, "__module__", "") == module.__name__
+    }
+    public = {name.replace("_", "-") for name, each in of_module.items() if callable(each) and name[0] != "_"}
+    assert public == set(entries)
+    for entry in entries.values():
+        parameters = inspect.signature(entry.load().func).parameters.values()
+        assert set(entry.options) == {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+        assert inspect.getdoc(entry.load().func)
 
 
 def test_defaults_are_told_in_words():

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from stages.configs import OptimizerConfig
-from stages.evaluation.oracle import with_reference
 from stages.logprobs.batches import whole
 from stages.logprobs.logps import response_logps
 from stages.logprobs.paths import find_paths
@@ -96,7 +95,7 @@ def ours(folder, tmp_path, objective, *, with_logps):
     if with_logps:
         cpu = torch.device("cpu")
         [logps] = response_logps([find_paths(model, Quiet())], list(pairs), max_tokens=4096, device=cpu, task=Quiet())
-        examples = with_reference(list(pairs), logps)
+        examples = list(map(whole, pairs, logps))
     config = OptimizerConfig(batch_size=STEP, warmup_ratio=0.1, max_tokens_per_device=500, save_steps=0, **RATES)
     fit(model, examples, objective, config, phase="t", folder=tmp_path, reporter=Quiet())
     return [record["loss"] for record in read_metrics(tmp_path)], model

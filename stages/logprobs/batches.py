@@ -6,12 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.types import Batch, Example, PairWeights, TokenPair, longest
+from stages.types import Batch, Example, PairLogps, PairWeights, ReferenceSums, TokenPair, longest
 
 
-def whole(pair: TokenPair) -> Example:
-    """An example in which every response token has weight 1."""
-    return Example(pair, PairWeights(*(np.ones(len(ids), np.float32) for ids in (pair.chosen_ids, pair.rejected_ids))))
+def whole(pair: TokenPair, reference: PairLogps | None = None) -> Example:
+    """An example in which every response token has weight 1.
+
+    Args:
+        reference: log-probs of its tokens under the reference.
+    """
+    weights = PairWeights(*(np.ones(len(ids), np.float32) for ids in (pair.chosen_ids, pair.rejected_ids)))
+    sums = reference and ReferenceSums(*(float(side.sum(dtype=np.float64)) for side in reference))
+    return Example(pair, weights, sums)
 
 
 def padded_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:

@@ -35,21 +35,6 @@ class Drift(NamedTuple):
         together, alone = max(abs(self.median), abs(self.shared)), abs(self.worst)
         return together > LIMIT * self.spread or alone > LIMIT_OF_ONE * self.spread
 
-    def rows(self, token: str) -> list[tuple[str, str]]:
-        """Rows for a summary; `token` is the text of `worst_id`."""
-        return [
-            ("median score", f"{self.median:+.3f} nats, spread {self.spread:.3f}"),
-            ("score of the tokens both sides share", f"{self.shared:+.3f} nats, farthest {token!r} {self.worst:+.3f}"),
-        ]
-
-    def warning(self, token: str) -> str:
-        """What a large drift means, in words."""
-        return (
-            f"the oracle drifted: tokens that chosen and rejected share score {self.shared:+.2f} nats on average "
-            f"({token!r} {self.worst:+.2f}, median of all {self.median:+.2f}) against a spread of {self.spread:.2f}; "
-            "selection may follow the drift, not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
-        )
-
 
 class DriftMeter:
     """Adds up scored pairs in constant memory; the median is of the first million scores."""

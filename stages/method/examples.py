@@ -1,7 +1,7 @@
 """Scored pairs and what a rule made of them, as training takes them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,27 +12,6 @@ from stages.types import Example, Floats, PairLogps, PairWeights, ReferenceSums,
 SIDES = ("chosen", "rejected")
 
 
-class Weighed(NamedTuple):
-    """Examples, and the counts for the manifest."""
-
-    examples: list[Example]
-    counts: dict[str, Any]
-
-    def __str__(self) -> str:
-        """``40 pairs; selected 80 of 246 chosen tokens (32.5%) and 77 of 231 rejected tokens (33.3%)``."""
-        dropped = "".join(f", {count:,} dropped: {reason}" for reason, count in self.counts["dropped"].items())
-        notes = "".join(f"; {count:,} {what}" for what, count in self.counts["selection"].items())
-        return f"{self.counts['kept']:,} pairs{dropped}; selected {self.shares}{notes}"
-
-    @property
-    def shares(self) -> str:
-        selected, tokens = self.counts["selected"], self.counts["tokens"]
-        return " and ".join(
-            f"{selected[side]:,} of {tokens[side]:,} {side} tokens ({selected[side] / max(1, tokens[side]):.1%})"
-            for side in tokens
-        )
-
-
 def make_examples(
     rows: Sequence[ScoredPair],
     selection: Selection,
@@ -40,13 +19,16 @@ def make_examples(
     too_long: dict[str, int],
     *,
     alone: bool = False,
-) -> Weighed:
+) -> tuple[list[Example], dict[str, Any]]:
     """Join rows, weights and reference log-probs; a pair of which a response has no weight is dropped and counted.
 
     Args:
         references: log-probs under the reference, a row each, where the objective has one.
         too_long: reason -> pairs that were left out before for it, for the counts.
         alone: the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted.
+
+    Returns:
+        the examples, and the counts for the manifest.
 
     Raises:
         SepoError: no pair is left.
@@ -71,16 +53,13 @@ def make_examples(
             hint="give every response a token with a weight above 0",
         )
     dropped = {**too_long, "a response without a weighted token": empty}
-    return Weighed(
-        examples,
-        {
-            "read": len(examples) + sum(dropped.values()),
-            "kept": len(examples),
-            "dropped": {reason: count for reason, count in dropped.items() if count},
-            **counts,
-            "selection": selection.notes,
-        },
-    )
+    return examples, {
+        "read": len(examples) + sum(dropped.values()),
+        "kept": len(examples),
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        **counts,
+        "selection": selection.notes,
+    }
 
 
 def chosen_only(example: Example) -> Example:

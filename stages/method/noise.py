@@ -31,21 +31,6 @@ class Noise(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         return {**self._asdict(), "agreement": {str(ratio): share for ratio, share in self.agreement.items()}}
 
-    def rows(self) -> list[tuple[str, str]]:
-        """For a summary."""
-        shares = ", ".join(f"{share:.3f} at k = {ratio}" for ratio, share in self.agreement.items())
-        errors = (
-            f"mean {self.mean:.2g}, p99 {self.p99:.2g} nats, where a score's median size is {self.median_score:.2g}"
-        )
-        return [("noise against float32", f"{errors} ({self.pairs:,} pairs)"), ("same tokens selected", shares)]
-
-    def warning(self) -> str:
-        worst = min(self.agreement, key=lambda ratio: self.agreement[ratio])
-        return (
-            f"rounding decides about tokens: at k = {worst} only {self.agreement[worst]:.2f} of those selected"
-            " are those that float32 selects; score with --precision float32"
-        )
-
 
 def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
     """Compare scores of the same pairs, token by token, nats."""

@@ -19,7 +19,7 @@ _ROUNDING: Final = 1e-9
 """0.1 * 30 is 3.0000000000000004 in floating point; its ceiling is meant to be 3."""
 
 
-class Evidence(NamedTuple):
+class RuleInputs(NamedTuple):
     """What a rule may look at."""
 
     rows: Sequence[ScoredPair]
@@ -94,7 +94,9 @@ def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
     return PairLogps(chosen, -rejected)
 
 
-def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool) -> Selection:
+def ranked(
+    keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool = False
+) -> Selection:
     """`select_by_keys` in every pair, weight 1; the cuts within ties are counted."""
     weights, ties = [], 0
     for pair in keys:
@@ -102,7 +104,7 @@ def ranked(keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float
         weights.append(as_weights(*masks))
         # The authors' code never takes the first token: it is nothing that was cut off.
         ties += sum(cuts_ties(key[authors_rule:], mask[authors_rule:]) for key, mask in zip(pair, masks, strict=True))
-    return Selection(weights, {CUT_TIES: ties} if ties else {})
+    return Selection(weights, tie_notes(ties))
 
 
 def cuts_ties(keys: Floats, mask: Mask) -> bool:
@@ -115,18 +117,34 @@ def as_weights(chosen: NDArray[Any], rejected: NDArray[Any]) -> PairWeights:
     return PairWeights(chosen.astype(np.float32), rejected.astype(np.float32))
 
 
-def never_empty(masks: Iterable[Mask], keys: Iterable[Floats]) -> tuple[list[Mask], int]:
-    """Give a response of which nothing was selected its token with the highest key; also how many those were."""
-    found, empty = [], 0
-    for mask, key in zip(masks, keys, strict=True):
-        empty += not mask.any()
-        found.append(mask if mask.any() else _first(key, 1))
-    return found, empty
+def tie_notes(count: int) -> dict[str, int]:
+    return {CUT_TIES: count} if count else {}
 
 
-def by_side(chosen: Sequence[Mask], rejected: Sequence[Mask]) -> list[PairWeights]:
-    """Masks of all chosen and of all rejected responses, as weights a row."""
-    return [as_weights(*masks) for masks in zip(chosen, rejected, strict=True)]
+def by_response(rows: Sequence[ScoredPair]) -> list[Floats]:
+    """`signed` scores of every chosen response, then of every rejected one."""
+    keys = [signed(row.scores) for row in rows]
+    return [key.chosen for key in keys] + [key.rejected for key in keys]
+
+
+def by_pair(masks: Sequence[Mask]) -> list[PairWeights]:
+    """Masks in the order of `by_response` as weights a row."""
+    count = len(masks) // 2
+    return list(map(as_weights, masks[:count], masks[count:]))
+
+
+def never_empty(masks: Sequence[Mask], keys: Sequence[Floats], where: str) -> tuple[list[Mask], dict[str, int]]:
+    """Give a response of which nothing was selected its token with the highest key.
+
+    Args:
+        where: none was found, as in ``in the share``.
+
+    Returns:
+        the masks, and the note of how many those were.
+    """
+    found = [mask if mask.any() else _first(key, 1) for mask, key in zip(masks, keys, strict=True)]
+    empty = sum(not mask.any() for mask in masks)
+    return found, {f"responses with no token {where}, whose best one was taken": empty} if empty else {}
 
 
 def _first(keys: Floats, count: int) -> Mask:

@@ -13,7 +13,7 @@ from stages.errors import SepoError
 from stages.logprobs.head import has_head
 from stages.logprobs.logps import Reader, response_logps
 from stages.logprobs.paths import find_paths
-from stages.models.folders import embedding_rows, load_tokenizer, model_hash
+from stages.models.folders import embedding_rows, model_hash
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores
@@ -35,8 +35,8 @@ class Frozen(NamedTuple):
     """`stages.models.folders.model_hash`"""
 
 
-class Around(NamedTuple):
-    """Where log-probs are kept, and how they are computed."""
+class RunContext(NamedTuple):
+    """Of a run that computes log-probs: which processes compute, and where they keep them."""
 
     accelerator: Accelerator
     """its processes divide the work"""
@@ -78,11 +78,6 @@ def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> Non
         )
 
 
-def refuse_other_reference(model: Frozen, scores: Scores, *, trust_remote_code: bool) -> None:
-    """Refuse a reference with another token->id map, before it is loaded."""
-    refuse_other_vocabulary(load_tokenizer(model.folder, trust_remote_code=trust_remote_code), scores, model.name)
-
-
 def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
     """A divergence over the whole vocabulary needs two heads of the same size."""
     sizes = [len(each.get_output_embeddings().weight) for each in (policy, reference) if has_head(each)]
@@ -94,7 +89,13 @@ def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
 
 
 def logps_of_rows(
-    model: Frozen, load: Callable[[], Any], rows: Sequence[ScoredPair], scores: Scores, around: Around, *, file: str
+    model: Frozen,
+    load: Callable[[], Any],
+    rows: Sequence[ScoredPair],
+    scores: Scores,
+    context: RunContext,
+    *,
+    file: str,
 ) -> list[PairLogps]:
     """Log-probs of every response token of the rows of some scores under a model, in their order.
 
@@ -105,7 +106,7 @@ def logps_of_rows(
     """
     in_shards = _in_shards(model, rows, scores)
     if in_shards is not None:
-        around.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
+        context.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
         return in_shards
 
     pairs = [row.pair for row in rows]
@@ -115,11 +116,11 @@ def logps_of_rows(
         refuse_unknown_ids(loaded, pairs, model.name)
         return loaded
 
-    return kept_logps(model, load_fitting, pairs, around, file=file, title=f"log-probs under {model.name}")
+    return kept_logps(model, load_fitting, pairs, context, file=file, title=f"log-probs under {model.name}")
 
 
 def kept_logps(
-    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
 ) -> list[PairLogps]:
     """Log-probs of every response token of the pairs under a model, in their order.
 
@@ -133,24 +134,24 @@ def kept_logps(
     Raises:
         SepoError: the file cannot be read back.
     """
-    known = _known(model, pairs, around.folder, file)
+    known = _known(model, pairs, context.folder, file)
     # One process that cannot read them needs the help of all.
     lacking = any(gather_object([known is None]))
     if known is None or lacking:
-        parts = _make_parts(model, load, pairs, around, file=file, title=title)
-        if around.accelerator.is_main_process:
-            logps = (_read_back(model, some, around.folder, part) for part, some in parts.items())
-            write_logps(around.folder, pairs, chain.from_iterable(logps), model.hash, file)
-        around.accelerator.wait_for_everyone()
+        parts = _make_parts(model, load, pairs, context, file=file, title=title)
+        if context.accelerator.is_main_process:
+            logps = (_read_back(model, some, context.folder, part) for part, some in parts.items())
+            write_logps(context.folder, pairs, chain.from_iterable(logps), model.hash, file)
+        context.accelerator.wait_for_everyone()
         # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
-        known = _read_back(model, pairs, around.folder, file)
-    if around.accelerator.is_main_process:
-        forget_parts(around.folder, file)
+        known = _read_back(model, pairs, context.folder, file)
+    if context.accelerator.is_main_process:
+        forget_parts(context.folder, file)
     return known
 
 
 def _make_parts(
-    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], around: Around, *, file: str, title: str
+    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
 ) -> dict[str, list[TokenPair]]:
     """Compute the parts that are not there yet; returns the pairs of each.
 
@@ -158,44 +159,44 @@ def _make_parts(
     """
     starts = range(0, len(pairs), PART_PAIRS)
     parts = {part_name(file, number): pairs[start : start + PART_PAIRS] for number, start in enumerate(starts)}
-    lacking = [name for name, some in parts.items() if _known(model, some, around.folder, name) is None]
+    lacking = [name for name, some in parts.items() if _known(model, some, context.folder, name) is None]
     missing = sorted(set(gather_object(lacking)))
     if len(missing) < len(parts):
-        around.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
+        context.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
     if missing:
-        reader = find_paths(load(), around.reporter)
-        with around.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
+        reader = find_paths(load(), context.reporter)
+        with context.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
             for name in missing:
-                logps = _read(reader, parts[name], around, task)
-                if around.accelerator.is_main_process:
-                    write_logps(around.folder, parts[name], logps, model.hash, name)
+                logps = _read(reader, parts[name], context, task)
+                if context.accelerator.is_main_process:
+                    write_logps(context.folder, parts[name], logps, model.hash, name)
     return parts
 
 
-def logps_of(model: Any, pairs: list[TokenPair], around: Around, title: str) -> list[PairLogps]:
+def logps_of(model: Any, pairs: list[TokenPair], context: RunContext, title: str) -> list[PairLogps]:
     """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
-    with around.reporter.task(title, len(pairs), "pairs") as task:
-        return _read(find_paths(model, around.reporter), pairs, around, task)
+    with context.reporter.task(title, len(pairs), "pairs") as task:
+        return _read(find_paths(model, context.reporter), pairs, context, task)
 
 
-def refuse_not_finite(model: Any, pair: TokenPair, around: Around) -> None:
+def refuse_not_finite(model: Any, pair: TokenPair, context: RunContext) -> None:
     """
     Raises:
         SepoError: a model, though its weights may be finite, says nothing of a pair.
     """
     # A model whose parts are spread over processes has to be read by all of them at once.
-    if not around.accelerator.is_fsdp2:
-        _read(find_paths(model, Quiet()), [pair], around, Quiet())
+    if not context.accelerator.is_fsdp2:
+        _read(find_paths(model, Quiet()), [pair], context, Quiet())
 
 
-def _read(reader: Reader, pairs: list[TokenPair], around: Around, task: Task) -> list[PairLogps]:
+def _read(reader: Reader, pairs: list[TokenPair], context: RunContext, task: Task) -> list[PairLogps]:
     [logps] = response_logps(
         [reader],
         pairs,
-        max_tokens=around.max_tokens,
-        device=around.accelerator.device,
+        max_tokens=context.max_tokens,
+        device=context.accelerator.device,
         task=task,
-        accelerator=around.accelerator,
+        accelerator=context.accelerator,
     )
     broken = [pair.pair_id for pair, each in zip(pairs, logps, strict=True) if not _is_finite(each)]
     if broken:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stages.configs import ScoreConfig
 from stages.devices.memory import move_model
 from stages.devices.precision import products, weights_of
 from stages.logprobs.logps import Reader, response_logps
@@ -23,23 +24,15 @@ class Models(NamedTuple):
     reference: Path
 
 
-class How(NamedTuple):
-    """How the models are computed."""
-
-    precision: str
-    """one of `stages.configs.PRECISIONS`"""
-    max_tokens: int
-    """of one forward pass"""
-    device: torch.device
-    trust_remote_code: bool
-
-
 class Scorer:
     """Scores pairs. A model is loaded when it is first needed: a reference whose log-probs are all known, never."""
 
-    def __init__(self, models: Models, how: How, known: KnownLogps | None, reporter: Reporter) -> None:
+    def __init__(
+        self, models: Models, config: ScoreConfig, device: torch.device, known: KnownLogps | None, reporter: Reporter
+    ) -> None:
         self.models = models
-        self.how = how
+        self._config = config
+        self._device = device
         self._known = known
         self._reporter = reporter
         self._readers: dict[Path, Reader] = {}
@@ -75,21 +68,21 @@ class Scorer:
         self._readers.clear()
         logps = []
         for folder in self.models:
-            model = move_model(load_model(folder, trust_remote_code=self.how.trust_remote_code), self.how.device)
+            model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
             reader = Reader(model, packs=False, tiled=False, alone=True)
             with products("float32"):
-                [found] = response_logps([reader], pairs, max_tokens=1, device=self.how.device, task=Quiet())
+                [found] = response_logps([reader], pairs, max_tokens=1, device=self._device, task=Quiet())
             logps.append(found)
             task.advance()
         return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
 
     def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
-        with products(self.how.precision):
+        with products(self._config.precision):
             return response_logps(
                 [self._reader(folder) for folder in folders],
                 pairs,
-                max_tokens=self.how.max_tokens,
-                device=self.how.device,
+                max_tokens=self._config.max_tokens_per_device,
+                device=self._device,
                 task=task,
             )
 
@@ -113,9 +106,9 @@ class Scorer:
         self._readers = {self.models.oracle: oracle, self.models.reference: reference}
 
     def _load(self, folder: Path) -> Any:
-        dtype = weights_of(self.how.precision)
+        dtype = weights_of(self._config.precision)
         return move_model(
-            load_model(folder, trust_remote_code=self.how.trust_remote_code, dtype=dtype), self.how.device
+            load_model(folder, trust_remote_code=self._config.trust_remote_code, dtype=dtype), self._device
         )
 
 

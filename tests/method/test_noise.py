@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from stages.method.noise import measure_noise
+from stages.report.scores import noise_rows, noise_warnings
 from stages.types import PairLogps
 
 
@@ -20,15 +21,15 @@ def test_noise_by_hand():
     assert noise.p99 == pytest.approx(np.quantile([2.0] + [0.0] * 19, 0.99))
     assert noise.median_score == 0.0
     assert noise.agreement == {0.1: 1.0, 0.3: pytest.approx(5 / 7)}
-    assert noise.large
-    assert "at k = 0.3 only 0.71" in noise.warning()
+    assert "at k = 0.3 only 0.71" in noise_warnings(noise)[0]
+    assert "0.714 at k = 0.3" in noise_rows(noise)[1][1]
 
 
 def test_exact_scores_have_no_noise():
     exact = logps([1, 2, 3], [3, 2])
     noise = measure_noise([exact], [exact])
     assert (noise.mean, noise.p99, noise.agreement) == (0.0, 0.0, {0.1: 1.0, 0.3: 1.0})
-    assert not noise.large
+    assert noise_warnings(noise) == []
     assert noise.median_score == 2.0
 
 

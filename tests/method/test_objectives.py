@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.method.objectives.sft import sft
+from stages.method.objectives import sft
 from stages.method.rewards import selected_rewards
 from stages.registry import OBJECTIVES
 from stages.types import Batch

@@ -3,6 +3,7 @@ import pytest
 
 from stages.method.drift import DriftMeter
 from stages.method.statistics import mean_interval, preference_accuracy, wilson
+from stages.report.scores import drift_warnings
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
 
@@ -52,7 +53,7 @@ def test_drift_sees_what_both_sides_share():
     assert drift.median == pytest.approx(-4.5)
     assert drift.spread == pytest.approx(np.std([1, -8, -1, -8]))
     assert drift.large
-    assert "drifted" in drift.warning(".")
+    assert "drifted" in drift_warnings(drift, ".")[0]
 
 
 def test_no_drift_where_shared_tokens_stay():

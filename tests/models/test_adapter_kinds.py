@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from stages.configs import ScoreConfig
 from stages.errors import SepoError
 from stages.logprobs.trial import trial_logps
 from stages.models.folders import load_model
-from stages.models.scorer import How, Models, Scorer
+from stages.models.scorer import Models, Scorer
 from stages.reporting import Quiet
 from tests import reference
 from tests.conftest import random_pairs, tiny_llama
@@ -110,7 +111,7 @@ def test_scores_from_its_folder_are_those_of_two_models_loaded_apart(case, tied,
     folder, plain = bases[tied]
     oracle = as_trained(folder, plain, case)
     oracle.save_pretrained(tmp_path)
-    scorer = Scorer(Models(tmp_path, folder), How("float32", 4096, torch.device("cpu"), False), None, Quiet())
+    scorer = Scorer(Models(tmp_path, folder), ScoreConfig(oracle="o"), torch.device("cpu"), None, Quiet())
     try:
         [row] = scorer.score([PAIR], Quiet())
     except SepoError:

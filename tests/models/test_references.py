@@ -5,7 +5,7 @@ import pytest
 from accelerate import Accelerator
 
 from stages.models import references
-from stages.models.references import Around, Frozen, kept_logps
+from stages.models.references import Frozen, RunContext, kept_logps
 from stages.reporting import Quiet
 from tests import reference
 from tests.conftest import random_pairs, tiny_llama
@@ -43,7 +43,7 @@ def parts_of_eight(monkeypatch):
 
 def keep(folder, reporter=None, *, model="sha256:one", pairs=PAIRS, load=lambda: tiny_llama(50)):
     folder.mkdir(exist_ok=True)
-    around = Around(Accelerator(cpu=True), folder, 40, reporter or Quiet())
+    around = RunContext(Accelerator(cpu=True), folder, 40, reporter or Quiet())
     return kept_logps(Frozen("m", folder, model), load, pairs, around, file=FILE, title="m")
 
 

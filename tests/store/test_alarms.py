@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from stages.method.rules.auto import auto
-from stages.method.rules.dataset_share import dataset_share
-from stages.method.rules.oracle import oracle
-from stages.method.selection import CUT_TIES, Evidence
+from stages.method.rules import auto, dataset_share, oracle
+from stages.method.selection import CUT_TIES, RuleInputs
 from stages.store.alarms import Scale, alarms
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
@@ -61,18 +59,18 @@ def row(scores):
 )
 def test_cuts_within_ties_are_counted(scores, ties):
     selection = oracle(
-        Evidence([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5, authors_rule=False
+        RuleInputs([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5, authors_rule=False
     )
     assert selection.notes.get(CUT_TIES, 0) == ties
 
 
 def test_the_authors_rule_never_counts_the_first_token():
-    evidence = Evidence([row(pair([5, 5, 1, 0, 0], [0, -3]))])
-    assert oracle(evidence, chosen_ratio=0.3, rejected_ratio=0.3, authors_rule=True).notes == {}
+    inputs = RuleInputs([row(pair([5, 5, 1, 0, 0], [0, -3]))])
+    assert oracle(inputs, chosen_ratio=0.3, rejected_ratio=0.3, authors_rule=True).notes == {}
 
 
 def test_auto_counts_ties_too():
-    notes = auto(Evidence([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).notes
+    notes = auto(RuleInputs([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).notes
     assert notes[CUT_TIES] == 1
 
 
@@ -88,5 +86,5 @@ def test_auto_counts_ties_too():
     ],
 )
 def test_a_share_of_the_data_set_counts_the_responses_in_which_it_cuts_ties(rows, ties):
-    notes = dataset_share(Evidence([row(each) for each in rows]), chosen_ratio=0.5, rejected_ratio=0.5).notes
+    notes = dataset_share(RuleInputs([row(each) for each in rows]), chosen_ratio=0.5, rejected_ratio=0.5).notes
     assert notes.get(CUT_TIES, 0) == ties

@@ -9,7 +9,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.logps import token_logps
-from stages.method.objectives.sft import sft
+from stages.method.objectives import sft
 from stages.reporting import Quiet
 from stages.training.loop import fit
 from stages.training.metrics import read_metrics, read_times, training_warnings

@@ -1,1 +1,0 @@
-"""The objectives of `sepo train-policy`, one module each; see `stages.registry`."""

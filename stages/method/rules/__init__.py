@@ -1,1 +1,0 @@
-"""The selection rules of `sepo train-policy`, one module each; see `stages.registry`."""

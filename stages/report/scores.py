@@ -1,0 +1,61 @@
+"""What the figures of scores mean, in words: for summaries, and to read before the scores are trusted."""
+
+from stages.evaluation.oracle import OracleMetrics
+from stages.method.drift import Drift
+from stages.method.noise import Noise
+
+Rows = list[tuple[str, str]]
+
+
+def drift_rows(drift: Drift, token: str) -> Rows:
+    """
+    Args:
+        token: the drift's worst one as text.
+    """
+    shared = f"{drift.shared:+.3f} nats, farthest {token!r} {drift.worst:+.3f}"
+    return [
+        ("median score", f"{drift.median:+.3f} nats, spread {drift.spread:.3f}"),
+        ("score of the tokens both sides share", shared),
+    ]
+
+
+def drift_warnings(drift: Drift, token: str) -> list[str]:
+    if not drift.large:
+        return []
+    return [
+        f"the oracle drifted: tokens that chosen and rejected share score {drift.shared:+.2f} nats on average "
+        f"({token!r} {drift.worst:+.2f}, median of all {drift.median:+.2f}) against a spread of {drift.spread:.2f}; "
+        "selection may follow the drift, not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
+    ]
+
+
+def noise_rows(noise: Noise) -> Rows:
+    errors = f"mean {noise.mean:.2g}, p99 {noise.p99:.2g} nats, where a score's median size is {noise.median_score:.2g}"
+    shares = ", ".join(f"{share:.3f} at k = {ratio}" for ratio, share in noise.agreement.items())
+    return [("noise against float32", f"{errors} ({noise.pairs:,} pairs)"), ("same tokens selected", shares)]
+
+
+def noise_warnings(noise: Noise) -> list[str]:
+    if not noise.large:
+        return []
+    ratio, share = min(noise.agreement.items(), key=lambda item: item[1])
+    return [
+        f"rounding decides about tokens: at k = {ratio} only {share:.2f} of those selected"
+        " are those that float32 selects; score with --precision float32"
+    ]
+
+
+def oracle_rows(metrics: OracleMetrics, token: str) -> Rows:
+    return [
+        ("held-out accuracy", f"{metrics.accuracy:.3f}"),
+        ("held-out reward margin", f"{metrics.margin:+.3f}"),
+        *drift_rows(metrics.drift, token),
+    ]
+
+
+def oracle_warnings(metrics: OracleMetrics, token: str) -> list[str]:
+    coin = (
+        f"on held-out pairs the oracle is not better than a coin: accuracy {metrics.accuracy:.3f}; "
+        "its scores would select noise (more data, a higher --learning-rate or more epochs may help)"
+    )
+    return [coin] * (metrics.accuracy.low <= 0.5) + drift_warnings(metrics.drift, token)
