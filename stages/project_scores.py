@@ -28,10 +28,10 @@ from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores, sound
 from stages.store.shape import lookup
 from stages.store.shards import OwnShard, own_shard, read_shard, shard_name, write_shard
-from stages.tokens.borders import Located
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import SAME_WHEN_CUT, Encoder
 from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash, vocabulary_size
+from stages.tokens.offsets import ResponseOffsets
 from stages.types import Dropped, Floats, Ids, Pair, PairLogps, ScoredPair, TokenPair
 
 STAGE: Final = "project-scores"
@@ -203,7 +203,7 @@ class _Projector:
     def row(self, row: ScoredPair, pair: Pair | Dropped) -> ScoredPair | Dropped:
         if isinstance(pair, Dropped):
             return pair
-        scored, wanted = self._scored.locate(pair), self._wanted.locate(pair)
+        scored, wanted = self._scored.offsets(pair), self._wanted.offsets(pair)
         if isinstance(scored, Dropped):
             return Dropped(pair.pair_id, OTHER_TEXT)
         if isinstance(wanted, Dropped):
@@ -228,7 +228,7 @@ class _Carried(NamedTuple):
     scores: Floats
 
 
-def _carried(ids: Ids, scores: Floats, scored: Located, wanted: Located) -> _Carried:
+def _carried(ids: Ids, scores: Floats, scored: ResponseOffsets, wanted: ResponseOffsets) -> _Carried:
     """A response's scores on the tokens of the other tokenizer.
 
     Args:
@@ -239,14 +239,14 @@ def _carried(ids: Ids, scores: Floats, scored: Located, wanted: Located) -> _Car
         raise _UnusableError(OTHER_TEXT)
     if scored.text != wanted.text:
         raise _UnusableError(OTHER_WRITING)
-    borders, others = scored.borders[:count], wanted.borders.copy()
-    if borders[-1] == 0:
+    ends, others = scored.ends[:count], wanted.ends.copy()
+    if ends[-1] == 0:
         raise _UnusableError(NOTHING_SCORED)
     if count < len(scored.ids):
         # It did not end there, and the last of the other tokens may reach beyond the cut.
-        others = others[: np.searchsorted(others, borders[-1]) + 1]
-    others[-1] = max(others[-1], borders[-1])
-    return _Carried(wanted.ids[: len(others)], project(scores, borders, others))
+        others = others[: np.searchsorted(others, ends[-1]) + 1]
+    others[-1] = max(others[-1], ends[-1])
+    return _Carried(wanted.ids[: len(others)], project(scores, ends, others))
 
 
 def _write_missing(

@@ -126,7 +126,7 @@ def test_there_and_back_keeps_sums_and_the_scores_between_common_borders(world, 
     encoders = [Encoder(load_tokenizer(folder, trust_remote_code=False)) for folder in (chat_folder, strong)]
     same = 0
     for pair in read_pairs(str(world / "pairs.jsonl")):
-        mine, others = (encoder.locate(pair).chosen.borders for encoder in encoders)
+        mine, others = (encoder.offsets(pair).chosen.ends for encoder in encoders)
         np.testing.assert_array_equal(back[pair.pair_id].pair.chosen_ids, before[pair.pair_id].pair.chosen_ids)
         common = np.isin(np.append(0.0, mine), np.append(0.0, others))
         whole = common[1:] & common[:-1]
@@ -198,9 +198,9 @@ def test_the_planted_words_are_still_found_in_pieces(family, demo, tmp_path):
     found, planted, chosen, tokens = 0, 0, 0, 0
     for pair in read_pairs(str(demo / "demo/train.jsonl")):
         masks = select_by_keys(signed(rows[pair.pair_id].scores), 0.3, 0.3)
-        for located, mask, sign in zip(encoder.locate(pair)[2:], masks, (1, -1), strict=True):
+        for located, mask, sign in zip(encoder.offsets(pair)[2:], masks, (1, -1), strict=True):
             letters = key_letters(located.text, sign)
-            middles = (np.append(0.0, located.borders[:-1]) + located.borders) / 2
+            middles = (np.append(0.0, located.ends[:-1]) + located.ends) / 2
             key = letters[middles.astype(int)]
             found += (key & mask).sum()
             planted += key.sum()
@@ -283,12 +283,12 @@ def test_a_response_that_was_cut_ends_with_the_token_that_holds_its_last_letter(
     scorer = Encoder(load_tokenizer(world / "oracle/oracle", trust_remote_code=False))
     pairs = {pair.pair_id: pair for pair in read_pairs(str(world / "pairs.jsonl"))}
     for pair_id in set(cut) & set(after):
-        ids, whole = after[pair_id].pair.chosen_ids, encoder.locate(pairs[pair_id]).chosen
-        reached = scorer.locate(pairs[pair_id]).chosen.borders[len(before[pair_id].pair.chosen_ids) - 1]
+        ids, whole = after[pair_id].pair.chosen_ids, encoder.offsets(pairs[pair_id]).chosen
+        reached = scorer.offsets(pairs[pair_id]).chosen.ends[len(before[pair_id].pair.chosen_ids) - 1]
         assert ids[-1] != encoder.end_of_turn
         np.testing.assert_array_equal(ids, whole.ids[: len(ids)])
-        assert whole.borders[len(ids) - 1] >= reached
-        assert len(ids) == 1 or whole.borders[len(ids) - 2] < reached
+        assert whole.ends[len(ids) - 1] >= reached
+        assert len(ids) == 1 or whole.ends[len(ids) - 2] < reached
     assert manifest_of(tmp_path / "out")["counts"]["truncated"] == len(set(cut) & set(after))
 
 

@@ -27,11 +27,11 @@ from stages.data.conversations import EMPTY_RESPONSE, UnusableError
 from stages.data.template_arguments import TOOLS, texts_of
 from stages.errors import SepoError
 from stages.store.files import hash_json
-from stages.tokens.borders import Located, LocatedPair, locate
 from stages.tokens.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate
 from stages.tokens.control import ControlTokens
 from stages.tokens.fingerprint import tokenizer_fingerprint
-from stages.tokens.round_trip import losses, refuse_unfit
+from stages.tokens.offsets import PairOffsets, ResponseOffsets, response_offsets
+from stages.tokens.round_trip import RoundTrip
 from stages.types import Dropped, Ids, Pair, TokenPair
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
@@ -47,6 +47,8 @@ NO_ROOM: Final = "prompt leaves no room for a response"
 _NEWLINE: Final = "\n"
 _PROBE: Final = "0"
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
+Context = tuple[str, list[int]]
+"""a text that another is tokenised behind, and its ids"""
 
 
 class _Rendered(NamedTuple):
@@ -75,7 +77,7 @@ class Encoder:
         Raises:
             SepoError: a tokenizer or a template that spoils text, or arguments that spell a control token.
         """
-        refuse_unfit(tokenizer)
+        self._round_trip = RoundTrip(tokenizer)
         self._given = given
         self._tokenizer = tokenizer
         self._ready: dict[str, list[int]] = {}
@@ -87,8 +89,7 @@ class Encoder:
         after_ids = self._tokenise(self._after)
         self._end_of_turn = self._control.first(self._after, after_ids) or self._next_turn()
         self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
-        self._newline = (_NEWLINE, self._tokenise(_NEWLINE))
-        self._anchor = self._newline
+        self._newline = self._last_end = (_NEWLINE, self._tokenise(_NEWLINE))
         self._before = [] if self._template else _before_a_text(tokenizer)
 
     def _next_turn(self) -> int | None:
@@ -103,7 +104,7 @@ class Encoder:
         """What a user should know of what the tokenizer and its template do to text, one sentence each."""
         ignored = self._template.ignored if self._template else list(self._given)
         unknown = f"the chat template does not know {', '.join(ignored)}: --chat-template-kwargs changes nothing there"
-        return losses(self._tokenizer) + ([unknown] if ignored else [])
+        return self._round_trip.losses + ([unknown] if ignored else [])
 
     @property
     def end_of_turn(self) -> int | None:
@@ -138,8 +139,8 @@ class Encoder:
         self._ready.clear()
         return encoded
 
-    def locate(self, pair: Pair) -> LocatedPair | Dropped:
-        """The ids of a pair as `encode` makes them, and where in the text of its responses each of their tokens stands.
+    def offsets(self, pair: Pair) -> PairOffsets | Dropped:
+        """The ids of a pair as `encode` makes them, and where in the text of its responses each of their tokens ends.
 
         The tokenizer has to be one that knows (a "fast" one).
         """
@@ -148,20 +149,20 @@ class Encoder:
         self._ready.clear()
         if isinstance(rendered, Dropped) or isinstance(encoded, Dropped):
             return rendered if isinstance(rendered, Dropped) else Dropped(*encoded)
-        anchor = self._end_of_prompt(rendered, encoded.prompt_ids[len(self._before) :].tolist())
+        context = self._end_of_prompt(rendered, encoded.prompt_ids[len(self._before) :].tolist())
         sides = zip(rendered.responses, (encoded.chosen_ids, encoded.rejected_ids), strict=True)
-        return LocatedPair(*encoded[:2], *(self._locate(text, ids, anchor) for text, ids in sides))
+        return PairOffsets(*encoded[:2], *(self._response_offsets(text, ids, context) for text, ids in sides))
 
-    def _locate(self, text: str, ids: Ids, anchor: tuple[str, list[int]]) -> Located:
-        before, known = self._border(text, anchor)
+    def _response_offsets(self, text: str, ids: Ids, context: Context) -> ResponseOffsets:
+        before, known = self._context(text, context)
         found = self._tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = found["offset_mapping"][len(known) :][: len(ids)]
         offsets = [(max(0, start - len(before)), max(0, end - len(before))) for start, end in spans]
         # An end of turn that the text does not spell is one id more.
         offsets += [(len(text), len(text))] * (len(ids) - len(offsets))
-        return locate(ids, text, offsets, text.removesuffix(self._after), ended=self.end_of_turn is not None)
+        return response_offsets(ids, text, offsets, text.removesuffix(self._after), ended=self.end_of_turn is not None)
 
-    def _render(self, pair: Pair) -> "_Rendered | Dropped":
+    def _render(self, pair: Pair) -> _Rendered | Dropped:
         if any(map(self._control.spelled_in, _texts(pair))):
             return Dropped(pair.pair_id, CONTROL)
         render = self._with_template if self._template else self._plain
@@ -187,13 +188,16 @@ class Encoder:
             raise UnusableError(EMPTY_RESPONSE)
         return pair.prompt[0]["content"], answers
 
-    def _encode(self, rendered: "_Rendered") -> TokenPair | Dropped:
+    def _encode(self, rendered: _Rendered) -> TokenPair | Dropped:
         prompt = self._tokenise(rendered.prompt)
         if not self._before + prompt:
             return Dropped(rendered.pair_id, NO_PROMPT_IDS)
-        anchor = self._end_of_prompt(rendered, prompt)
+        damage = self._round_trip.damage(prompt, rendered.prompt)
+        if damage:
+            return Dropped(rendered.pair_id, damage)
+        context = self._end_of_prompt(rendered, prompt)
         try:
-            responses = [self._close(self._behind(text, anchor)) for text in rendered.responses]
+            responses = [self._response(text, context) for text in rendered.responses]
         except UnusableError as reason:
             return Dropped(rendered.pair_id, str(reason))
         rejected = responses[1] if len(responses) > 1 else []
@@ -201,23 +205,28 @@ class Encoder:
             return Dropped(rendered.pair_id, SAME_IDS)
         return TokenPair(rendered.pair_id, _ids(self._before + prompt), _ids(responses[0]), _ids(rejected))
 
-    def _end_of_prompt(self, rendered: "_Rendered", ids: list[int]) -> tuple[str, list[int]]:
+    def _end_of_prompt(self, rendered: _Rendered, ids: list[int]) -> Context:
         """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
 
         Where that is not so, which shows in the ids, the whole prompt.
         """
-        if rendered.end != self._anchor[0]:
-            self._anchor = (rendered.end, self._tokenise(rendered.end))
-        return self._anchor if ids[-len(self._anchor[1]) :] == self._anchor[1] else (rendered.prompt, ids)
+        if rendered.end != self._last_end[0]:
+            self._last_end = (rendered.end, self._tokenise(rendered.end))
+        return self._last_end if ids[-len(self._last_end[1]) :] == self._last_end[1] else (rendered.prompt, ids)
 
-    def _behind(self, text: str, anchor: tuple[str, list[int]]) -> list[int]:
-        """The ids of a text where it stands, behind an anchor, if none of them reaches across the border."""
-        before, ids = self._border(text, anchor)
-        return self._tokenise(before + text)[len(ids) :]
+    def _response(self, text: str, context: Context) -> list[int]:
+        """The ids of a text where it stands, behind a context, if none of them reaches across the border."""
+        before, known = self._context(text, context)
+        response = self._close(self._tokenise(before + text)[len(known) :])
+        said = response[:-1] if response[-1:] == [self.end_of_turn] else response
+        damage = self._round_trip.damage(known + said, before + text, self._after)
+        if damage:
+            raise UnusableError(damage)
+        return response
 
-    def _border(self, text: str, anchor: tuple[str, list[int]]) -> tuple[str, list[int]]:
-        """What a text is tokenised behind, and the ids of that, which are not the text's: the anchor or less."""
-        for before, ids in (anchor, self._newline):
+    def _context(self, text: str, context: Context) -> Context:
+        """What a text is tokenised behind, and the ids of that, which are not the text's: the context or less."""
+        for before, ids in (context, self._newline):
             whole = self._tokenise(before + text)
             if ids and whole[: len(ids)] == ids and not self._grown(before, text, ids):
                 return before, ids

@@ -3,14 +3,16 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, decoders, pre_tokenizers
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
+from stages.data.layouts import read_pairs
 from stages.errors import SepoError
 from stages.tokens import rendering
 from stages.tokens.chat import NO_BEGINNING, NO_END, NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
 from stages.tokens.encode import Encoder
+from stages.tokens.round_trip import OTHER_BLANKS, OTHER_LETTERS
 from stages.types import Dropped, Pair
-from tests.conftest import byte_level_tokenizer
+from tests.conftest import byte_level_tokenizer, write_lines
 
 ANSWER = "Four\n\n  and <b>more</b>, 4 na\u00efve"
 THOUGHTS = "<think>2 + 2</think>" + ANSWER
@@ -178,6 +180,35 @@ def no_alphabet(tokenizer):
 def test_a_tokenizer_that_spoils_all_text_is_refused(change, message):
     with pytest.raises(SepoError, match=message):
         Encoder(fitted(change))
+
+
+def replacing(pattern, by):
+    def change(tokenizer):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace(pattern, by)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (replacing("\u20ac", ""), OTHER_LETTERS),
+        (replacing("Paris", "paris"), OTHER_LETTERS),
+        (replacing("   ", " "), OTHER_BLANKS),
+        (replacing("\r", "\n"), OTHER_BLANKS),
+        (replacing("never", "there"), None),
+    ],
+)
+@pytest.mark.parametrize("place", ["prompt", "chosen", "rejected"])
+def test_a_tokenizer_that_damages_what_a_row_holds(tmp_path, change, reason, place):
+    """What it makes of the probe is whole: only the row shows it."""
+    said = "\u20ac 5 in Paris:   e\u0301\r"
+    whole = {"prompt": "what?", "chosen": "so", "rejected": "no"}
+    path = write_lines(tmp_path / "pairs.jsonl", [whole, whole | {place: said + "now"}, whole])
+    encoder = Encoder(fitted(change))
+    assert encoder.losses == []
+    read = [encoder.encode(pair) for pair in read_pairs(str(path))]
+    assert [getattr(pair, "reason", None) for pair in read] == [None, reason, None]
 
 
 def test_a_tokenizer_that_loses_something_says_so():
