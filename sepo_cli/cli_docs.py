@@ -13,7 +13,8 @@ from stages.reporting import markdown
 HEAD = """# Every option of every command
 
 Made from the code by `python -m sepo_cli.cli_docs > docs/cli.md`. Each option is also a key of a `--config` file, and
-underscores may stand for dashes."""
+underscores may stand for dashes. Every command takes `--quiet` (only warnings, result and errors) and `--verbose`
+(what libraries log, too); `sepo --install-completion` teaches bash, zsh, fish or PowerShell to complete options."""
 
 
 def page() -> str:

@@ -92,6 +92,8 @@ ConfigFile = Annotated[
         help="YAML file with any of the options below; flags beat the file, the file beats the defaults.",
     ),
 ]
+_Quietly = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Show only warnings, the result and errors.")]
+_Loudly = Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Show also what the libraries log.")]
 
 
 class TranslatingCommand(TyperCommand):
@@ -124,12 +126,14 @@ def _value_of(option: str, args: list[str]) -> str:
 def function_of(command: Command) -> Callable[..., None]:
     """What typer calls for a command, with the signature that it reads."""
 
-    def function(context: typer.Context, config: Path | None, **options: Any) -> None:
-        run_stage(context, command.config, options)
+    def function(context: typer.Context, config: Path | None, quiet: bool, verbose: bool, **options: Any) -> None:
+        run_stage(context, command.config, options, quiet=quiet, verbose=verbose)
 
     parameters = [
         inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
         inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, annotation=ConfigFile, default=None),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, annotation=_Quietly, default=False),
+        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, annotation=_Loudly, default=False),
         *map(_parameter, declared(command.config)),
     ]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

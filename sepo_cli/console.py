@@ -26,11 +26,13 @@ SECONDS_BETWEEN_LINES: Final = 10.0
 HOUR: Final = 3600.0
 
 
-def make_reporter() -> Reporter:
-    """Bars on a terminal, lines in a log, and silence in all but the first process of `accelerate launch`."""
+def make_reporter(*, quiet: bool = False) -> Reporter:
+    """Bars on a terminal, lines in a log, warnings alone, and silence in all but the first process of several."""
     if _rank() > 0:
         return Quiet()
     console = _stderr()
+    if quiet:
+        return Warnings(console)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
 
 
@@ -95,6 +97,17 @@ class Bars(Lines):
                 yield progress
             finally:
                 self._progress = None
+
+
+class Warnings(Quiet):
+    """The reporter of --quiet."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def warn(self, text: str) -> None:
+        _print(self._console, _labelled("warning:", "bold yellow", text))
 
 
 class _Work:

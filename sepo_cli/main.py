@@ -1,8 +1,6 @@
 """The program `sepo`: its commands, and the one boundary at which an error becomes a line on the screen."""
 
 import errno
-import logging
-import os
 import sys
 from importlib.metadata import version as installed_version
 from typing import Annotated, Final
@@ -18,7 +16,6 @@ from stages.errors import SepoError, one_line, shortened
 
 app = typer.Typer(
     name="sepo",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     # A bug keeps its plain traceback, which can be pasted whole.
@@ -26,16 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": canonical},
     epilog="Example:\n\nsepo train-oracle --model M --dataset pairs.jsonl --output-dir runs/oracle",
 )
-
-# What libraries print by themselves would tear the progress display; what matters of it comes back as our own message.
-# A user who sets the variables, to see it all, wins.
-QUIET_LIBRARIES: Final = {
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "DATASETS_VERBOSITY": "error",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-
 
 # What the system refuses is no bug, wherever it was asked.
 THE_SYSTEMS: Final = {
@@ -76,10 +63,6 @@ for _command in COMMANDS:
 
 def main() -> None:
     """Run `sepo`. Exit codes: 0 done or nothing to do, 1 a user's mistake, 2 usage, 130 interrupted, 143 terminated."""
-    for name, value in QUIET_LIBRARIES.items():
-        os.environ.setdefault(name, value)
-    # Loaded by others wherever it is installed, it tells of a kernel that it lacks.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     forgive_streams()
     try:
         app(prog_name="sepo")

@@ -1,11 +1,13 @@
 """From the options of a command to its stage: merge the configuration file, name what is missing, import, run, show."""
 
 import importlib
+import logging
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -14,6 +16,16 @@ from sepo_cli.finished import recalled, remember
 from sepo_cli.streams import lost_output
 from stages.configs import Config, declared, is_several
 from stages.errors import SepoError, borrowed, one_line
+
+# What libraries print by themselves would tear the progress display; what matters of it comes back as our own message.
+# A user who sets the variables wins.
+LIBRARIES: Final = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": ("1", "0"),
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": ("1", "0"),
+    "DATASETS_VERBOSITY": ("error", "info"),
+    "TRANSFORMERS_VERBOSITY": ("error", "info"),
+}
+"""their variables, without --verbose and with it"""
 
 
 class Terminated(BaseException):
@@ -24,13 +36,24 @@ class MissingOptions(SepoError):
     """A command was called without what it needs: a usage error, exit code 2."""
 
 
-def run_stage(context: typer.Context, config_class: type[Config], options: dict[str, Any]) -> None:
+def run_stage(
+    context: typer.Context, config_class: type[Config], options: dict[str, Any], *, quiet: bool, verbose: bool
+) -> None:
     """Run the stage of a command.
 
     Args:
         options: as typer gives them, by the names of the fields.
+        quiet: show warnings and the result alone.
+        verbose: show what libraries have to say.
     """
     command = str(context.info_name)
+    if quiet and verbose:
+        raise SepoError("--quiet and --verbose exclude each other", hint="leave out one of them")
+    for name, values in LIBRARIES.items():
+        os.environ.setdefault(name, values[verbose])
+    if not verbose:
+        # Loaded by others wherever it is installed, it tells of a kernel that it lacks.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     several = {each.name for each in declared(config_class) if is_several(each.kind)}
     settings = {name: tuple(value or ()) if name in several else value for name, value in options.items()}
     missing = config_class.missing(settings)
@@ -50,7 +73,7 @@ def run_stage(context: typer.Context, config_class: type[Config], options: dict[
     stage = importlib.import_module("stages." + command.replace("-", "_"))
     try:
         with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):
-            summary = stage.run(config, make_reporter())
+            summary = stage.run(config, make_reporter(quiet=quiet))
     except KeyboardInterrupt:
         # Here and not in `main`: typer would make an exit of it before `main` sees it.
         print_interrupted()

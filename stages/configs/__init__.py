@@ -7,6 +7,7 @@ from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig
 from stages.configs.fields import (
     MIXED_PRECISIONS,
+    NAMED_TRACKERS,
     OPTIMIZERS,
     ORACLE_SIZES,
     OVERLONG,
@@ -26,6 +27,7 @@ from stages.configs.training import OptimizerConfig, OracleConfig
 
 __all__ = [
     "MIXED_PRECISIONS",
+    "NAMED_TRACKERS",
     "OPTIMIZERS",
     "ORACLE_SIZES",
     "OVERLONG",

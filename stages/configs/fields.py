@@ -13,6 +13,11 @@ ORACLE_SIZES: Final = ("same", "small")
 TRACKERS: Final = (
     "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
 )  # fmt: skip
+NAMED_TRACKERS: Final = {
+    "tensorboard": "", "wandb": "name", "trackio": "name", "mlflow": "run_name", "clearml": "task_name",
+    "swanlab": "experiment_name",
+}  # fmt: skip
+"""trackers in which a run has a name, and the argument that it is; of tensorboard it is the folder's"""
 
 
 def column_names(columns: str | None) -> dict[str, str]:

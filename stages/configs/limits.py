@@ -32,6 +32,7 @@ local: Limit = (
     lambda x: not is_remote(x),
     "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",
 )
+file_name: Limit = (lambda x: x.isprintable() and "/" not in x and x.strip(".") != "", "a name without slashes")
 worker: Limit = (
     lambda x: 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
     "like 3/16: its number, from 1, and how many there are",

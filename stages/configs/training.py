@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits, shared
-from stages.configs.fields import MIXED_PRECISIONS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
+from stages.configs.fields import MIXED_PRECISIONS, NAMED_TRACKERS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
 from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Config, Option, required
 from stages.configs.scores import ScoreConfig
 
@@ -74,6 +74,8 @@ class OptimizerConfig(Config):
     run is left as it is either way."""
     report_to: Annotated[str, Option(OUTPUT, "NAME", choices=TRACKERS, content=False)] = "none"
     """Where metrics go beside metrics.jsonl. Needs that package; for tensorboard: pip install 'sepo[report]'."""
+    run_name: Annotated[str | None, Option(OUTPUT, "NAME", limit=limits.file_name, content=False)] = None
+    """What the run is called by the tracker of --report-to."""
     push_to_hub: Annotated[str | None, Option(OUTPUT, "ORG/NAME", content=False)] = None
     """Upload the finished folder, without checkpoints, to this repository of the Hugging Face hub (also
     --hub-model-id)."""
@@ -93,6 +95,8 @@ class OptimizerConfig(Config):
         names = ("lora_alpha", "lora_target_modules", "quantize", "merge")
         idle = [] if self.lora_rank else [name for name in names if getattr(self, name) not in (None, False)]
         faults = [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
+        if self.run_name and self.report_to not in NAMED_TRACKERS:
+            faults.append(f"run_name needs report_to {', '.join(NAMED_TRACKERS)}, got {self.report_to}")
         return faults + (["hub_private needs push_to_hub"] if self.hub_private and not self.push_to_hub else [])
 
 

@@ -216,18 +216,38 @@ def test_json_that_is_lost_is_an_error_unless_its_reader_went_away():
     assert subprocess.run(shell, capture_output=True, check=False).returncode == 0
 
 
-def test_library_noise_is_off_unless_asked_for():
-    code = "import os, sepo_cli.main as m\ntry: m.main()\nfinally: print(os.environ['TRANSFORMERS_VERBOSITY'])"
-    for environment, expected in (({}, "error"), ({"TRANSFORMERS_VERBOSITY": "info"}, "info")):
-        base = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
-        done = subprocess.run(
-            [sys.executable, "-c", code, "--version"],
-            env=base | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.splitlines()[-1] == expected
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [([], {}, "error"), (["--verbose"], {}, "info"), ([], {"TRANSFORMERS_VERBOSITY": "debug"}, "debug")],
+)
+def test_library_noise_is_off_unless_asked_for(sepo, monkeypatch, arguments, environment, expected):
+    surroundings = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    monkeypatch.setattr(os, "environ", surroundings | environment)
+    sepo("make-demo", *arguments)
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == expected
+
+
+def test_quiet_leaves_warnings_the_result_and_errors(sepo, stage):
+    def run(config, reporter):
+        reporter.say("a fact")
+        reporter.warn("a warning")
+        with reporter.task("work", 1, "steps") as task:
+            task.advance(1)
+        return DONE
+
+    stage(run)
+    assert sepo("make-demo", "--output-dir", "x", "--quiet") == (0, "done\n", "warning: a warning\n")
+    assert "a fact\n" in sepo("make-demo", "--output-dir", "x")[2]
+    assert sepo("make-demo", "-q", "-v")[2].startswith("error: --quiet and --verbose exclude each other\n")
+
+
+def test_a_shell_can_complete(sepo, monkeypatch):
+    code, out, _ = sepo("--show-completion", "bash")
+    assert (code, "complete -o default -F _sepo_completion sepo" in out) == (0, True)
+    monkeypatch.setenv("_SEPO_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "sepo train-policy --obj")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert sepo()[1].split() == ["--objective"]
 
 
 def test_sigterm_says_how_to_continue_and_leaves_no_handler(sepo, stage):

@@ -1,19 +1,22 @@
 """What a tracker gets is what metrics.jsonl has."""
 
+from types import SimpleNamespace
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stages import train_policy
-from stages.configs import PolicyConfig
+from stages.configs import OptimizerConfig, PolicyConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.training.metrics import read_metrics
+from stages.training.trackers import tracking
 from tests.training.fits import Asks, train
 
 
-def scalars(folder):
+def scalars(folder, run="sepo"):
     """Values by name and step, as TensorBoard shows them."""
-    found = EventAccumulator(str(folder / "trackers/test/sepo"))
+    found = EventAccumulator(str(folder / "trackers/test" / run))
     found.Reload()
     return {
         (name, event.step): event.value
@@ -36,6 +39,20 @@ def test_tensorboard_has_the_values_of_metrics_jsonl(tmp_path):
     train(tmp_path, report_to="tensorboard", logging_steps=2)
     assert len(logged(tmp_path)) > 20
     assert scalars(tmp_path) == pytest.approx(logged(tmp_path), rel=1e-6)
+
+
+def test_a_run_is_called_by_its_name(tmp_path, monkeypatch):
+    train(tmp_path, report_to="tensorboard", run_name="my run")
+    assert scalars(tmp_path, "my run") == pytest.approx(logged(tmp_path), rel=1e-6)
+    accelerator, given = SimpleNamespace(trackers=[]), []
+    accelerator.init_trackers = lambda project, config, init_kwargs: given.append((project, init_kwargs))
+    with tracking(accelerator, OptimizerConfig(report_to="wandb", run_name="my run"), 0):
+        assert given == [("sepo", {"wandb": {"name": "my run"}})]
+    for settings in ({}, {"report_to": "aim"}):
+        with pytest.raises(SepoError, match="run_name needs report_to tensorboard, wandb"):
+            OptimizerConfig(run_name="x", **settings)
+    with pytest.raises(SepoError, match=r"run_name must be a name without slashes, got '\.\./x'"):
+        OptimizerConfig(run_name="../x", report_to="tensorboard")
 
 
 def test_a_resumed_run_shows_every_step_once(tmp_path):
