@@ -18,6 +18,7 @@ import stages
 from stages.configs import Config
 from stages.reporting import Summary
 from stages.store.files import cache_folder, hash_json, write_text
+from stages.store.protect import files_meant
 
 LIBRARIES: Final = ("sepo", "torch", "transformers", "tokenizers")
 """whose versions may decide what a stage asks for"""
@@ -62,25 +63,11 @@ def _manifest(config: Any) -> tuple[Path, dict[str, Any]]:
 
 def _note(command: str, config: Config, folder: Path, manifest: dict[str, Any], inputs: dict[str, list[int]]) -> Path:
     """Where the answer to a command is noted, by the files as they are now; `inputs` is filled with those it takes."""
-    for name in manifest["input_names"].values():
-        for path in _files(Path(name).expanduser()):
-            inputs[str(path)] = _state(path)
+    inputs.update({str(path): _state(path) for name in manifest["input_names"].values() for path in files_meant(name)})
     outputs = {name: _state(folder / name) for name in ["manifest.json", *manifest["files"]]}
-    code = {str(path): _state(path) for each in (sepo_cli, stages) for path in _files(Path(each.__path__[0]), "*.py")}
+    code = {str(path): _state(path) for each in (sepo_cli, stages) for path in Path(each.__path__[0]).rglob("*.py")}
     asked = [command, repr(config), os.getcwd(), sys.version, [version(name) for name in LIBRARIES]]
     return cache_folder() / "finished" / hash_json([asked, code, inputs, outputs]).removeprefix("sha256:")
-
-
-def _files(path: Path, pattern: str = "*") -> list[Path]:
-    """A file, or all files below a folder and of the base model of an adapter; FileNotFoundError if there is none."""
-    found = [path] if path.is_file() else sorted(each for each in path.rglob(pattern) if each.is_file())
-    if not found:
-        raise FileNotFoundError(path)
-    for each in list(found):
-        if each.name == "adapter_config.json":
-            base = Path(json.loads(each.read_bytes())["base_model_name_or_path"]).expanduser()
-            found += _files(base if base.exists() else each.parent / base)
-    return found
 
 
 def _state(path: Path) -> list[int]:

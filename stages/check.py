@@ -1,5 +1,6 @@
 """`sepo check`: whether a folder of scores is sound, of our own scorer or of a foreign one. Nothing is written."""
 
+from collections import defaultdict
 from typing import Any, Final
 
 from stages.configs import CheckConfig
@@ -9,33 +10,13 @@ from stages.reporting import Reporter, Summary, Table
 from stages.store.alarms import Scale, alarms
 from stages.store.manifest import read_manifest
 from stages.store.place import Place, place_of
-from stages.store.scores import MADE_BY, NEEDED, checksums_of, damaged_shards
+from stages.store.scores import MADE_BY, NEEDED
 from stages.store.shape import lookup
-from stages.store.shards import DAMAGED, REMEDY, read_shard, tokenizer_of
+from stages.store.shards import DAMAGED, REMEDY, read_shard
 from stages.tokens.fingerprint import vocabulary_hash, vocabulary_size
 
 SHOWN: Final = 3
 """faults of a kind that are named one by one"""
-KINDS: Final = ("manifest", "shards", "checksums", "rows", "scores", "tokenizer")
-
-
-class Faults:
-    """Faults by kind, in the order they were found; and what to say of a kind that has none."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        self.notes: dict[str, str] = {}
-
-    def add(self, kind: str, fault: str) -> None:
-        self.found[kind].append(fault)
-
-    def table(self) -> Table:
-        rows = []
-        for kind, faults in self.found.items():
-            rows += [[kind, fault] for fault in faults[:SHOWN]] or [[kind, self.notes.get(kind, "sound")]]
-            if len(faults) > SHOWN:
-                rows.append([kind, f"and {len(faults) - SHOWN:,} more"])
-        return Table("Findings", ["what", "found"], rows)
 
 
 def run(config: CheckConfig, reporter: Reporter) -> Summary:
@@ -50,107 +31,90 @@ def run(config: CheckConfig, reporter: Reporter) -> Summary:
 
 def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Reporter) -> Summary:
     """As `run`, with the hash and the size of the token->id map that the ids should be of, if it is known."""
-    faults = Faults()
-    manifest = _manifest(place, faults)
-    present = _check_shards(place, manifest, faults)
-    _check_checksums(place, manifest, present, faults)
-    ids_below = vocabulary[1] if vocabulary else lookup(manifest, ("tokenizer", "size"))
+    faults: dict[str, list[str]] = defaultdict(list)
+    manifest = _check_manifest(place, faults["manifest"])
+    present = _check_names(place, manifest, faults["shards"])
     scale = Scale()
-    rows = _check_rows(place, present, str(manifest.get("fingerprint", "")), ids_below, scale, faults, reporter)
+    rows = _read_rows(place, manifest, present, vocabulary, scale, faults["rows"], reporter)
+    kept = lookup(manifest, ("counts", "kept"))
+    if kept is not None and kept != rows:
+        faults["rows"].append(f"{rows:,} sound rows, but the manifest says {kept}")
+    if vocabulary is not None and lookup(manifest, ("tokenizer", "vocabulary")) not in (None, vocabulary[0]):
+        faults["tokenizer"].append("the manifest's is not that of the model")
     warnings = alarms(scale, manifest)
     for warning in warnings:
         reporter.warn(warning)
-    faults.notes["scores"] = "; ".join(warnings) or "they tell tokens apart"
-    kept = lookup(manifest, ("counts", "kept"))
-    if kept is not None and kept != rows:
-        faults.add("rows", f"{rows:,} sound rows, but the manifest says {kept}")
-    faults.notes["rows"] = f"{rows:,}, all of them sound"
-    _check_tokenizers(place, manifest, present, vocabulary, faults)
-    count = sum(map(len, faults.found.values()))
+    sound = {
+        "manifest": "sound",
+        "shards": f"{len(present):,}, " + ("as written" if "shards" in manifest else "without checksums to compare"),
+        "rows": f"{rows:,}, all of them sound",
+        "tokenizer": "of the model" if vocabulary else "all agree; no model to compare with",
+        "scores": "; ".join(warnings) or "they tell tokens apart",
+    }
+    count = sum(map(len, faults.values()))
     failure = SepoError(f"{place} has {count:,} faults", hint=DAMAGED if manifest else REMEDY) if count else None
     title = f"{place} was checked" if count else f"{place} is sound"
-    return Summary(title, [], tables=(faults.table(),), failure=failure)
+    return Summary(title, [], tables=(_table(faults, sound),), failure=failure)
 
 
-def _manifest(place: Place, faults: Faults) -> dict[str, Any]:
+def _table(faults: dict[str, list[str]], sound: dict[str, str]) -> Table:
+    rows = []
+    for kind, said in sound.items():
+        found = faults[kind][:SHOWN] or [said]
+        more = len(faults[kind]) - SHOWN
+        rows += [[kind, each] for each in [*found, *([f"and {more:,} more"] if more > 0 else [])]]
+    return Table("Findings", ["what", "found"], rows)
+
+
+def _check_manifest(place: Place, faults: list[str]) -> dict[str, Any]:
     try:
         manifest = read_manifest(place, MADE_BY, REMEDY)
     except SepoError as fault:
-        faults.add("manifest", fault.message)
+        faults.append(fault.message)
         return {}
-    for path in NEEDED:
-        if lookup(manifest, path) is None:
-            faults.add("manifest", f"it has no {'.'.join(path)}")
+    faults += [f"it has no {'.'.join(path)}" for path in NEEDED if lookup(manifest, path) is None]
     return manifest
 
 
-def _check_shards(place: Place, manifest: dict[str, Any], faults: Faults) -> list[str]:
-    """The shards that are there."""
+def _check_names(place: Place, manifest: dict[str, Any], faults: list[str]) -> list[str]:
+    """The shards that are there, of those that should be."""
     there = place.names()
     parquet = sorted(name for name in there if name.endswith(".parquet"))
     names: list[str] = manifest.get("files") or parquet
-    for name in names:
-        if name not in there:
-            faults.add("shards", f"{name} is missing")
-    for name in parquet:
-        if name not in names:
-            faults.add("shards", f"{name} is not the manifest's, but whoever reads *.parquet reads it")
-    present = [name for name in names if name in there]
-    faults.notes["shards"] = f"{len(present):,} of {len(names):,} are there"
-    return present
+    checksums = manifest.get("shards") or {}
+    faults += [f"{name} is missing" for name in names if name not in there]
+    faults += [
+        f"{name} is not the manifest's, but whoever reads *.parquet reads it" for name in parquet if name not in names
+    ]
+    faults += [f"the manifest has no checksum of {name}" for name in names if checksums and name not in checksums]
+    return [name for name in names if name in there]
 
 
-def _check_checksums(place: Place, manifest: dict[str, Any], present: list[str], faults: Faults) -> None:
-    checksums = checksums_of(manifest)
-    for name in damaged_shards(place, manifest, present):
-        faults.add("checksums", f"{name} is not the file that the manifest's checksum is of")
-    for name in present if checksums else ():
-        if name not in checksums:
-            faults.add("checksums", f"the manifest has none for {name}")
-    if not checksums:
-        faults.notes["checksums"] = "the manifest has none; a foreign scorer's may be without"
-
-
-def _check_rows(
+def _read_rows(
     place: Place,
+    manifest: dict[str, Any],
     names: list[str],
-    fingerprint: str,
-    ids_below: int | None,
+    vocabulary: tuple[str, int] | None,
     scale: Scale,
-    faults: Faults,
+    faults: list[str],
     reporter: Reporter,
 ) -> int:
     """Read every row; returns how many were sound."""
-    sound = 0
-    last = -1
+    said, size = (lookup(manifest, ("tokenizer", key)) for key in ("vocabulary", "size"))
+    sound, last = 0, -1
     with reporter.task(f"check {place}", len(names), "shards") as task:
         for name in names:
             task.advance()
-            number = -1
+            checksum = lookup(manifest, ("shards", name))
+            fingerprint, ids_below = str(manifest.get("fingerprint", "")), vocabulary[1] if vocabulary else size
             try:
-                for number, row in enumerate(read_shard(place, name, fingerprint, ids_below=ids_below)):
-                    pair_id = row.pair.pair_id
+                for row in read_shard(place, name, fingerprint, checksum, tokenizer=said, ids_below=ids_below):
+                    pair_id = int(row.pair.pair_id)
                     scale.add(row.scores)
                     if pair_id <= last:
-                        faults.add("rows", f"{name}, row {number}: pair {pair_id} comes after pair {last}")
+                        faults.append(f"{name}: pair {pair_id} comes after pair {last}")
                     last = pair_id
                     sound += 1
             except SepoError as fault:
-                faults.add("rows", f"{name}, row {number + 1}: {fault.message}")
+                faults.append(fault.message)
     return sound
-
-
-def _check_tokenizers(
-    place: Place, manifest: dict[str, Any], names: list[str], vocabulary: tuple[str, int] | None, faults: Faults
-) -> None:
-    said = lookup(manifest, ("tokenizer", "vocabulary"))
-    if vocabulary is not None and said is not None and said != vocabulary[0]:
-        faults.add("tokenizer", "the manifest's is not that of the model")
-    for name in names:
-        try:
-            found = tokenizer_of(place, name)
-        except SepoError:
-            continue  # told among the rows
-        if said is not None and found != said:
-            faults.add("tokenizer", f"{name} is of another one than the manifest says")
-    faults.notes["tokenizer"] = "all agree" + ("; it is the model's" if vocabulary else "; no model to compare with")

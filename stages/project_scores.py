@@ -25,7 +25,7 @@ from stages.reporting import Reporter, Summary, Task
 from stages.store.alarms import Scale, alarms
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
-from stages.store.scores import Scores, open_scores, sound
+from stages.store.scores import Scores, is_sound, open_scores
 from stages.store.shape import lookup
 from stages.store.shards import OwnShard, own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts
@@ -77,7 +77,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     }
     columns = config.columns or lookup(scores.manifest, ("settings", "columns"))
     settings = {"columns": columns, "chat_template_kwargs": kwargs}
-    with open_stage(STAGE, config, inputs, settings=settings, sound=sound) as work:
+    with open_stage(STAGE, config, inputs, settings=settings, sound=is_sound) as work:
         if work.finished:
             return work.nothing_to_do("scores")
         pairs = read_pairs(config.dataset, column_names(columns), on_layout=reporter.say)
@@ -116,7 +116,7 @@ def _project(
             "hash": tokenizer_hash(sides.wanted),
             "size": vocabulary_size(sides.wanted),
         },
-        shards={name: shard.checksum._asdict() for name, shard in shards.items()},
+        shards={name: shard.checksum for name, shard in shards.items()},
     )
     return Summary(f"scores in {work.place}", _rows(counts, results))
 
@@ -255,7 +255,7 @@ def _write_missing(
     for source, name in zip(scores.shards, names, strict=True):
         there = own_shard(work.place, name, work.fingerprint)
         if there is not None:
-            task.advance(there.checksum.rows + sum(json.loads(there.notes[_DROPPED]).values()))
+            task.advance(there.checksum["rows"] + sum(json.loads(there.notes[_DROPPED]).values()))
             continue
         rows: list[ScoredPair] = []
         dropped: Counter[str] = Counter()
@@ -279,7 +279,7 @@ def _written(work: Run, name: str) -> OwnShard:
 
 
 def _counts(shards: dict[str, OwnShard]) -> Counts:
-    counts = Counts(kept=sum(shard.checksum.rows for shard in shards.values()))
+    counts = Counts(kept=sum(shard.checksum["rows"] for shard in shards.values()))
     for shard in shards.values():
         counts.dropped.update(json.loads(shard.notes[_DROPPED]))
     counts.read = counts.kept + counts.dropped.total()

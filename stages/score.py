@@ -28,11 +28,12 @@ from stages.models.scorer import Models, Scorer
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
+from stages.store.checksums import Checksum
 from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input, read_manifest
 from stages.store.run import Run, open_stage
-from stages.store.scores import sound
-from stages.store.shards import Checksum, own_shard, read_shard, shard_name, write_shard
+from stages.store.scores import is_sound
+from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_hash, vocabulary_size
@@ -62,7 +63,7 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
         SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
     """
     job = _check(config, reporter)
-    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, sound=sound) as work:
+    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, sound=is_sound) as work:
         if work.finished:
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
@@ -167,7 +168,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
             "hash": tokenizer_hash(job.tokenizer),
             "size": vocabulary_size(job.tokenizer),
         },
-        shards={name: checksum._asdict() for name, checksum in checksums.items()},
+        shards=checksums,
     )
     rows = [
         ("pairs", f"{len(pairs):,}"),

@@ -318,7 +318,7 @@ def test_a_folder_by_uri_is_made(world, tmp_path):
     assert contents(tmp_path / "new/scores") == contents(world / "scores")
 
 
-def test_check_says_sound_or_names_file_and_row(world, tmp_path):
+def test_check_says_sound_or_names_what_is_wrong(world, tmp_path):
     summary = check.run(CheckConfig(scores=str(world / "scores"), model=str(world / "oracle/oracle")), Quiet())
     assert summary.failure is None
     shutil.copytree(world / "scores", tmp_path / "s")
@@ -329,8 +329,7 @@ def test_check_says_sound_or_names_file_and_row(world, tmp_path):
     found = summary.tables[0].markdown()
     assert summary.failure is not None
     assert "scores-00002.parquet is missing" in found
-    assert "scores-00001.parquet is not the file that the manifest's checksum is of" in found
-    assert "scores-00001.parquet, row 0: cannot read" in found
+    assert "scores-00001.parquet is damaged: its checksum is not the manifest's" in found
     assert "16 sound rows, but the manifest says 40" in found
 
 

@@ -83,7 +83,7 @@ def old_run(folder):
     vocabulary = found["tokenizer"]["vocabulary"]
     for name, some in rows.items():
         write_shard(place_of(folder), name, some, identity["fingerprint"], vocabulary)
-    shards = {name: own_shard(place_of(folder), name, identity["fingerprint"]).checksum._asdict() for name in rows}
+    shards = {name: own_shard(place_of(folder), name, identity["fingerprint"]).checksum for name in rows}
     (folder / "manifest.json").write_text(json.dumps(found | identity | {"shards": shards}))
 
 

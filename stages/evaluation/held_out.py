@@ -64,7 +64,7 @@ def hashes_of(pairs: Sequence[TokenPair]) -> NDArray[np.uint64]:
 
 def content_of(pairs: list[TokenPair]) -> str:
     """Hash of the ids of some pairs in their order, whatever their numbers."""
-    return hash_bytes(iter([hashes_of(pairs).tobytes()]))
+    return hash_bytes([hashes_of(pairs).tobytes()])
 
 
 def read_held_out(name: str, tokenizer: Any, config: EvaluateConfig, reporter: Reporter) -> HeldOut:

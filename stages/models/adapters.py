@@ -20,6 +20,7 @@ from torch import Tensor
 from stages.errors import SepoError, borrowed
 from stages.logprobs.trial import agree, trial_logps
 from stages.store.files import read_object, write_json
+from stages.store.protect import base_of_adapter
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
@@ -63,7 +64,7 @@ def base_of(folder: Path) -> str:
         SepoError: the configuration cannot be read, names none, or is of a kind that cannot be read token by token.
     """
     config = read_object(folder / CONFIG, _REMEDY)
-    name, kind = config.get("base_model_name_or_path"), str(config.get("peft_type"))
+    kind = str(config.get("peft_type"))
     if any(part in kind for part in _BEFORE_THE_PROMPT):
         raise SepoError(f"{folder} is an adapter of kind {kind}, which adds tokens to prompts", hint="use LoRA")
     if str(config.get("init_lora_weights")).startswith("pissa_niter"):
@@ -72,9 +73,10 @@ def base_of(folder: Path) -> str:
             f"{folder} is an adapter of PiSSA by a fast SVD, another model each time it is loaded",
             hint="convert it to LoRA with peft's path_initial_model_for_weight_conversion",
         )
-    if not isinstance(name, str) or not name:
+    name = base_of_adapter(folder)
+    if name is None:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
-    return name if Path(name).expanduser().exists() else _beside(folder, name)
+    return name
 
 
 def base_name(name: str, folder: Path) -> str:
@@ -140,12 +142,6 @@ def tied_target(adapter: Any) -> str | None:
         if any(names[id(weight)] > 1 for weight in own):
             return str(name).removeprefix("base_model.model.")
     return None
-
-
-def _beside(folder: Path, name: str) -> str:
-    """The folder of the base's name beside the adapter, if there is one: the two were moved together."""
-    moved = folder.resolve().parent / Path(name).name
-    return str(moved) if Path(name).is_absolute() and moved.is_dir() else name
 
 
 @torch.no_grad()

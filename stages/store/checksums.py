@@ -6,12 +6,14 @@ A file is read again to be believed, unless it has not changed since it was hash
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 from stages.errors import one_line
-from stages.store.files import LARGE_BYTES, hash_file, hash_json, json_text, make_durable, write_json
+from stages.store.files import LARGE_BYTES, hash_bytes, hash_file, hash_json, json_text, make_durable, write_json
+from stages.store.place import Place
 from stages.store.shape import parse_json
 
 FILE: Final = "checksums.json"
@@ -78,25 +80,43 @@ def unlisted_in(folder: Path) -> list[str]:
     return [name for name in names if name not in {*listed, FILE} and not Path(name).name.startswith(".")]
 
 
-def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What files of a folder are now, for a manifest."""
-    return {name: {"sha256": hash_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+class Checksum(TypedDict):
+    """What the bytes of a file are, for a manifest."""
+
+    sha256: str
+    """``sha256:...``"""
+    bytes: int
+    rows: NotRequired[int]
+    """of a shard of scores"""
 
 
-def checksums_below(checksums: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Mapping[str, Any]]:
+def checksum_of(place: Place, name: str) -> Checksum:
+    """What a file is now.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    if place.local is None:
+        data = place.read(name)
+        return {"sha256": hash_bytes([data]), "bytes": len(data)}
+    return {"sha256": hash_file(place.local / name), "bytes": (place.local / name).stat().st_size}
+
+
+def altered_in(place: Place, checksums: Mapping[str, Checksum]) -> list[str]:
+    """The files that are not what their checksums are of, or are not there."""
+    altered = []
+    for name, wanted in checksums.items():
+        with suppress(OSError):
+            found = checksum_of(place, name)
+            if (found["sha256"], found["bytes"]) == (wanted["sha256"], wanted["bytes"]):
+                continue
+        altered.append(name)
+    return altered
+
+
+def checksums_below(checksums: Mapping[str, Checksum], name: str) -> dict[str, Checksum]:
     """Of all files those in a folder; the empty name is that of the folder that holds all."""
     return {each: checksum for each, checksum in checksums.items() if not name or each.startswith(f"{name}/")}
-
-
-def altered_in(folder: Path, checksums: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first file that is not what its checksum is of, or is not there; nothing if there is none."""
-    for name, wanted in checksums.items():
-        try:
-            if (folder / name).stat().st_size != wanted["bytes"] or hash_file(folder / name) != wanted["sha256"]:
-                return name
-        except OSError:
-            return name
-    return ""
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -19,7 +19,6 @@ from stages.errors import SepoError, borrowed, one_line
 from stages.reporting import without_keys
 from stages.store.shape import parse_json
 
-CHUNK_BYTES: Final = 1 << 20
 MOST_JSON_BYTES: Final = 1 << 26
 LARGE_BYTES: Final = 1 << 26
 FRESH_NS: Final = 2_000_000_000
@@ -34,8 +33,8 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(own or os.path.join(shared or "~/.cache", "sepo")))
 
 
-def hash_bytes(chunks: Iterator[bytes]) -> str:
-    """``sha256:...`` over a stream of bytes."""
+def hash_bytes(chunks: Iterable[bytes]) -> str:
+    """``sha256:...`` of the chunks, one behind the other."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -57,7 +56,7 @@ def hash_file(path: Path) -> str:
     if found is not None:
         return found
     with path.open("rb") as file:
-        found = hash_open(file)
+        found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     if before == _state(path) and time.time_ns() - before[-1] >= FRESH_NS:
         _remembered[real, *before] = found
         if before[1] > LARGE_BYTES:
@@ -89,15 +88,9 @@ def _recall(real: str, state: tuple[int, ...]) -> str | None:
     return None
 
 
-def hash_open(file: Any) -> str:
-    """``sha256:...`` of the rest of an open file, read in constant memory."""
-    return hash_bytes(iter(lambda: file.read(CHUNK_BYTES), b""))
-
-
 def hash_json(value: Any) -> str:
     """``sha256:...`` of a JSON value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hash_bytes(iter([text.encode()]))
+    return hash_bytes([json.dumps(value, sort_keys=True, separators=(",", ":")).encode()])
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -106,5 +106,4 @@ def read_whole_table(path: Path) -> pa.Table | None:
         data = path.read_bytes()
     except OSError:
         return None
-    file = pa.BufferReader(data)
-    return pq.read_table(file) if is_whole(file) else None
+    return pq.read_table(pa.BufferReader(data)) if is_whole(data) else None

@@ -64,15 +64,13 @@ def refuse_altered(folder: Path) -> None:
         except (SepoError, OSError):
             # No manifest of ours, or one that vouches for nothing.
             continue
-        altered = altered_in(run, checksums)
-        surplus = [path.name for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS] if checksums else []
-        surplus = [each for each in surplus if os.path.join(name, each) not in checksums]
-        if altered or surplus:
-            fault = (
-                f"{run / altered} is not what was written there" if altered else f"{folder / surplus[0]} is not of it"
-            )
+        faults = [f"{run / each} is not what was written there" for each in altered_in(place_of(run), checksums)]
+        if checksums:
+            weights = (path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS)
+            faults += [f"{path} is not of it" for path in weights if os.path.join(name, path.name) not in checksums]
+        if faults:
             raise SepoError(
-                f"{folder} is not as its run finished it: {fault}",
+                f"{folder} is not as its run finished it: {faults[0]}",
                 hint=f"run the same again, or, if it was changed on purpose, give a copy without {FINISHED}",
             )
 

@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
 from pyarrow import fs
 
 from stages.configs import is_remote
@@ -46,16 +46,14 @@ class Place:
 
     def names(self) -> set[str]:
         """The files and folders directly inside; none where there is no folder."""
-        if self.local is not None:
-            try:
-                return set(os.listdir(self.local))
-            except (FileNotFoundError, NotADirectoryError):
-                return set()
-            except OSError as error:
-                hint = "choose another folder, or check its permissions"
-                raise SepoError(f"cannot read {self}: {one_line(error)}", hint=hint) from error
-        selector = fs.FileSelector(self._root, allow_not_found=True)
-        return {info.base_name for info in self._ask(lambda: self._fs.get_file_info(selector))}
+        with self._asking("read"):
+            if self.local is None:
+                return {
+                    info.base_name for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+                }
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return {*os.listdir(self.local)}
+        return set()
 
     def files(self) -> Iterator[str]:
         """The files inside, by their names from here; on an object store those directly inside."""
@@ -69,34 +67,22 @@ class Place:
         if self.local is not None:
             # Unlike pathlib's, it never raises: a name may be too long, or closed to us.
             return os.path.exists(self.local / name)
-        [info] = self._ask(lambda: self._fs.get_file_info([self._path(name)]))
-        return bool(info.type != fs.FileType.NotFound)
+        with self._asking("read"):
+            return bool(self._fs.get_file_info(self._path(name)).type != fs.FileType.NotFound)
 
     def read(self, name: str) -> bytes:
-        """A small file.
-
-        Raises:
-            OSError: there is none, or it cannot be read.
-        """
-        with self.open(name) as file:
-            return bytes(file.read())
-
-    def open(self, name: str) -> Any:
-        """A file as a seekable `pyarrow.NativeFile`: a local one is read piece by piece, a remote one is fetched once.
+        """A whole file.
 
         Raises:
             OSError: there is none, or it cannot be read.
         """
         if self.local is not None:
-            return pa.OSFile(str(self.local / name))
+            return (self.local / name).read_bytes()
         with self._fs.open_input_stream(self._path(name)) as stream:
-            return pa.BufferReader(stream.read_buffer())
+            return bytes(stream.read())
 
-    def write(self, name: str, data: Any) -> None:
+    def write(self, name: str, data: bytes) -> None:
         """Write a file whole.
-
-        Args:
-            data: bytes or a `pyarrow.Buffer`.
 
         Raises:
             SepoError: with the system's reason.
@@ -105,18 +91,15 @@ class Place:
             write_whole(self.local / name, lambda temporary: sync_into(temporary, data))
             return
         # Elsewhere than on an object store a file could be seen growing: it is renamed when it is whole.
-        staged = name if self._fs.type_name in OBJECT_STORES else f".{name}.tmp"
-        try:
-            if staged != name:
+        grows = self._fs.type_name not in OBJECT_STORES
+        written = self._path(f".{name}.tmp" if grows else name)
+        with self._asking("write", name):
+            if grows:
                 self._fs.create_dir(self._root, recursive=True)
-            with self._fs.open_output_stream(self._path(staged)) as stream:
+            with self._fs.open_output_stream(written) as stream:
                 stream.write(data)
-            if staged != name:
-                self._fs.move(self._path(staged), self._path(name))
-        except OSError as error:
-            raise SepoError(
-                f"cannot write {self.at(name)}: {one_line(error)}", hint="check the name, your rights and the space"
-            ) from error
+            if grows:
+                self._fs.move(written, self._path(name))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file whole, keys in the order given; see `stages.store.files.json_text`."""
@@ -124,13 +107,8 @@ class Place:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
-        if not self.has(name):
-            return
-        if self.local is not None:
-            with writing(self.local / name):
-                (self.local / name).unlink(missing_ok=True)
-        else:
-            self._ask(lambda: self._fs.delete_file(self._path(name)))
+        with self._asking("remove", name), suppress(FileNotFoundError):
+            self._fs.delete_file(self._path(name))
 
     def replaced(self) -> "Place":
         """Where a run that is to be replaced waits until its replacement has finished."""
@@ -149,26 +127,31 @@ class Place:
             return
         # What tells whose files these are goes last: a move that was cut off is begun again.
         for name in sorted(self.names(), key=lambda name: (name.startswith("manifest"), name)):
-            self._ask(lambda name=name: self._fs.move(self._path(name), other._path(name)))
+            with self._asking("move", name):
+                self._fs.move(self._path(name), other._path(name))
 
     def clear(self) -> None:
         """Remove the folder with all that is in it."""
         if self.local is not None:
             shutil.rmtree(self.local, ignore_errors=True)
-            return
-        if self.names():
-            self._ask(lambda: self._fs.delete_dir(self._root))
+        elif self.names():
+            with self._asking("remove"):
+                self._fs.delete_dir(self._root)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _ask(self, question: Any) -> Any:
+    @contextmanager
+    def _asking(self, what: str, name: str = "") -> Iterator[None]:
+        """
+        Raises:
+            SepoError: with the system's reason.
+        """
         try:
-            return question()
+            yield
         except OSError as error:
-            raise SepoError(
-                f"cannot reach {self.name}: {one_line(error)}", hint="check the name, the keys and the network"
-            ) from error
+            problem = f"cannot {what} {self.at(name) if name else self}: {one_line(error)}"
+            raise SepoError(problem, hint="check the name, your rights, the space and the network") from error
 
 
 def place_of(name: "str | Path | Place") -> Place:

@@ -3,16 +3,19 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stages.configs import is_remote
 from stages.errors import SepoError
 from stages.store.files import read_object
-from stages.store.place import Place
+
+if TYPE_CHECKING:
+    # With pyarrow, which `sepo_cli.finished` has no time for.
+    from stages.store.place import Place
 
 _EVERY_RUN: Final = (
     "manifest.json", "manifest.unfinished.json", ".sepo.lock", ".*.tmp*", "*/.*.tmp*",
@@ -46,7 +49,7 @@ class Input(NamedTuple):
     """a data set, of which every file is a part that lies in its folder or matches its pattern"""
 
 
-def refuse_own_input(place: Place, inputs: Mapping[str, Input]) -> None:
+def refuse_own_input(place: "Place", inputs: Mapping[str, Input]) -> None:
     """A run must not write into a folder, and so perhaps replace, what it reads.
 
     Raises:
@@ -73,7 +76,7 @@ def refuse_own_input_file(file: Path, inputs: Mapping[str, Input], hint: str) ->
             raise SepoError(f"{file} is, or would become, a part of the {name} ({given.name})", hint=hint)
 
 
-def refuse_strangers(place: Place, found: Mapping[str, Any], *, finished: bool) -> None:
+def refuse_strangers(place: "Place", found: Mapping[str, Any], *, finished: bool) -> None:
     """A run's folder may be replaced or emptied only as long as nobody else has put something there.
 
     Args:
@@ -104,14 +107,54 @@ def meant(name: str) -> list[Path]:
     plain = _without_rows(name)
     spellings = [os.path.expanduser(each) for each in (name, plain, plain.rpartition(":")[0]) if each]
     found = [path for each in spellings for path in ([each] if os.path.lexists(each) else glob.glob(each))]
-    return [path for each in dict.fromkeys(found) for path in (Path(each), *_base_of(Path(each)))]
+    return [path for each in dict.fromkeys(found) for path in _with_bases(Path(each))]
+
+
+def files_meant(name: str) -> list[Path]:
+    """Every file that a name may mean, with all that lie in its folders.
+
+    Raises:
+        FileNotFoundError: some of it is not here: a model of the hub, a data set on an object store.
+    """
+    paths = [] if is_remote(name) else meant(name)
+    for path in paths:
+        base = base_of_adapter(path)
+        if base is not None and not os.path.isdir(os.path.expanduser(base)):
+            raise FileNotFoundError(base)
+    files = {file for path in paths for file in (path, *path.rglob("*")) if file.is_file()}
+    if not files:
+        raise FileNotFoundError(name)
+    return sorted(files)
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The folder or hub name of an adapter's base, if its configuration names one.
+
+    A folder that is gone is taken from beside the adapter, if there is one of its name: the two were moved together.
+    """
+    with suppress(SepoError, ValueError, OSError):
+        name = read_object(folder / "adapter_config.json", hint="").get("base_model_name_or_path")
+        if isinstance(name, str) and name:
+            moved = folder.resolve().parent / Path(name).name
+            gone = Path(name).is_absolute() and not Path(name).exists()
+            return str(moved) if gone and moved.is_dir() else name
+    return None
+
+
+def _with_bases(path: Path) -> list[Path]:
+    found: list[Path] = []
+    while path not in found:
+        found.append(path)
+        base = base_of_adapter(path)
+        path = Path(base).expanduser() if base is not None and os.path.isdir(os.path.expanduser(base)) else path
+    return found
 
 
 def _without_rows(name: str) -> str:
     return re.sub(r"\[[^\[\]]*\]$", "", name)
 
 
-def _holds(place: Place, name: str) -> bool:
+def _holds(place: "Place", name: str) -> bool:
     if is_remote(name) or place.local is None:
         return f"{name.rstrip('/')}/".startswith(f"{place}/")
     return any(_lies_in(path, place.local) for path in meant(name))
@@ -128,11 +171,3 @@ def _same(one: Path, other: Path) -> bool:
     with suppress(OSError, ValueError):
         return os.path.samefile(one, other)
     return False
-
-
-def _base_of(folder: Path) -> Iterable[Path]:
-    with suppress(SepoError, ValueError):
-        base = read_object(folder / "adapter_config.json", hint="").get("base_model_name_or_path")
-        if isinstance(base, str) and os.path.isdir(base):
-            return [Path(base)]
-    return []

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from stages.errors import SepoError
 from stages.store.manifest import FORMAT
-from stages.types import Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
+from stages.types import Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -29,9 +29,8 @@ SCHEMA: Final = pa.schema(
 WEIGHTS: Final = ("chosen_weights", "rejected_weights")
 """list<float32>, which another scorer may add: a weight for every response token"""
 READ: Final = (*SCHEMA.names, *WEIGHTS)
-_HIGHEST_ID: Final = (1 << 31) - 1
+_ID_BOUND: Final = 1 << 31
 _REMEDY: Final = "see the README on writing scores yourself"
-_BEYOND: Final = "ids are rows of the token->id map that the manifest names by its hash and size"
 
 
 def refuse_other_columns(where: str, schema: pa.Schema) -> None:
@@ -59,12 +58,11 @@ def refuse_other_columns(where: str, schema: pa.Schema) -> None:
 
 
 def _fits(found: pa.DataType, name: str) -> bool:
-    if name == "pair_id":
-        return bool(pa.types.is_integer(found))
-    if not pa.types.is_list(found) and not pa.types.is_large_list(found):
-        return False
-    of_floats = pa.types.is_floating(found.value_type) and not name.endswith("_ids")
-    return bool(of_floats or pa.types.is_integer(found.value_type))
+    if name != "pair_id":
+        if not pa.types.is_list(found) and not pa.types.is_large_list(found):
+            return False
+        found = found.value_type
+    return bool(pa.types.is_integer(found) or (pa.types.is_floating(found) and not name.endswith(("_id", "_ids"))))
 
 
 def _named(name: str) -> str:
@@ -89,15 +87,25 @@ def rows_of(batch: pa.RecordBatch, where: str, ids_below: int | None) -> Iterato
     Raises:
         SepoError: a row contradicts itself.
     """
-    columns = {name: _arrays(batch.column(name)) for name in batch.schema.names if name in READ}
-    for index in range(batch.num_rows):
-        row = _row({name: values[index] for name, values in columns.items()}, where, ids_below)
-        check_row(row, where)
-        yield row
+    columns = {name: _arrays(batch[name]) for name in batch.schema.names if name in READ}
+    absent = [None] * len(batch)
+    for pair_id, *cells in zip(*(columns.get(name, absent) for name in READ), strict=True):
+        # What is too large for a float32 becomes an infinity.
+        with np.errstate(over="ignore"):
+            values: list[Any] = [None if cell is None else cell.astype(np.float32, copy=False) for cell in cells[3:]]
+        scores, reference, weights = values[:2], values[2:4], values[4:]
+        row = ScoredPair(
+            TokenPair(pair_id, *cells[:3]),
+            PairLogps(*scores),
+            None if any(each is None for each in reference) else PairLogps(*reference),
+            None if all(each is None for each in weights) else PairWeights(*weights),
+        )
+        check_row(row, where, ids_below)
+        yield row._replace(pair=TokenPair(pair_id, *(ids.astype(np.int32, copy=False) for ids in cells[:3])))
 
 
 def _arrays(column: pa.Array) -> list[Any]:
-    """A column as one numpy array (or None) a row, without a Python object for every token."""
+    """A column as one numpy array (or None) a row, without a Python object for every token; a null is a NaN there."""
     if pa.types.is_integer(column.type):
         return list(column.to_pylist())
     values = column.values.to_numpy(zero_copy_only=False)
@@ -106,76 +114,44 @@ def _arrays(column: pa.Array) -> list[Any]:
     return [values[offsets[i] : offsets[i + 1]] if valid[i] else None for i in range(len(column))]
 
 
-def _row(cell: dict[str, Any], where: str, ids_below: int | None) -> ScoredPair:
-    prefix = f"{where}: pair {cell['pair_id']}"
-    found: dict[str, Any] = {
-        name: _ids(value, name, prefix, ids_below) if name.endswith("_ids") else _floats(value)
-        for name, value in cell.items()
-        if name != "pair_id"
-    }
-    reference = None
-    if found.get("chosen_reference_logps") is not None and found.get("rejected_reference_logps") is not None:
-        reference = PairLogps(found["chosen_reference_logps"], found["rejected_reference_logps"])
-    pair = TokenPair(cell["pair_id"], found["prompt_ids"], found["chosen_ids"], found["rejected_ids"])
-    weights = None
-    if any(found.get(name) is not None for name in WEIGHTS):
-        weights = PairWeights(*(found.get(name) for name in WEIGHTS))  # type: ignore[arg-type]  # checked with the row
-    return ScoredPair(pair, PairLogps(found["chosen_scores"], found["rejected_scores"]), reference, weights)
-
-
-def _ids(values: Any, name: str, prefix: str, below: int | None) -> Ids | Any:
-    """A cell of ids as int32; None stays None."""
-    if values is None or len(values) == 0:
-        return values
-    # numpy has no null among integers: such a column comes as floats.
-    if values.dtype.kind == "f" and np.isnan(values).any():
-        raise SepoError(f"{prefix} has a null in {name}", hint="every token has an id")
-    highest = int(np.max(values))
-    if highest > _HIGHEST_ID or (below is not None and highest >= below):
-        bound = _HIGHEST_ID + 1 if below is None else below
-        raise SepoError(f"{prefix} has the id {highest:,} in {name}, where all are below {bound:,}", hint=_BEYOND)
-    if values.dtype == np.int32:
-        return values
-    # What is below the least int32 must not come out above 0.
-    return np.where(values < 0, -1, values).astype(np.int32)
-
-
-def _floats(values: Any) -> Floats | Any:
-    """A cell of numbers as float32; None stays None. A null has become a NaN, and what is too large an infinity."""
-    with np.errstate(over="ignore"):
-        return None if values is None else values.astype(np.float32, copy=False)
-
-
-def check_row(row: ScoredPair, where: str) -> None:
-    """Refuse a row whose parts do not fit together."""
+def check_row(row: ScoredPair, where: str, ids_below: int | None = None) -> None:
+    """Refuse a row whose parts do not fit together; arguments as `rows_of`."""
     pair = row.pair
-    prefix = f"{where}: pair {pair.pair_id}"
+    prefix = f"{where}: pair {pair.pair_id} has"
     if pair.pair_id is None or not 0 <= pair.pair_id < 1 << 63:
-        raise SepoError(f"{prefix} has no row number for a pair_id", hint="number the rows of the data set from 0")
-    parts: dict[str, Any] = {name: getattr(pair, name) for name in SCHEMA.names[1:4]}
-    parts |= {f"{side}_scores": getattr(row.scores, side) for side in SIDES}
-    for name, values in parts.items():
-        if values is None or len(values) == 0:
-            raise SepoError(f"{prefix} has no {name}", hint="a row needs a prompt and two responses, all scored")
-        if name.endswith("_ids") and np.min(values) < 0:
-            raise SepoError(f"{prefix} has a negative id in {name}", hint="ids are rows of the token->id map")
-    for side in SIDES:
-        for what in ("scores", "reference", "weights"):
-            if getattr(row, what) is not None:
-                _check_side(prefix, side, parts[f"{side}_ids"], getattr(getattr(row, what), side), what)
+        raise SepoError(f"{prefix} no row number for a pair_id", hint="number the rows of the data set from 0")
+    for name, ids in zip(SCHEMA.names[1:4], pair.parts, strict=True):
+        _check_ids(prefix, name, ids, min(ids_below or _ID_BOUND, _ID_BOUND))
+    for what, sides in (("scores", row.scores), ("reference_logps", row.reference), ("weights", row.weights)):
+        for side, ids, values in zip(SIDES, pair.parts[1:], sides or (), strict=sides is not None):
+            _check_values(prefix, side, what, ids, values)
 
 
-def _check_side(prefix: str, side: str, ids: Any, values: Any, what: str) -> None:
-    name = f"{side}_{'reference_logps' if what == 'reference' else what}"
-    if values is None:
-        raise SepoError(f"{prefix} has no {name}", hint="give weights for both responses of a row, or for none")
+def _check_ids(prefix: str, name: str, ids: Any, below: int) -> None:
+    if ids is None or len(ids) == 0:
+        raise SepoError(f"{prefix} no {name}", hint="a row needs a prompt and two responses")
+    if ids.dtype.kind == "f" and np.isnan(ids).any():
+        raise SepoError(f"{prefix} a null in {name}", hint="every token has an id")
+    if np.min(ids) < 0:
+        raise SepoError(f"{prefix} a negative id in {name}", hint="ids are rows of the token->id map")
+    if np.max(ids) >= below:
+        raise SepoError(
+            f"{prefix} the id {int(np.max(ids)):,} in {name}, where all are below {below:,}",
+            hint="ids are rows of the token->id map that the manifest names by its hash and size",
+        )
+
+
+def _check_values(prefix: str, side: str, what: str, ids: Ids, values: Any) -> None:
+    name = f"{side}_{what}"
+    if values is None or len(values) == 0:
+        raise SepoError(f"{prefix} no {name}", hint="every response has scores; give weights for both, or for none")
     if len(values) != len(ids):
-        message = f"{prefix} has {len(ids)} {side}_ids and {len(values)} {name}"
-        raise SepoError(message, hint="every response token needs exactly one value")
-    if not np.isfinite(values).all():
-        index = int(np.argmin(np.isfinite(values)))
-        message = f"{prefix} has a {name} that is not finite, at token {index}"
-        raise SepoError(message, hint="look at that pair; a model in half precision may overflow")
+        said = f"{len(ids)} {side}_ids and {len(values)} {name}"
+        raise SepoError(f"{prefix} {said}", hint="every response token needs exactly one value")
+    finite = np.isfinite(values)
+    if not finite.all():
+        said = f"a {name} that is not finite, at token {np.argmin(finite)}"
+        raise SepoError(f"{prefix} {said}", hint="look at that pair; a model in half precision may overflow")
     if what == "weights" and np.min(values) < 0:
-        message = f"{prefix} has a negative weight in {name}, at token {int(np.argmin(values))}"
-        raise SepoError(message, hint="0 leaves a token out")
+        said = f"a negative weight in {name}, at token {np.argmin(values)}"
+        raise SepoError(f"{prefix} {said}", hint="0 leaves a token out")

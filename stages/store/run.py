@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 
 from stages.configs import content_defaults, content_settings
 from stages.errors import SepoError
-from stages.reporting import Quiet, Reporter, Summary
-from stages.store.checksums import altered_in, checksums_below, checksums_of, with_checksum
+from stages.reporting import Reporter, Summary
+from stages.store.checksums import Checksum, altered_in, checksum_of, checksums_below, with_checksum
 from stages.store.files import probe_writable, sweep_temporary, sweep_writes, write_json
 from stages.store.lock import NAME as LOCK
 from stages.store.lock import Lock, locked
@@ -58,10 +58,10 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     manifest: dict[str, Any] = field(default_factory=dict)
     """of the same work that was finished before"""
-    checksums: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """what files of the same work were when they were written (`stages.store.checksums.checksums_of`)"""
-    altered: str = ""
-    """the file for which the same work, finished before, is not believed"""
+    checksums: dict[str, Checksum] = field(default_factory=dict)
+    """what files of the same work were when they were written"""
+    altered: list[str] = field(default_factory=list)
+    """the files for which the same work, finished before, is not believed"""
     earlier_seconds: float = 0.0
     """what runs that were killed have spent on it, as far as they wrote it down"""
 
@@ -96,7 +96,7 @@ class Run:
         made_by = made_just_now(device, self.started - self.earlier_seconds)
         self.refuse_if_lost()
         if self.place.local is not None and "shards" not in sections:
-            sections["checksums"] = checksums_of(self.place.local, files)
+            sections["checksums"] = {name: checksum_of(self.place, name) for name in files}
         manifest = with_checksum({**self.identity, **sections, "files": files, "made_by": made_by})
         self.place.write_json(FINISHED, manifest)
         if self.place.local is not None:
@@ -114,12 +114,13 @@ class Run:
     def vouch(self, name: str) -> None:
         """Write down what the files of a folder in this one are, for a run that goes on from them."""
         paths = sorted(path for path in (self.folder / name).rglob("*") if path.is_file())
-        self.checksums |= checksums_of(self.folder, [str(path.relative_to(self.folder)) for path in paths])
+        names = [str(path.relative_to(self.folder)) for path in paths]
+        self.checksums |= {each: checksum_of(self.place, each) for each in names}
         _claim(self.place, self.identity, self.checksums)
 
     def keeps(self, name: str) -> bool:
         """Whether the files of a folder in this one are those that were written there, as far as that is known."""
-        return not altered_in(self.folder, checksums_below(self.checksums, name))
+        return not altered_in(self.place, checksums_below(self.checksums, name))
 
     def finished_by_another(self) -> bool:
         """Whether another worker has finished this run since it was opened."""
@@ -162,7 +163,6 @@ def open_stage(
         SepoError: another run is at work there, or the reasons of `open_run`.
     """
     place = place_of(config.output_dir)
-    wanted = content_settings(config) | dict(settings)
     first = processes is None or processes.is_main_process
     with ExitStack() as stack:
         with processes.main_process_first() if processes else nullcontext():
@@ -170,7 +170,7 @@ def open_stage(
             run = open_run(
                 place,
                 stage,
-                wanted,
+                content_settings(config) | dict(settings),
                 inputs,
                 overwrite=config.overwrite and first,
                 resume=getattr(config, "resume", True) or not first,
@@ -181,9 +181,8 @@ def open_stage(
             lock.settle()
         if workers > 1:
             run.refuse_if_lost()
-        if run.altered and first:
-            text = f"{place.at(run.altered)} is not what was written there, and is made again"
-            (reporter or Quiet()).warn(text)
+        if run.altered and first and reporter:
+            reporter.warn(f"{place.at(run.altered[0])} is not what was written there, and is made again")
         yield run
 
 
@@ -217,43 +216,54 @@ def open_run(
     refuse_own_input(place, inputs)
     identity = identity_of(stage, settings, inputs, defaults)
     _restore(place)
-    found = claimed_by(place)
-    if found is None and _holdings(place):
-        raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
-    others_at_work = lock is not None and lock.kind == fcntl.LOCK_SH
-    differing = differences(found, identity, defaults) if found is not None else []
-    # A run that was claimed here and stopped before it made anything is in nobody's way.
-    if found is not None and differing and (others_at_work or _holdings(place) != {UNFINISHED}):
-        replaceable = found.get("stage") == stage and not others_at_work
-        if not (replaceable and overwrite):
-            raise SepoError(
-                f"{place} holds another run: {'; '.join(differing)}",
-                hint="choose another --output-dir" + (", or replace it with --overwrite" if replaceable else ""),
-            )
-        _put_aside(place, found)
-        found = None
-    elif found is not None and not differing:
-        # Of an earlier version, whose fingerprints covered other settings, the folder keeps its own.
-        identity["fingerprint"] = found.get("fingerprint", identity["fingerprint"])
-    if found is not None and not resume and not place.has(FINISHED):
+    found = _same_work(place, identity, defaults, overwrite=overwrite, lock=lock)
+    if found and not resume and not place.has(FINISHED):
         _refuse_removal(place, found)
         place.clear()
     if place.local is not None and (lock is None or lock.kind == fcntl.LOCK_EX):
         sweep_temporary(place.local)
         sweep_writes(_copy(place.local))
-    if found is not None and place.has(FINISHED) and (sound or _complete)(place, found):
+    if found and place.has(FINISHED) and (sound or _complete)(place, found):
         # Nothing is to be written: a finished run may be looked at on a disk that is read-only.
         place.delete(UNFINISHED)
         place.replaced().clear()
         return Run(place, identity, finished=True, manifest=found)
-    return _begun(place, identity, (found or {}).get("checksums", {}))
+    return _begun(place, identity, found.get("checksums", {}))
 
 
-def _begun(place: Place, identity: dict[str, Any], checksums: dict[str, dict[str, Any]]) -> Run:
-    altered = ""
+def _same_work(
+    place: Place, identity: dict[str, Any], defaults: Mapping[str, Any], *, overwrite: bool, lock: Lock | None
+) -> dict[str, Any]:
+    """The manifest of the same work, finished or not; empty where there is none. Other work is refused or put aside."""
+    found = claimed_by(place)
+    if found is None:
+        if _holdings(place):
+            raise SepoError(f"{place} is not empty and holds no run of sepo", hint="choose another --output-dir")
+        return {}
+    differing = differences(found, identity, defaults)
+    if not differing:
+        # Of an earlier version, whose fingerprints covered other settings, the folder keeps its own.
+        identity["fingerprint"] = found.get("fingerprint", identity["fingerprint"])
+        return found
+    others_at_work = lock is not None and lock.kind == fcntl.LOCK_SH
+    if not others_at_work and _holdings(place) == {UNFINISHED}:
+        # A run that was claimed here and stopped before it made anything is in nobody's way.
+        return {}
+    replaceable = found.get("stage") == identity["stage"] and not others_at_work
+    if not (replaceable and overwrite):
+        raise SepoError(
+            f"{place} holds another run: {'; '.join(differing)}",
+            hint="choose another --output-dir" + (", or replace it with --overwrite" if replaceable else ""),
+        )
+    _put_aside(place, found)
+    return {}
+
+
+def _begun(place: Place, identity: dict[str, Any], checksums: dict[str, Checksum]) -> Run:
+    altered: list[str] = []
     if place.local is not None:
         probe_writable(place.local)
-        altered = altered_in(place.local, checksums) if place.has(FINISHED) else ""
+        altered = altered_in(place, checksums) if place.has(FINISHED) else []
     _claim(place, identity, checksums)
     place.delete(FINISHED)
     if place.local is not None:
@@ -262,12 +272,16 @@ def _begun(place: Place, identity: dict[str, Any], checksums: dict[str, dict[str
     return Run(place, identity, finished=False, checksums=dict(checksums), altered=altered)
 
 
-def _claim(place: Place, identity: dict[str, Any], checksums: dict[str, dict[str, Any]], **sections: Any) -> None:
+def _claim(place: Place, identity: dict[str, Any], checksums: dict[str, Checksum], **sections: Any) -> None:
     place.write_json(UNFINISHED, with_checksum({**identity, **sections, "checksums": checksums}))
 
 
 def _put_aside(place: Place, found: dict[str, Any]) -> None:
-    """Make room for another run; what is finished waits until that one has finished too."""
+    """Make room for another run; what is finished waits until that one has finished too.
+
+    Raises:
+        SepoError: the folder holds something of somebody else, or is the one that the user stands in.
+    """
     _refuse_removal(place, found)
     if place.has(FINISHED) or not place.replaced().names():
         place.move_to(place.replaced())
@@ -303,7 +317,7 @@ def _restore(place: Place) -> None:
 
 def _complete(place: Place, manifest: dict[str, Any]) -> bool:
     there = all(place.has(name) for name in manifest.get("files", []))
-    return there and (place.local is None or not altered_in(place.local, manifest.get("checksums", {})))
+    return there and not altered_in(place, manifest.get("checksums", {}))
 
 
 def _holdings(place: Place) -> set[str]:

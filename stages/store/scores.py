@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError
 from stages.reporting import Reporter
+from stages.store.checksums import altered_in
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.place import Place, place_of
-from stages.store.shards import REMEDY, Checksum, read_shard, tokenizer_of
+from stages.store.shards import REMEDY, read_shard
 from stages.types import ScoredPair, longest
 
 MADE_BY: Final = ("score", "project-scores")
@@ -35,11 +36,14 @@ class Scores(NamedTuple):
 
     def rows_of(self, shard: str) -> Iterator[ScoredPair]:
         """The rows of one shard, as `rows`."""
-        if tokenizer_of(self.folder, shard) != self.manifest["tokenizer"]["vocabulary"]:
-            where = self.folder.at(shard)
-            raise SepoError(f"{where} is of another tokenizer than its folder's manifest says", hint=REMEDY)
-        checksum = checksums_of(self.manifest).get(shard)
-        yield from read_shard(self.folder, shard, self.fingerprint, checksum, self.ids_below)
+        return read_shard(
+            self.folder,
+            shard,
+            self.fingerprint,
+            self.manifest.get("shards", {}).get(shard),
+            tokenizer=self.manifest["tokenizer"]["vocabulary"],
+            ids_below=self.ids_below,
+        )
 
     def rows(self) -> Iterator[ScoredPair]:
         """Every row in data-set order, a part of one shard in memory at a time; checksums are compared on the way."""
@@ -87,34 +91,14 @@ def open_scores(folder: str | Path) -> Scores:
     missing = [name for name in manifest["files"] if name not in there]
     if missing:
         raise SepoError(f"{place} lacks {missing[0]} and {len(missing) - 1} more shards", hint=REMEDY)
-    checksums = checksums_of(manifest)
+    checksums = manifest.get("shards", {})
     without = [name for name in manifest["files"] if name not in checksums]
     if checksums and without:
         raise SepoError(f"{place.at(FINISHED)} has checksums, but none for {without[0]}", hint=REMEDY)
     return Scores(place, manifest, manifest["files"])
 
 
-def checksums_of(manifest: dict[str, Any]) -> dict[str, Checksum]:
-    """The checksums in a manifest, by shard; a foreign scorer may have none."""
-    shards = manifest.get("shards", {})
-    return {name: Checksum(value["sha256"], value["bytes"], value["rows"]) for name, value in shards.items()}
-
-
-def damaged_shards(place: Place, manifest: dict[str, Any], names: list[str]) -> list[str]:
-    """Of these shards those that are not there, or not, to the bit, what the manifest says of them, if anything."""
-    checksums = checksums_of(manifest)
-    damaged = []
-    for name in names:
-        try:
-            with place.open(name) as file:
-                whole = name not in checksums or checksums[name].fits(file)
-        except OSError:
-            whole = False
-        damaged += [] if whole else [name]
-    return damaged
-
-
-def sound(place: Place, manifest: dict[str, Any]) -> bool:
+def is_sound(place: Place, manifest: dict[str, Any]) -> bool:
     """Whether every shard of a finished run of ours is there, to the bit."""
-    names = manifest.get("files", [])
-    return {*names} <= {*checksums_of(manifest)} and not damaged_shards(place, manifest, names)
+    checksums = manifest.get("shards", {})
+    return {*manifest.get("files", [])} <= {*checksums} and not altered_in(place, checksums)

@@ -5,14 +5,14 @@ killed run left is taken over only where all that is right. The manifest of a fi
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError, borrowed
-from stages.store.files import hash_open
+from stages.store.checksums import Checksum
+from stages.store.files import hash_bytes
 from stages.store.manifest import FORMAT
 from stages.store.parquet import is_whole, parquet_bytes
 from stages.store.place import Place
@@ -23,19 +23,6 @@ REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
 ROWS_IN_MEMORY: Final = 1024
 _NONE: Final[Mapping[str, str]] = {}
-
-
-class Checksum(NamedTuple):
-    """What a shard's file has to be."""
-
-    sha256: str
-    """``sha256:...`` of all its bytes"""
-    bytes: int
-    rows: int
-
-    def fits(self, file: Any) -> bool:
-        """Whether an open file is that to the bit."""
-        return file.size() == self.bytes and hash_open(file) == self.sha256
 
 
 class OwnShard(NamedTuple):
@@ -79,62 +66,59 @@ def write_shard(
 def own_shard(place: Place, name: str, fingerprint: str) -> OwnShard | None:
     """A shard that this run wrote under this name; None where there is none, or another one, or it is not whole."""
     try:
-        with place.open(name) as file:
-            if not is_whole(file):
-                return None
-            parquet = pq.ParquetFile(file)
-            notes = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
-            if (notes.get("sepo.fingerprint"), notes.get("sepo.shard")) != (fingerprint, name):
-                return None
-            rows = parquet.metadata.num_rows
-            file.seek(0)
-            return OwnShard(Checksum(hash_open(file), file.size(), rows), notes)
+        data = place.read(name)
+        if not is_whole(data):
+            return None
+        parquet = pq.ParquetFile(pa.BufferReader(data))
     except (OSError, pa.ArrowException):
         return None
+    notes = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
+    if (notes.get("sepo.fingerprint"), notes.get("sepo.shard")) != (fingerprint, name):
+        return None
+    return OwnShard({"sha256": hash_bytes([data]), "bytes": len(data), "rows": parquet.metadata.num_rows}, notes)
 
 
 def read_shard(
-    place: Place, name: str, fingerprint: str, checksum: Checksum | None = None, ids_below: int | None = None
+    place: Place,
+    name: str,
+    fingerprint: str,
+    checksum: Checksum | None = None,
+    *,
+    tokenizer: str | None = None,
+    ids_below: int | None = None,
 ) -> Iterator[ScoredPair]:
-    """The rows of a shard, each one checked, a thousand in memory at a time.
+    """The rows of a shard, each one checked: the file and a thousand rows are in memory at a time.
 
     Args:
         checksum: what the file has to be, if somebody said it.
+        tokenizer: hash of the token->id map, if it is known.
         ids_below: number of ids of the tokenizer, if it is known.
 
     Raises:
         SepoError: damaged, not Parquet, of another run, columns of another kind, or a row that contradicts itself.
     """
-    for batch in _batches(place, name, fingerprint, checksum):
+    where = place.at(name)
+    with borrowed(f"cannot read {where}", DAMAGED):
+        data = place.read(name)
+        if checksum is not None and (hash_bytes([data]), len(data)) != (checksum["sha256"], checksum["bytes"]):
+            raise SepoError(f"{where} is damaged: its checksum is not the manifest's", hint=DAMAGED)
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        schema = parquet.schema_arrow
+    if _said(schema, "sepo.fingerprint") != fingerprint:
+        raise SepoError(f"{where} is of another run than its folder's manifest", hint=REMEDY)
+    if tokenizer is not None and _said(schema, "sepo.tokenizer") != tokenizer:
+        raise SepoError(f"{where} is of another tokenizer than its folder's manifest says", hint=REMEDY)
+    refuse_other_columns(where, schema)
+    columns = [column for column in READ if column in schema.names]
+    batches = parquet.iter_batches(ROWS_IN_MEMORY, columns=columns)
+    while batch := _next_of(batches, where):
         yield from rows_of(batch, name, ids_below)
 
 
-def _batches(place: Place, name: str, fingerprint: str, checksum: Checksum | None) -> Iterator[pa.RecordBatch]:
-    where = place.at(name)
-    with ExitStack() as stack:
-        with borrowed(f"cannot read {where}", DAMAGED):
-            file = stack.enter_context(place.open(name))
-            if checksum is not None and not checksum.fits(file):
-                raise SepoError(f"{where} is damaged: its checksum is not the manifest's", hint=DAMAGED)
-            file.seek(0)
-            parquet = pq.ParquetFile(file)
-            schema = parquet.schema_arrow
-        if _said(schema, "sepo.fingerprint") != fingerprint:
-            raise SepoError(f"{where} is of another run than its folder's manifest", hint=REMEDY)
-        refuse_other_columns(where, schema)
-        with borrowed(f"cannot read {where}", DAMAGED):
-            yield from parquet.iter_batches(ROWS_IN_MEMORY, columns=[name for name in READ if name in schema.names])
+def _next_of(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:
+    with borrowed(f"cannot read {where}", DAMAGED):
+        return next(batches, None)
 
 
 def _said(schema: pa.Schema, key: str) -> str:
     return str((schema.metadata or {}).get(key.encode(), b"").decode(errors="replace"))
-
-
-def tokenizer_of(place: Place, name: str) -> str:
-    """The hash of the token->id map that a shard says its ids are of.
-
-    Raises:
-        SepoError: not Parquet.
-    """
-    with borrowed(f"cannot read {place.at(name)}", DAMAGED), place.open(name) as file:
-        return _said(pq.read_schema(file), "sepo.tokenizer")

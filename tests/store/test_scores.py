@@ -171,7 +171,7 @@ def test_a_truncated_shard_without_a_checksum_is_found(tmp_path):
 def test_a_whole_shard_in_the_wrong_place_is_none_of_ours(tmp_path):
     place = place_of(tmp_path)
     write_shard(place, "s.parquet", [scored(pair) for pair in random_pairs(9, 50)], "f", "t")
-    assert own_shard(place, "s.parquet", "f").checksum.rows == 9
+    assert own_shard(place, "s.parquet", "f").checksum["rows"] == 9
     assert own_shard(place, "s.parquet", "g") is None
     (tmp_path / "s.parquet").rename(tmp_path / "t.parquet")
     assert own_shard(place, "s.parquet", "f") is None

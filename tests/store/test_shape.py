@@ -13,7 +13,7 @@ from stages.reporting import Quiet
 from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
 from stages.store.run import open_run
-from stages.store.scores import open_scores, sound
+from stages.store.scores import is_sound, open_scores
 from stages.store.shape import is_inside, parse_json
 from stages.store.shards import own_shard, shard_name, write_shard
 from tests.conftest import random_pairs
@@ -66,7 +66,7 @@ def finished(folder, stage):
     run = open_run(folder, stage, SETTINGS, INPUTS, overwrite=False)
     [pair] = random_pairs(1, 50)
     write_shard(run.place, shard_name(0), [scored(pair)], run.fingerprint, "t")
-    checksum = own_shard(run.place, shard_name(0), run.fingerprint).checksum._asdict()
+    checksum = own_shard(run.place, shard_name(0), run.fingerprint).checksum
     shards = {"shards": {shard_name(0): checksum}} if stage == "score" else {}
     run.finish(files=[shard_name(0)], device="cpu", **SECTIONS[stage], **shards)
     return {name: value for name, value in json.loads((folder / FINISHED).read_text()).items() if name != "made_by"}
@@ -94,7 +94,7 @@ def fault_of(read, folder):
 
 def claim(folder):
     (folder / UNFINISHED).write_bytes((folder / FINISHED).read_bytes())
-    return open_run(folder, "score", SETTINGS, INPUTS, overwrite=False, sound=sound)
+    return open_run(folder, "score", SETTINGS, INPUTS, overwrite=False, sound=is_sound)
 
 
 def claim_other(folder):
