@@ -1,4 +1,4 @@
-"""Stages that are killed: each life is a process of its own, forked from one that has imported everything.
+"""Processes of their own, forked from one that has imported everything: stages that are killed, and command lines.
 
 A life dies from outside, at a moment of the clock, or by its own hand just before its n-th act on a file of its output
 folder (opened for writing, renamed or removed), which no clock would ever hit.
@@ -8,12 +8,15 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 ACTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 NURSERY = multiprocessing.get_context("forkserver")
-NURSERY.set_forkserver_preload(["tests.lives", "tests.world", "transformers.models.llama.modeling_llama", "pandas"])
+NURSERY.set_forkserver_preload(["tests.lives", "tests.preload"])
 
 
 def start(config, die_at=0):
@@ -54,6 +57,64 @@ def _live(config, die_at):
     os._exit(0)
 
 
+@dataclass
+class Command:
+    """A command line at work, with what it writes to stderr."""
+
+    process: ForkServerProcess
+    errors: Path
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def alive(self):
+        return self.process.is_alive()
+
+    def end(self):
+        """Its exit code and what it said."""
+        self.process.join(180)
+        assert not self.alive()
+        return self.process.exitcode, self.errors.read_text()
+
+
+def run_module(module, *arguments, folder, processes=1):
+    """`python -m MODULE ...` in this environment, or as many processes of it as torchrun would start."""
+    (folder / "said").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        environment = dict(os.environ)
+        if processes > 1:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+            environment |= {name: str(value) for name, value in places.items()}
+        errors = folder / "said" / f"{len(list((folder / 'said').iterdir()))}.txt"
+        errors.touch()
+        given = (module, list(map(str, arguments)), environment, errors)
+        process = NURSERY.Process(target=_run_module, args=given)
+        process.start()
+        started.append(Command(process, errors))
+    return started
+
+
+def _run_module(module, arguments, environment, errors):
+    import runpy
+
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY), 2)
+    torch.set_num_threads(1)
+    gc.freeze()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 class _Trap:
     """Kills its process just before the n-th act on a file of a folder."""
 
@@ -69,8 +130,3 @@ class _Trap:
             self.left -= 1
             if not self.left:
                 os.kill(os.getpid(), signal.SIGKILL)
-
-
-def child_of(number):
-    """A process that another one started."""
-    return int(Path(f"/proc/{number}/task/{number}/children").read_text().split()[-1])

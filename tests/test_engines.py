@@ -1,15 +1,12 @@
 """What a step is does not depend on how it is computed: budget of tokens, order of pairs, processes, DDP or FSDP2."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
+from tests import lives
 from tests.conftest import token_pair
 from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, kept_twice, logps_of, name_of, train
 from tests.logprobs.zoo import VOCABULARY
@@ -31,17 +28,10 @@ def alone(tmp_path_factory):
 def together(tmp_path_factory):
     """A function from the name of a run of `tests.engines` to what came out in each of two processes."""
     folder = tmp_path_factory.mktemp("together")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, "tests.engines", str(folder)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    runs = lives.run_module("tests.engines", folder, folder=folder, processes=2)
+    for run in runs:
+        code, said = run.end()
+        assert code == 0, said
     return lambda name: [torch.load(folder / f"{name}.{number}.pt") for number in range(2)]
 
 

@@ -1,11 +1,11 @@
 """Nothing is lost and nothing is wrong, whatever happens to a scorer or to its folder."""
 
 import json
+import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -233,15 +233,14 @@ def test_a_clock_that_runs_backwards_changes_nothing(world, tmp_path, monkeypatc
 def test_a_signal_ends_a_run_in_seconds_and_says_how_to_go_on(world, tmp_path, sent, code):
     write_lines(tmp_path / "pairs.jsonl", word_rows(4000))
     arguments = ["--oracle", world / "oracle", "--dataset", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / "s"]
-    command = [sys.executable, "-m", "sepo_cli", "score", *arguments, "--shard-size", "1"]
-    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while run.poll() is None and not list((tmp_path / "s").glob("*.parquet")):
+    [run] = lives.run_module("sepo_cli", "score", *arguments, "--shard-size", "1", folder=tmp_path)
+    while run.alive() and not list((tmp_path / "s").glob("*.parquet")):
         time.sleep(0.05)
     started = time.monotonic()
-    run.send_signal(sent)
-    _, err = run.communicate(timeout=60)
+    os.kill(run.pid, sent)
+    ended, err = run.end()
     assert time.monotonic() - started < 10
-    assert run.returncode == code
+    assert ended == code
     assert err.splitlines()[-1] == "interrupted; run the same command again to continue"
     assert "Traceback" not in err
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
+from tests import lives
 from tests.world import FAST, run_policy, run_score
 
 
@@ -26,6 +27,12 @@ def launch(*arguments):
     )
 
 
+def fork(folder, *arguments):
+    """Two processes of `sepo` in the environment that torchrun makes: their exit codes and what they said."""
+    ends = [run.end() for run in lives.run_module("sepo_cli", *arguments, folder=folder, processes=2)]
+    return [code for code, _ in ends], "".join(said for _, said in ends)
+
+
 def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
     """Odd steps, small micro-batches, checkpoints, and a last step with one pair for two processes: 13, 13, 13, 1.
 
@@ -34,8 +41,8 @@ def test_two_processes_train_as_one_does(world, chat_folder, tmp_path):
     odd = {"objective": "dpo", "batch_size": 13, "max_tokens_per_device": 100, "save_steps": 2}
     run_policy(world, chat_folder, output=tmp_path / "one", **odd)
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "two"]
-    done = launch("train-policy", *arguments, *options({**FAST, **odd}))
-    assert done.returncode == 0, done.stderr
+    codes, said = fork(tmp_path, "train-policy", *arguments, *options({**FAST, **odd}))
+    assert codes == [0, 0], said
     assert_same_weights(tmp_path / "two", tmp_path / "one")
     lines = [(tmp_path / name / "metrics.jsonl").read_text().count("\n") for name in ("one", "two")]
     assert lines[0] == lines[1] == 4
@@ -49,8 +56,8 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
     settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5}
     settings["max_tokens_per_device"] = 128
     arguments = ["--model", chat_folder, "--dataset", world / "pairs.jsonl", "--output-dir", tmp_path / "oracle"]
-    done = launch("train-oracle", *arguments, *options(settings))
-    assert done.returncode == 0, done.stderr
+    codes, said = fork(tmp_path, "train-oracle", *arguments, *options(settings))
+    assert codes == [0, 0], said
     for name in ("reference", "oracle"):
         assert_same_weights(tmp_path / "oracle" / name, world / "oracle" / name, tolerance=2e-4)
     ours, theirs = (pq.read_table(root / "oracle/reference-logps.parquet").to_pydict() for root in (tmp_path, world))
@@ -102,9 +109,9 @@ def test_fsdp_on_a_machine_without_a_gpu_is_refused(world, tmp_path, monkeypatch
     """accelerate would train with whole models there, and say nothing."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    done = launch(*score_arguments(world, tmp_path / "out"))
-    assert done.returncode != 0
-    assert "error: accelerate was told to use FSDP version 2, but uses MULTI_CPU on cpu" in done.stderr
+    codes, said = fork(tmp_path, *score_arguments(world, tmp_path / "out"))
+    assert codes == [1, 1]
+    assert "error: accelerate was told to use FSDP version 2, but uses MULTI_CPU on cpu" in said
     assert not (tmp_path / "out").exists()
 
 

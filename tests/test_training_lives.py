@@ -1,10 +1,9 @@
 """Training that is killed, again and again, ends in the bytes of a run that nobody touched."""
 
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -139,21 +138,18 @@ def test_sigterm_leaves_a_checkpoint_and_says_how_to_go_on(world, chat_folder, t
     # Long enough not to end by itself.
     options = {**STEPS, "num_train_epochs": 500, "save_steps": 100_000, "logging_steps": 1}
     arguments += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if several else []
-    command = [sys.executable, *launcher, "-m", "sepo_cli", *map(str, arguments)]
-    environment = {**lives.os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    while run.poll() is None and len(read_metrics(tmp_path / "p")) < 3:
+    runs = lives.run_module("sepo_cli", *arguments, folder=tmp_path, processes=1 + several)
+    while runs[0].alive() and len(read_metrics(tmp_path / "p")) < 3:
         time.sleep(0.05)
-    number = lives.child_of(run.pid) if several else run.pid
-    lives.os.kill(number, signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    os.kill(runs[-1].pid, signal.SIGTERM)
+    ends, words = zip(*(run.end() for run in runs), strict=True)
+    err = "".join(words)
     lines = err.splitlines()
     assert "interrupted; run the same command again to continue" in lines
     [checkpoint] = (tmp_path / "p/checkpoints").iterdir()
     step = int(checkpoint.name.rsplit("-", 1)[1])
     assert f"sepo: interrupted after step {step:,}; {step:,} steps are safe" in lines
     assert read_metrics(tmp_path / "p")[-1]["step"] == step
-    assert several or run.returncode == 143
-    assert several or "Traceback" not in err
+    assert ends[-1] == 143
+    assert "Traceback" not in err
     assert (checkpoint / "random_states_1.pkl").exists() == several
