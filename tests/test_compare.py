@@ -86,7 +86,8 @@ def test_the_same_comparison_is_not_made_again(runs, tmp_path):
     [
         ({"late": {"figures": {}}}, "model 'late' is not named by its step"),
         ({"reference": {"figures": {}}}, "has no true_reward of model reference"),
-        ({"reference": {}}, "is not what `sepo evaluate` writes: it has no 'figures'"),
+        ({"reference": {}}, "is not what `sepo evaluate` writes: KeyError 'figures'"),
+        ({}, "has no reference"),
         (None, "is no evaluation"),
     ],
 )
@@ -100,6 +101,19 @@ def test_a_run_without_its_reference_is_refused(tmp_path):
     evaluation(tmp_path / "e.json", {8: (2.0, 0.1)})
     with pytest.raises(SepoError, match="has no reference"):
         run(tmp_path / "out", f"a={tmp_path / 'e.json'}")
+
+
+@pytest.mark.parametrize("value", [True, "1.0", None, 1e16, -0.5])
+def test_a_figure_that_is_no_number_is_refused(tmp_path, value):
+    with pytest.raises(SepoError, match=r"no number of at most 1e|divergence of -0\.5, which is below 0"):
+        run(tmp_path / "out", f"a={evaluation(tmp_path / 'e.json', {0: (1.0, 0.0), 8: (1.0, value)})}")
+
+
+@pytest.mark.parametrize("seed", [0.5, True, "1"])
+def test_a_seed_that_is_none_is_refused(tmp_path, seed):
+    path = evaluation(tmp_path / "e.json", {0: (1.0, 0.0), 8: (1.0, 0.5)}, settings={"seed": seed})
+    with pytest.raises(SepoError, match=f"is not what `sepo evaluate` writes: its seed is {seed!r}"):
+        run(tmp_path / "out", f"a={path}")
 
 
 def test_a_missing_file_is_named(tmp_path):

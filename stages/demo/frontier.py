@@ -4,15 +4,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_DOWN, Context
-from typing import Final, NamedTuple
-
-import numpy as np
-
-from stages.method.statistics import Z_95, Interval
+from typing import NamedTuple
 
 Value = float | None
-T_95: Final = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5% quantiles of Student's t, by degrees of freedom from 0"""
 
 
 class Point(NamedTuple):
@@ -25,33 +19,6 @@ class Point(NamedTuple):
     """true reward of a response"""
     tokens: float
     """of a response"""
-
-
-def over_runs(values: Sequence[float]) -> Interval:
-    """The mean over runs with Student's 95% interval, which holds what chance did in training and in sampling.
-
-    A single run tells nothing of that: its interval is infinite.
-    """
-    runs = len(values)
-    half = student_95(runs - 1) * float(np.std(values, ddof=1)) / math.sqrt(runs) if runs > 1 else math.inf
-    mean = float(np.mean(values))
-    return Interval(mean, mean - half, mean + half)
-
-
-def student_95(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, to four digits.
-
-    Beyond the table by its expansion around the normal quantile (Abramowitz and Stegun, 26.7.5).
-    """
-    if freedom < len(T_95):
-        return T_95[freedom]
-    z = Z_95
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
 
 
 def budgets(recipes: Iterable[Iterable[Sequence[Point]]]) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Small statistics that a summary needs: intervals, and the accuracy of an implicit reward."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from stages.types import PairLogps
 
 Z_95: Final = 1.959964
+T_95: Final = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t, by degrees of freedom from 0"""
 RESAMPLES: Final = 1000
 
 
@@ -48,11 +50,25 @@ def wilson(successes: float, trials: int) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def mean_interval(values: NDArray[np.floating]) -> Interval:
+def mean_interval(values: NDArray[np.floating] | Sequence[float], quantile: float = Z_95) -> Interval:
     """A mean with its normal-approximation interval; an infinite one for a single value."""
     mean = float(np.mean(values))
-    half = Z_95 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     return Interval(mean, mean - half, mean + half)
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """A mean with Student's 95% interval, for a few values."""
+    return mean_interval(values, student_95(len(values) - 1))
+
+
+def student_95(freedom: int) -> float:
+    """The 97.5% quantile of Student's t, to four digits; beyond the table by its expansion around the normal quantile
+    (Abramowitz and Stegun, 26.7.5).
+    """
+    if freedom < len(T_95):
+        return T_95[freedom]
+    return Z_95 + 2.37227 / freedom + 2.8225 / freedom**2 + 2.55585 / freedom**3
 
 
 def by_cluster(figures: Mapping[str, Ratio], clusters: NDArray[Any]) -> dict[str, Ratio]:

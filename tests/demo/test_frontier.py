@@ -1,8 +1,6 @@
-import math
-
 import pytest
 
-from stages.demo.frontier import Point, budgets, over_runs, reward_at, student_95
+from stages.demo.frontier import Point, budgets, reward_at
 
 PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.4, 5.0, 22.0)]
 
@@ -17,31 +15,6 @@ def test_the_reward_at_a_divergence_is_where_it_is_first_reached(kl, reward):
 
 def test_a_divergence_that_is_never_reached_has_no_reward():
     assert reward_at(PATH, 0.41) is None
-
-
-def test_the_interval_over_runs_is_students():
-    """1, 2, 3: standard deviation 1, standard error 1 / sqrt(3), t with 2 degrees of freedom 4.303."""
-    interval = over_runs([1.0, 2.0, 3.0])
-    assert interval.value == 2.0
-    assert interval.high - 2.0 == pytest.approx(4.303 / math.sqrt(3))
-    assert interval.low == pytest.approx(4.0 - interval.high)
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"),
-    [(1, 12.706), (9, 2.262), (10, 2.2281), (11, 2.2010), (15, 2.1314), (20, 2.0860), (60, 2.0003), (1000, 1.9623)],
-)
-def test_students_quantile_is_that_of_the_printed_tables(freedom, quantile):
-    assert student_95(freedom) == pytest.approx(quantile, abs=2e-4)
-
-
-def test_the_interval_over_eleven_runs_is_students_too():
-    """0 to 10: variance 11, so the standard error is 1."""
-    assert over_runs([float(value) for value in range(11)]).high == pytest.approx(5 + 2.2281, abs=2e-4)
-
-
-def test_one_run_tells_nothing_of_chance():
-    assert over_runs([1.0]) == (1.0, -math.inf, math.inf)
 
 
 def ending(kl):

@@ -1,8 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 
 from stages.method.drift import DriftMeter
-from stages.method.statistics import mean_interval, preference_accuracy, wilson
+from stages.method.statistics import mean_interval, preference_accuracy, student_95, student_interval, wilson
 from stages.report.scores import drift_warnings
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
@@ -31,6 +33,31 @@ def test_mean_interval_by_hand():
     assert interval.value == 2.0
     assert interval.high - 2.0 == pytest.approx(1.959964 / 3**0.5)
     assert f"{interval:.2f}" == "2.00 [0.87, 3.13]"
+
+
+def test_the_interval_over_runs_is_students():
+    """1, 2, 3: standard deviation 1, standard error 1 / sqrt(3), t with 2 degrees of freedom 4.303."""
+    interval = student_interval([1.0, 2.0, 3.0])
+    assert interval.value == 2.0
+    assert interval.high - 2.0 == pytest.approx(4.303 / math.sqrt(3))
+    assert interval.low == pytest.approx(4.0 - interval.high)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.706), (9, 2.262), (10, 2.2281), (11, 2.2010), (15, 2.1314), (20, 2.0860), (60, 2.0003), (1000, 1.9623)],
+)
+def test_students_quantile_is_that_of_the_printed_tables(freedom, quantile):
+    assert student_95(freedom) == pytest.approx(quantile, abs=2e-4)
+
+
+def test_the_interval_over_eleven_runs_is_students_too():
+    """0 to 10: variance 11, so the standard error is 1."""
+    assert student_interval([float(value) for value in range(11)]).high == pytest.approx(5 + 2.2281, abs=2e-4)
+
+
+def test_one_run_tells_nothing_of_chance():
+    assert student_interval([1.0]) == (1.0, -math.inf, math.inf)
 
 
 def test_accuracy_compares_sums_and_counts_a_tie_half():
