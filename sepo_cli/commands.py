@@ -17,6 +17,7 @@ from sepo_cli.config_file import use_config_file
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
 from stages.configs import (
+    CacheConfig,
     CheckConfig,
     CompareConfig,
     CutModelConfig,
@@ -60,6 +61,7 @@ COMMANDS: Final = (
         PIPELINE,
         "--model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
     ),
+    Command("cache", CacheConfig, PIPELINE, "prune --older-than 30"),
     Command("cut-model", CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),
     Command(
         "project-scores",

@@ -22,7 +22,14 @@ from stages.configs.fields import (
 )
 from stages.configs.option import Config, Declared, content_defaults, content_settings, declared, is_several
 from stages.configs.policy import PolicyConfig
-from stages.configs.scores import CheckConfig, CutModelConfig, ProjectScoresConfig, ScoreConfig, ValidateConfig
+from stages.configs.scores import (
+    CacheConfig,
+    CheckConfig,
+    CutModelConfig,
+    ProjectScoresConfig,
+    ScoreConfig,
+    ValidateConfig,
+)
 from stages.configs.training import OptimizerConfig, OracleConfig
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "QUANTIZATIONS",
     "SCHEDULERS",
     "TRACKERS",
+    "CacheConfig",
     "CheckConfig",
     "CompareConfig",
     "Config",

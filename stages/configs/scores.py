@@ -76,6 +76,18 @@ class CheckConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig(Config):
+    """Show what the cache of ids and measurements holds, or remove what was not used for long."""
+
+    action: Annotated[str, Option(OUTPUT, "ACTION", choices=("show", "prune"), content=False, flags=("ACTION",))] = (
+        "show"
+    )
+    """What to do: show or prune."""
+    older_than: Annotated[float, Option(OUTPUT, "DAYS", limit=limits.not_negative, content=False)] = 30
+    """With prune: remove what nobody made or read for so many days."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProjectScoresConfig(Config):
     """Carry scores over to the tokens of a model with another tokenizer."""
 

@@ -11,12 +11,13 @@ that was killed, and is removed by the next one.
 import functools
 import hashlib
 import io
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -31,8 +32,61 @@ Found = TypeVar("Found")
 Arrays = dict[str, NDArray[Any]]
 ENTRY: Final = re.compile(r"[0-9a-f]{64}-[0-9a-f]{64}")
 TEMPORARY: Final = re.compile(r"[0-9a-f]{64}\.tmp")
+KINDS: Final = {
+    "ids of data sets": ENTRY,
+    "measurements of models": ENTRY,
+    "unfinished entries": TEMPORARY,
+    "locks": re.compile(r"[0-9a-f]{64}\.lock"),
+    "hashes of large files": re.compile(r"hashes/(\.[0-9a-f]{64}\.json\.\d+-[0-9a-f]{8}\.tmp|[0-9a-f]{64}\.json)"),
+    "finished commands": re.compile(r"finished/(\.[0-9a-f]{64}\.\d+-[0-9a-f]{8}\.tmp|[0-9a-f]{64})"),
+}
+"""what sepo keeps in the cache's folder, and how its files are named from there"""
 _told: Final[WeakSet[Reporter]] = WeakSet()
 """who knows already that the cache cannot be written"""
+
+
+class KeptFile(NamedTuple):
+    """A file of ours in the cache."""
+
+    path: Path
+    kind: str
+    """of `KINDS`"""
+    key: str
+    """of the entry that it is, or belongs to; empty where it is none"""
+    size: int
+    used: float
+    """`last_used`"""
+
+
+def kept_files(folder: Path) -> list[KeptFile]:
+    """All files of ours in the cache's folder; none where it is not there."""
+    found = []
+    for path in sorted([*folder.glob("*"), *folder.glob("hashes/*"), *folder.glob("finished/*")]):
+        name = path.relative_to(folder).as_posix()
+        kind = next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
+        with suppress(FileNotFoundError):
+            if kind is not None and path.is_file() and not path.is_symlink():
+                kind = "measurements of models" if KINDS[kind] is ENTRY and _holds_arrays(path) else kind
+                key = name[:64] if "/" not in name else ""
+                found.append(KeptFile(path, kind, key, path.stat().st_size, last_used(path)))
+    return found
+
+
+def last_used(path: Path) -> float:
+    """When a file was made or read, as far as the file system keeps that, in seconds since 1970."""
+    state = path.stat()
+    return max(state.st_mtime, state.st_atime)
+
+
+def _holds_arrays(entry: Path) -> bool:
+    """Whether it is one of `cached_arrays`; looking at it is no use of it."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+
+    with suppress(PermissionError), open(entry, "rb", opener=opener) as file:
+        return file.read(2) == b"PK"
+    return False
 
 
 class UnwritableError(Exception):
@@ -92,7 +146,9 @@ def cached(
             with _locked(folder, key, name, reporter):
                 # Whoever held the lock before may have made it.
                 entry = _find(folder, key, name, reporter) or _make(folder, key, write)
-        return read(entry)
+        with suppress(FileNotFoundError):
+            # But where it is removed at this moment.
+            return read(entry)
     except UnwritableError as error:
         if reporter not in _told:
             _told.add(reporter)
