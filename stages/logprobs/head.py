@@ -7,7 +7,7 @@ Shapes: ``N`` rows, ``C`` columns of a tile, ``V`` vocabulary, ``H`` hidden size
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -43,9 +43,14 @@ def find_head(model: Any) -> Head:
     return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """The one way out of autocast: while open, a head's products have the precision of their weights."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextmanager
 def own_head_in_float32(model: Any) -> Iterator[None]:
-    """Open while a model computes logits by its own head: that leaves autocast, for the precision of its weights."""
+    """Open while a model computes logits by its own head, which then leaves autocast."""
     # N.B. A head whose forward another library has replaced is left to it.
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, torch.nn.Linear) or "forward" in vars(head):
@@ -54,7 +59,7 @@ def own_head_in_float32(model: Any) -> Iterator[None]:
     forward = head.forward
 
     def exact(hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with full_precision(hidden.device):
             logits: Tensor = forward(hidden.to(head.weight.dtype))
             return logits
 
@@ -70,29 +75,29 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
     Its gradient makes every tile a second time instead of keeping it.
     """
-    with torch.autocast(hidden_NH.device.type, enabled=False):
+    with full_precision(hidden_NH.device):
         logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
             hidden_NH, head.weight_VH, head.bias_V, targets_N, head
         )
     return logps_N
 
 
-class Rows(NamedTuple):
-    """Rows of a model's output: last hidden states and the head for them, or, without a head, the logits themselves."""
+class LazyLogits(NamedTuple):
+    """Logits of N rows: as the model gave them, or, where they are a product, the last hidden states and the head."""
 
     values_NX: Tensor
     head: Head | None
 
+    def first(self, count: int) -> "LazyLogits":
+        """Those of the first ids alone."""
+        if self.head is None:
+            return LazyLogits(self.values_NX[:, :count], None)
+        bias_V = None if self.head.bias_V is None else self.head.bias_V[:count]
+        return LazyLogits(self.values_NX, self.head._replace(weight_VH=self.head.weight_VH[:count], bias_V=bias_V))
+
     @property
     def vocabulary(self) -> int:
         return self.values_NX.shape[1] if self.head is None else len(self.head.weight_VH)
-
-    def first(self, count: int) -> "Rows":
-        """The same of the first ids alone."""
-        if self.head is None:
-            return Rows(self.values_NX[:, :count], None)
-        bias_V = None if self.head.bias_V is None else self.head.bias_V[:count]
-        return Rows(self.values_NX, self.head._replace(weight_VH=self.head.weight_VH[:count], bias_V=bias_V))
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -109,17 +114,12 @@ def kl_of_reference(ours_NV: Tensor, theirs_NV: Tensor) -> Tensor:
     return kl_from_reference(theirs_NV, ours_NV)
 
 
-def head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
+def head_kl(ours: LazyLogits, theirs: LazyLogits, divergence: Divergence) -> Tensor:
     """Divergence of every row's distribution from the reference's, (N,) float32 nats; no gradient reaches the latter.
 
     Some rows at a time, which the backward pass makes again: no [rows x vocabulary] tensor outlives its rows. A head
     that was padded to a round number has logits for no token: only those that both models have count.
     """
-    with torch.autocast(ours.values_NX.device.type, enabled=False):
-        return _head_kl(ours, theirs, divergence)
-
-
-def _head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
     both = min(ours.vocabulary, theirs.vocabulary)
     ours, theirs = ours.first(both), theirs.first(both)
     # Cast once, so that the rows' gradients are summed in float32 whatever the model.
@@ -127,9 +127,10 @@ def _head_kl(ours: Rows, theirs: Rows, divergence: Divergence) -> Tensor:
 
     def some(start: int) -> Tensor:
         rows = slice(start, start + step)
-        with torch.no_grad():
-            theirs_NV = _log_softmax(theirs.values_NX[rows], theirs.head)
-        return divergence(_log_softmax(ours.values_NX[rows], head), theirs_NV)
+        with full_precision(ours.values_NX.device):
+            with torch.no_grad():
+                theirs_NV = _log_softmax(theirs.values_NX[rows], theirs.head)
+            return divergence(_log_softmax(ours.values_NX[rows], head), theirs_NV)
 
     budget = _CPU_LOGITS if ours.values_NX.device.type == "cpu" else _DEVICE_LOGITS
     step = max(1, budget // ours.vocabulary)

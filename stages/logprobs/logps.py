@@ -27,45 +27,24 @@ from stages.devices.memory import memory_for
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
 from stages.logprobs.batches import collate, padded_groups, whole
-from stages.logprobs.head import Divergence, Rows, find_head, head_kl, head_logps, own_head_in_float32
+from stages.logprobs.head import Divergence, LazyLogits, find_head, head_kl, head_logps, own_head_in_float32
 from stages.logprobs.packing import Packed, pack, packed_groups
 from stages.reporting import Task
 from stages.types import Batch, Example, Floats, PairLogps, TokenPair
 
 
 class Reader(NamedTuple):
-    """A model, and the ways in which it can be read."""
+    """A model, and the ways in which it can be read; without any of them, the plain one."""
 
     model: Any
-    packs: bool
+    packs: bool = False
     """what is packed into one row stays apart"""
-    tiled: bool
+    tiled: bool = False
     """its logits are what `stages.logprobs.head.find_head` says; else only the model itself knows"""
     alone: bool = False
     """a response's log-probs depend on what else is in the batch: every response is read by itself"""
     as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
     """open while it is read: two readers can share one model, one of them without its adapter"""
-
-
-class WeightedLogps(torch.nn.Module):
-    """`weighted_logps` as a module, for engines that wrap one.
-
-    Where an engine divides the layers among processes, embeddings and head stay with this module, whose forward brings
-    them together until the backward pass is done. A head that was divided by itself is whole in its own forward only.
-    """
-
-    def __init__(self, reader: Reader) -> None:
-        super().__init__()
-        self.model = reader.model
-        self._reader = reader
-        kinds = {type(module).__name__ for module in reader.model.modules()}
-        self._no_split_modules = sorted(kinds & unsplit_modules(reader.model))
-        """the layers, by the name of their class, where accelerate looks for it"""
-
-    def forward(self, batch: Packed | Batch) -> Tensor:
-        tiled = self._reader.tiled and not isinstance(find_head(self.model).weight_VH, DTensor)
-        # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
-        return weighted_logps(self._reader._replace(tiled=tiled), batch).clone()
 
 
 class Reference(NamedTuple):
@@ -78,37 +57,30 @@ class Reference(NamedTuple):
         return self._replace(reader=self.reader._replace(packs=packs))
 
 
-class LogpsAndKl(torch.nn.Module):
-    """`WeightedLogps` that also gives the divergence from a reference, in the same shape.
+class WeightedLogps(torch.nn.Module):
+    """`weighted_logps` as a module, for engines that wrap one; with a reference, `logps_and_kl`.
 
+    Where an engine divides the layers among processes, embeddings and head stay with this module, whose forward brings
+    them together until the backward pass is done. A head that was divided by itself is whole in its own forward only.
     The reference is none of its modules: it is neither trained nor shared out over processes.
     """
 
-    def __init__(self, reader: Reader, reference: Reference) -> None:
+    def __init__(self, reader: Reader, reference: Reference | None = None) -> None:
         super().__init__()
         self.model = reader.model
         self._reader = reader
         self._reference = reference
+        kinds = {type(module).__name__ for module in reader.model.modules()}
+        self._no_split_modules = sorted(kinds & unsplit_modules(reader.model))
+        """the layers, by the name of their class, where accelerate looks for it"""
 
-    def forward(self, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
-        return logps_and_kl(self._reader, self._reference, batch)
-
-
-def token_logps(model: Any, batch: Batch) -> Tensor:
-    """Log-prob of every response token that is read, aligned with the ids, (R, T) float32 nats; 0 elsewhere.
-
-    The logits at a position belong to the next token::
-
-        ids      q0  q1  q2  y0  y1  y2  pad
-        read      0   0   0   1   1   1   0
-        logits at         q2  y0  y1          (K positions: one before each such token of any row)
-        logps     0   0   0   *   *   *   0   (* = log p of the id above it)
-    """
-    targets_K = _targets(batch)
-    logits_RKV = _logits(model, batch, targets_K - 1)
-    ids_RK = batch.ids_RT[:, targets_K]
-    logps_RK = -F.cross_entropy(logits_RKV.flatten(0, 1), ids_RK.flatten(), reduction="none").view_as(ids_RK)
-    return _at_targets(batch, targets_K, logps_RK)
+    def forward(self, batch: Packed | Batch) -> Tensor | tuple[Tensor, Tensor]:
+        tiled = self._reader.tiled and not isinstance(find_head(self.model).weight_VH, DTensor)
+        reader = self._reader._replace(tiled=tiled)
+        if self._reference is not None:
+            return logps_and_kl(reader, self._reference, batch)
+        # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
+        return weighted_logps(reader, batch).clone()
 
 
 @torch.no_grad()
@@ -193,13 +165,16 @@ def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[Non
 
 
 def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
-    """Log-probs of the tokens that are read, float32 nats, in the shape of the batch's weights; 0 at other places."""
-    if isinstance(batch, Batch) and reader.alone:
-        [logps_RT] = _one_by_one([reader], batch, lambda part: [weighted_logps(reader._replace(alone=False), part)])
-        return logps_RT
-    if isinstance(batch, Batch) and not reader.tiled:
-        return token_logps(reader.model, batch)
-    return _placed(batch, _logps_of(_rows(reader, batch), batch))
+    """Log-probs of the tokens that are read, float32 nats, in the shape of the batch's weights; 0 at other places.
+
+    The logits at a position belong to the next token::
+
+        ids      q0  q1  q2  y0  y1  y2  pad
+        read      0   0   0   1   1   1   0
+        logits at         q2  y0  y1
+        logps     0   0   0   *   *   *   0   (* = log p of the id above it)
+    """
+    return _placed(batch, _logps_of(_logits(reader, batch), batch))
 
 
 def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
@@ -208,13 +183,9 @@ def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) ->
     The context of `reading` has to be open for the reader, as for `weighted_logps`; the reference's is opened here.
     """
     other = reference.reader
-    if isinstance(batch, Batch) and (reader.alone or other.alone):
-        together = reader._replace(alone=False), reference._replace(reader=other._replace(alone=False))
-        logps_RT, kl_RT = _one_by_one([reader, other], batch, lambda part: [*logps_and_kl(*together, part)])
-        return logps_RT, kl_RT
     with torch.no_grad(), other.as_read(), reading(other, batch):
-        theirs = _rows(other, batch)
-    ours = _rows(reader, batch)
+        theirs = _logits(other, batch)
+    ours = _logits(reader, batch)
     return _placed(batch, _logps_of(ours, batch)), _placed(batch, head_kl(ours, theirs, reference.divergence))
 
 
@@ -229,55 +200,52 @@ def _placed(batch: Packed | Batch, values_N: Tensor) -> Tensor:
     return torch.zeros_like(like_RW).flatten().index_copy(0, _places(batch), values_N).view_as(like_RW)
 
 
-def _logps_of(rows: Rows, batch: Packed | Batch) -> Tensor:
-    """Log-probs of the tokens that are read, (N,), from the rows that predict them."""
+def _logps_of(logits: LazyLogits, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the tokens that are read, (N,), from the logits that predict them."""
     targets_N = batch.targets_N if isinstance(batch, Packed) else batch.ids_RT.flatten()[_places(batch)]
-    if rows.head is None:
-        return -F.cross_entropy(rows.values_NX, targets_N, reduction="none")
-    return head_logps(rows.head, rows.values_NX, targets_N)
+    if logits.head is None:
+        return -F.cross_entropy(logits.values_NX, targets_N, reduction="none")
+    return head_logps(logits.head, logits.values_NX, targets_N)
 
 
-def _rows(reader: Reader, batch: Packed | Batch) -> Rows:
+def _logits(reader: Reader, batch: Packed | Batch) -> LazyLogits:
     """What a model says where the tokens that are read are predicted."""
+    model = reader.model
     if isinstance(batch, Packed):
         inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
-        if not reader.tiled:
-            with own_head_in_float32(reader.model):
-                return Rows(reader.model(**inputs, logits_to_keep=batch.sources_N).logits[0].float(), None)
-        values_NX = reader.model.base_model(**inputs).last_hidden_state[0][batch.sources_N]
-    elif not reader.tiled:
-        targets_K = _targets(batch)
-        logits_RKV = _logits(reader.model, batch, targets_K - 1)
-        return Rows(logits_RKV[batch.read_RW[:, targets_K]], None)
+        sources_N = columns_K = batch.sources_N
+        at_columns: Any = 0
+    elif reader.alone:
+        return _row_by_row(reader, batch)
     else:
         inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-        hidden_RTH = reader.model.base_model(**inputs).last_hidden_state
-        values_NX = hidden_RTH.flatten(0, 1)[_places(batch) - 1]
-    # The head is looked up at every call: an engine that shards a model replaces its parameters.
-    return Rows(values_NX, find_head(reader.model))
+        sources_N = _places(batch) - 1
+        targets_K = batch.read_RW.any(dim=0).nonzero().squeeze(-1)
+        columns_K, at_columns = targets_K - 1, batch.read_RW[:, targets_K]
+    if reader.tiled:
+        hidden_RTH = model.base_model(**inputs).last_hidden_state
+        # The head is looked up at every call: an engine that shards a model replaces its parameters.
+        return LazyLogits(hidden_RTH.flatten(0, 1)[sources_N], find_head(model))
+    # By the model's own head: soft-capping and scaling are its own.
+    with own_head_in_float32(model):
+        if keeps_logits(model):
+            logits_RKV = model(**inputs, logits_to_keep=columns_K).logits
+        else:
+            logits_RKV = model(**inputs).logits[:, columns_K]
+    return LazyLogits(logits_RKV[at_columns].float(), None)
 
 
-def _one_by_one(
-    readers: Sequence[Reader], batch: Batch, read: Callable[[Batch], Sequence[Tensor]]
-) -> tuple[Tensor, ...]:
-    """What `read` gives, (R, T) each, from rows in a batch of their own and without padding."""
+def _row_by_row(reader: Reader, batch: Batch) -> LazyLogits:
+    """The same from rows in a batch of their own, without padding."""
     found = []
-    for row in range(len(batch.ids_RT)):
-        length = int(batch.attention_RT[row].sum())
+    for row, length in enumerate(batch.attention_RT.sum(-1).tolist()):
         this = (slice(row, row + 1), slice(length))
-        part = Batch(
-            batch.ids_RT[this],
-            batch.attention_RT[this],
-            batch.weights_RW[this],
-            None if batch.reference_R is None else batch.reference_R[this[:1]],
-            batch.read_RW[this],
-        )
+        part = Batch(batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], None, batch.read_RW[this])
         with torch.no_grad():
             # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
-            for reader in readers:
-                reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
-        found.append([F.pad(values_1T[0], (0, batch.ids_RT.shape[1] - length)) for values_1T in read(part)])
-    return tuple(torch.stack(rows) for rows in zip(*found, strict=True))
+            reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        found.append(_logits(reader._replace(alone=False), part))
+    return LazyLogits(torch.cat([each.values_NX for each in found]), found[0].head)
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
@@ -292,28 +260,6 @@ def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[P
     parts = np.split(logps, np.cumsum(lengths)[:-1]) if lengths else []
     found = dict(zip(places, zip(parts[::2], parts[1::2], strict=True), strict=True))
     return [PairLogps(*found[place]) for place in range(len(pairs))]
-
-
-def _targets(batch: Batch) -> Tensor:
-    """The positions at which some row has a token that is read, (K,)."""
-    return batch.read_RW.any(dim=0).nonzero().squeeze(-1)
-
-
-def _at_targets(batch: Batch, targets_K: Tensor, values_RK: Tensor) -> Tensor:
-    """Values of K positions put back among all T, and 0 wherever a row has no token that is read."""
-    values_RT = torch.zeros_like(batch.weights_RW).index_copy(1, targets_K, values_RK)
-    return torch.where(batch.read_RW, values_RT, 0.0)
-
-
-def _logits(model: Any, batch: Batch, positions_K: Tensor) -> Tensor:
-    """Logits at some positions, (R, K, V) float32, by the model's own head: soft-capping and scaling are its own."""
-    inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
-    with own_head_in_float32(model):
-        if keeps_logits(model):
-            kept: Tensor = model(**inputs, logits_to_keep=positions_K).logits
-            return kept.float()
-        every: Tensor = model(**inputs).logits
-        return every[:, positions_K].float()
 
 
 def keeps_logits(model: Any) -> bool:

@@ -41,7 +41,7 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     padded = collate(examples, model.device)
     expected_N = trial_logps(model)
     _refuse_later_tokens(model, expected_N)
-    reader = Reader(model, packs=False, tiled=False, alone=_looks_at_the_batch(model))
+    reader = Reader(model, alone=_looks_at_the_batch(model))
     padded_N = _read(reader, padded)
     if not reader.alone and (padded_N is None or not agree(padded_N, expected_N, model.dtype)):
         reporter.say(f"{_name(model)}: the rows of a batch change each other in it")

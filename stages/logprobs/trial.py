@@ -46,7 +46,7 @@ def trial_pairs(model: Any) -> list[TokenPair]:
 def trial_logps(model: Any, pairs: list[TokenPair] | None = None) -> Tensor:
     """Log-probs of the trial's response tokens, (N,) float32 nats, each row by itself, in the mode the model is in."""
     batch = collate([whole(pair) for pair in pairs or trial_pairs(model)], model.device)
-    return pair_by_pair(batch, weighted_logps(Reader(model, packs=False, tiled=False, alone=True), batch))
+    return pair_by_pair(batch, weighted_logps(Reader(model, alone=True), batch))
 
 
 def agree(found_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> bool:

@@ -69,7 +69,7 @@ class Scorer:
         logps = []
         for folder in self.models:
             model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
-            reader = Reader(model, packs=False, tiled=False, alone=True)
+            reader = Reader(model, alone=True)
             with products("float32"):
                 [found] = response_logps([reader], pairs, max_tokens=1, device=self._device, task=Quiet())
             logps.append(found)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.configs import OptimizerConfig
 from stages.devices.memory import memory_for
-from stages.logprobs.logps import LogpsAndKl, Reader, Reference, WeightedLogps, make_batch, reading
+from stages.logprobs.logps import Reader, Reference, WeightedLogps, make_batch, reading
 from stages.reporting import Reporter
 from stages.types import Example, longest
 
@@ -64,7 +64,7 @@ def memory_of(device: torch.device) -> int:
 
 def measured_budget(
     accelerator: Accelerator,
-    module: WeightedLogps | LogpsAndKl,
+    module: WeightedLogps,
     reader: Reader,
     reference: Reference | None,
     config: OptimizerConfig,

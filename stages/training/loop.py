@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from stages.configs import OptimizerConfig
 from stages.devices.memory import OutOfMemory, enough_memory
 from stages.devices.processes import join_processes, refuse_divided
-from stages.logprobs.logps import LogpsAndKl, Reference, WeightedLogps
+from stages.logprobs.logps import Reference, WeightedLogps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Reporter
 from stages.training.budget import measured_budget
@@ -145,7 +145,7 @@ def _make_engine(
         # Both read the same batches.
         packs = reader.packs and reference.reader.packs
         reader, reference = reader._replace(packs=packs), reference.packed(packs)
-    module = LogpsAndKl(reader, reference) if reference else WeightedLogps(reader)
+    module = WeightedLogps(reader, reference)
     budget = config.max_tokens_per_device or measured_budget(
         accelerator, module, reader, reference, config, examples, reporter
     )

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
-from stages.logprobs.head import Head, Rows, _HeadLogps, head_kl, kl_from_reference
-from stages.logprobs.logps import Reader, _rows, make_batch, reading
+from stages.logprobs.head import Head, _HeadLogps
+from stages.logprobs.logps import Reader, _logits, make_batch, reading
 from stages.logprobs.paths import find_paths
 from stages.logprobs.trial import trial_logps
 from stages.models.folders import load_model, resolve_model, resolve_without_weights
@@ -99,14 +99,6 @@ def test_jitter_is_off_in_training_and_what_is_left_is_refused():
     hook.remove()
 
 
-def test_a_kl_under_autocast_is_that_of_float32():
-    torch.manual_seed(0)
-    ours, theirs = (Rows(torch.randn(9, 32), Head(torch.randn(50, 32), None, 1.0, None)) for _ in range(2))
-    expected = head_kl(ours, theirs, kl_from_reference)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(head_kl(ours, theirs, kl_from_reference), expected)
-
-
 @pytest.mark.parametrize("packs", [True, False])
 def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
     """Each of them, not a bfloat16 that was made longer: the head's products leave autocast."""
@@ -114,7 +106,7 @@ def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
     batch = make_batch([whole(pair) for pair in random_pairs(2, 50)], torch.device("cpu"), packs=packs)
     reader = Reader(model, packs=packs, tiled=False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), reading(reader, batch):
-        logits = _rows(reader, batch).values_NX
+        logits = _logits(reader, batch).values_NX
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
     assert "forward" not in vars(model.lm_head)

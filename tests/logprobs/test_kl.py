@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from stages.configs import OptimizerConfig
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.head import Head, Rows, head_kl, kl_from_reference, kl_of_reference
-from stages.logprobs.logps import Reference, logps_and_kl, make_batch, make_groups, reading, token_logps
+from stages.logprobs.head import Head, LazyLogits, head_kl, kl_from_reference, kl_of_reference
+from stages.logprobs.logps import Reader, Reference, logps_and_kl, make_batch, make_groups, reading, weighted_logps
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
@@ -75,6 +75,31 @@ def test_kl_equals_the_plain_sum_at_every_token_of_a_response(way, divergence):
     assert not kl[~batch.read_RW].any()
 
 
+@pytest.mark.parametrize("way", ["packed", "packed, own head", "padded", "padded, own head"])
+def test_a_kl_under_autocast_has_heads_in_float32(way):
+    """From the hidden states that the layers make in bfloat16, the divergence is exact."""
+    hidden = {}
+    policy, frozen = models()
+    for model in (policy, frozen):
+        model.base_model.register_forward_hook(
+            lambda module, _, output: hidden.update({module: output.last_hidden_state.detach().double()})
+        )
+    readers = [find_paths(model, Quiet())._replace(**WAYS[way]) for model in (policy, frozen)]
+    batch = make_batch(SELECTED, CPU, packs=readers[0].packs, every_token=True)
+    with torch.autocast("cpu", torch.bfloat16), reading(readers[0], batch):
+        _, kl = logps_and_kl(readers[0], Reference(readers[1], kl_from_reference), batch)
+    ours, theirs = (
+        (hidden[model.base_model].flatten(0, 1) @ model.lm_head.weight.double().T).log_softmax(-1)
+        for model in (policy, frozen)
+    )
+    if readers[0].packs:
+        found, sources = kl.flatten()[batch.places_N], batch.sources_N
+    else:
+        found, sources = kl[batch.read_RW], batch.read_RW.flatten().nonzero()[:, 0] - 1
+    expected = kl_from_reference(ours, theirs)[sources]
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+
+
 def plain(examples, divergence, kind):
     """Loss and gradients by padded rows, whole logits and autograd."""
     policy, frozen = models(kind)
@@ -83,7 +108,10 @@ def plain(examples, divergence, kind):
     ours, theirs = (F.log_softmax(model(**inputs).logits[:, :-1], -1) for model in (policy, frozen))
     kl = torch.where(batch.read_RW, F.pad(divergence(ours, theirs), (1, 0)), 0.0)
     seen = batch._replace(kl_RW=kl)
-    loss = sepo(token_logps(policy, batch), seen, kl_weight=0.7).loss_B + tdpo(token_logps(policy, batch), seen).loss_B
+    loss = (
+        sepo(weighted_logps(Reader(policy), batch), seen, kl_weight=0.7).loss_B
+        + tdpo(weighted_logps(Reader(policy), batch), seen).loss_B
+    )
     loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in policy.named_parameters()}
 
@@ -116,8 +144,8 @@ def test_rows_at_a_time_give_the_same_as_all_at_once(monkeypatch, rows_at_once, 
     weights, biases, hiddens = torch.randn(2, 20, 8), torch.randn(2, 20), torch.randn(2, 7, 8)
     leaves = [each.clone().requires_grad_() for each in (weights[0], biases[0], hiddens[0])]
     ours, theirs = (
-        Rows(leaves[2], Head(leaves[0], leaves[1], 0.5, softcap)),
-        Rows(hiddens[1], Head(weights[1], None, 1.0, None)),
+        LazyLogits(leaves[2], Head(leaves[0], leaves[1], 0.5, softcap)),
+        LazyLogits(hiddens[1], Head(weights[1], None, 1.0, None)),
     )
     found = head_kl(ours, theirs, kl_from_reference)
     (found * torch.arange(1.0, 8.0)).sum().backward()
@@ -135,9 +163,9 @@ def test_no_tensor_of_rows_by_vocabulary_is_kept_for_the_backward_pass(monkeypat
     monkeypatch.setattr("stages.logprobs.head._CPU_LOGITS", 2 * 500)
     kept = []
     hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
-    rows = Rows(hidden, Head(weight, None, 1.0, None))
+    rows = LazyLogits(hidden, Head(weight, None, 1.0, None))
     with torch.autograd.graph.saved_tensors_hooks(lambda each: (kept.append(each.numel()), each)[1], lambda each: each):
-        head_kl(rows, Rows(hidden.detach(), Head(weight.detach() + 1, None, 1.0, None)), kl_from_reference)
+        head_kl(rows, LazyLogits(hidden.detach(), Head(weight.detach() + 1, None, 1.0, None)), kl_from_reference)
     assert max(kept, default=0) <= 500 * 8
 
 
@@ -146,8 +174,8 @@ def test_a_head_in_bfloat16_has_its_gradient_summed_in_float32(monkeypatch):
     torch.manual_seed(0)
     weight, hidden, other = torch.randn(50, 8), torch.randn(2000, 8), torch.randn(50, 8)
     half = [each.bfloat16().requires_grad_() for each in (weight, hidden)]
-    theirs = Rows(half[1].detach(), Head(other.bfloat16(), None, 1.0, None))
-    head_kl(Rows(half[1], Head(half[0], None, 1.0, None)), theirs, kl_from_reference).sum().backward()
+    theirs = LazyLogits(half[1].detach(), Head(other.bfloat16(), None, 1.0, None))
+    head_kl(LazyLogits(half[1], Head(half[0], None, 1.0, None)), theirs, kl_from_reference).sum().backward()
     exact = [each.detach().double().requires_grad_() for each in half]
     logits = [exact[1] @ exact[0].T, exact[1].detach() @ other.bfloat16().double().T]
     kl_from_reference(*(each.log_softmax(-1) for each in logits)).sum().backward()
@@ -179,7 +207,7 @@ def test_a_training_step_equals_adamw_on_the_plain_loss(tmp_path, max_tokens):
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT}
     ours, theirs = (F.log_softmax(model(**inputs).logits[:, :-1], -1) for model in (other, frozen))
     kl = torch.where(batch.read_RW, F.pad(kl_of_reference(ours, theirs), (1, 0)), 0.0)
-    loss = tdpo(token_logps(other, batch), batch._replace(kl_RW=kl)).loss_B.mean()
+    loss = tdpo(weighted_logps(Reader(other), batch), batch._replace(kl_RW=kl)).loss_B.mean()
     loss.backward()
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)

@@ -7,7 +7,7 @@ import torch
 from stages.logprobs.attention import Layout, lay_out, packed_attention
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, _HeadLogps, head_logps
-from stages.logprobs.logps import make_batch, reading, response_logps, token_logps, weighted_logps
+from stages.logprobs.logps import Reader, make_batch, reading, response_logps, weighted_logps
 from stages.logprobs.packing import pack, packed_groups, unique_tokens
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
@@ -152,7 +152,7 @@ def gradients(reader, examples, *, plainly):
     model.zero_grad()
     batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=reader.packs)
     with reading(reader, batch):
-        logps = token_logps(model, batch) if plainly else weighted_logps(reader, batch)
+        logps = weighted_logps(Reader(model), batch) if plainly else weighted_logps(reader, batch)
         loss = sepo(logps, batch, gamma=2.1, margin=0.5).loss_B
         loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in model.named_parameters()}

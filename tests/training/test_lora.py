@@ -11,7 +11,7 @@ from stages.configs import OptimizerConfig
 from stages.devices.extras import refuse_without
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.logps import token_logps
+from stages.logprobs.logps import Reader, weighted_logps
 from stages.logprobs.paths import find_paths
 from stages.models.adapters import put_on
 from stages.models.quantization import load_trainable
@@ -85,7 +85,7 @@ def test_two_steps_are_adamw_on_peft_s_own_forward(tmp_path, modules):
     batch = collate(EXAMPLES, CPU)
     for _ in range(2):
         optimizer.zero_grad()
-        objective(token_logps(plain, batch), batch).loss_B.mean().backward()
+        objective(weighted_logps(Reader(plain), batch), batch).loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     torch.testing.assert_close(adapter_weights(ours), adapter_weights(Trainee(plain, plain)), atol=5e-5, rtol=1e-3)
