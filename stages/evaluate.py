@@ -147,13 +147,13 @@ def _warnings(config: EvaluateConfig, candidates: list[Candidate], reporter: Rep
         if 0 < prompts < FEWEST:
             words = f"{count:,} {items}" if count == prompts else f"{count:,} {items} of {prompts:,} prompts"
             warnings.append(f"{words} are few: an interval of fewer than {FEWEST} is narrower than it should be")
-    tokenizers = {tokenizer_hash(model.held_out.tokenizer) for model in candidates}
+    tokenizers = {model.held_out.tokenizer_hash for model in candidates}
     if len(tokenizers) > 1:
         warnings.append(
             f"the models have {len(tokenizers)} tokenizers: each reads the data set in its own ids, and two are"
             " compared on the rows that both keep"
         )
-    warnings += contamination({model.name: (model.folder, model.held_out) for model in candidates}, config, reporter)
+    warnings += contamination(candidates, config, reporter)
     for warning in warnings:
         reporter.warn(warning)
     return warnings
@@ -194,7 +194,7 @@ def _write(
         model.name: {
             "folder": str(model.folder),
             "hash": model.hash,
-            "tokenizer": tokenizer_hash(model.held_out.tokenizer),
+            "tokenizer": model.held_out.tokenizer_hash,
             "counts": model.held_out.counts.as_json(),
         }
         for model in candidates

@@ -18,6 +18,7 @@ from stages.configs import EvaluateConfig, column_names, is_remote
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
+from stages.evaluation.evaluator import Candidate
 from stages.evaluation.held_out import HeldOut, hashes_of
 from stages.reporting import Reporter
 from stages.store.files import hash_file, hash_json
@@ -27,7 +28,6 @@ from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
 from stages.store.shape import lookup
 from stages.tokens.dataset import Limit, load_pairs
-from stages.tokens.fingerprint import tokenizer_hash
 from stages.types import TokenPair
 
 Hashes = NDArray[np.uint64]
@@ -63,20 +63,8 @@ class TrainingPairs(NamedTuple):
     why_not: str = ""
 
 
-class Encoding(NamedTuple):
-    """What made ids of the text of some pairs."""
-
-    tokenizer: str
-    """hash (`stages.tokens.fingerprint.tokenizer_hash`)"""
-    template_arguments: dict[str, Any]
-    """what the chat template was given for all rows"""
-
-
-def contamination(models: dict[str, tuple[Path, HeldOut]], config: EvaluateConfig, reporter: Reporter) -> list[str]:
+def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, reporter: Reporter) -> list[str]:
     """What of the held-out pairs each model has seen in training, as far as that can be known, as warnings.
-
-    Args:
-        models: folder and held-out pairs, by name.
 
     Raises:
         SepoError: what was given as training data cannot be read as such.
@@ -84,15 +72,14 @@ def contamination(models: dict[str, tuple[Path, HeldOut]], config: EvaluateConfi
     warnings = []
     bases: dict[str, list[str]] = {}
     looked_into: dict[tuple[str, str], list[TrainingPairs]] = {}
-    for name, (folder, held_out) in models.items():
+    for name, folder, _, held_out, _ in candidates:
         history = training_history(folder)
         bases.setdefault(history.base, []).append(name)
-        encoding = Encoding(tokenizer_hash(held_out.tokenizer), given_arguments(config.chat_template_kwargs))
         found = [TrainingPairs(source, None, why) for source, why in history.lost.items()]
         for source in dict.fromkeys([*history.sources, *config.training_data]):
-            key = (source, encoding.tokenizer)
+            key = (source, held_out.tokenizer_hash)
             if key not in looked_into:
-                looked_into[key] = _look_into(source, encoding, held_out, config, reporter)
+                looked_into[key] = _look_into(source, held_out, config, reporter)
             found += looked_into[key]
         warnings += [
             f"{name}: whether {each.source} overlaps the data set is unknown: {each.why_not}"
@@ -110,16 +97,15 @@ def contamination(models: dict[str, tuple[Path, HeldOut]], config: EvaluateConfi
     return warnings
 
 
-def _look_into(
-    source: str, encoding: Encoding, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter
-) -> list[TrainingPairs]:
+def _look_into(source: str, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> list[TrainingPairs]:
     limit, columns = Limit(config.max_length, config.overlong), column_names(config.columns)
-
-    def read(name: str) -> Sequence[TokenPair]:
-        return load_pairs(name, held_out.encoder, limit, columns=columns, reporter=reporter)[0]
-
     try:
-        return training_pairs(source, encoding, read)
+        return training_pairs(
+            source,
+            held_out.tokenizer_hash,
+            given_arguments(config.chat_template_kwargs),
+            lambda name: load_pairs(name, held_out.encoder, limit, columns=columns, reporter=reporter)[0],
+        )
     except SepoError as error:
         if source in config.training_data:
             raise
@@ -156,13 +142,14 @@ def training_history(model: Path) -> History:
 
 
 def training_pairs(
-    source: str, encoding: Encoding, read_data: Callable[[str], Sequence[TokenPair]]
+    source: str, tokenizer: str, arguments: dict[str, Any], read_data: Callable[[str], Sequence[TokenPair]]
 ) -> list[TrainingPairs]:
     """The pairs that a source holds.
 
     Args:
         source: a folder of `sepo score`, `train-oracle` or `train-policy`, or the manifest in it, or else a data set.
-        encoding: what made the pairs to be looked for.
+        tokenizer: hash of the one that made the pairs to be looked for.
+        arguments: of the chat template, given for all of their rows.
         read_data: a data set as pairs that were made by the same.
 
     Raises:
@@ -171,12 +158,17 @@ def training_pairs(
     folder = Path(source).expanduser()
     folder = folder.parent if folder.name == FINISHED else folder
     if oracle := _manifest(folder, "train-oracle"):
-        return [_of_oracle(folder, oracle, encoding)]
+        why_not = _unlike(oracle["inputs"].get("tokenizer"), oracle, tokenizer, arguments)
+        return [_of_oracle(folder, oracle, why_not)]
     if is_remote(source) or _manifest(folder, MADE_BY):
-        return [_of_scores(source if is_remote(source) else str(folder), encoding)]
+        scores = open_scores(source if is_remote(source) else str(folder))
+        theirs = scores.manifest["tokenizer"].get("hash") or tokenizer
+        why_not = _unlike(theirs, scores.manifest, tokenizer, arguments)
+        hashes = None if why_not else hashes_of([row.pair for row in scores.rows()])
+        return [TrainingPairs(str(scores.folder), hashes, why_not)]
     if _manifest(folder, "train-policy"):
         sources = training_history(folder).sources
-        return [each for name in sources for each in training_pairs(name, encoding, read_data)]
+        return [each for name in sources for each in training_pairs(name, tokenizer, arguments, read_data)]
     if (folder / FINISHED).exists():
         raise SepoError(
             f"{source} holds no pairs that a model was trained on",
@@ -221,24 +213,17 @@ def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | No
         return None
 
 
-def _of_scores(folder: str, encoding: Encoding) -> TrainingPairs:
-    scores = open_scores(folder)
-    why_not = _unlike(encoding, scores.manifest["tokenizer"].get("hash") or encoding.tokenizer, scores.manifest)
-    return TrainingPairs(folder, None if why_not else hashes_of([row.pair for row in scores.rows()]), why_not)
-
-
-def _of_oracle(folder: Path, manifest: dict[str, Any], encoding: Encoding) -> TrainingPairs:
+def _of_oracle(folder: Path, manifest: dict[str, Any], why_not: str) -> TrainingPairs:
     """`sepo train-oracle` writes the log-probs of the pairs that it held out before those it trained on."""
-    why_not = _unlike(encoding, manifest["inputs"].get("tokenizer"), manifest)
     table = None if why_not else read_whole_table(folder / LOGPS)
     if table is None:
         return TrainingPairs(str(folder), None, why_not or f"it has no {LOGPS} that can be read")
     return TrainingPairs(str(folder), table["content_hash"].to_numpy()[manifest["counts"]["held_out"] :])
 
 
-def _unlike(encoding: Encoding, tokenizer: str | None, manifest: dict[str, Any]) -> str:
+def _unlike(theirs: str | None, manifest: dict[str, Any], tokenizer: str, arguments: dict[str, Any]) -> str:
     """Why the ids behind a manifest cannot be compared with ours; nothing where they can."""
-    if tokenizer != encoding.tokenizer:
+    if theirs != tokenizer:
         return "its tokenizer or chat template is another one"
-    same = given_arguments(lookup(manifest, _KWARGS)) == encoding.template_arguments
+    same = given_arguments(lookup(manifest, _KWARGS)) == arguments
     return "" if same else "its chat template was given other arguments"

@@ -6,6 +6,7 @@ when it is compared with others.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -57,33 +58,23 @@ class Sampling(NamedTuple):
     """prompts of one length are answered together, not in the order given"""
 
 
+@dataclass
 class Evaluator:
     """Loads a model when it is first needed. The reference stays in memory, and beside it one other model."""
 
-    def __init__(
-        self,
-        reference: Candidate | None,
-        sampling: Sampling,
-        *,
-        max_tokens: int,
-        device: torch.device,
-        reporter: Reporter,
-        kl: bool = True,
-        rewards: Mapping[str, float] | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        """
-        Args:
-            kl: whether to measure KL from the reference.
-            rewards: the demo's, by word.
-        """
-        self._reference, self._sampling, self._rewards = reference, sampling, rewards
-        self._max_tokens, self._device, self._reporter = max_tokens, device, reporter
-        self._kl_wanted = kl and reference is not None
-        self._trust_remote_code = trust_remote_code
-        self._readers: dict[Path, Reader] = {}
-        self._known: dict[str, Arrays] = {}
-        """what was measured so far, where the cache cannot hold it"""
+    reference: Candidate | None
+    sampling: Sampling
+    max_tokens: int
+    device: torch.device
+    reporter: Reporter
+    kl: bool = True
+    """whether to measure KL from the reference, where there is one"""
+    rewards: Mapping[str, float] | None = None
+    """the demo's, by word"""
+    trust_remote_code: bool = False
+    _readers: dict[Path, Reader] = field(default_factory=dict)
+    _known: dict[str, Arrays] = field(default_factory=dict)
+    """what was measured so far, where the cache cannot hold it"""
 
     def measure(self, model: Candidate) -> Measured:
         keys = np.array([prompt.key for prompt in model.prompts], np.int64)
@@ -98,19 +89,19 @@ class Evaluator:
         texts = model.held_out.tokenizer.batch_decode(answers, skip_special_tokens=True)
         columns: Columns = {"pair_id": np.array([prompt.pair_id for prompt in model.prompts], np.int64)}
         columns |= {"response": np.array(texts), **describe(answers, model.held_out.encoder.end_of_turn)}
-        if self._kl_wanted:
+        if self.kl and self.reference:
             columns["kl"] = self._kl(model, pairs, "samples")[:, 0]
-        if self._rewards is not None:
-            columns["true_reward"] = np.array([true_reward(text, self._rewards) for text in texts])
+        if self.rewards is not None:
+            columns["true_reward"] = np.array([true_reward(text, self.rewards) for text in texts])
         return columns
 
     def _pairs(self, model: Candidate) -> Columns:
         pairs = model.held_out.pairs
         columns = {"pair_id": np.array([pair.pair_id for pair in pairs], np.int64), **self._logps(model, pairs)}
-        if self._reference is not None:
-            reference = self._logps(self._reference, pairs)
+        if self.reference is not None:
+            reference = self._logps(self.reference, pairs)
             columns |= {f"{side}_reference_logp": reference[f"{side}_logp"] for side in ("chosen", "rejected")}
-        if self._kl_wanted:
+        if self.kl and self.reference:
             columns |= dict(zip(("chosen_kl", "rejected_kl"), self._kl(model, pairs, "pairs").T, strict=True))
         return columns
 
@@ -121,8 +112,8 @@ class Evaluator:
         def make() -> Arrays:
             reader = self._reader(model.folder)
             refuse_unknown_ids(reader.model, pairs, model.name)
-            with self._reporter.task(title, len(pairs), "pairs") as task:
-                [found] = response_logps([reader], pairs, max_tokens=self._max_tokens, device=self._device, task=task)
+            with self.reporter.task(title, len(pairs), "pairs") as task:
+                [found] = response_logps([reader], pairs, max_tokens=self.max_tokens, device=self.device, task=task)
             _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)
             return sums_of(found)
 
@@ -130,16 +121,16 @@ class Evaluator:
 
     def _kl(self, model: Candidate, pairs: list[TokenPair], what: str) -> NDArray[np.float64]:
         """KL from the reference, summed over each chosen and each rejected response, (N, 2) nats."""
-        assert self._reference is not None
-        reference = self._reference
+        reference = self.reference
+        assert reference is not None
         if model.hash == reference.hash:
             return np.zeros((len(pairs), 2))
 
         def make() -> Arrays:
             title = f"{model.name}: KL, {what}"
             base, reader = self._reader(reference.folder), self._reader(model.folder)
-            with self._reporter.task(title, len(pairs), "pairs") as task:
-                kl_N2 = response_kl(reader, base, pairs, max_tokens=self._max_tokens, device=self._device, task=task)
+            with self.reporter.task(title, len(pairs), "pairs") as task:
+                kl_N2 = response_kl(reader, base, pairs, max_tokens=self.max_tokens, device=self.device, task=task)
             _refuse_not_finite(kl_N2, title)
             return {"kl_N2": kl_N2}
 
@@ -147,13 +138,13 @@ class Evaluator:
 
     def _answers(self, model: Candidate) -> list[Ids]:
         """One answer for each prompt."""
-        how, prompts, end_of_turn = self._sampling, model.prompts, model.held_out.encoder.end_of_turn
+        how, prompts, end_of_turn = self.sampling, model.prompts, model.held_out.encoder.end_of_turn
         order = list(range(len(prompts)))
         if how.by_length:
             order.sort(key=lambda place: -len(prompts[place].ids))
 
         def make() -> Arrays:
-            with self._reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
+            with self.reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
                 drawn = sample(
                     self._reader(model.folder).model.eval(),
                     [prompts[place].ids for place in order],
@@ -172,19 +163,19 @@ class Evaluator:
 
     def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """What `make` measures, from the cache. Another device, code or library version may measure another number."""
-        key = [what, self._device.type, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
+        key = [what, self.device.type, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
         name = hash_json(key)
         if name not in self._known:
-            self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self._reporter)
+            self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
         return self._known[name]
 
     def _reader(self, folder: Path) -> Reader:
         if folder not in self._readers:
-            kept = self._reference.folder if self._reference else None
+            kept = self.reference.folder if self.reference else None
             if folder != kept:
                 self._readers = {each: reader for each, reader in self._readers.items() if each == kept}
-            model = move_model(load_model(folder, trust_remote_code=self._trust_remote_code), self._device)
-            self._readers[folder] = find_paths(model, self._reporter)
+            model = move_model(load_model(folder, trust_remote_code=self.trust_remote_code), self.device)
+            self._readers[folder] = find_paths(model, self.reporter)
         return self._readers[folder]
 
 

@@ -18,7 +18,7 @@ from stages.store.manifest import FINISHED, read_manifest, refuse_altered
 from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
 from stages.tokens.encode import Encoder
-from stages.tokens.fingerprint import vocabulary_hash
+from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
 from stages.types import Dropped, Ids, TokenPair, content_hash, longest
 
 
@@ -29,6 +29,10 @@ class HeldOut(NamedTuple):
     encoder: Encoder
     pairs: list[TokenPair]
     counts: Counts
+
+    @property
+    def tokenizer_hash(self) -> str:
+        return tokenizer_hash(self.tokenizer)
 
 
 class Prompt(NamedTuple):

@@ -8,41 +8,11 @@ from stages.configs import OracleConfig, PolicyConfig, content_settings
 from stages.models.adapters import is_adapter
 from stages.report.curves import FILE as CURVES
 from stages.report.curves import draw_curves
-from stages.reporting import markdown
+from stages.reporting import Table, markdown
 from stages.store.files import write_text
 from stages.training.metrics import read_metrics
 
 FILE: Final = "README.md"
-TEMPLATE: Final = """---
-library_name: {library}
-pipeline_tag: text-generation
-{base}tags:
-- sepo
-- preference-optimization
----
-
-# {title}
-
-{what}
-{picture}
-| setting | value |
-|---|---|
-{settings}
-
-| data | count |
-|---|---|
-{counts}
-
-| {results_of} | value |
-|---|---|
-{results}
-
-| read | hash |
-|---|---|
-{inputs}
-
-The complete record is in `manifest.json`, every logged step in `metrics.jsonl`.
-"""
 
 
 class Made(NamedTuple):
@@ -69,24 +39,22 @@ def write_policy_card(folder: Path, made: Made, last: dict[str, float]) -> None:
         f" pairs: of their response tokens, only {' and '.join(shares)} ones supervised"
         " the model (arXiv 2408.13518)."
     )
-    title = f"{_base(made)}, trained by Selective Preference Optimization"
-    _write(folder, folder, made, title, what, made.config.objective, last)
+    title = "trained by Selective Preference Optimization"
+    _write(folder, _records(folder, made.config.objective), made, title, what, last)
 
 
 def write_reference_card(folder: Path, run: Path, made: Made) -> None:
     """Write README.md and the curves of the reference of an oracle, which lies in the folder `run`."""
     assert isinstance(made.config, OracleConfig)
+    tuned = (
+        "fine-tuned on the chosen responses" if made.config.sft_epochs else "the model as it was, without fine-tuning"
+    )
     what = (
         "The model from which an oracle was trained by `sepo train-oracle`, and against which it scores tokens"
-        " (arXiv 2408.13518 section 3.2): "
-        + (
-            "fine-tuned on the chosen responses."
-            if made.config.sft_epochs
-            else "the model as it was, without fine-tuning."
-        )
+        f" (arXiv 2408.13518 section 3.2): {tuned}."
     )
-    last = _last(run, "sft")
-    _write(folder, run, made, f"{_base(made)}, reference of an oracle", what, "sft", last)
+    records = _records(run, "sft")
+    _write(folder, records, made, "reference of an oracle", what, _last(records))
 
 
 def write_oracle_card(folder: Path, run: Path, made: Made, held_out: dict[str, float]) -> None:
@@ -99,42 +67,47 @@ def write_oracle_card(folder: Path, run: Path, made: Made, held_out: dict[str, f
         "An oracle by `sepo train-oracle`: trained by DPO, its log-probs minus those of its reference score the tokens"
         " of responses (arXiv 2408.13518 section 3.2). It is made to score, not to be talked to."
     )
-    last = _last(run, "dpo") | {f"held-out {name}": value for name, value in held_out.items()}
-    _write(folder, run, made, f"{_base(made)}, oracle for token scores", what, "dpo", last)
+    records = _records(run, "dpo")
+    results = _last(records) | {f"held-out {name}": value for name, value in held_out.items()}
+    _write(folder, records, made, "oracle for token scores", what, results)
 
 
-def _write(folder: Path, run: Path, made: Made, title: str, what: str, phase: str, results: dict[str, float]) -> None:
-    records = [record for record in read_metrics(run) if record["phase"] == phase]
+def _write(
+    folder: Path, records: list[dict[str, Any]], made: Made, role: str, what: str, results: dict[str, float]
+) -> None:
+    from huggingface_hub import ModelCardData
+
+    model = made.config.model
+    title = f"{Path(model).name}, {role}"
     if records:
         draw_curves(records, folder / CURVES, title)
-    card = TEMPLATE.format(
-        library="peft" if is_adapter(folder) else "transformers",
-        base=_base_line(made),
-        title=markdown(title),
-        what=what,
-        picture=f"\n![{phase} by step]({CURVES})\n" if records else "",
-        settings=_table({name: value for name, value in content_settings(made.config).items() if value is not None}),
-        counts=_table({name: f"{count:,}" for name, count in _flat(made.counts)}),
-        results_of="last logged step" if records else "training",
-        results=_table({name: f"{value:.6g}" for name, value in results.items()} or {"steps": 0}),
-        inputs=_table(made.inputs),
+    data = ModelCardData(
+        # A folder of this computer is nowhere else.
+        base_model=None if Path(model).expanduser().is_dir() else model,
+        library_name="peft" if is_adapter(folder) else "transformers",
+        pipeline_tag="text-generation",
+        tags=["sepo", "preference-optimization"],
     )
-    write_text(folder / FILE, card)
+    settings = {name: value for name, value in content_settings(made.config).items() if value is not None}
+    figures = {name: f"{value:.6g}" for name, value in results.items()} or {"steps": "0"}
+    tables = [
+        _table("Settings", "setting", settings),
+        _table("Data", "count of", {name: f"{count:,}" for name, count in _flat(made.counts)}),
+        _table("Last logged step" if records else "Training", "figure", figures),
+        _table("Read", "hash of", made.inputs),
+    ]
+    picture = [f"![{records[0]['phase']} by step]({CURVES})\n"] if records else []
+    closing = "The complete record is in `manifest.json`, every logged step in `metrics.jsonl`.\n"
+    text = "\n".join([f"# {markdown(title)}\n", f"{what}\n", *picture, *tables, closing])
+    write_text(folder / FILE, f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _base(made: Made) -> str:
-    return Path(made.config.model).name
+def _records(run: Path, phase: str) -> list[dict[str, Any]]:
+    """The logged steps of a phase; none where it was not trained."""
+    return [record for record in read_metrics(run) if record["phase"] == phase]
 
 
-def _base_line(made: Made) -> str:
-    """Names a model of the hub; a folder of this computer is nowhere else."""
-    name = made.config.model
-    return "" if Path(name).expanduser().is_dir() else f"base_model: {name}\n"
-
-
-def _last(run: Path, phase: str) -> dict[str, float]:
-    """The figures of the last logged step of a phase; none where it was not trained."""
-    records = [record for record in read_metrics(run) if record["phase"] == phase]
+def _last(records: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value for record in records[-1:] for name, value in record.items() if isinstance(value, float)}
 
 
@@ -147,5 +120,5 @@ def _flat(counts: dict[str, Any], before: str = "") -> Iterator[tuple[str, int]]
             yield f"{before}{name}", value
 
 
-def _table(values: dict[str, Any]) -> str:
-    return "\n".join(f"| {markdown(str(name))} | {markdown(str(value))} |" for name, value in values.items())
+def _table(title: str, named: str, values: dict[str, Any]) -> str:
+    return Table(title, [named, "value"], [[str(name), str(value)] for name, value in values.items()]).markdown()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from stages.evaluation.contamination import Encoding, training_history, training_pairs
+from stages.evaluation.contamination import training_history, training_pairs
 from stages.evaluation.held_out import hashes_of
 from stages.store.scores import open_scores
 from stages.tokens.fingerprint import tokenizer_hash
@@ -58,9 +58,9 @@ def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder
 
 def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
     hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
-    [found] = training_pairs(str(world / "scores"), Encoding(tokenizer_hash(chatml), {}), list)
+    [found] = training_pairs(str(world / "scores"), tokenizer_hash(chatml), {}, list)
     assert set(found.hashes) == set(hashes)
-    [found] = training_pairs(str(world / "scores"), Encoding("another", {}), list)
+    [found] = training_pairs(str(world / "scores"), "another", {}, list)
     assert (found.hashes, found.why_not) == (None, "its tokenizer or chat template is another one")
     shutil.copytree(world / "policy", tmp_path / "policy")
     manifest = json.loads((tmp_path / "policy/manifest.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from stages.check import check_scores
 from stages.errors import SepoError
-from stages.evaluation.contamination import Encoding, training_history, training_pairs
+from stages.evaluation.contamination import training_history, training_pairs
 from stages.reporting import Quiet
 from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
@@ -102,7 +102,7 @@ def claim_other(folder):
 
 
 def trace(folder):
-    return training_history(folder), training_pairs(str(folder), Encoding("h", {}), lambda name: random_pairs(1, 50))
+    return training_history(folder), training_pairs(str(folder), "h", {}, lambda name: random_pairs(1, 50))
 
 
 @pytest.mark.parametrize(
