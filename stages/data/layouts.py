@@ -28,7 +28,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, TypeGuard
+from typing import Any, Final, NamedTuple
 
 from stages.data.conversations import (
     MORE_DIFFERS,
@@ -48,7 +48,7 @@ from stages.data.read import Row, kind, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
 from stages.errors import SepoError
-from stages.types import Dropped, Message, Pair
+from stages.types import Dropped, Pair
 
 _NAMING: Final = "; name other columns with --columns prompt=...,chosen=...,rejected=..."
 _PAIR_HINT: Final = f"each row needs prompt, chosen and rejected, or chosen and rejected as whole dialogues{_NAMING}"
@@ -58,12 +58,12 @@ _OPTIONAL: Final = {"prompt", "messages", "completion", "system", "input", "hist
 _TURNS_AS_TEXT: Final = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 
 
-# Higher is better in all data sets that have them, such as UltraFeedback's and Argilla's.
 GRADES: Final = tuple(
     (order.format(grade, "chosen"), order.format(grade, "rejected"))
     for grade in ("score", "rating", "reward")
     for order in ("{0}_{1}", "{1}_{0}", "{0}-{1}", "{1}-{0}")
 )
+"""higher is better in all data sets that have them, such as UltraFeedback's and Argilla's"""
 _GRADE_COLUMNS: Final = frozenset(itertools.chain(*GRADES))
 
 
@@ -97,15 +97,11 @@ def read_pairs(
     Raises:
         SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
-    watch = _Watch(on_layout)
-    for row in _renamed(dataset, columns):
-        layout = _recognised(row, columns, _PAIR_HINT)
-        watch.begin(row)
+    for row, layout in _recognised_rows(dataset, columns, _PAIR_HINT, on_layout):
         try:
             pair: Pair | Dropped = _pair(row, layout)
         except UnusableError as reason:
             pair = Dropped(row.number, str(reason))
-        watch.compare(row, layout)
         remark = _remark(row) if on_remark and isinstance(pair, Pair) else None
         if on_remark and remark:
             on_remark(remark, row.number)
@@ -124,13 +120,8 @@ def read_conversations(
     Raises:
         SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
-    watch = _Watch(on_layout)
-    for row in _renamed(dataset, columns):
-        layout = _recognised(row, columns, _CONVERSATION_HINT)
-        watch.begin(row)
-        answers = list(_answers(row, layout))
-        watch.compare(row, layout)
-        yield from answers
+    for row, layout in _recognised_rows(dataset, columns, _CONVERSATION_HINT, on_layout):
+        yield from _answers(row, layout)
 
 
 def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
@@ -150,7 +141,7 @@ def describe_layout(columns: Mapping[str, Any]) -> str:
     fits = _fitting(columns.keys(), frozenset())
     if len(fits) > 1:
         return f"two layouts at once, {' and '.join(layout.name for layout in fits)}"
-    words = fits[0].name if fits and _is_published(fits[0]) else _describe_general(columns)
+    words = fits[0].name if fits and fits[0] in PUBLISHED else _describe_general(columns)
     more = [name for name in ("system", *TEMPLATE_COLUMNS) if name in columns]
     return f"{words}, with a {' and a '.join(more)} column" if more else words
 
@@ -184,9 +175,7 @@ _GENERAL: Final = (
     Layout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
 )
 
-_CONVERSATIONS: Final = Layout(
-    "", frozenset(), _general, frozenset({"prompt", "messages", "completion", "chosen", "rejected"})
-)
+_CONVERSATIONS: Final = {"prompt", "messages", "completion", "chosen", "rejected"}
 
 
 def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[Layout]:
@@ -205,8 +194,8 @@ def _reads(present: Iterable[str], columns: Mapping[str, str] | None) -> frozens
     """Which of the columns of a row, named as ours, are read."""
     names = frozenset(present)
     fits = _fitting(names, frozenset(columns or ()))
-    layout = fits[0] if fits else _CONVERSATIONS
-    return names & (layout.needs | layout.takes | _GRADE_COLUMNS | {"system", *TEMPLATE_COLUMNS})
+    of_layout = fits[0].needs | fits[0].takes if fits else _CONVERSATIONS
+    return names & {*of_layout, *_GRADE_COLUMNS, "system", *TEMPLATE_COLUMNS}
 
 
 def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layout | None:
@@ -226,50 +215,38 @@ def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layou
     return None
 
 
-class _Seen(NamedTuple):
-    layout: str
-    shape: str
-
-
-class _Watch:
-    """Sees to it that all rows of a data set have the layout of the first one."""
-
-    def __init__(self, on_layout: Callable[[str], None] | None) -> None:
-        self._on_layout = on_layout
-        self._first: _Seen | None = None
-
-    def begin(self, row: Row) -> None:
-        if self._first is None and self._on_layout is not None:
-            self._on_layout(describe_layout(row.columns))
-
-    def compare(self, row: Row, layout: Layout | None) -> None:
-        """Raises if the row differs. Comes after the row was read, whose own faults are told more exactly."""
-        seen = _seen(row, layout)
-        if self._first is None:
-            self._first = seen
+def _recognised_rows(
+    dataset: str, columns: Mapping[str, str] | None, hint: str, on_layout: Callable[[str], None] | None
+) -> Iterator[tuple[Row, Layout | None]]:
+    """Rows with their layouts, all of which have to be that of the first row."""
+    first = ""
+    for row in _renamed(dataset, columns):
+        layout = _recognised(row, columns, hint)
+        if not first and on_layout is not None:
+            on_layout(describe_layout(row.columns))
+        yield row, layout
+        # Looked at behind whoever reads the row: a fault of its own is told more exactly.
+        shape = _shape(row, layout)
+        if not first:
             _refuse_turns_as_text(row)
-        elif seen != self._first:
-            now, before = " ".join(filter(None, seen)), " ".join(filter(None, self._first))
+        elif shape != first:
             raise SepoError(
-                f"{row.where}: mixed layouts, this row is {now}, the first row is {before}", hint=_MIXED_HINT
+                f"{row.where}: mixed layouts, this row is {shape}, the first row is {first}", hint=_MIXED_HINT
             )
+        first = shape
 
 
-def _seen(row: Row, layout: Layout | None) -> _Seen:
+def _shape(row: Row, layout: Layout | None) -> str:
     """What must not change from row to row. How a prompt is held may decide what a text means; an answer's may not."""
-    if _is_published(layout):
-        return _Seen(layout.name, "")
+    if layout in PUBLISHED:
+        return layout.name
     column = _answer_column(row)
     answer = row.columns.get(column)
     if is_dialogue(row.columns.get("prompt", answer)):
         shape = "as dialogues"
     else:
         shape = "as turns" if isinstance(answer, list) else "as text"
-    return _Seen(layout.name if layout else column, shape)
-
-
-def _is_published(layout: Layout | None) -> TypeGuard[Layout]:
-    return layout in PUBLISHED
+    return f"{layout.name if layout else column} {shape}"
 
 
 def _refuse_turns_as_text(row: Row) -> None:
@@ -344,35 +321,26 @@ def _grade(value: Any) -> float:
 
 
 def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
+    column = _answer_column(row)
     try:
         arguments = template_arguments(row)
-        turns = with_system(row, _spoken(row, layout))
-        ends = [len(turns)]
-        if layout is None and _answer_column(row) == "messages":
-            ends = [place for place, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
+        if layout in PUBLISHED:
+            turns = layout.read(row)[0]
+        else:
+            read = conversation_list if column == "messages" else conversation
+            turns = read(row, column, _CONVERSATION_HINT)
+        turns = with_system(row, turns)
         check_order(turns)
     except UnusableError as reason:
         yield Dropped(row.number, str(reason))
         return
-    for end in ends:
-        yield _answer(row.number, turns[:end], arguments)
-
-
-def _spoken(row: Row, layout: Layout | None) -> list[Message]:
-    if _is_published(layout):
-        return layout.read(row)[0]
-    column = _answer_column(row)
-    if column == "messages":
-        return conversation_list(row, column, _CONVERSATION_HINT)
-    return conversation(row, column, _CONVERSATION_HINT)
+    for end, turn in enumerate(turns, start=1):
+        if end == len(turns) or (layout is None and column == "messages" and turn["role"] == "assistant"):
+            try:
+                yield Pair(row.number, *split(turns[:end]), rejected="", template_arguments=arguments)
+            except UnusableError as reason:
+                yield Dropped(row.number, str(reason))
 
 
 def _answer_column(row: Row) -> str:
     return next((name for name in ("chosen", "messages", "completion") if name in row.columns), "messages")
-
-
-def _answer(pair_id: int, turns: list[Message], arguments: dict[str, Any]) -> Pair | Dropped:
-    try:
-        return Pair(pair_id, *split(turns), rejected="", template_arguments=arguments)
-    except UnusableError as reason:
-        return Dropped(pair_id, str(reason))
