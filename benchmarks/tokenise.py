@@ -4,20 +4,16 @@
 
 Writes preference pairs of English prose (Python's own documentation, cut at random places; seeded) to a Parquet file of
 `--rows` rows, then reads it as a stage does, twice, each time in a process of its own: first with an empty cache, then
-with what the first one left there. MODEL is a folder with a tokenizer. Memory is that of the reading process and its
-workers together, as the system sees it twice a second: `resident` counts shared pages once for each of them,
-`proportional` once. Linux only.
+with what the first one left there. MODEL is a folder with a tokenizer.
 """
 
 import argparse
 import os
 import platform
 import random
-import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -51,12 +47,13 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}, {libraries}")
     print(f"{data}: {options.rows:,} rows, {data.stat().st_size / 1e6:,.0f} MB")
     for title in ("first", "second"):
-        seconds, resident, proportional = watched([sys.executable, __file__, *sys.argv[1:], "--read"], cache)
-        print(
-            f"{title} process: {seconds:,.0f} s of CPU time, "
-            f"peak memory {resident:,.0f} MB resident, {proportional:,.0f} MB proportional",
-            flush=True,
-        )
+        environment = {**os.environ, "SEPO_CACHE": str(cache)}
+        process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--read"], env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(1)
+        seconds, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+        print(f"{title} process: {seconds:,.0f} s of CPU time, peak memory {peak:,.0f} MB", flush=True)
     size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     print(f"cache: {size / 1e6:,.0f} MB")
 
@@ -88,50 +85,6 @@ def write_pairs(path: Path, rows: int) -> None:
         for start in range(0, rows, ROWS_AT_ONCE):
             texts = [[text(mean) for mean in MEAN_WORDS] for _ in range(min(ROWS_AT_ONCE, rows - start))]
             writer.write_table(pa.table(dict(zip(SCHEMA.names, zip(*texts, strict=True), strict=True)), SCHEMA))
-
-
-def watched(command: list[str], cache: Path) -> tuple[float, float, float]:
-    """CPU seconds of a command and its children, and the most MB that they took, resident and proportional."""
-    environment = {**os.environ, "SEPO_CACHE": str(cache)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    process = subprocess.Popen(command, env=environment)
-    peaks = [0.0, 0.0]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            for place, kind in enumerate(("Rss", "Pss")):
-                peaks[place] = max(peaks[place], sum(memory(each, kind) for each in family(process.pid)))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    done.set()
-    watcher.join()
-    if code:
-        sys.exit(code)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peaks[0], peaks[1]
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that descends from it."""
-    try:
-        children = [
-            int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-        ]
-    except OSError:
-        return []
-    return [pid, *(each for child in children for each in family(child))]
-
-
-def memory(pid: int, kind: str) -> float:
-    """MB of a process, by a line of ``smaps_rollup``; 0 when it has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1000
 
 
 if __name__ == "__main__":
