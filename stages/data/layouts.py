@@ -43,7 +43,7 @@ from stages.data.conversations import (
     unread_keys,
     with_system,
 )
-from stages.data.published import PUBLISHED, Layout, Sides
+from stages.data.published import PUBLISHED, DataLayout, Sides
 from stages.data.read import Row, kind, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
@@ -171,14 +171,14 @@ def _general(row: Row) -> Sides:
 
 
 _GENERAL: Final = (
-    Layout("prompt, chosen, rejected", frozenset({"prompt", "chosen", "rejected"}), _general),
-    Layout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
+    DataLayout("prompt, chosen, rejected", frozenset({"prompt", "chosen", "rejected"}), _general),
+    DataLayout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
 )
 
 _CONVERSATIONS: Final = {"prompt", "messages", "completion", "chosen", "rejected"}
 
 
-def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[Layout]:
+def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[DataLayout]:
     """The layouts whose columns are all there, without those that are part of another one.
 
     Args:
@@ -198,7 +198,7 @@ def _reads(present: Iterable[str], columns: Mapping[str, str] | None) -> frozens
     return names & {*of_layout, *_GRADE_COLUMNS, "system", *TEMPLATE_COLUMNS}
 
 
-def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layout | None:
+def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> DataLayout | None:
     """The row's layout; None if it is not of preference data, but might be of conversations."""
     fits = _fitting(row.columns, frozenset(columns or ()))
     if len(fits) > 1:
@@ -217,7 +217,7 @@ def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> Layou
 
 def _recognised_rows(
     dataset: str, columns: Mapping[str, str] | None, hint: str, on_layout: Callable[[str], None] | None
-) -> Iterator[tuple[Row, Layout | None]]:
+) -> Iterator[tuple[Row, DataLayout | None]]:
     """Rows with their layouts, all of which have to be that of the first row."""
     first = ""
     for row in _renamed(dataset, columns):
@@ -236,7 +236,7 @@ def _recognised_rows(
         first = shape
 
 
-def _shape(row: Row, layout: Layout | None) -> str:
+def _shape(row: Row, layout: DataLayout | None) -> str:
     """What must not change from row to row. How a prompt is held may decide what a text means; an answer's may not."""
     if layout in PUBLISHED:
         return layout.name
@@ -290,7 +290,7 @@ def _listed(row: Row) -> str:
     return ", ".join(names[:20]) + (" ..." if len(names) > 20 else "") if names else "(none)"
 
 
-def _pair(row: Row, layout: Layout | None) -> Pair:
+def _pair(row: Row, layout: DataLayout | None) -> Pair:
     arguments = template_arguments(row)
     sides = (layout.read if layout else _general)(row)
     (prompt, chosen), (other_prompt, rejected) = (split(with_system(row, turns)) for turns in sides)
@@ -320,7 +320,7 @@ def _grade(value: Any) -> float:
         return math.nan
 
 
-def _answers(row: Row, layout: Layout | None) -> Iterator[Pair | Dropped]:
+def _answers(row: Row, layout: DataLayout | None) -> Iterator[Pair | Dropped]:
     column = _answer_column(row)
     try:
         arguments = template_arguments(row)

@@ -21,7 +21,7 @@ _HINT: Final = (
 )
 
 
-class Layout(NamedTuple):
+class DataLayout(NamedTuple):
     """A layout that is recognised because all of its columns are there, whatever they hold."""
 
     name: str
@@ -34,9 +34,10 @@ class Layout(NamedTuple):
 def _alpaca(row: Row) -> Sides:
     """``instruction``, ``chosen``, ``rejected``: texts; perhaps ``input``, which follows the instruction on a new line,
     ``history``: [question, answer] pairs, and ``system``."""
-    question = "\n".join(text for text in (_text(row, "instruction"), _text(row, "input", optional=True)) if text)
+    more = "" if row.columns.get("input") is None else _text(row, "input")
+    question = "\n".join(filter(None, (_text(row, "instruction"), more)))
     prompt = [*_history(row), _user(question)]
-    return _answered(prompt, _text(row, "chosen")), _answered(prompt, _text(row, "rejected"))
+    return [*prompt, _assistant(_text(row, "chosen"))], [*prompt, _assistant(_text(row, "rejected"))]
 
 
 def _history(row: Row) -> list[Message]:
@@ -55,12 +56,11 @@ def _history(row: Row) -> list[Message]:
 
 def _sharegpt(row: Row) -> Sides:
     """``conversations``: turns of from and value; ``chosen``, ``rejected``: one such turn each; perhaps ``system``."""
-    column = "conversations"
-    prompt = turns_of(row.columns[column], column, row.where, _HINT, sharegpt=True)
-    chosen, rejected = (
-        prompt + turns_of([row.columns[side]], side, row.where, _HINT, sharegpt=True) for side in ("chosen", "rejected")
-    )
-    return chosen, rejected
+    held = {"conversations": row.columns["conversations"]} | {
+        side: [row.columns[side]] for side in ("chosen", "rejected")
+    }
+    prompt, chosen, rejected = (turns_of(turns, name, row.where, _HINT, sharegpt=True) for name, turns in held.items())
+    return prompt + chosen, prompt + rejected
 
 
 def _swift_response(row: Row) -> Sides:
@@ -69,7 +69,7 @@ def _swift_response(row: Row) -> Sides:
     rejected = _text(row, "rejected_response")
     if not chosen or chosen[-1]["role"] != "assistant":
         raise UnusableError(NO_ANSWER)
-    return chosen, _answered(chosen[:-1], rejected)
+    return chosen, [*chosen[:-1], _assistant(rejected)]
 
 
 def _swift_messages(row: Row) -> Sides:
@@ -108,14 +108,8 @@ def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _answered(prompt: list[Message], answer: str) -> list[Message]:
-    return [*prompt, _assistant(answer)]
-
-
-def _text(row: Row, column: str, *, optional: bool = False) -> str:
+def _text(row: Row, column: str) -> str:
     value = row.columns.get(column)
-    if value is None and optional:
-        return ""
     if not isinstance(value, str):
         raise _fault(row, f'"{column}" is {kind(value)}, not text')
     return value
@@ -136,14 +130,13 @@ def _fault(row: Row, problem: str) -> SepoError:
     return SepoError(f"{row.where}: {problem}", hint=_HINT)
 
 
-def _published(name: str, columns: str, read: Callable[[Row], Sides], *takes: str) -> Layout:
-    return Layout(f"{name}: {columns}", frozenset(columns.split(", ")), read, frozenset(takes))
-
-
-PUBLISHED: Final = (
-    _published("LLaMA-Factory sharegpt", "conversations, chosen, rejected", _sharegpt),
-    _published("LLaMA-Factory alpaca", "instruction, chosen, rejected", _alpaca, "input", "history"),
-    _published("ms-swift", "messages, rejected_response", _swift_response),
-    _published("ms-swift", "messages, rejected_messages", _swift_messages),
-    _published("NeMo", "context, completions", _nemo),
+PUBLISHED: Final = tuple(
+    DataLayout(f"{name}: {columns}", frozenset(columns.split(", ")), read, frozenset(takes))
+    for name, columns, read, *takes in (
+        ("LLaMA-Factory sharegpt", "conversations, chosen, rejected", _sharegpt),
+        ("LLaMA-Factory alpaca", "instruction, chosen, rejected", _alpaca, "input", "history"),
+        ("ms-swift", "messages, rejected_response", _swift_response),
+        ("ms-swift", "messages, rejected_messages", _swift_messages),
+        ("NeMo", "context, completions", _nemo),
+    )
 )

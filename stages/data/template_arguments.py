@@ -40,11 +40,18 @@ def template_arguments(row: Row) -> dict[str, Any]:
         SepoError: a column of another type, or an argument that is not the row's to set.
         UnusableError: a text in them that no tokenizer takes, or lists in lists in lists.
     """
-    arguments = _object(row) if row.columns.get(KWARGS) else {}
+    arguments = _value(row, KWARGS, _KWARGS_HINT) if row.columns.get(KWARGS) else {}
+    if not isinstance(arguments, dict):
+        raise SepoError(f'{row.where}: "{KWARGS}" is {kind(arguments)}, not an object', hint=_KWARGS_HINT)
     taken = sorted(_TAKEN & arguments.keys())
     if taken:
         raise SepoError(f'{row.where}: "{KWARGS}" may not set {", ".join(taken)}', hint="leave it out of the object")
-    tools = _tools(row) if row.columns.get(TOOLS) else []
+    tools = _value(row, TOOLS, _TOOLS_HINT) if row.columns.get(TOOLS) else []
+    if not isinstance(tools, list):
+        raise SepoError(f'{row.where}: "{TOOLS}" is {kind(tools)}, not a list of objects', hint=_TOOLS_HINT)
+    for number, tool in enumerate(tools, start=1):
+        if not isinstance(tool, dict):
+            raise SepoError(f'{row.where}: "{TOOLS}" item {number} is {kind(tool)}, not an object', hint=_TOOLS_HINT)
     found = arguments | ({TOOLS: tools} if tools else {})
     if found:
         check_texts(list(texts_of(found)))
@@ -77,23 +84,6 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
 
 
-def _tools(row: Row) -> list[dict[str, Any]]:
-    tools = _value(row, TOOLS, _TOOLS_HINT)
-    if not isinstance(tools, list):
-        raise SepoError(f'{row.where}: "{TOOLS}" is {kind(tools)}, not a list of objects', hint=_TOOLS_HINT)
-    for number, tool in enumerate(tools, start=1):
-        if not isinstance(tool, dict):
-            raise SepoError(f'{row.where}: "{TOOLS}" item {number} is {kind(tool)}, not an object', hint=_TOOLS_HINT)
-    return tools
-
-
-def _object(row: Row) -> dict[str, Any]:
-    found = _value(row, KWARGS, _KWARGS_HINT)
-    if not isinstance(found, dict):
-        raise SepoError(f'{row.where}: "{KWARGS}" is {kind(found)}, not an object', hint=_KWARGS_HINT)
-    return found
-
-
 def _value(row: Row, column: str, hint: str) -> Any:
     """A list or object, also where it is written as text; of a blank or null text, what is empty."""
     value = row.columns[column]
@@ -114,16 +104,15 @@ def _refuse_deep(value: Any, column: str) -> None:
     """Whoever walks it, here or in a template, would run out of stack."""
     level = [value]
     for _ in range(_DEEPEST):
-        level = [item for each in level for item in _items(each)]
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
         if not level:
             return
     raise UnusableError(f'"{column}" is nested more than {_DEEPEST} deep')
-
-
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
 
 
 def _without_nulls(value: Any) -> Any:

@@ -64,13 +64,13 @@ _PROBE_TOOL: Final = {
     "type": "function",
     "function": {"name": "sepo", "description": "sepo", "parameters": {"type": "object", "properties": {}}},
 }
-_MANNERS_KEPT: Final = 256
+_FORMATS_KEPT: Final = 256
 _MARKER: Final = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _THINK: Final = re.compile(r"</?think\w*>")
 _THINK_AMONG_BLANKS: Final = re.compile(r"\s*(</?think\w*>)\s*")
 
 
-class _Manner(NamedTuple):
+class _AnswerFormat(NamedTuple):
     """What a template writes around an answer, learnt from the probes."""
 
     asked: str
@@ -129,23 +129,23 @@ class ChatTemplate:
         self.ignored = self._render.ignored
         """the arguments given for all conversations that the template never names"""
         try:
-            manner = self._learn({})
+            form = self._learn({})
         except RenderError as error:
             raise SepoError(
                 f"the chat template fails on a user turn and an answer: {error}",
                 hint="repair the model's chat template",
             ) from error
-        if _ASKED not in manner.before or _ANSWER in manner.before:
+        if _ASKED not in form.before or _ANSWER in form.before:
             raise SepoError(
                 "the chat template leaves out, changes or repeats what was said",
                 hint="repair the model's chat template",
             )
-        self._manners = {_key({}): manner}
-        self.after = manner.after
-        self.between = manner.between
-        self.own_text = _THINK.sub("", "".join(manner[:4]).replace(_ASKED, ""))
+        self._formats = {_key({}): form}
+        self.after = form.after
+        self.between = form.between
+        self.own_text = _THINK.sub("", "".join(form[:4]).replace(_ASKED, ""))
         """everything the template writes around questions and answers, apart from thinking, which data may hold"""
-        self._takes_system = self._accepts([{"role": "system", "content": _ASKED}, *_QUESTION])
+        self._takes_system = self._tried([{"role": "system", "content": _ASKED}, *_QUESTION], {}) != ""
 
     @property
     def shows_tools(self) -> bool:
@@ -172,13 +172,13 @@ class ChatTemplate:
         except RenderError as error:
             raise UnusableError(REFUSED) from error
         for answer, text in zip(answers, texts, strict=True):
-            _refuse_another_text(answer, text, self._manner(arguments))
+            _refuse_another_text(answer, text, self._format(arguments))
         return prompt_text, texts
 
     def _split(self, prompt: list[Message], answers: list[str], arguments: Arguments) -> tuple[str, list[str]]:
         asked = self._render(prompt, arguments)
         wholes = [self._render(prompt, arguments, answer) for answer in answers]
-        for prompt_text, before in _borders(asked, wholes, self._manner(arguments)):
+        for prompt_text, before in _prompt_ends(asked, wholes, self._format(arguments)):
             if all(whole.startswith(before) for whole in wholes):
                 return prompt_text, [whole[len(before) :] for whole in wholes]
         if prompt[0]["role"] != "system":
@@ -190,75 +190,70 @@ class ChatTemplate:
             return asked + without.removeprefix(asked_without), texts
         raise UnusableError(NOT_CONTINUED)
 
-    def _manner(self, arguments: Arguments) -> _Manner:
+    def _format(self, arguments: Arguments) -> _AnswerFormat:
         """What the template does when given these arguments: ``enable_thinking``, say, changes what it writes."""
         key = _key(arguments)
-        if key not in self._manners:
-            if len(self._manners) >= _MANNERS_KEPT:
-                self._manners = dict(list(self._manners.items())[:1])
+        if key not in self._formats:
+            if len(self._formats) >= _FORMATS_KEPT:
+                self._formats = dict(list(self._formats.items())[:1])
             try:
-                self._manners[key] = self._learn(arguments)
+                self._formats[key] = self._learn(arguments)
             except RenderError:
-                self._manners[key] = self._manners[_key({})]
-        return self._manners[key]
+                self._formats[key] = self._formats[_key({})]
+        return self._formats[key]
 
-    def _learn(self, arguments: Arguments) -> _Manner:
+    def _learn(self, arguments: Arguments) -> _AnswerFormat:
         before, found, after = self._render(_QUESTION, arguments, _ANSWER).rpartition(_ANSWER)
         asked = self._render(_QUESTION, arguments)
-        return _Manner(asked, before if found else "", after, self._between(arguments), self._thinks(arguments))
+        return _AnswerFormat(asked, before if found else "", after, self._between(arguments), self._thinks(arguments))
 
     def _between(self, arguments: Arguments) -> str:
         following = [*_QUESTION, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _FOLLOWING}]
-        try:
-            return self._render(following, arguments).rpartition(_ANSWER)[2].partition(_FOLLOWING)[0]
-        except RenderError:
-            return ""
+        return self._tried(following, arguments).rpartition(_ANSWER)[2].partition(_FOLLOWING)[0]
 
     def _thinks(self, arguments: Arguments) -> str:
         thoughts = {"reasoning_content": _THOUGHT, "thinking": _THOUGHT}
+        return self._tried(_QUESTION, arguments, _ANSWER, thoughts).partition(_THOUGHT)[0]
+
+    def _tried(self, *conversation: Any) -> str:
+        """What the template makes of a conversation, "" where it refuses it."""
         try:
-            return self._render(_QUESTION, arguments, _ANSWER, thoughts).partition(_THOUGHT)[0]
+            return self._render(*conversation)
         except RenderError:
             return ""
 
-    def _accepts(self, prompt: list[Message]) -> bool:
-        try:
-            return bool(self._render(prompt, {}))
-        except RenderError:
-            return False
 
-
-def _borders(asked: str, wholes: list[str], manner: _Manner) -> list[tuple[str, str]]:
+def _prompt_ends(asked: str, wholes: list[str], form: _AnswerFormat) -> list[tuple[str, str]]:
     """What the prompt may be, each with what then has to stand before an answer; the first that fits holds."""
-    header, surplus = manner.header, manner.surplus
-    borders = [(asked + header, asked + header), (asked, asked)]
+    header, surplus = form.header, form.surplus
+    ends = [(asked + header, asked + header), (asked, asked)]
     if surplus and asked.endswith(surplus):
         before = asked.removesuffix(surplus)
         first = _MARKER.search(surplus)
         assert first
         # Thoughts cannot follow the block that says there are none.
         if not any(whole.startswith(before + surplus[: first.end()]) for whole in wholes):
-            borders.append((asked, before))
-    opened, closed = manner.instead
+            ends.append((asked, before))
+    opened, closed = form.instead
     if closed and asked.endswith(opened):
-        borders.append((asked.removesuffix(opened) + closed,) * 2)
-    return borders
+        ends.append((asked.removesuffix(opened) + closed,) * 2)
+    return ends
 
 
-def _refuse_another_text(answer: str, text: str, manner: _Manner) -> None:
+def _refuse_another_text(answer: str, text: str, form: _AnswerFormat) -> None:
     """
     Raises:
         UnusableError: the text of a response is not the answer, whole; its beginning may stand in the prompt.
     """
-    body = text.removesuffix(manner.after)
+    body = text.removesuffix(form.after)
     if body.strip() == answer.strip():
         return
-    frame, said, written = (_bare(each) for each in (manner.frame, answer, manner.frame + body))
-    around = _bare(manner.asked.rpartition(_ASKED)[2] + body)
+    frame, said, written = (_bare(each) for each in (form.frame, answer, form.frame + body))
+    around = _bare(form.asked.rpartition(_ASKED)[2] + body)
     for whole in (around, written):
         if whole.endswith(said) and frame.startswith(whole.removesuffix(said).rstrip()):
             return
-    left = _bare(body).removeprefix(_bare(manner.header))
+    left = _bare(body).removeprefix(_bare(form.header))
     if said.endswith(left):
         raise UnusableError(NO_BEGINNING)
     raise UnusableError(NO_END if said.startswith(left) else REWRITTEN)

@@ -146,7 +146,7 @@ def test_many_different_arguments_are_no_burden():
     for number in range(600):
         pair = encoder.encode(Pair(0, [user("what?")], "It is", "sorry", {"number": number}))
         assert len(pair.chosen_ids)
-    assert len(encoder._template._manners) <= 256
+    assert len(encoder._template._formats) <= 256
 
 
 def test_a_tool_cannot_end_a_turn():
