@@ -100,11 +100,15 @@ class Encoder:
         return None if found == self._tokenizer.bos_token_id else found
 
     @property
-    def losses(self) -> list[str]:
-        """What a user should know of what the tokenizer and its template do to text, one sentence each."""
-        ignored = self._template.ignored if self._template else list(self._given)
-        unknown = f"the chat template does not know {', '.join(ignored)}: --chat-template-kwargs changes nothing there"
-        return self._round_trip.losses + ([unknown] if ignored else [])
+    def ignored_arguments(self) -> list[str]:
+        """Arguments of the chat template that it does not know."""
+        return self._template.ignored if self._template else list(self._given)
+
+    def changed_texts(self) -> list[str]:
+        """What the tokenizer changed in the texts encoded since this was last asked, as a sentence where it did."""
+        changed, example = self._round_trip.changed, self._round_trip.example
+        self._round_trip.changed, self._round_trip.example = 0, ""
+        return [f"the tokenizer changes {changed:,} texts: {example} (first)"] if changed else []
 
     @property
     def end_of_turn(self) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from stages.errors import SepoError, borrowed
 
 PROBE: Final = "Sepo reads 2 + 2 = 4,\n\tna\u00efve fa\u00e7ade."
+EXCERPT: Final = 60
 OTHER_BLANKS: Final = "the tokenizer changes the blanks of the text: repair the tokenizer, or leave the row out"
 OTHER_LETTERS: Final = "the tokenizer changes the letters of the text: repair the tokenizer, or leave the row out"
 
@@ -14,9 +15,9 @@ OTHER_LETTERS: Final = "the tokenizer changes the letters of the text: repair th
 class RoundTrip:
     """Compares what ids spell with the text that they were made of.
 
-    A tokenizer that does not even keep a plain sentence is made so (lower case, say): the user is told once, and the
-    rows are not compared. Nor is what does not change a text's meaning: how an accent is written, and the blanks beside
-    added tokens, which some of them take with them.
+    A tokenizer that does not even keep a plain sentence is made so (lower case, say): what it changes is counted, and
+    no damage. Nor is what does not change a text's meaning: how an accent is written, and the blanks beside added
+    tokens, which some of them take with them.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -37,24 +38,26 @@ class RoundTrip:
                 "the tokenizer spells special tokens as ordinary text (split_special_tokens), so no turn has an end",
                 hint="set split_special_tokens to false in tokenizer_config.json",
             )
-        kept = back.strip() == PROBE
-        self.losses = (
-            [] if kept else [f"the tokenizer does not keep every text as it is: {PROBE!r} comes back as {back!r}"]
-        )
-        """what a user should know of what the tokenizer does to text, one sentence each"""
+        self._keeps_text = back.strip() == PROBE
+        self.changed = 0
+        """texts that a tokenizer which is made so changed"""
+        self.example = ""
+        """the first of them"""
         added = {token.content for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
         tokens = "|".join(re.escape(text) for text in sorted(added, key=len, reverse=True) if text.strip())
         self._beside_tokens = re.compile(rf"\s*({tokens})\s*" if tokens else r"()(?!)")
 
     def damage(self, ids: list[int], text: str, after: str = "") -> str | None:
         """What differs between the ids and their text, without which of `after` at its end it is as good; or None."""
-        if self.losses:
-            return None
         back, least = self._decode(ids), text.removesuffix(after)
         if text.startswith(back) and back.startswith(least):
             return None
         spelled, whole, least = map(self._bare, (back, text, least))
         if whole.startswith(spelled) and spelled.startswith(least):
+            return None
+        if not self._keeps_text:
+            self.example = self.example or f"{_excerpt(text)} comes back as {_excerpt(back)}"
+            self.changed += 1
             return None
         spelled, whole, least = ("".join(each.split()) for each in (spelled, whole, least))
         return OTHER_BLANKS if whole.startswith(spelled) and spelled.startswith(least) else OTHER_LETTERS
@@ -64,3 +67,7 @@ class RoundTrip:
 
     def _bare(self, text: str) -> str:
         return unicodedata.normalize("NFC", self._beside_tokens.sub(r"\1", text).strip())
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= EXCERPT else text[:EXCERPT] + "\u2026")

@@ -93,8 +93,9 @@ class _Reading(NamedTuple):
 
 def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Reporter) -> Tokenised:
     """What the cache has of a data set, or else makes of it now."""
-    for loss in encoder.losses:
-        reporter.warn(loss)
+    if encoder.ignored_arguments:
+        unknown = ", ".join(encoder.ignored_arguments)
+        reporter.warn(f"the chat template does not know {unknown}: --chat-template-kwargs changes nothing there")
     said: list[str] = []
 
     def say_layout(words: str) -> None:
@@ -108,6 +109,7 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
     def write(file: NewFile) -> None:
         # Where the cache cannot be written, this is done again elsewhere.
         reading.remarks.clear()
+        encoder.changed_texts()
         summary: dict[str, Any] = {"dataset": dataset}
 
         def batches() -> Iterator[list[TokenPair]]:
@@ -115,7 +117,8 @@ def _tokenised(dataset: str, encoder: Encoder, reading: _Reading, reporter: Repo
                 yield from _encoded(reading.items(on_layout=say_layout), encoder, summary, task)
             refuse_changed(dataset, content)
             summary["layout"] = said[-1]
-            summary["remarks"] = [_remark(words, rows, summary["read"]) for words, rows in reading.remarks.items()]
+            remarks = [_remark(words, rows, summary["read"]) for words, rows in reading.remarks.items()]
+            summary["remarks"] = remarks + encoder.changed_texts()
 
         write_table(file, batches(), summary)
 

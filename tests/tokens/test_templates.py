@@ -7,10 +7,12 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 
 from stages.data.layouts import read_pairs
 from stages.errors import SepoError
+from stages.reporting import Quiet
 from stages.tokens import rendering
 from stages.tokens.chat import NO_BEGINNING, NO_END, NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
 from stages.tokens.encode import Encoder
 from stages.tokens.round_trip import OTHER_BLANKS, OTHER_LETTERS
+from stages.tokens.tokenised import tokenised_pairs
 from stages.types import Dropped, Pair
 from tests.conftest import byte_level_tokenizer, write_lines
 
@@ -206,14 +208,24 @@ def test_a_tokenizer_that_damages_what_a_row_holds(tmp_path, change, reason, pla
     whole = {"prompt": "what?", "chosen": "so", "rejected": "no"}
     path = write_lines(tmp_path / "pairs.jsonl", [whole, whole | {place: said + "now"}, whole])
     encoder = Encoder(fitted(change))
-    assert encoder.losses == []
     read = [encoder.encode(pair) for pair in read_pairs(str(path))]
     assert [getattr(pair, "reason", None) for pair in read] == [None, reason, None]
 
 
-def test_a_tokenizer_that_loses_something_says_so():
-    from tests.tokenizers_zoo import FAMILIES, dress
+def test_what_a_tokenizer_is_made_to_change_is_counted_and_drops_no_row(tmp_path):
+    """Capital letters: said again where the ids come from the cache, and not at all where there are none."""
 
-    assert Encoder(dress(FAMILIES["byte_level"](), "chatml")).losses == []
-    [loss] = Encoder(dress(FAMILIES["words"](), "chatml")).losses
-    assert "comes back as" in loss
+    def lower(tokenizer):
+        tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+    encoder = Encoder(fitted(lower))
+    known = {"prompt": "the quick fox", "chosen": "the dog", "rejected": "the lazy dog"}
+    for name, rows in {"known": [known], "other": [known, known | {"prompt": "Paris"}]}.items():
+        path = write_lines(tmp_path / f"{name}.jsonl", rows)
+        for _ in range(2):
+            reporter = Quiet()
+            found = tokenised_pairs(str(path), encoder, columns={}, reporter=reporter)
+            assert (found.read, found.dropped) == (len(rows), {})
+            said = [line for line in reporter.warnings if "the tokenizer changes" in line]
+            assert len(said) == (name == "other")
+    assert "the tokenizer changes 1 texts: '<|im_start|>user\\nParis" in said[0]
