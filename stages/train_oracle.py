@@ -5,8 +5,6 @@
 (arXiv 2408.13518 section 3.2.) What is held out is never trained on, and says at the end whether the oracle learnt.
 """
 
-import math
-import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,6 +55,7 @@ from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
 from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
+from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
 from stages.types import Example, TokenPair
 
@@ -170,36 +169,6 @@ def _refuse_changed_or_dropped(job: OracleJob, work: Run, name: str, counts: Cou
         refuse_dropped(counts, dataset)
 
 
-def split_pairs(
-    pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int
-) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
-
-    Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
-    not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
-
-    Returns:
-        the pairs to train on, and those held out.
-    """
-    by_prompt: dict[bytes, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(index)
-    groups = list(by_prompt.values())
-    random.Random(f"split/{seed}").shuffle(groups)
-    held: list[int] = []
-    wanted = math.ceil(eval_fraction * len(pairs))
-    # A prompt with many pairs is passed over where smaller ones will do.
-    fitting = [group for group in groups if len(group) <= wanted] or [min(groups, key=len)]
-    for group in fitting:
-        if len(held) >= wanted or len(groups) == 1:
-            break
-        held += group
-        groups.remove(group)
-    rest = [index for group in groups for index in group]
-    taken = rest[: max(1, round(data_fraction * len(rest)))]
-    return [pairs[index] for index in sorted(taken)], [pairs[index] for index in sorted(held)]
-
-
 def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | None:
     """Write O/reference and O/oracle, and judge the oracle on the held-out pairs (None if none were held out)."""
     if not _written(job, work, "sft", REFERENCE):
@@ -219,7 +188,8 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
     )
     known = len(data.held_out)
     if not _written(job, work, "dpo", ORACLE):
-        model = _make_oracle(job, work, model, list(map(whole, data.train, reference[known:])))
+        examples = [*map(whole, [*data.held_out, *data.train], reference)]
+        model = _make_oracle(job, work, model, examples[known:], examples[:known])
     elif is_adapter(folder / ORACLE):
         model = trained_again(model, folder / ORACLE)
     else:
@@ -258,11 +228,12 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
             reporter=job.reporter,
             fingerprint=work.fingerprint,
             size=lambda example: float(len(example.pair.chosen_ids)),
+            held_out=[chosen_only(whole(pair)) for pair in data.held_out],
         )
     _save(job, work, trainee, REFERENCE, merged=True)
 
 
-def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Example]) -> Any:
+def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Example], held_out: list[Example]) -> Any:
     """The reference after DPO, as each process can read it."""
     config, base = job.config, str((work.folder / REFERENCE).resolve())
     trainee = make_trainee(reference, config, base, job.reporter, merged=config.merge)
@@ -275,6 +246,7 @@ def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Examp
         folder=work.folder,
         reporter=job.reporter,
         fingerprint=work.fingerprint,
+        held_out=held_out,
     )
     _save(job, work, trainee, ORACLE, merged=config.merge)
     # Under FSDP its parts are spread over the processes; each of them reads a whole one.

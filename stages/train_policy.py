@@ -53,6 +53,7 @@ from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
 from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
+from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
 from stages.types import Example, PairLogps, ScoredPair
 
@@ -179,6 +180,14 @@ def _compute(job: PolicyJob, work: Run, model: Any, rows: list[ScoredPair], drop
     """Select tokens and train on them."""
     config, reporter, entry = job.config, job.reporter, OBJECTIVES[job.config.objective]
     examples, counts = _select(job, work, model, rows, dropped)
+    held_out: list[Example] = []
+    if config.eval_fraction:
+        train, _ = split_pairs([example.pair for example in examples], config.eval_fraction, 1.0, config.seed)
+        ids = {pair.pair_id for pair in train}
+        held_out = [example for example in examples if example.pair.pair_id not in ids]
+        examples = [example for example in examples if example.pair.pair_id in ids]
+        counts["held_out"] = len(held_out)
+        reporter.say(f"{len(held_out):,} pairs held out, {len(examples):,} to train on")
     trainee = make_trainee(model, config, base_name(config.model, job.start.folder), reporter, merged=config.merge)
     reference = None
     if "kl" in config.needs:
@@ -195,6 +204,7 @@ def _compute(job: PolicyJob, work: Run, model: Any, rows: list[ScoredPair], drop
         fingerprint=work.fingerprint,
         size=lambda example: float(example.weights.chosen.sum()) if job.chosen_only else 1.0,
         reference=reference,
+        held_out=held_out,
         after_step=partial(_keep_snapshot, job, work, trainee),
     )
     refuse_not_finite(trainee.model, rows[0].pair, job.context(work))

@@ -52,6 +52,7 @@ class OptimizerConfig(Config):
     merge: Annotated[bool, Option(LORA)] = False
     """Add the adapter to its model's weights at the end: an ordinary model folder."""
     max_length: shared.MaxLength = 2048
+    eval_fraction: shared.EvalFraction = 0.0
     seed: shared.Seed = 42
     trust_remote_code: shared.TrustRemoteCode = False
     mixed_precision: Annotated[str, Option(MEMORY, choices=MIXED_PRECISIONS)] = "no"
@@ -83,6 +84,9 @@ class OptimizerConfig(Config):
     """Make that repository a private one, where it is new (also --hub-private-repo)."""
     logging_steps: Annotated[int, Option(OUTPUT, limit=limits.at_least_one, content=False)] = 1
     """Steps between lines of metrics.jsonl."""
+    eval_steps: Annotated[int, Option(OUTPUT, limit=limits.not_negative, content=False)] = 0
+    """Steps between figures of held-out pairs (loss, accuracy, margin) in metrics.jsonl, a multiple of --logging-steps;
+    0 = none during training."""
     overwrite: shared.Overwrite = False
 
     @property
@@ -97,6 +101,12 @@ class OptimizerConfig(Config):
         faults = [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
         if self.run_name and self.report_to not in NAMED_TRACKERS:
             faults.append(f"run_name needs report_to {', '.join(NAMED_TRACKERS)}, got {self.report_to}")
+        if self.eval_steps and not self.eval_fraction:
+            faults.append("eval_steps needs eval_fraction: no pair is held out")
+        if self.eval_steps % self.logging_steps:
+            faults.append(
+                f"eval_steps must be a multiple of logging_steps, got {self.eval_steps}, {self.logging_steps}"
+            )
         return faults + (["hub_private needs push_to_hub"] if self.hub_private and not self.push_to_hub else [])
 
 
@@ -111,8 +121,7 @@ class OracleConfig(OptimizerConfig):
     """DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1."""
     data_fraction: Annotated[float, Option(DATA, limit=limits.share)] = 1.0
     """Share of the pairs that SFT and DPO train on, drawn without replacement; 1.0 = all (section 3.2)."""
-    eval_fraction: Annotated[float, Option(DATA, limit=limits.fraction_below_one)] = 0.05
-    """Share of the pairs that is never trained on and judges the oracle; 0 = no judgement."""
+    eval_fraction: shared.EvalFraction = 0.05
     columns: shared.Columns = None
     chat_template_kwargs: shared.ChatTemplateKwargs = None
     overlong: shared.Overlong = "drop"

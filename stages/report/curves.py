@@ -21,9 +21,9 @@ class Panel(NamedTuple):
 
 
 PANELS: Final = (
-    Panel("loss", {"loss": ""}),
-    Panel("reward margin", {"reward_margin": ""}),
-    Panel("accuracy", {"accuracy": ""}),
+    Panel("loss", {"loss": "training", "eval_loss": "held out"}),
+    Panel("reward margin", {"reward_margin": "training", "eval_reward_margin": "held out"}),
+    Panel("accuracy", {"accuracy": "training", "eval_accuracy": "held out"}),
     Panel("log-prob a token, nats", {"chosen_logp": "chosen", "rejected_logp": "rejected"}),
 )
 

@@ -8,9 +8,9 @@ gradient's norm and the loss, whether they are finite. All others stay there unt
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from accelerate import Accelerator
 from transformers import get_scheduler
@@ -26,8 +26,8 @@ from stages.training.checkpoints import Checkpoints
 from stages.training.interrupts import Interrupts
 from stages.training.metrics import MetricLog
 from stages.training.optimizers import make_optimizer
-from stages.training.schedule import make_schedule, order_of_epoch
-from stages.training.step import Engine, Objective, agree, backward, refuse_broken
+from stages.training.schedule import Schedule, make_schedule, order_of_epoch
+from stages.training.step import Done, Engine, Objective, agree, backward, evaluate, refuse_broken
 from stages.training.trackers import FOLDER as TRACKERS
 from stages.training.trackers import tracking
 from stages.training.training_mode import refuse_noise, training_mode
@@ -50,6 +50,7 @@ def fit(
     fingerprint: str = "",
     size: Callable[[Example], float] = lambda example: 1.0,
     reference: Reference | None = None,
+    held_out: Sequence[Example] = (),
     after_step: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
@@ -64,6 +65,7 @@ def fit(
         fingerprint: of the run, which its checkpoints bear: those of another are refused.
         size: what a step's summed loss is divided by, added up over the step's examples: pairs, or tokens for SFT.
         reference: a second model, from which the divergence at every response token is given to the objective.
+        held_out: pairs that are not trained on, for the figures of `eval_steps`.
         after_step: called in every process with the number of steps taken.
 
     Returns:
@@ -81,6 +83,7 @@ def fit(
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
     parts = {"schedule": scheduler, "log": log}
     checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint, parts)
+    training = Training(engine, optimizer, scheduler, schedule, config, log, checkpoints, phase, size, reporter)
     first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
@@ -88,30 +91,16 @@ def fit(
     with training_mode(model, config), tracked, task_of_steps as task, Interrupts() as interrupts:
         task.advance(first)
         for step in range(first, schedule.steps):
-            order = order_of_epoch(schedule.pairs, schedule.epoch_of(step), config.seed)
-            chosen = [examples[place] for place in schedule.step_of(order, step)]
-            step_size = sum(size(example) for example in chosen)
-            try:
-                done = backward(engine, chosen, step_size)
-            except OutOfMemory:
-                # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
-                if config.save_steps and step > checkpoints.newest and accelerator.num_processes == 1:
-                    checkpoints.save(step)
-                raise
-            for _, loss in done:
-                log.add(loss, step_size)
-            norm = _clip(engine, config, step, reporter)
+            batch = training.batch_of(examples, step)
+            done = training.gradients(batch, step)
+            norm = training.clipped(step)
             interrupted = agree(accelerator, done, norm or 0.0, step, interrupts.number)
-            with enough_memory("the optimiser's step", lambda: MOMENTS_HINT):
-                optimizer.step()
-            optimizer.zero_grad()
-            last = step + 1 == schedule.steps
-            log.end_step(step, chosen, scheduler.get_last_lr()[0], norm, last=last)
-            if norm is not None:
-                scheduler.step()
+            rate = training.update(norm)
+            figures = training.held_out_figures(held_out, step)
+            log.end_step(step, batch, rate, norm, figures, last=step + 1 == schedule.steps)
             task.advance(1, log.note)
-            save = config.save_steps and (last or interrupted or (step + 1) % config.save_steps == 0)
-            if last or save:
+            save = training.is_to_be_saved(step, interrupted)
+            if save or step + 1 == schedule.steps:
                 refuse_broken(accelerator, model, phase, step + 1, checkpoints.newest)
             after_step(step + 1)
             if save:
@@ -121,6 +110,77 @@ def fit(
                 interrupts.leave(interrupted)
     accelerator.free_memory()
     return log.last
+
+
+class Training(NamedTuple):
+    """One phase at work: what its steps are made of. Steps count from 0."""
+
+    engine: Engine
+    optimizer: Any
+    scheduler: Any
+    schedule: Schedule
+    config: OptimizerConfig
+    log: MetricLog
+    checkpoints: Checkpoints
+    phase: str
+    size: Callable[[Example], float]
+    reporter: Reporter
+
+    def batch_of(self, examples: list[Example], step: int) -> list[Example]:
+        order = order_of_epoch(self.schedule.pairs, self.schedule.epoch_of(step), self.config.seed)
+        return [examples[index] for index in self.schedule.step_of(order, step)]
+
+    def gradients(self, batch: list[Example], step: int) -> list[Done]:
+        """The step's gradients, and its losses in the log."""
+        step_size = sum(map(self.size, batch))
+        try:
+            done = backward(self.engine, batch, step_size)
+        except OutOfMemory:
+            # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
+            alone = self.engine.accelerator.num_processes == 1
+            if self.config.save_steps and step > self.checkpoints.newest and alone:
+                self.checkpoints.save(step)
+            raise
+        for _, loss in done:
+            self.log.add(loss, step_size)
+        return done
+
+    def clipped(self, step: int) -> float | None:
+        """Scale the gradient down to its greatest norm; returns the norm it had, None if fp16 overflowed."""
+        accelerator = self.engine.accelerator
+        norm = float(accelerator.clip_grad_norm_(self.engine.module.parameters(), self.config.max_grad_norm))
+        if accelerator.scaler is None or math.isfinite(norm) or accelerator.scaler.get_scale() < 1:
+            return norm
+        # The scaler passes over this step and takes half the scale for the next one. A gradient that is not finite at a
+        # scale of 1 either did not overflow.
+        self.reporter.say(f"step {step + 1:,} overflowed in fp16 and was not taken")
+        return None
+
+    def update(self, norm: float | None) -> float:
+        """Take the step, if its gradient has a norm; returns the learning rate."""
+        with enough_memory("the optimiser's step", lambda: MOMENTS_HINT):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        rate = float(self.scheduler.get_last_lr()[0])
+        if norm is not None:
+            self.scheduler.step()
+        return rate
+
+    def held_out_figures(self, held_out: Sequence[Example], step: int) -> dict[str, float]:
+        """Every so often, and after the last step, what pairs say that are not trained on; else nothing."""
+        every, last = self.config.eval_steps, step + 1 == self.schedule.steps
+        if not (every and held_out) or ((step + 1) % every and not last):
+            return {}
+        figures = evaluate(self.engine, held_out, sum(map(self.size, held_out)))
+        said = ", ".join(
+            f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4f}" for name, value in figures.items()
+        )
+        self.reporter.say(f"{self.phase}, step {step + 1:,}, held-out pairs: {said}")
+        return figures
+
+    def is_to_be_saved(self, step: int, interrupted: int) -> bool:
+        last, every = step + 1 == self.schedule.steps, self.config.save_steps
+        return bool(every and (last or interrupted or (step + 1) % every == 0))
 
 
 def _make_engine(
@@ -151,15 +211,3 @@ def _make_engine(
     )
     module, optimizer = accelerator.prepare(module, optimizer)
     return Engine(accelerator, module, reader, reference is not None, budget, objective), optimizer
-
-
-def _clip(engine: Engine, config: OptimizerConfig, step: int, reporter: Reporter) -> float | None:
-    """Scale the gradient down to its greatest norm, and return the norm it had; None if fp16 overflowed."""
-    accelerator = engine.accelerator
-    norm = float(accelerator.clip_grad_norm_(engine.module.parameters(), config.max_grad_norm))
-    if accelerator.scaler is None or math.isfinite(norm) or accelerator.scaler.get_scale() < 1:
-        return norm
-    # The scaler passes over this step and takes half the scale for the next one. A gradient that is not finite at a
-    # scale of 1 either did not overflow.
-    reporter.say(f"step {step + 1:,} overflowed in fp16 and was not taken")
-    return None

@@ -6,7 +6,7 @@ Times and memory, which never repeat, stand beside it in timing.jsonl.
 import resource
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -94,19 +94,27 @@ class MetricLog:
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values_B.device)) + values_B.sum()
 
     def end_step(
-        self, step: int, examples: Sequence[Example], learning_rate: float, gradient_norm: float | None, *, last: bool
+        self,
+        step: int,
+        examples: Sequence[Example],
+        learning_rate: float,
+        gradient_norm: float | None,
+        held_out: Mapping[str, float],
+        *,
+        last: bool,
     ) -> None:
         """Close a step (counted from 0); every so often, and after the last one, average and write.
 
         Args:
             gradient_norm: None for a step that overflowed in fp16 and was not taken.
+            held_out: figures of pairs that are not trained on.
         """
         self._steps += 1
         self._pace.add(examples)
         if not last and (step + 1) % self._every:
             return
         record = {"phase": self._phase, "step": step + 1, **self._averages()}
-        record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm, **held_out}
         warned = collapse(self._chosen_logps)
         self._remember(record)
         self._lines += 1

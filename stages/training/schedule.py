@@ -1,11 +1,13 @@
-"""Which pairs each step of a training phase takes."""
+"""Which pairs are held out, and which of the others each step of a training phase takes."""
 
 import math
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from stages.configs import OptimizerConfig
+from stages.types import TokenPair
 
 
 class Schedule(NamedTuple):
@@ -57,3 +59,33 @@ def order_of_epoch(pairs: int, epoch: int, seed: int) -> list[int]:
     order = list(range(pairs))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
+
+
+def split_pairs(
+    pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int
+) -> tuple[list[TokenPair], list[TokenPair]]:
+    """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
+
+    Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
+    not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
+
+    Returns:
+        the pairs to train on, and those held out.
+    """
+    by_prompt: dict[bytes, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(index)
+    groups = list(by_prompt.values())
+    random.Random(f"split/{seed}").shuffle(groups)
+    held: list[int] = []
+    wanted = math.ceil(eval_fraction * len(pairs))
+    # A prompt with many pairs is passed over where smaller ones will do.
+    fitting = [group for group in groups if len(group) <= wanted] or [min(groups, key=len)]
+    for group in fitting:
+        if len(held) >= wanted or len(groups) == 1:
+            break
+        held += group
+        groups.remove(group)
+    rest = [index for group in groups for index in group]
+    taken = rest[: max(1, round(data_fraction * len(rest)))]
+    return [pairs[index] for index in sorted(taken)], [pairs[index] for index in sorted(held)]

@@ -1,7 +1,7 @@
 """One step of training: its gradients, in micro-batches and over processes, and whether it may be taken."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
@@ -39,11 +39,12 @@ class Engine(NamedTuple):
     objective: Objective
 
 
-def backward(engine: Engine, examples: list[Example], step_size: float) -> list[Done]:
+def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, trains: bool = True) -> list[Done]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate.
 
     Args:
         step_size: what the step's summed loss is divided by.
+        trains: without it only the losses, and nothing is kept for a backward pass.
     """
     accelerator, with_kl = engine.accelerator, engine.with_kl
     groups, rounds = _groups(engine, examples)
@@ -51,21 +52,38 @@ def backward(engine: Engine, examples: list[Example], step_size: float) -> list[
     for index in range(rounds):
         # A process with nothing left to do still takes part: with a pair that counts for nothing.
         idle = index >= len(groups)
-        group = examples[:1] if idle else groups[index]
+        group = [examples[0]] if idle else groups[index]
         batch = make_batch(group, accelerator.device, packs=engine.reader.packs, every_token=with_kl)
         # A batch begins with its ids, whatever its layout.
-        memory = memory_for(group, batch[0].numel(), engine.max_tokens)
-        with memory, _exchange(engine, index + 1 == rounds), reading(engine.reader, batch):
+        memory = memory_for(group, batch[0].numel(), engine.max_tokens, trains=trains)
+        exchange = _exchange(engine, last=index + 1 == rounds or not trains)
+        with memory, exchange, reading(engine.reader, batch), torch.set_grad_enabled(trains):
             values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
             loss = engine.objective(logps_RW, seen)
-            share = 0.0 if idle else accelerator.num_processes / step_size
-            accelerator.backward(loss.loss_B.sum() * share)
+            if trains:
+                accelerator.backward(loss.loss_B.sum() * (0.0 if idle else accelerator.num_processes / step_size))
         # What is idle reports no pairs, under the same names as the others.
         kept = slice(0) if idle else slice(None)
         metrics = {name: values_B[kept] for name, values_B in (loss.metrics | _watched(logps_RW, batch, group)).items()}
         done.append((group[kept], PairLoss(loss.loss_B.detach()[kept], metrics)))
     return done
+
+
+def evaluate(engine: Engine, examples: Sequence[Example], size: float) -> dict[str, float]:
+    """Loss, accuracy and margin of pairs that are not trained on, the same in every process.
+
+    Args:
+        size: what their summed loss is divided by.
+    """
+    done = [loss for _, loss in backward(engine, examples, size, trains=False)]
+    names = [name for name in ("accuracy", "reward_margin") if name in done[0].metrics]
+    columns = [[loss.loss_B for loss in done], *([loss.metrics[name] for loss in done] for name in names)]
+    sums = torch.stack([torch.cat(column).sum() for column in columns])
+    loss, *rest = engine.accelerator.reduce(sums, "sum").tolist()
+    return {"eval_loss": loss / size} | {
+        f"eval_{name}": total / len(examples) for name, total in zip(names, rest, strict=True)
+    }
 
 
 def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[str, Tensor]:
@@ -77,12 +95,12 @@ def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[st
     return metrics
 
 
-def _groups(engine: Engine, examples: list[Example]) -> tuple[list[list[Example]], int]:
+def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
     """This process's micro-batches of a step, and how many it has to take part in."""
     accelerator = engine.accelerator
 
     def groups_of(process: int) -> list[list[Example]]:
-        share = examples[process :: accelerator.num_processes]
+        share = list(examples[process :: accelerator.num_processes])
         groups = make_groups(share, engine.max_tokens, packs=engine.reader.packs, every_token=engine.with_kl)
         return [[share[index] for index in group] for group in groups]
 
@@ -93,7 +111,7 @@ def _groups(engine: Engine, examples: list[Example]) -> tuple[list[list[Example]
     return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
-def _exchange(engine: Engine, last: bool) -> Any:
+def _exchange(engine: Engine, *, last: bool) -> Any:
     """Processes exchange gradients in the last micro-batch of a step only."""
     return nullcontext() if last else engine.accelerator.no_sync(engine.module)
 

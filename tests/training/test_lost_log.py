@@ -143,7 +143,7 @@ def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
 
 def test_figures_that_are_not_finite_are_logged_as_unknown(tmp_path):
     log = MetricLog(Accelerator(cpu=True), tmp_path, "test", 1, Quiet())
-    log.end_step(0, [], float("inf"), float("nan"), last=True)
+    log.end_step(0, [], float("inf"), float("nan"), {}, last=True)
     [line] = read_metrics(tmp_path)
     assert line["learning_rate"] is line["gradient_norm"] is None
 
@@ -152,13 +152,13 @@ def test_a_log_of_the_first_version_goes_on_under_todays_names(tmp_path):
     """It called the log-ratio an estimate of the KL: in its lines, and in the sums of a checkpoint between two lines."""
     old, new = (MetricLog(Accelerator(cpu=True), tmp_path, "test", 2, Quiet()) for _ in range(2))
     old.add(PairLoss(torch.ones(2), {"kl_estimate": torch.tensor([1.0, 3.0])}), 2)
-    old.end_step(0, [], 0.1, 0.1, last=True)
+    old.end_step(0, [], 0.1, 0.1, {}, last=True)
     old.add(PairLoss(torch.ones(2), {"kl_estimate": torch.tensor([1.0, 3.0])}), 2)
-    old.end_step(2, [], 0.1, 0.1, last=False)
+    old.end_step(2, [], 0.1, 0.1, {}, last=False)
     assert b"kl_estimate" in (tmp_path / "metrics.jsonl").read_bytes()
     new.load_state_dict(json.loads(json.dumps(old.state_dict())))
     new.start(3)
     new.add(PairLoss(torch.ones(2), {"log_ratio": torch.tensor([5.0, 7.0])}), 2)
-    new.end_step(3, [], 0.1, 0.1, last=True)
+    new.end_step(3, [], 0.1, 0.1, {}, last=True)
     assert [line["log_ratio"] for line in read_metrics(tmp_path)] == [2.0, 4.0]
     assert not any("kl_estimate" in line for line in read_metrics(tmp_path))
