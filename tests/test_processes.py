@@ -54,7 +54,7 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
     """Each reads half of the pairs under the reference, and half of the held-out ones under the oracle."""
     monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
     settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5}
-    settings["max_tokens_per_device"] = 128
+    settings |= {"max_tokens_per_device": 128, "eval_steps": 2}
     arguments = ["--model", chat_folder, "--dataset", world / "pairs.jsonl", "--output-dir", tmp_path / "oracle"]
     codes, said = fork(tmp_path, "train-oracle", *arguments, *options(settings))
     assert codes == [0, 0], said
@@ -68,6 +68,8 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
     ours, theirs = (json.loads((root / "oracle/manifest.json").read_text())["results"] for root in (tmp_path, world))
     assert ours["accuracy"] == theirs["accuracy"]
     assert ours["reward_margin"] == pytest.approx(theirs["reward_margin"], abs=2e-3)
+    last = json.loads((tmp_path / "oracle/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval_accuracy"] == pytest.approx(ours["accuracy"]["value"])
     # The second process read what the first one had tokenised.
     [entry] = (tmp_path / "cache").glob("*-*")
     assert not entry.name.startswith(".")
