@@ -36,10 +36,10 @@ def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Rep
     present = _check_names(place, manifest, faults["shards"])
     scale = Scale()
     rows = _read_rows(place, manifest, present, vocabulary, scale, faults["rows"], reporter)
-    kept = lookup(manifest, ("counts", "kept"))
+    kept = lookup(manifest, "counts.kept")
     if kept is not None and kept != rows:
         faults["rows"].append(f"{rows:,} sound rows, but the manifest says {kept}")
-    if vocabulary is not None and lookup(manifest, ("tokenizer", "vocabulary")) not in (None, vocabulary[0]):
+    if vocabulary is not None and lookup(manifest, "tokenizer.vocabulary") not in (None, vocabulary[0]):
         faults["tokenizer"].append("the manifest's is not that of the model")
     warnings = alarms(scale, manifest)
     for warning in warnings:
@@ -72,7 +72,7 @@ def _check_manifest(place: Place, faults: list[str]) -> dict[str, Any]:
     except SepoError as fault:
         faults.append(fault.message)
         return {}
-    faults += [f"it has no {'.'.join(path)}" for path in NEEDED if lookup(manifest, path) is None]
+    faults += [f"it has no {path}" for path in NEEDED if lookup(manifest, path) is None]
     return manifest
 
 
@@ -100,12 +100,12 @@ def _read_rows(
     reporter: Reporter,
 ) -> int:
     """Read every row; returns how many were sound."""
-    said, size = (lookup(manifest, ("tokenizer", key)) for key in ("vocabulary", "size"))
+    said, size = (lookup(manifest, f"tokenizer.{key}") for key in ("vocabulary", "size"))
     sound, last = 0, -1
     with reporter.task(f"check {place}", len(names), "shards") as task:
         for name in names:
             task.advance()
-            checksum = lookup(manifest, ("shards", name))
+            checksum = manifest.get("shards", {}).get(name)
             fingerprint, ids_below = str(manifest.get("fingerprint", "")), vocabulary[1] if vocabulary else size
             try:
                 for row in read_shard(place, name, fingerprint, checksum, tokenizer=said, ids_below=ids_below):

@@ -66,7 +66,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     scores = open_scores(config.scores)
     sides = _tokenizers(config, scores, reporter)
     scores = scores._replace(ids_below=vocabulary_size(sides.scored))
-    theirs = lookup(scores.manifest, ("settings", "chat_template_kwargs"))
+    theirs = lookup(scores.manifest, "settings.chat_template_kwargs")
     kwargs = config.chat_template_kwargs or theirs
     encoders = Encoders(Encoder(sides.scored, given_arguments(theirs)), Encoder(sides.wanted, given_arguments(kwargs)))
     inputs = {
@@ -75,7 +75,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
         "tokenizer": Input(config.model, encoders.wanted.fingerprint),
         "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
     }
-    columns = config.columns or lookup(scores.manifest, ("settings", "columns"))
+    columns = config.columns or lookup(scores.manifest, "settings.columns")
     settings = {"columns": columns, "chat_template_kwargs": kwargs}
     with open_stage(STAGE, config, inputs, settings=settings, sound=is_sound) as work:
         if work.finished:
@@ -152,7 +152,7 @@ def _scored_name(config: ProjectScoresConfig, scores: Scores) -> str:
     remedy = "give the oracle's folder or hub name with --tokenizer"
     if config.tokenizer:
         return config.tokenizer
-    name = lookup(scores.manifest, ("input_names", "tokenizer"))
+    name = lookup(scores.manifest, "input_names.tokenizer")
     if not isinstance(name, str):
         raise SepoError(f"{scores.folder}/manifest.json does not say where its tokenizer is", hint=remedy)
     if not Path(name).is_dir() and Path(name).is_absolute():
@@ -162,11 +162,11 @@ def _scored_name(config: ProjectScoresConfig, scores: Scores) -> str:
 
 def _dataset_hash(config: ProjectScoresConfig, scores: Scores, reporter: Reporter) -> str:
     found = dataset_hash(config.dataset)
-    theirs = lookup(scores.manifest, ("inputs", "dataset"))
+    theirs = lookup(scores.manifest, "inputs.dataset")
     if theirs is None:
         reporter.say(f"{scores.folder} does not say of which data set it is: every response is compared with its ids")
     elif theirs != found:
-        name = lookup(scores.manifest, ("input_names", "dataset"))
+        name = lookup(scores.manifest, "input_names.dataset")
         raise SepoError(
             f"{config.dataset} is not the data set that {scores.folder} was made from ({name})",
             hint="give the data set that was scored, unchanged",

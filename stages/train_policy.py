@@ -226,7 +226,7 @@ def _select(
     start_logps: list[PairLogps] = []
     if "start_logps" in config.needs:
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
-    inputs = RuleInputs(rows, start_logps, lookup(job.scores.manifest, ("results", "noise", "p99")), config.seed)
+    inputs = RuleInputs(rows, start_logps, lookup(job.scores.manifest, "results.noise.p99"), config.seed)
     selection = RULES[config.rule].load()(inputs, **config.rule_options)
     examples, counts = make_examples(rows, selection, references, dropped, alone=job.chosen_only)
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())

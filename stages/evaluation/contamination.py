@@ -31,13 +31,12 @@ from stages.tokens.dataset import Limit, load_pairs
 from stages.types import TokenPair
 
 Hashes = NDArray[np.uint64]
-_LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+_LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[str, ...]]] = {
     MADE_BY: NEEDED,
-    "train-policy": (("input_names", "scores"), ("inputs", "scores"), ("input_names", "model")),
-    "train-oracle": (("input_names", "model"), ("inputs",), ("settings", "sft_epochs"), ("counts", "held_out")),
+    "train-policy": ("input_names.scores", "inputs.scores", "input_names.model"),
+    "train-oracle": ("input_names.model", "inputs", "settings.sft_epochs", "counts.held_out"),
 }
 """of each stage's manifest, as paths of keys"""
-_KWARGS: Final = ("settings", "chat_template_kwargs")
 SNAPSHOTS: Final = "snapshots"
 """where a policy keeps what it was on the way"""
 
@@ -225,5 +224,5 @@ def _unlike(theirs: str | None, manifest: dict[str, Any], tokenizer: str, argume
     """Why the ids behind a manifest cannot be compared with ours; nothing where they can."""
     if theirs != tokenizer:
         return "its tokenizer or chat template is another one"
-    same = given_arguments(lookup(manifest, _KWARGS)) == arguments
+    same = given_arguments(lookup(manifest, "settings.chat_template_kwargs")) == arguments
     return "" if same else "its chat template was given other arguments"

@@ -213,8 +213,8 @@ def _is_finite(logps: PairLogps) -> bool:
 
 def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
     # What a scorer computed in half precision is not what training would compute.
-    exact = lookup(scores.manifest, ("settings", "precision")) == "float32"
-    if not exact or lookup(scores.manifest, ("inputs", "reference")) != model.hash:
+    exact = lookup(scores.manifest, "settings.precision") == "float32"
+    if not exact or lookup(scores.manifest, "inputs.reference") != model.hash:
         return None
     found = [row.reference for row in rows if row.reference is not None]
     return found if len(found) == len(rows) else None

@@ -41,10 +41,10 @@ def alarms(scale: Scale, manifest: Mapping[str, Any]) -> list[str]:
         manifest: of the folder, or of the run that is about to finish: its inputs, and the noise among its results.
     """
     found = []
-    oracle, reference = (lookup(manifest, ("inputs", name)) for name in ("oracle", "reference"))
+    oracle, reference = (lookup(manifest, f"inputs.{name}") for name in ("oracle", "reference"))
     if oracle is not None and oracle == reference:
         found.append("oracle and reference are one model: scores of it against itself hold no preference")
-    noise = lookup(manifest, ("results", "noise", "p99"))
+    noise = lookup(manifest, "results.noise.p99")
     if scale.low == scale.high:
         found.append(f"every score is {scale.low:g}: a selection by scores follows the order of the tokens alone")
     elif noise is not None and scale.low < scale.high and scale.spread < noise:

@@ -79,7 +79,7 @@ def read_manifest(
     folder: str | Path | Place,
     stages: str | tuple[str, ...],
     remedy: str,
-    needed: tuple[tuple[str, ...], ...] = (),
+    needed: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The manifest of a finished stage; what `stages.store.shape` says of it holds.
 
@@ -107,7 +107,7 @@ def read_manifest(
         )
     for path in needed:
         if lookup(manifest, path) is None:
-            raise SepoError(f"{place.at(FINISHED)} has no {'.'.join(path)}", hint=remedy)
+            raise SepoError(f"{place.at(FINISHED)} has no {path}", hint=remedy)
     return manifest
 
 

@@ -17,7 +17,7 @@ from stages.types import ScoredPair, longest
 
 MADE_BY: Final = ("score", "project-scores")
 """the stages that write scores; a foreign scorer names the first"""
-NEEDED: Final = (("fingerprint",), ("files",), ("counts", "kept"), ("tokenizer", "vocabulary"))
+NEEDED: Final = ("fingerprint", "files", "counts.kept", "tokenizer.vocabulary")
 """what `train-policy` takes from the manifest, as paths of keys"""
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 MOST_LEVELS: Final = 100
 """of lists and objects in one another; ours have some six"""
@@ -12,12 +12,7 @@ LONGEST_NAME: Final = 255
 LONGEST_PATH: Final = 2048
 """both in bytes; what file systems take, with room for more"""
 
-
-class _Kind(NamedTuple):
-    """What a value may be."""
-
-    words: str
-    holds: Callable[[Any], bool]
+Holds = Callable[[Any], bool]
 
 
 def is_inside(name: Any) -> bool:
@@ -37,77 +32,65 @@ def _bytes(name: str) -> bytes:
     return name.encode(errors="replace")
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= MOST_COUNT
-
-
-def _is_name(value: Any) -> bool:
+def _is_path(value: Any) -> bool:
     """Whether a value may be given to the system as a path, wherever that leads."""
     parts = _bytes(value).split(b"/") if isinstance(value, str) else [b"\0"]
     short = all(len(part) <= LONGEST_NAME and b"\0" not in part for part in parts)
     return short and sum(map(len, parts)) < LONGEST_PATH
 
 
-def _are_checksums(value: Any, is_named: Callable[[Any], bool], *counts: str) -> bool:
-    """Whether a value holds, by names of files, hashes with these counts beside each."""
-    return isinstance(value, dict) and all(
-        is_named(name) and isinstance(each, dict) and isinstance(each.get("sha256"), str)
-        and all(_is_count(each.get(key)) for key in counts)
-        for name, each in value.items()
-    )  # fmt: skip
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
-def _number(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST_COUNT
+
+
+def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
 
 
-_OBJECT: Final = _Kind("an object", lambda value: isinstance(value, dict))
-_OBJECT_OR_NULL: Final = _Kind("an object or null", lambda value: value is None or isinstance(value, dict))
-_TEXT: Final = _Kind("a text", lambda value: isinstance(value, str))
-_TEXT_OR_NULL: Final = _Kind("a text or null", lambda value: value is None or isinstance(value, str))
-_NAME: Final = _Kind("a name of a file or model", _is_name)
-_NUMBER: Final = _Kind("a number", _number)
-_COUNT: Final = _Kind("a whole number from 0", _is_count)
-_TEXTS: Final = _Kind("a list of texts", lambda value: _list_of(str, value))
-_NAMED: Final = _Kind("an object of texts", lambda value: isinstance(value, dict) and _list_of(str, [*value.values()]))
-_FILES: Final = _Kind(
-    "a list of names of different files in the folder",
-    lambda value: isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value),
+def _or_null(holds: Holds) -> Holds:
+    return lambda value: value is None or holds(value)
+
+
+def _each(names: Holds, values: Holds) -> Holds:
+    """Whether a value is an object of which all names and all values hold."""
+    return lambda value: isinstance(value, dict) and all(map(names, value)) and all(map(values, value.values()))
+
+
+def _checksum(*counts: str) -> Holds:
+    """Whether a value is an object of a hash and these counts."""
+    return lambda value: (
+        isinstance(value, dict) and _is_text(value.get("sha256")) and all(_is_count(value.get(each)) for each in counts)
+    )
+
+
+_CHECKSUMS: Final = "an object of checksums by names of files in the folder"
+_SHAPE: Final[tuple[tuple[str, Holds, tuple[str, ...]], ...]] = (
+    ("a text", _is_text, ("stage", "fingerprint", "tokenizer.vocabulary", "tokenizer.hash")),
+    ("a text or null", _or_null(_is_text), ("settings.columns", "settings.chat_template_kwargs")),
+    ("a whole number from 0", _is_count, ("format", "counts.kept", "counts.held_out", "tokenizer.size")),
+    ("a number", _is_number, ("settings.sft_epochs", "results.noise.p99")),
+    ("an object", _is_object, ("settings", "counts", "results", "tokenizer")),
+    ("an object or null", _or_null(_is_object), ("results.noise",)),
+    ("an object of texts", _each(_is_text, _is_text), ("inputs", "input_names")),
+    ("a path", _is_path, ("input_names.model", "input_names.scores", "input_names.tokenizer")),
+    ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value)), ("warnings",)),
+    (
+        "a list of names of different files in the folder",
+        lambda value: isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value),
+        ("files",),
+    ),
+    (_CHECKSUMS, _each(is_file_name, _checksum("bytes", "rows")), ("shards",)),
+    (_CHECKSUMS, _each(is_inside, _checksum("bytes")), ("checksums",)),
 )
-_OF_FILES: Final = "an object of checksums by names of files in the folder"
-_SHAPE: Final[dict[tuple[str, ...], _Kind]] = {
-    ("format",): _COUNT,
-    ("stage",): _TEXT,
-    ("fingerprint",): _TEXT,
-    ("settings",): _OBJECT,
-    ("settings", "columns"): _TEXT_OR_NULL,
-    ("settings", "chat_template_kwargs"): _TEXT_OR_NULL,
-    ("settings", "sft_epochs"): _NUMBER,
-    ("inputs",): _NAMED,
-    ("input_names",): _NAMED,
-    ("input_names", "model"): _NAME,
-    ("input_names", "scores"): _NAME,
-    ("input_names", "tokenizer"): _NAME,
-    ("counts",): _OBJECT,
-    ("counts", "kept"): _COUNT,
-    ("counts", "held_out"): _COUNT,
-    ("results",): _OBJECT,
-    ("results", "noise"): _OBJECT_OR_NULL,
-    ("results", "noise", "p99"): _NUMBER,
-    ("warnings",): _TEXTS,
-    ("tokenizer",): _OBJECT,
-    ("tokenizer", "vocabulary"): _TEXT,
-    ("tokenizer", "hash"): _TEXT,
-    ("tokenizer", "size"): _COUNT,
-    ("files",): _FILES,
-    ("shards",): _Kind(_OF_FILES, lambda value: _are_checksums(value, is_file_name, "bytes", "rows")),
-    ("checksums",): _Kind(_OF_FILES, lambda value: _are_checksums(value, is_inside, "bytes")),
-}
-"""what may stand where, if anything does; what no reader looks at may be anything"""
+"""what stands at these paths of keys, if anything does; what no reader looks at may be anything"""
 _MISSING: Final = object()
 
 
@@ -132,16 +115,17 @@ def misshapen(manifest: Any) -> str | None:
     """What in a manifest is not as its readers take it to be, in words; None where nothing is."""
     if not isinstance(manifest, dict):
         return "it is not an object"
-    for path, kind in _SHAPE.items():
-        found = lookup(manifest, path, _MISSING)
-        if found is not _MISSING and not kind.holds(found):
-            return f"{'.'.join(path)} is not {kind.words}"
+    for words, holds, paths in _SHAPE:
+        for path in paths:
+            found = lookup(manifest, path, _MISSING)
+            if found is not _MISSING and not holds(found):
+                return f"{path} is not {words}"
     return None
 
 
-def lookup(value: Any, path: tuple[str, ...], missing: Any = None) -> Any:
-    """The value at a path of keys, or `missing`."""
-    for key in path:
+def lookup(value: Any, path: str, missing: Any = None) -> Any:
+    """The value at a path of keys, such as ``counts.kept``, or `missing`."""
+    for key in path.split("."):
         value = value.get(key, missing) if isinstance(value, dict) else missing
     return value
 
