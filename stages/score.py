@@ -36,7 +36,7 @@ from stages.store.scores import is_sound
 from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
-from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_hash, vocabulary_size
+from stages.tokens.fingerprint import tokenizer_inputs, tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.types import PairLogps, TokenPair
 
 STAGE: Final = "score"
@@ -163,11 +163,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
         counts=counts.as_json(),
         results=results,
         warnings=warnings,
-        tokenizer={
-            "vocabulary": vocabulary_hash(job.tokenizer),
-            "hash": tokenizer_hash(job.tokenizer),
-            "size": vocabulary_size(job.tokenizer),
-        },
+        tokenizer=tokenizer_section(job.tokenizer),
         shards=checksums,
     )
     rows = [

@@ -31,6 +31,15 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
 
 
+def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
+    """What a manifest of scores says of the tokenizer that their ids are of."""
+    return {
+        "vocabulary": vocabulary_hash(tokenizer),
+        "hash": tokenizer_hash(tokenizer),
+        "size": vocabulary_size(tokenizer),
+    }
+
+
 def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
     """The tokenizer as an input of a run: its hash, and another of how it cuts text, which earlier manifests lack."""
     return {

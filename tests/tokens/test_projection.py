@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.method.projection import project
+from stages.tokens.projection import project
 
 
 def array(*values):
