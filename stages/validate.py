@@ -23,9 +23,8 @@ from stages.report.census import chosen_longer, leaks, overlong, repeats, spread
 from stages.report.estimate import ModelSize, cost_table, gigabytes, model_size, stage_costs
 from stages.report.visible import pair_table, token_table
 from stages.reporting import Reporter, Summary, Table
-from stages.tokens.dataset import Counts, Limit, apply_limit, refuse_dropped, refuse_empty
+from stages.tokens.dataset import Counts, Limit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised_pairs
 from stages.tokens.encode import SAME_IDS, Encoder
-from stages.tokens.tokenised import Tokenised, tokenised_pairs
 from stages.training.budget import memory_of
 from stages.types import Pair, TokenPair
 

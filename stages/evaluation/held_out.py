@@ -168,7 +168,7 @@ def _within(scores: Scores, limit: Limit, reporter: Reporter) -> tuple[list[Toke
         fits = longest(row.pair) <= limit.max_length
         pair = row.pair if fits else shorten(row.pair, limit, str(scores.folder))
         if isinstance(pair, Dropped):
-            counts.drop(pair.reason, 1, [f"row {pair.pair_id}"])
+            counts.drop(pair.reason, pair.pair_id)
         else:
             counts.truncated += not fits
             kept.append(pair)

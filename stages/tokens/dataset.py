@@ -1,23 +1,38 @@
-"""A data set as token pairs of bounded length, with every row that was left out counted by reason."""
+"""A data set as token pairs: made once without a limit on their length, cached, and then cut to the limit asked for.
 
+    rows --> Pair or Dropped --> batches --> ids --> a `TokenTable` in the cache (`stages.tokens.cache`) --> `KeptPairs`
+
+Every row that was left out is counted by reason. The tokenizer works on a batch with all cores.
+"""
+
+import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, overload
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.data.layouts import read_conversations, read_pairs
+from stages.data.read import count_rows, dataset_hash, refuse_changed
 from stages.errors import SepoError
-from stages.reporting import Reporter
+from stages.reporting import Reporter, Task
+from stages.tokens.cache import NewFile, cached
 from stages.tokens.encode import NO_ROOM, SAME_WHEN_CUT, Encoder, truncate
-from stages.tokens.tokenised import Tokenised, TokenTable, tokenised_conversations, tokenised_pairs
-from stages.types import Dropped, TokenPair, longest
+from stages.tokens.fingerprint import code_fingerprint
+from stages.tokens.table import Pairs, TokenTable, write_table
+from stages.types import Dropped, Pair, TokenPair, longest
 
+BATCH_ROWS: Final = 512
+BATCH_CHARACTERS: Final = 1 << 20
+"""a row may have megabytes"""
+EXAMPLES: Final = 3
 _LONGER: Final = "longer than "
 _OF_LENGTH: Final = (_LONGER, NO_ROOM, SAME_WHEN_CUT)
 """how the reasons begin for which a limit drops a pair"""
-EXAMPLES: Final = 3
+Items = Iterator[Pair | Dropped]
 
 
 @dataclass
@@ -25,6 +40,7 @@ class Counts:
     """What became of the rows of a data set."""
 
     read: int = 0
+    """rows, or in SFT data answers"""
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
@@ -32,7 +48,7 @@ class Counts:
     tokens: Counter[str] = field(default_factory=Counter)
     """prompt, chosen and rejected tokens of what was kept"""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """the first rows that were dropped for a reason, such as ``row 17``"""
+    """the first rows that were dropped for a reason, such as ``row 17`` (from 0, as in `Pair.pair_id`)"""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -50,9 +66,10 @@ class Counts:
         text += f" ({', '.join(reasons)})" if reasons else ""
         return text + (f"; {self.truncated:,} of those kept were cut" if self.truncated else "")
 
-    def drop(self, reason: str, count: int, rows: list[str]) -> None:
-        self.dropped[reason] += count
-        self.examples[reason] = [*self.examples.get(reason, []), *rows][:EXAMPLES]
+    def drop(self, reason: str, row: int) -> None:
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= EXAMPLES:
+            self.examples.setdefault(reason, []).append(f"row {row}")
 
 
 class Limit(NamedTuple):
@@ -64,63 +81,172 @@ class Limit(NamedTuple):
     """one of `stages.configs.OVERLONG`: drop the pair, cut the ends of its responses, or refuse the data set"""
 
 
-class KeptPairs(Sequence[TokenPair]):
+class Tokenised(NamedTuple):
+    """A data set as token pairs of any length."""
+
+    pairs: TokenTable
+    counts: Counts
+    """the rows that were read, and those that gave no pair"""
+    layout: str
+    """in words"""
+    remarks: list[str]
+    """what is odd about pairs that were not dropped, and about how many, in words for a warning"""
+
+
+class KeptPairs(Pairs):
     """The pairs of a table that a limit keeps, cut to it on the way out."""
 
     def __init__(self, table: TokenTable, places: NDArray[np.int64], max_length: int) -> None:
-        self._table = table
-        self._places = places
-        self._max_length = max_length
+        self._table, self._places, self._max_length = table, places, max_length
 
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, number: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[TokenPair]: ...
-    def __getitem__(self, number: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        pair = self._table[int(self._places[number])]
+    def at(self, index: int) -> TokenPair:
+        pair = self._table[int(self._places[index])]
         cut = pair if longest(pair) <= self._max_length else truncate(pair, self._max_length)
         assert isinstance(cut, TokenPair)
         return cut
 
-    def __iter__(self) -> Iterator[TokenPair]:
-        return (self[number] for number in range(len(self)))
-
 
 def load_pairs(
     dataset: str, encoder: Encoder, limit: Limit, *, columns: Mapping[str, str], reporter: Reporter
-) -> tuple[Sequence[TokenPair], Counts]:
-    """A preference data set (files or a hub name) as token pairs; see `within`.
+) -> tuple[KeptPairs, Counts]:
+    """The pairs of a preference data set that a limit keeps, and what became of all rows; errors as `apply_limit`.
 
     Args:
+        dataset: files or a hub name; see `stages.data.sources`.
         columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
-    """
-    found = tokenised_pairs(dataset, encoder, columns=columns, reporter=reporter)
-    return within(limit, found, name=dataset, reporter=reporter)
-
-
-def load_conversations(
-    dataset: str, encoder: Encoder, limit: Limit, *, reporter: Reporter
-) -> tuple[Sequence[TokenPair], Counts]:
-    """A data set for SFT as pairs without a rejected response; see `within`. Every answer counts as a row."""
-    found = tokenised_conversations(dataset, encoder, reporter=reporter)
-    return within(limit, found, name=dataset, reporter=reporter)
-
-
-def within(limit: Limit, found: Tokenised, *, name: str, reporter: Reporter) -> tuple[KeptPairs, Counts]:
-    """The pairs that a limit keeps, and what became of all rows; arguments as `apply_limit`.
 
     Raises:
-        SepoError: no pair is left, or one is too long where that is an error.
+        SepoError: no pair is left.
     """
+    return _within(limit, tokenised_pairs(dataset, encoder, columns=columns, reporter=reporter), dataset, reporter)
+
+
+def load_conversations(dataset: str, encoder: Encoder, limit: Limit, *, reporter: Reporter) -> tuple[KeptPairs, Counts]:
+    """The same of a data set for SFT, as pairs without a rejected response. Every answer counts as a row."""
+    return _within(limit, tokenised_conversations(dataset, encoder, reporter=reporter), dataset, reporter)
+
+
+def _within(limit: Limit, found: Tokenised, name: str, reporter: Reporter) -> tuple[KeptPairs, Counts]:
     pairs, counts = apply_limit(limit, found, name)
     reporter.say(f"{name}: {counts}")
     refuse_empty(counts, name)
     return pairs, counts
+
+
+def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str], reporter: Reporter) -> Tokenised:
+    """A preference data set as ids; arguments as `load_pairs`.
+
+    Raises:
+        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_pairs`.
+    """
+    names = dict(columns)
+
+    def read(say_layout: Callable[[str], None], remarks: Counts) -> Items:
+        return read_pairs(dataset, names, on_layout=say_layout, on_remark=remarks.drop)
+
+    return _tokenised(dataset, encoder, ["pairs", names], read, count_rows(dataset), reporter)
+
+
+def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporter) -> Tokenised:
+    """A data set for SFT as ids; errors as `stages.data.layouts.read_conversations`."""
+
+    def read(say_layout: Callable[[str], None], remarks: Counts) -> Items:
+        return read_conversations(dataset, on_layout=say_layout)
+
+    return _tokenised(dataset, encoder, ["conversations"], read, 0, reporter)
+
+
+def _tokenised(
+    dataset: str,
+    encoder: Encoder,
+    kind: list[Any],
+    read: Callable[[Callable[[str], None], Counts], Items],
+    total: int,
+    reporter: Reporter,
+) -> Tokenised:
+    """What the cache has of a data set, or else makes of it now.
+
+    Args:
+        kind: what tells this way of reading the data set from others.
+        read: given who is told the layout, and what counts remarks.
+        total: how many items there will be; 0: unknown.
+    """
+    if encoder.ignored_arguments:
+        unknown = ", ".join(encoder.ignored_arguments)
+        reporter.warn(f"the chat template does not know {unknown}: --chat-template-kwargs changes nothing there")
+    said: list[str] = []
+
+    def say_layout(words: str) -> None:
+        # What the columns were taken for: a wrong guess has to be seen, also where nothing is read again.
+        if not said:
+            reporter.say(f"{dataset}: {words}")
+        said.append(words)
+
+    content = dataset_hash(dataset)
+
+    def write(file: NewFile) -> None:
+        counts, remarks, summary = Counts(), Counts(), dict[str, Any]()
+        # Where the cache cannot be written, this is done again elsewhere.
+        encoder.changed_texts()
+
+        def batches() -> Iterator[list[TokenPair]]:
+            with reporter.task(f"read {dataset}", total, "rows") as task:
+                yield from _encoded(read(say_layout, remarks), encoder, counts, task)
+            refuse_changed(dataset, content)
+            odd = [
+                f"in {count:,} of {counts.read:,} rows {words} (first: {remarks.examples[words][0]});"
+                " such pairs may teach nothing, or the opposite"
+                for words, count in remarks.dropped.items()
+            ]
+            summary.update(read=counts.read, dropped=counts.dropped, examples=counts.examples)
+            summary.update(layout=said[-1], remarks=odd + encoder.changed_texts())
+
+        write_table(file, batches(), summary)
+
+    key = ["ids", kind, content, encoder.fingerprint, code_fingerprint()]
+    found = cached(key, _open, write, name=dataset, reporter=reporter)
+    if not said:
+        say_layout(found.layout)
+    for remark in found.remarks:
+        reporter.warn(f"{dataset}: {remark}")
+    return found
+
+
+def _encoded(items: Items, encoder: Encoder, counts: Counts, task: Task) -> Iterator[list[TokenPair]]:
+    """The pairs of every batch as ids."""
+    for batch in _batches(items):
+        encoded = encoder.encode_all([item for item in batch if isinstance(item, Pair)])
+        lost = [item for item in (*batch, *encoded) if isinstance(item, Dropped)]
+        for row in sorted(lost, key=lambda row: row.pair_id):
+            counts.drop(row.reason, row.pair_id)
+        yield [item for item in encoded if isinstance(item, TokenPair)]
+        counts.read += len(batch)
+        task.advance(len(batch))
+
+
+def _batches(items: Items) -> Iterator[list[Pair | Dropped]]:
+    """Items together, bounded in number and in text."""
+    batch: list[Pair | Dropped] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        if isinstance(item, Pair):
+            characters += len(item.chosen) + len(item.rejected) + sum(len(turn["content"]) for turn in item.prompt)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _open(entry: Path) -> Tokenised:
+    table = TokenTable(entry)
+    found = table.summary
+    counts = Counts(read=found["read"], dropped=Counter(found["dropped"]), examples=found["examples"])
+    return Tokenised(table, counts, found["layout"], found["remarks"])
 
 
 def apply_limit(limit: Limit, found: Tokenised, name: str) -> tuple[KeptPairs, Counts]:
@@ -132,13 +258,19 @@ def apply_limit(limit: Limit, found: Tokenised, name: str) -> tuple[KeptPairs, C
     Raises:
         SepoError: a pair is too long where that is an error.
     """
-    counts = Counts(read=found.read)
-    for reason, dropped in found.dropped.items():
-        counts.drop(reason, dropped.count, dropped.examples)
-    places = _kept_places(limit, found.pairs, counts, name)
-    counts.kept = len(places)
-    counts.tokens = _tokens(found.pairs.lengths[places], limit.max_length)
-    return KeptPairs(found.pairs, places, limit.max_length), counts
+    counts = copy.deepcopy(found.counts)
+    prompts, chosen, rejected = found.pairs.lengths.T
+    keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
+    for place in np.flatnonzero(~keep):
+        shortened = shorten(found.pairs[int(place)], limit, name)
+        if isinstance(shortened, Dropped):
+            counts.drop(shortened.reason, shortened.pair_id)
+        else:
+            counts.truncated += 1
+            keep[place] = True
+    counts.kept = int(keep.sum())
+    counts.tokens = _tokens(found.pairs.lengths[keep], limit.max_length)
+    return KeptPairs(found.pairs, np.flatnonzero(keep), limit.max_length), counts
 
 
 def refuse_empty(counts: Counts, name: str) -> None:
@@ -148,12 +280,8 @@ def refuse_empty(counts: Counts, name: str) -> None:
     """
     if not counts.kept:
         [(most, _)] = counts.dropped.most_common(1) or [("", 0)]
-        too_short = most.startswith(_OF_LENGTH)
-        hint = (
-            "--max-length may be too low"
-            if too_short
-            else "see the reasons: the data or the chat template has to change"
-        )
+        other = "see the reasons: the data or the chat template has to change"
+        hint = "--max-length may be too low" if most.startswith(_OF_LENGTH) else other
         raise SepoError(f"{name}: no pair is left: {counts}", hint=hint)
 
 
@@ -180,20 +308,6 @@ def refuse_recorded(counts: Any, name: str) -> None:
     """The same by the counts in the manifest of a finished run."""
     if isinstance(counts, dict) and isinstance(counts.get("dropped"), dict):
         refuse_dropped(Counts(read=counts.get("read", 0), dropped=Counter(counts["dropped"])), name)
-
-
-def _kept_places(limit: Limit, table: TokenTable, counts: Counts, name: str) -> NDArray[np.int64]:
-    """Where in the table the pairs stand that are kept; counts the others, and those that will be cut."""
-    prompts, chosen, rejected = table.lengths.T
-    keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
-    for place in np.flatnonzero(~keep):
-        shortened = shorten(table[int(place)], limit, name)
-        if isinstance(shortened, Dropped):
-            counts.drop(shortened.reason, 1, [f"row {shortened.pair_id}"])
-        else:
-            counts.truncated += 1
-            keep[place] = True
-    return np.flatnonzero(keep)
 
 
 def shorten(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:

@@ -5,7 +5,8 @@ too long, who shares a prompt) is answered without a look at the ids.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -36,7 +37,23 @@ def write_table(file: NewFile, batches: Iterable[Sequence[TokenPair]], summary: 
         writer.write_batch(_record_batch([]), custom_metadata={"summary": json_text(summary)})
 
 
-class TokenTable(Sequence[TokenPair]):
+class Pairs(Sequence[TokenPair], ABC):
+    """Token pairs that are made when they are asked for."""
+
+    @abstractmethod
+    def at(self, index: int) -> TokenPair:
+        """The pair at an index from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        found = range(len(self))[index]
+        return self.at(found) if isinstance(found, int) else [self.at(each) for each in found]
+
+
+class TokenTable(Pairs):
     """A table, opened. A pair's ids are read-only views into the file, and gone from memory when nobody looks."""
 
     def __init__(self, path: Path) -> None:
@@ -62,21 +79,11 @@ class TokenTable(Sequence[TokenPair]):
     def __len__(self) -> int:
         return len(self.pair_ids)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        index = range(len(self))[index]
+    def at(self, index: int) -> TokenPair:
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - self._starts[batch]
         ids = (values[ends[row] : ends[row + 1]] for ends, values in self._ids[batch])
         return TokenPair(int(self.pair_ids[index]), *ids)
-
-    def __iter__(self) -> Iterator[TokenPair]:
-        return (self[index] for index in range(len(self)))
 
 
 def _record_batch(pairs: Sequence[TokenPair]) -> pa.RecordBatch:

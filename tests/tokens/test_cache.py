@@ -14,8 +14,8 @@ from filelock import FileLock
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.tokens.cache import NewFile, cached_arrays
+from stages.tokens.dataset import tokenised_pairs
 from stages.tokens.encode import Encoder
-from stages.tokens.tokenised import tokenised_pairs
 from tests.conftest import Listens, word_rows, write_lines
 
 
@@ -30,7 +30,12 @@ def folder(tmp_path, monkeypatch):
 def read(chatml):
     def read(reporter=None):
         found = tokenised_pairs("pairs.jsonl", Encoder(chatml), columns={}, reporter=reporter or Quiet())
-        return found.read, found.dropped, found.layout, [[part.tolist() for part in pair[1:]] for pair in found.pairs]
+        return (
+            found.counts.read,
+            found.counts.dropped,
+            found.layout,
+            [[part.tolist() for part in pair[1:]] for pair in found.pairs],
+        )
 
     return read
 

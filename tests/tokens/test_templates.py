@@ -10,9 +10,9 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.tokens import rendering
 from stages.tokens.chat import NO_BEGINNING, NO_END, NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
+from stages.tokens.dataset import tokenised_pairs
 from stages.tokens.encode import Encoder
 from stages.tokens.round_trip import OTHER_BLANKS, OTHER_LETTERS
-from stages.tokens.tokenised import tokenised_pairs
 from stages.types import Dropped, Pair
 from tests.conftest import byte_level_tokenizer, write_lines
 

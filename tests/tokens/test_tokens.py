@@ -16,11 +16,10 @@ from stages.data.layouts import read_conversations, read_pairs
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.files import cache_folder
-from stages.tokens import cache, fingerprint, tokenised
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens import cache, dataset, fingerprint
+from stages.tokens.dataset import Limit, load_pairs, tokenised_conversations, tokenised_pairs
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenization_hash, tokenizer_hash
-from stages.tokens.tokenised import Reason, tokenised_conversations, tokenised_pairs
 from stages.types import Dropped, content_hash
 from tests.conftest import CHATML, Listens, token_pair, word_rows, write_lines
 
@@ -54,11 +53,9 @@ def test_the_table_holds_what_the_encoder_makes_of_every_row(chatml):
     assert all(map(same, found.pairs, wanted))
     assert all(map(same, found.pairs[5:9], wanted[5:9]))
     assert same(found.pairs[-1], wanted[-1])
-    assert found.read == 1200
-    assert {reason: (rows.count, rows.examples) for reason, rows in found.dropped.items()} == {
-        "chosen equals rejected": (1, ["row 3"]),
-        "empty response": (2, ["row 700", "row 701"]),
-    }
+    assert found.counts.read == 1200
+    assert found.counts.dropped == {"chosen equals rejected": 1, "empty response": 2}
+    assert found.counts.examples == {"chosen equals rejected": ["row 3"], "empty response": ["row 700", "row 701"]}
     assert found.layout == "prompt and answers as text"
     assert found.pairs.pair_ids.tolist() == [pair.pair_id for pair in wanted]
     assert found.pairs.lengths.tolist() == [[len(ids) for ids in pair[1:]] for pair in wanted]
@@ -126,7 +123,8 @@ def test_nothing_is_tokenised_twice(chatml, monkeypatch):
     forbid_encoding(monkeypatch)
     second = make(chatml, reporter=second_ear)
     assert all(map(same, first.pairs, second.pairs))
-    assert second[1:] == first[1:] == (30, {"chosen equals rejected": Reason(1, ["row 4"])}, first.layout, [])
+    assert second[1:] == first[1:]
+    assert first.counts.examples == {"chosen equals rejected": ["row 4"]}
     assert first_ear.said == second_ear.said == ["pairs.jsonl: prompt and answers as text"]
 
 
@@ -168,12 +166,12 @@ def test_whatever_decides_an_id_decides_what_is_looked_up(chatml, monkeypatch, c
     rows = [row | {"question": "Hello?"} for row in word_rows(30)]
     plain = with_backend(chatml, lambda state: None)
     before = make(plain, rows)
-    other, dataset, columns = plain, "pairs.jsonl", {}
+    other, name, columns = plain, "pairs.jsonl", {}
     match changed:
         case "data":
             write_lines("pairs.jsonl", [*rows[:-1], rows[0] | {"chosen": rows[29]["chosen"]}])
         case "slice":
-            dataset = "pairs.jsonl[:29]"
+            name = "pairs.jsonl[:29]"
         case "template":
             other = with_backend(chatml, lambda state: None)
             other.chat_template = CHATML.replace("assistant\n", "assistant:\n")
@@ -182,17 +180,17 @@ def test_whatever_decides_an_id_decides_what_is_looked_up(chatml, monkeypatch, c
         case "columns":
             columns = {"prompt": "question"}
         case "code":
-            monkeypatch.setattr(tokenised, "code_fingerprint", lambda: "other")
+            monkeypatch.setattr(dataset, "code_fingerprint", lambda: "other")
         case "special":
             other = with_backend(chatml, lambda state: None)
             other.eos_token = "<|im_start|>"
     if changed == "kind":
-        after = tokenised_conversations(dataset, Encoder(other), reporter=Quiet())
+        after = tokenised_conversations(name, Encoder(other), reporter=Quiet())
     else:
-        after = tokenised_pairs(dataset, Encoder(other), columns=columns, reporter=Quiet())
+        after = tokenised_pairs(name, Encoder(other), columns=columns, reporter=Quiet())
     assert len(entries()) == 2
     encoder = Encoder(other)
-    read = read_conversations(dataset) if changed == "kind" else read_pairs(dataset, columns)
+    read = read_conversations(name) if changed == "kind" else read_pairs(name, columns)
     assert all(map(same, after.pairs, map(encoder.encode, read)))
     assert len(before.pairs) == 30
 
@@ -376,7 +374,8 @@ def test_rows_that_all_fall_away_are_cached_too(chatml, monkeypatch):
     rows = [row | {"rejected": row["chosen"]} for row in word_rows(7)]
     assert len(make(chatml, rows).pairs) == 0
     forbid_encoding(monkeypatch)
-    assert make(chatml).dropped == {"chosen equals rejected": Reason(7, [f"row {number}" for number in range(5)])}
+    assert make(chatml).counts.dropped == {"chosen equals rejected": 7}
+    assert make(chatml).counts.examples == {"chosen equals rejected": ["row 0", "row 1", "row 2"]}
 
 
 @pytest.mark.parametrize(("rows", "characters"), [(8, 1 << 20), (512, 300)])
@@ -384,17 +383,17 @@ def test_many_pairs_in_batches_have_the_ids_of_each_alone(chatml, monkeypatch, r
     """However the batches are cut, and with a row that is larger than a batch may be."""
     data = word_rows(40)
     data[7]["chosen"] = "the quick brown fox " * 200
-    monkeypatch.setattr(tokenised, "BATCH_ROWS", rows)
-    monkeypatch.setattr(tokenised, "BATCH_CHARACTERS", characters)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", rows)
+    monkeypatch.setattr(dataset, "BATCH_CHARACTERS", characters)
     found = make(chatml, data)
     assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_pairs("pairs.jsonl"))))
     assert found.pairs.pair_ids.tolist() == list(range(40))
 
 
 def test_only_a_batch_is_in_memory(chatml, monkeypatch):
-    monkeypatch.setattr(tokenised, "BATCH_ROWS", 8)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 8)
     drawn = []
-    batches = tokenised._batches(iter(drawn.append(number) or Dropped(number, "x") for number in range(100)))
+    batches = dataset._batches(iter(drawn.append(number) or Dropped(number, "x") for number in range(100)))
     for given, batch in enumerate(batches, start=1):
         assert len(batch) == min(8, 100 - 8 * (given - 1))
         assert len(drawn) <= 8 * given
