@@ -225,7 +225,7 @@ def test_what_a_tokenizer_is_made_to_change_is_counted_and_drops_no_row(tmp_path
         for _ in range(2):
             reporter = Quiet()
             found = tokenised_pairs(str(path), encoder, columns={}, reporter=reporter)
-            assert (found.read, found.dropped) == (len(rows), {})
+            assert (found.counts.read, found.counts.dropped) == (len(rows), {})
             said = [line for line in reporter.warnings if "the tokenizer changes" in line]
             assert len(said) == (name == "other")
     assert "the tokenizer changes 1 texts: '<|im_start|>user\\nParis" in said[0]
