@@ -10,7 +10,7 @@ from typing import Final
 
 from stages.configs import DemoConfig
 from stages.demo.language import REWARDS, VOCABULARY, draw_splits
-from stages.demo.model import HALF, build_demo_model
+from stages.demo.model import build_demo_model
 from stages.reporting import Reporter, Summary
 from stages.store.files import write_json, write_text
 from stages.store.run import Run, open_stage
@@ -36,7 +36,8 @@ def _make(config: DemoConfig, work: Run, reporter: Reporter) -> Summary:
     models = [work.folder / "model"]
     if config.oracle_size == "small":
         models.append(work.folder / "oracle-model")
-        build_demo_model(models[1], VOCABULARY, config.seed, HALF)
+        # A sixth of the parameters.
+        build_demo_model(models[1], VOCABULARY, config.seed, layers=1, width=32)
     files = ["train.jsonl", "test.jsonl", "truth.json"]
     files += [f"{model.name}/{path.name}" for model in models for path in sorted(model.iterdir())]
     work.finish(files=files, device="cpu")

@@ -19,11 +19,9 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from stages.errors import SepoError, one_line
-
-Side = Literal["chosen", "rejected"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -43,7 +41,7 @@ _PLANTED: Final = {
     -1.0: "dull noisy shabby stale",
     -2.0: "awful dreadful hateful vile",
 }
-REWARDS: Final[dict[str, float]] = {word: reward for reward, words in _PLANTED.items() for word in _words(words)}
+REWARDS: Final[dict[str, float]] = {word: reward for reward, words in _PLANTED.items() for word in words.split()}
 """planted reward of a word; a word that is not here has none"""
 GOOD: Final = tuple(word for word, reward in REWARDS.items() if reward > 0)
 BAD: Final = tuple(word for word, reward in REWARDS.items() if reward < 0)
@@ -86,16 +84,6 @@ def load_rewards(demo: Path) -> dict[str, float]:
 def preference_probability(first: str, second: str) -> float:
     """Bradley-Terry: the probability that `first` is labelled as chosen over `second`."""
     return 1.0 / (1.0 + math.exp(true_reward(second) - true_reward(first)))
-
-
-def key_words(words: Sequence[str], side: Side) -> list[bool]:
-    """Which words of a response selection should find: the good ones where it was chosen, the bad where rejected.
-
-    Args:
-        words: one word a token, as `convert_ids_to_tokens` gives them; special tokens are never key words.
-    """
-    sign = 1.0 if side == "chosen" else -1.0
-    return [sign * REWARDS.get(word, 0.0) > 0 for word in words]
 
 
 def draw_splits(train_pairs: int, test_pairs: int, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

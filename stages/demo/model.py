@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from tokenizers import Tokenizer
@@ -34,19 +34,7 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
-class Size(NamedTuple):
-    """What makes one Llama larger than another."""
-
-    layers: int
-    width: int
-
-
-WHOLE: Final = Size(2, 64)
-HALF: Final = Size(1, 32)
-"""a sixth of the parameters, for an oracle weaker than its policy"""
-
-
-def build_demo_model(folder: Path, words: Sequence[str], seed: int, size: Size = WHOLE) -> None:
+def build_demo_model(folder: Path, words: Sequence[str], seed: int, *, layers: int = 2, width: int = 64) -> None:
     """Write a `save_pretrained` folder: random float32 weights, tokenizer, chat template.
 
     The same words and seed give the same bytes (under the same version of transformers).
@@ -57,7 +45,24 @@ def build_demo_model(folder: Path, words: Sequence[str], seed: int, size: Size =
         seed: decides the weights; the caller's own random state is left as it was.
     """
     tokenizer = demo_tokenizer(words)
-    save_model(_model(tokenizer, seed, size), tokenizer, folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width * 5 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MOST_TOKENS,
+        tie_word_embeddings=False,
+        initializer_range=_WEIGHT_SPREAD,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_model(LlamaForCausalLM(config), tokenizer, folder)
 
 
 def demo_tokenizer(words: Sequence[str]) -> Any:
@@ -83,24 +88,3 @@ def demo_tokenizer(words: Sequence[str]) -> Any:
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
-
-
-def _model(tokenizer: Any, seed: int, size: Size) -> Any:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.width,
-        intermediate_size=size.width * 5 // 2,
-        num_hidden_layers=size.layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=MOST_TOKENS,
-        tie_word_embeddings=False,
-        initializer_range=_WEIGHT_SPREAD,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)

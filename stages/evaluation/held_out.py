@@ -1,5 +1,6 @@
 """Pairs that judge a model: a data set in the model's own ids, and prompts drawn from it."""
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,36 +128,32 @@ def prompts_for(
     """
     if not config.samples:
         return []
-    room = None if positions is None else positions - config.max_new_tokens
-    prompts = {pair.prompt_ids.tobytes(): len(pair.prompt_ids) for pair in pairs}
-    fit = sum(room is None or length <= room for length in prompts.values())
-    if fit < 2:
+    prompts: dict[bytes, TokenPair] = {}
+    for pair in pairs:
+        prompts.setdefault(pair.prompt_ids.tobytes(), pair)
+    room = math.inf if positions is None else positions - config.max_new_tokens
+    fitting = [pair for pair in prompts.values() if len(pair.prompt_ids) <= room]
+    if len(fitting) < 2:
         raise SepoError(
-            f"{name}: {fit or 'no'} prompt leaves room for {config.max_new_tokens:,} tokens in {positions:,} positions"
-            " (an interval needs 2)",
+            f"{name}: {len(fitting) or 'no'} prompt leaves room for {config.max_new_tokens:,} tokens in"
+            f" {positions:,} positions (an interval needs 2)",
             hint="lower --max-new-tokens, or leave sampling out with --samples 0",
         )
-    if fit < len(prompts):
-        reporter.say(f"{name}: {len(prompts) - fit:,} prompts that leave no room for an answer are not sampled from")
-    return draw_prompts(pairs, config.samples, room, config.seed)
+    if len(fitting) < len(prompts):
+        left = len(prompts) - len(fitting)
+        reporter.say(f"{name}: {left:,} prompts that leave no room for an answer are not sampled from")
+    return draw_prompts(fitting, config.samples, config.seed)
 
 
-def draw_prompts(pairs: list[TokenPair], count: int, longest_prompt: int | None, seed: int) -> list[Prompt]:
-    """Prompts in a random order, each once; from the first again where there are fewer than `count`.
+def draw_prompts(pairs: list[TokenPair], count: int, seed: int) -> list[Prompt]:
+    """The prompts of pairs in a random order, each once; from the first again where there are fewer than `count`.
 
     Whether a prompt comes before another depends on the seed and their numbers alone: models whose tokenizers drop
     other pairs are asked the same, wherever both have it.
-
-    Args:
-        longest_prompt: prompts with more tokens are passed over.
     """
-    first: dict[bytes, TokenPair] = {}
-    for pair in pairs:
-        if longest_prompt is None or len(pair.prompt_ids) <= longest_prompt:
-            first.setdefault(pair.prompt_ids.tobytes(), pair)
-    order = sorted(first.values(), key=lambda pair: random.Random(f"{seed}/{pair.pair_id}").random())
-    drawn = [(at // len(order), order[at % len(order)]) for at in range(count if order else 0)]
-    return [Prompt((turn << 40) + pair.pair_id, pair.pair_id, pair.prompt_ids) for turn, pair in drawn]
+    order = sorted(pairs, key=lambda pair: random.Random(f"{seed}/{pair.pair_id}").random())
+    drawn = [divmod(number, len(order)) for number in range(count)]
+    return [Prompt((turn << 40) + order[at].pair_id, order[at].pair_id, order[at].prompt_ids) for turn, at in drawn]
 
 
 def _within(scores: Scores, limit: Limit, reporter: Reporter) -> tuple[list[TokenPair], Counts]:

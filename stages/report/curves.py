@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from stages.demo.frontier import Point
 from stages.reporting import printable
@@ -13,19 +13,13 @@ FILE: Final = "curves.png"
 LONGEST_LABEL: Final = 60
 
 
-class Panel(NamedTuple):
-    """One set of axes: what it shows, and the metrics that it draws, by the names of their lines."""
-
-    title: str
-    lines: dict[str, str]
-
-
-PANELS: Final = (
-    Panel("loss", {"loss": "training", "eval_loss": "held out"}),
-    Panel("reward margin", {"reward_margin": "training", "eval_reward_margin": "held out"}),
-    Panel("accuracy", {"accuracy": "training", "eval_accuracy": "held out"}),
-    Panel("log-prob a token, nats", {"chosen_logp": "chosen", "rejected_logp": "rejected"}),
-)
+PANELS: Final = {
+    "loss": {"loss": "training", "eval_loss": "held out"},
+    "reward margin": {"reward_margin": "training", "eval_reward_margin": "held out"},
+    "accuracy": {"accuracy": "training", "eval_accuracy": "held out"},
+    "log-prob a token, nats": {"chosen_logp": "chosen", "rejected_logp": "rejected"},
+}
+"""by title, the metrics that a panel draws, and the names of their lines"""
 
 
 def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -38,21 +32,21 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    panels = [panel for panel in PANELS if any(name in record for record in records for name in panel.lines)]
+    panels = [item for item in PANELS.items() if any(name in record for record in records for name in item[1])]
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     # Nothing is laid out by itself (margins, titles' heights) and ticks are few: most of the time went into them.
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=100)
     figure.subplots_adjust(0.16 / columns, 0.5 / (3.2 * rows), 1 - 0.04 / columns, 1 - 0.25 / rows, 0.25, 0.4)
     figure.suptitle(_label(title))
-    for number, panel in enumerate(panels, 1):
+    for number, (panel, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
-        for name, label in panel.lines.items():
+        for name, label in lines.items():
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             if points:
                 marker = "." if len(points) < 40 else ""
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, linewidth=1.2)
-        axes.set_title(panel.title, fontsize="medium", y=1.0)
+        axes.set_title(panel, fontsize="medium", y=1.0)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))

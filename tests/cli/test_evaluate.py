@@ -167,14 +167,6 @@ def demo_folder(sepo, tmp_path):
     return tmp_path / "demo"
 
 
-def test_pairs_that_were_trained_on(run, world):
-    code, out, err = run("--samples", 0, models=[world / "policy"], dataset=world / "pairs.jsonl")
-    said = "policy was trained on 40 of the 40 pairs (100.0%): what they say of it is too good"
-    assert code == 0
-    assert f"warning: {said}" in err
-    assert said in out
-
-
 def test_an_output_that_cannot_be_written(refused, world, tmp_path):
     (tmp_path / "file").touch()
     message, _ = refused("--output", tmp_path / "file/e.json", models=[world / "policy"])

@@ -17,7 +17,6 @@ from stages.demo.language import (
     VOCABULARY,
     draw_pairs,
     draw_splits,
-    key_words,
     preference_probability,
     true_reward,
 )
@@ -53,12 +52,6 @@ def test_preference_probability_is_bradley_terry():
     # rewards 2 and -1: sigmoid(3)
     assert preference_probability("a splendid cat", "a dull cat") == pytest.approx(math.exp(3) / (1 + math.exp(3)))
     assert preference_probability("the cat", "a dog") == 0.5
-
-
-def test_key_words_are_the_good_of_the_chosen_and_the_bad_of_the_rejected():
-    tokens = ["the", "splendid", "old", "tidy", "dull", "vile", ".", "<|end|>"]
-    assert [tokens[i] for i, key in enumerate(key_words(tokens, "chosen")) if key] == ["splendid", "tidy"]
-    assert [tokens[i] for i, key in enumerate(key_words(tokens, "rejected")) if key] == ["dull", "vile"]
 
 
 def test_labels_follow_bradley_terry(train):
