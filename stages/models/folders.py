@@ -3,8 +3,10 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,7 +27,6 @@ from stages.models.fit import (
     refuse_unfit,
     weight_files,
 )
-from stages.models.overheard import overheard
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.manifest import refuse_altered
@@ -100,16 +101,30 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter 
     """The tokenizer of a model folder, with its chat template if it has one; `reporter` hears what is wrong with it."""
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
         folder = base_folder(folder)
-    with overheard() as said, borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
+    with _warnings_kept() as kept, borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         # Some that can be loaded fail on whatever they are given.
         tokenizer("a text", verbose=False)
         last = max(tokenizer.get_vocab().values(), default=-1)
     if not 0 <= last < MOST_IDS:
         raise SepoError(f"{folder}: the tokenizer's last id is {last:,}; it must be in [0, {MOST_IDS:,})", hint=REMEDY)
-    for text in said:
+    for text in dict.fromkeys(" ".join(record.getMessage().split()) for record in kept.buffer):
         (reporter or Quiet()).warn(f"the tokenizer of {folder}: {text}")
     return tokenizer
+
+
+@contextmanager
+def _warnings_kept() -> Iterator[BufferingHandler]:
+    """What transformers warns of in the block, such as that ids will be wrong: kept, whatever its verbosity is."""
+    logger, kept = logging.getLogger("transformers"), BufferingHandler(capacity=1000)
+    level, handlers, propagate = logger.level, logger.handlers, logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [kept], False
+    try:
+        yield kept
+    finally:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 def load_config(folder: Path, *, trust_remote_code: bool) -> Any:

@@ -128,16 +128,20 @@ def make_durable(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def sync_into(path: Path, data: Any) -> None:
-    """Write bytes to a file and wait until they are on the disk, so that a rename cannot overtake them."""
-    with path.open("wb") as file:
-        file.write(data)
-        make_durable(file)
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole; its bytes are on the disk before its name is."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(data)
+            make_durable(file)
+
+    write_whole(path, write)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole, in UTF-8."""
-    write_whole(path, lambda temporary: sync_into(temporary, text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -187,11 +191,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 def sweep_temporary(folder: Path) -> None:
     """Remove the temporary files and folders that killed runs left in `folder` and one level below."""
     for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def sweep_writes(path: Path) -> None:

@@ -28,22 +28,21 @@ def refuse_closed_hub(name: str | None) -> None:
 
 
 def push_run(folder: Path, config: OptimizerConfig, reporter: Reporter, *, first: bool) -> list[tuple[str, str]]:
-    """`push_folder` as a run was configured, by its first process only."""
-    return push_folder(folder, config.push_to_hub if first else None, reporter, private=config.hub_private)
-
-
-def push_folder(folder: Path, name: str | None, reporter: Reporter, *, private: bool) -> list[tuple[str, str]]:
     """Upload a finished run without its checkpoints; returns the summary's row. Nothing where no name was given.
+
+    Args:
+        first: this is the first process of the run; the others upload nothing.
 
     Raises:
         SepoError: the upload failed; the run stays finished, and the same command tries again.
     """
-    if name is None:
+    name = config.push_to_hub
+    if name is None or not first:
         return []
     reporter.say(f"uploading {folder} to {name}")
     problem = f"{folder} is finished, but was not uploaded to {name}"
     with borrowed(problem, hint="run the same command again to try once more"):
         api = HfApi()
-        url = api.create_repo(name, private=private, exist_ok=True)
+        url = api.create_repo(name, private=config.hub_private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=_LEFT_OUT, commit_message="Trained by sepo")
     return [("on the hub", str(url))]

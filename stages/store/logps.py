@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.store.files import sync_into, write_whole
+from stages.store.files import write_bytes
 from stages.store.parquet import is_whole, parquet_bytes
 from stages.types import PairLogps, TokenPair, content_hash
 
@@ -72,7 +72,7 @@ def write_logps(
         "rejected_logps": [each.rejected for _, each in rows],
     }
     table = pa.Table.from_pydict(columns, schema=_SCHEMA.with_metadata({_MODEL: model}))
-    write_whole(folder / name, lambda temporary: sync_into(temporary, parquet_bytes(table)))
+    write_bytes(folder / name, parquet_bytes(table))
 
 
 def part_name(name: str, number: int) -> str:

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from stages.configs import is_remote
 from stages.errors import SepoError, one_line
-from stages.store.files import json_text, sync_into, write_whole, writing
+from stages.store.files import json_text, write_bytes, writing
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 """file systems of pyarrow where an object appears only when its upload has completed"""
@@ -88,7 +88,7 @@ class Place:
             SepoError: with the system's reason.
         """
         if self.local is not None:
-            write_whole(self.local / name, lambda temporary: sync_into(temporary, data))
+            write_bytes(self.local / name, data)
             return
         # Elsewhere than on an object store a file could be seen growing: it is renamed when it is whole.
         grows = self._fs.type_name not in OBJECT_STORES

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from stages.errors import SepoError
 from stages.store.checksums import is_altered, with_checksum
-from stages.store.files import hash_file, probe_writable, sweep_writes, write_json, write_whole, writing
+from stages.store.files import hash_file, probe_writable, sweep_writes, write_bytes, write_json, writing
 from stages.store.manifest import Input, differences
+from stages.store.parquet import parquet_bytes
 from stages.store.protect import refuse_own_input_file
 from stages.store.shape import is_file_name, parse_json
 
@@ -123,7 +124,7 @@ def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
 
 def _write_table(path: Path, columns: Columns, fingerprint: str) -> None:
     table = pa.table(dict(columns)).replace_schema_metadata({_FINGERPRINT: fingerprint})
-    write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    write_bytes(path, parquet_bytes(table))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -67,11 +67,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The place as a path, for the stages that need one.
-
-        Raises:
-            SepoError: it is on an object store.
-        """
+        """The place as a path; an error on an object store."""
         if self.place.local is None:
             raise SepoError(f"{self.place} is not a local folder", hint="only `sepo score` writes elsewhere")
         return self.place.local

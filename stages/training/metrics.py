@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
-from stages.store.files import json_text, make_durable, sync_into, write_whole, writing
+from stages.store.files import json_text, make_durable, write_bytes, writing
 from stages.store.shape import parse_json
 from stages.training.watch import collapse
 from stages.types import Example, PairLoss
@@ -297,5 +297,5 @@ def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | N
     sound, damaged = _sound_lines(path)
     before = [line for line in sound if line.record["phase"] != phase or line.record["step"] <= step]
     kept = [line for line in before if vouched is None or line.checksum in vouched]
-    write_whole(path, lambda temporary: sync_into(temporary, b"".join(line.data + b"\n" for line in kept)))
+    write_bytes(path, b"".join(line.data + b"\n" for line in kept))
     return kept, damaged + len(before) - len(kept)

@@ -2,9 +2,10 @@
 
 import pytest
 
+from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
-from stages.store.hub import push_folder, refuse_closed_hub
+from stages.store.hub import push_run, refuse_closed_hub
 from tests.world import run_policy
 
 
@@ -27,9 +28,9 @@ def test_a_name_that_is_none_is_refused():
 
 def test_a_failed_upload_says_that_the_run_is_finished(no_hub, tmp_path):
     with pytest.raises(SepoError, match=r"is finished, but was not uploaded to org/name"):
-        push_folder(tmp_path, "org/name", Quiet(), private=False)
+        push_run(tmp_path, OptimizerConfig(push_to_hub="org/name"), Quiet(), first=True)
 
 
 def test_without_a_name_nothing_is_asked():
     refuse_closed_hub(None)
-    assert push_folder("nowhere", None, Quiet(), private=False) == []
+    assert push_run("nowhere", OptimizerConfig(), Quiet(), first=True) == []
