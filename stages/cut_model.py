@@ -5,7 +5,7 @@ the result speaks nonsense until it is fine-tuned. It has the whole model's toke
 """
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from stages.configs import CutModelConfig
 from stages.errors import SepoError
@@ -15,6 +15,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.tokens.fingerprint import tokenizer_inputs
+from stages.types import Tokenizer
 
 STAGE: Final = "cut-model"
 
@@ -41,7 +42,9 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
         return work.nothing_to_do("model") if work.finished else _cut(config, work, source, count, tokenizer, reporter)
 
 
-def _cut(config: CutModelConfig, work: Run, source: Path, count: int, tokenizer: Any, reporter: Reporter) -> Summary:
+def _cut(
+    config: CutModelConfig, work: Run, source: Path, count: int, tokenizer: Tokenizer, reporter: Reporter
+) -> Summary:
     model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
     files = save_model_into(model, tokenizer, work.folder, promise=work.promise)
     warning = (

@@ -30,6 +30,7 @@ from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import Limit, load_pairs
 from stages.tokens.encode import Encoder
+from stages.types import Tokenizer
 
 STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)
@@ -94,7 +95,7 @@ def _load(
     return [Candidate(name, folder, inputs[name].hash, held_out, prompts) for name, folder in folders.items()]
 
 
-def _reward_of_ids(rewards: dict[str, float], tokenizer: Any) -> NDArray[np.float64]:
+def _reward_of_ids(rewards: dict[str, float], tokenizer: Tokenizer) -> NDArray[np.float64]:
     """Planted reward of every token id; one word of the demo is one token."""
     rewards_V = np.zeros(len(tokenizer))
     for word, reward in rewards.items():

@@ -31,7 +31,7 @@ from stages.tokens.dataset import Counts
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.tokens.projection import project_pair
-from stages.types import Dropped, Floats, Pair, PairLogps, ScoredPair, TokenPair
+from stages.types import Dropped, Floats, Pair, PairLogps, ScoredPair, Tokenizer, TokenPair
 
 STAGE: Final = "project-scores"
 NOT_THERE: Final = "not in the data set"
@@ -47,7 +47,7 @@ class ProjectionJob(NamedTuple):
     """makes ids of text as the scorer did"""
     wanted: Encoder
     """as the policy does"""
-    tokenizer: Any
+    tokenizer: Tokenizer
     """the policy's"""
     inputs: dict[str, Input]
     settings: dict[str, Any]

@@ -9,7 +9,7 @@ side, is decided by `sepo train-policy`.
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs, tokenizer_section, vocabulary_hash, vocabulary_size
-from stages.types import PairLogps, TokenPair
+from stages.types import PairLogps, Tokenizer, TokenPair
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
@@ -52,7 +52,7 @@ class ScoreJob(NamedTuple):
     worker: Worker
     device: torch.device
     models: Models
-    tokenizer: Any
+    tokenizer: Tokenizer
     inputs: dict[str, Input]
 
 

@@ -57,7 +57,7 @@ from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
-from stages.types import Example, TokenPair
+from stages.types import Example, Tokenizer, TokenPair
 
 REFERENCE: Final = "reference"
 ORACLE: Final = "oracle"
@@ -71,7 +71,7 @@ class OracleJob(NamedTuple):
     reporter: Reporter
     accelerator: Accelerator
     model_folder: Path
-    tokenizer: Any
+    tokenizer: Tokenizer
     encoder: Encoder
     inputs: dict[str, Input]
 

@@ -55,7 +55,7 @@ from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
-from stages.types import Example, PairLogps, ScoredPair
+from stages.types import Example, PairLogps, ScoredPair, Tokenizer
 
 STAGE: Final = "train-policy"
 
@@ -67,7 +67,7 @@ class PolicyJob(NamedTuple):
     reporter: Reporter
     accelerator: Accelerator
     scores: Scores
-    tokenizer: Any
+    tokenizer: Tokenizer
     start: Frozen
     """where the policy starts"""
     reference: Frozen

@@ -10,6 +10,7 @@ Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected respon
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,39 @@ Message = dict[str, str]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``."""
 
 _NO_ARGUMENTS: dict[str, Any] = {}
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer of transformers, fast or slow."""
+
+    added_tokens_decoder: Mapping[int, Any]
+    all_special_ids: Sequence[int]
+    all_special_tokens: Sequence[str]
+    bos_token_id: int | None
+    chat_template: Any
+    eos_token_id: int | None
+    init_kwargs: Mapping[str, Any]
+    is_fast: bool
+    pad_token_id: int | None
+    special_tokens_map: Mapping[str, Any]
+    split_special_tokens: bool
+    unk_token_id: int | None
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """that of the library tokenizers, in a fast one"""
+
+    def __call__(self, text: Any, **how: Any) -> Any: ...
+    def __len__(self) -> int: ...
+    def apply_chat_template(self, conversation: Any, **how: Any) -> Any: ...
+    def batch_decode(self, sequences: Any, **how: Any) -> Any: ...
+    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+    def decode(self, token_ids: Any, **how: Any) -> Any: ...
+    def get_chat_template(self, chat_template: Any = None, tools: Any = None) -> str: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def save_pretrained(self, save_directory: Any) -> Any: ...
+    def save_vocabulary(self, save_directory: str) -> Any: ...
 
 
 class Pair(NamedTuple):

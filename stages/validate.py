@@ -26,7 +26,7 @@ from stages.reporting import Reporter, Summary, Table
 from stages.tokens.dataset import Counts, Limit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised_pairs
 from stages.tokens.encode import SAME_IDS, Encoder
 from stages.training.budget import memory_of
-from stages.types import Pair, TokenPair
+from stages.types import Pair, Tokenizer, TokenPair
 
 STAGE: Final = "validate"
 LOOKED_AT: Final = 1000
@@ -137,7 +137,7 @@ def _as_lists(ids: TokenPair) -> dict[str, list[int]]:
     return {name: values.tolist() for name, values in ids._asdict().items() if name != "pair_id"}
 
 
-def _tokenizer_facts(tokenizer: Any, encoder: Encoder, example: TokenPair | None) -> dict[str, Any]:
+def _tokenizer_facts(tokenizer: Tokenizer, encoder: Encoder, example: TokenPair | None) -> dict[str, Any]:
     def named(id_: int | None) -> str | None:
         return None if id_ is None else f"{tokenizer.convert_ids_to_tokens(id_)} ({id_})"
 

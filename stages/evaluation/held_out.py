@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,13 @@ from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
-from stages.types import Dropped, Ids, TokenPair, content_hash, longest
+from stages.types import Dropped, Ids, Tokenizer, TokenPair, content_hash, longest
 
 
 class HeldOut(NamedTuple):
     """A data set as one tokenizer has it."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     encoder: Encoder
     pairs: list[TokenPair]
     counts: Counts
@@ -72,7 +72,7 @@ def content_of(pairs: list[TokenPair]) -> str:
     return hash_bytes([hashes_of(pairs).tobytes()])
 
 
-def read_held_out(name: str, tokenizer: Any, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
+def read_held_out(name: str, tokenizer: Tokenizer, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
     """The data set (files, a hub name, or a folder of `sepo score`) in the ids of a tokenizer.
 
     Args:

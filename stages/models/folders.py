@@ -30,6 +30,7 @@ from stages.models.fit import (
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.manifest import refuse_altered
+from stages.types import Tokenizer
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
@@ -97,12 +98,12 @@ def base_folder(folder: Path) -> Path:
     return resolve_model(base_of(folder), Quiet())
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Any:
+def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Tokenizer:
     """The tokenizer of a model folder, with its chat template if it has one; `reporter` hears what is wrong with it."""
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
         folder = base_folder(folder)
     with _warnings_kept() as kept, borrowed(f"{folder} holds no tokenizer that transformers can load", _LOAD_REMEDY):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         # Some that can be loaded fail on whatever they are given.
         tokenizer("a text", verbose=False)
         last = max(tokenizer.get_vocab().values(), default=-1)
@@ -200,7 +201,7 @@ def _load_adapter(folder: Path, load_base: Callable[[], Any], *, ordinary: bool)
     return put_on(load_base(), folder).model if merged is None else merged
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None) -> None:
+def save_model(model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights = None) -> None:
     """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
 
     Args:
@@ -212,7 +213,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, weights: Weights = None
 
 
 def save_model_into(
-    model: Any, tokenizer: Any, folder: Path, weights: Weights = None, *, promise: Callable[[list[str]], None]
+    model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights = None, *, promise: Callable[[list[str]], None]
 ) -> list[str]:
     """The same into a folder that holds other files too; returns the names written. A reader checks the manifest.
 
@@ -250,7 +251,7 @@ def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code
     return usable
 
 
-def _write(model: Any, tokenizer: Any, folder: Path, weights: Weights) -> None:
+def _write(model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights) -> None:
     with borrowed(f"cannot write {folder.parent}", "free the space, or use another folder; then run the same again"):
         if hasattr(model, "get_base_model"):
             save_adapter(model, folder)

@@ -19,7 +19,7 @@ from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores
 from stages.store.shape import lookup
 from stages.tokens.fingerprint import vocabulary_hash
-from stages.types import PairLogps, ScoredPair, TokenPair
+from stages.types import PairLogps, ScoredPair, Tokenizer, TokenPair
 
 PART_PAIRS: Final = 1024
 """whose log-probs are kept together: what a kill can cost"""
@@ -52,7 +52,7 @@ def frozen(name: str, folder: Path, quantize: str | None = None) -> Frozen:
     return Frozen(name, folder, model_hash(folder) + (f" in {quantize}" if quantize else ""))
 
 
-def refuse_other_vocabulary(tokenizer: Any, scores: Scores, model: str) -> None:
+def refuse_other_vocabulary(tokenizer: Tokenizer, scores: Scores, model: str) -> None:
     """Refuse a model that gives the scored ids another meaning.
 
     Args:

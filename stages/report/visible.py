@@ -5,11 +5,11 @@ stands in ``«»``. Several tokens that make one character together show ``\ufff
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from stages.data.template_arguments import TOOLS
 from stages.reporting import Table, printable
-from stages.types import Ids, Pair, TokenPair
+from stages.types import Ids, Pair, Tokenizer, TokenPair
 
 BORDER: Final = "│"
 TOKENS_SHOWN: Final = (100, 30)
@@ -33,7 +33,7 @@ def pair_table(pair: Pair) -> Table:
     return Table(title, ["part", "text"], [*_argument_rows(pair), *turns, *answers], texts=True)
 
 
-def token_table(pair: TokenPair, tokenizer: Any) -> Table:
+def token_table(pair: TokenPair, tokenizer: Tokenizer) -> Table:
     """A pair as the tokens that a model is given."""
     rows = [
         [f"{side} {len(ids):,}", "".join(token + BORDER for token in token_texts(ids, tokenizer))]
@@ -51,7 +51,7 @@ def shortened(text: str) -> str:
     return printable(text.replace("\n", "⏎"))
 
 
-def token_texts(ids: Ids, tokenizer: Any) -> list[str]:
+def token_texts(ids: Ids, tokenizer: Tokenizer) -> list[str]:
     """Token ids as texts, each with its own part of the whole; the middle of many is left out."""
     head, tail = TOKENS_SHOWN
     if len(ids) <= head + tail:
@@ -65,7 +65,7 @@ def visible(text: str) -> str:
     return "".join(_SIGNS.get(letter, printable(letter)) for letter in text)
 
 
-def _texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+def _texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """Each token's part of the text of all: alone, some tokens would lose a blank or be no character."""
     # An added token that is a blank is text (GPT-NeoX has some).
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}

@@ -36,7 +36,7 @@ from stages.data.conversations import UnusableError
 from stages.data.template_arguments import TOOLS
 from stages.errors import SepoError
 from stages.tokens.rendering import Renderer, RenderError
-from stages.types import Message
+from stages.types import Message, Tokenizer
 
 NOT_CONTINUED: Final = (
     "the chat template does not continue its own prompt: it may ask for thoughts that the answers lack, which "
@@ -123,7 +123,7 @@ class _AnswerFormat(NamedTuple):
 class ChatTemplate:
     """A tokenizer's chat template as a function of text, with what it writes around an answer."""
 
-    def __init__(self, tokenizer: Any, given: Arguments = _NONE) -> None:
+    def __init__(self, tokenizer: Tokenizer, given: Arguments = _NONE) -> None:
         """Args: given: arguments for every conversation that brings no other ones."""
         self._render = Renderer(tokenizer, _PROBE_TOOL, given)
         self.ignored = self._render.ignored

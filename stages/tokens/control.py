@@ -11,11 +11,13 @@ A text that is tokenised spells a control token when it holds
 import re
 from typing import Any
 
+from stages.types import Tokenizer
+
 
 class ControlTokens:
     """Finds control tokens in texts: a user must not be able to end a turn."""
 
-    def __init__(self, tokenizer: Any, own_text: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, own_text: str) -> None:
         """Args: own_text: what the chat template writes around its turns, "" without one."""
         added = list(tokenizer.added_tokens_decoder.values())
         written = {token.content for token in added if token.content in own_text and not token.content.isspace()}

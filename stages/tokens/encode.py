@@ -32,7 +32,7 @@ from stages.tokens.control import ControlTokens
 from stages.tokens.fingerprint import tokenizer_fingerprint
 from stages.tokens.offsets import PairOffsets, ResponseOffsets, response_offsets
 from stages.tokens.round_trip import RoundTrip
-from stages.types import Dropped, Ids, Pair, TokenPair
+from stages.types import Dropped, Ids, Pair, Tokenizer, TokenPair
 
 __all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
 __all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
@@ -68,7 +68,7 @@ class _Rendered(NamedTuple):
 class Encoder:
     """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
 
-    def __init__(self, tokenizer: Any, given: Mapping[str, Any] = _NO_ARGUMENTS) -> None:
+    def __init__(self, tokenizer: Tokenizer, given: Mapping[str, Any] = _NO_ARGUMENTS) -> None:
         """
         Args:
             given: what the chat template is told for every row that says nothing else
@@ -282,7 +282,7 @@ def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
     return cut
 
 
-def _before_a_text(tokenizer: Any) -> list[int]:
+def _before_a_text(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that a tokenizer puts before a text (those behind it would end the turn before the answer)."""
     whole = list(tokenizer(_PROBE)["input_ids"])
     bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])

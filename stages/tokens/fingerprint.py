@@ -11,27 +11,28 @@ from typing import Any, Final
 
 from stages.store.files import hash_file, hash_json
 from stages.store.manifest import TOKENIZATION, Input
+from stages.types import Tokenizer
 
 _LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
 
 
-def vocabulary_hash(tokenizer: Any) -> str:
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
     return hash_json(tokenizer.get_vocab())
 
 
-def vocabulary_size(tokenizer: Any) -> int:
+def vocabulary_size(tokenizer: Tokenizer) -> int:
     """What every id of the token->id map is below, whether or not all ids up to there have a token."""
     return 1 + max(map(int, tokenizer.get_vocab().values()))
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Hash of what ids mean: token->id map, special tokens, chat template."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return hash_json([tokenizer.get_vocab(), special, tokenizer.chat_template])
 
 
-def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
     """What a manifest of scores says of the tokenizer that their ids are of."""
     return {
         "vocabulary": vocabulary_hash(tokenizer),
@@ -40,7 +41,7 @@ def tokenizer_section(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
+def tokenizer_inputs(name: str, tokenizer: Tokenizer) -> dict[str, Input]:
     """The tokenizer as an input of a run: its hash, and another of how it cuts text, which earlier manifests lack."""
     return {
         "tokenizer": Input(name, tokenizer_hash(tokenizer)),
@@ -48,7 +49,7 @@ def tokenizer_inputs(name: str, tokenizer: Any) -> dict[str, Input]:
     }
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     """``sha256:...`` of a tokenizer: vocabulary, merges, normaliser, added and special tokens, chat template, class.
 
     More than `tokenizer_hash`, which tells whether two models give the same meaning to an id.
@@ -66,7 +67,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     )
 
 
-def tokenization_hash(tokenizer: Any) -> str:
+def tokenization_hash(tokenizer: Tokenizer) -> str:
     """``sha256:...`` of how a tokenizer cuts text: merges, normaliser, pre-tokenizer, added tokens."""
     return hash_json(_state(tokenizer))
 
@@ -87,24 +88,24 @@ def modules_hash(*packages: str) -> str:
     return hash_json({str(path.relative_to(stages)): hash_file(path) for path in modules})
 
 
-def _state(tokenizer: Any) -> Any:
+def _state(tokenizer: Tokenizer) -> Any:
     return _backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer)
 
 
-def _backend_state(tokenizer: Any) -> Any:
+def _backend_state(tokenizer: Tokenizer) -> Any:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # Every call sets these two anew.
     return state | {"truncation": None, "padding": None}
 
 
-def _slow_state(tokenizer: Any) -> Any:
+def _slow_state(tokenizer: Tokenizer) -> Any:
     """Its vocabulary as it would save it (a SentencePiece model holds more than a list of tokens), and its options."""
     added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
     options = {name: repr(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
     return [tokenizer.get_vocab(), added, options, _saved_vocabulary(tokenizer)]
 
 
-def _saved_vocabulary(tokenizer: Any) -> dict[str, str]:
+def _saved_vocabulary(tokenizer: Tokenizer) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             tokenizer.save_vocabulary(folder)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from stages.data.template_arguments import TOOLS
 from stages.errors import SepoError, one_line
-from stages.types import Message
+from stages.types import Message, Tokenizer
 
 TODAY: Final = datetime(2024, 7, 26)
 """The day that templates which ask for the date are told: the one Llama 3 falls back to where no clock is at hand."""
@@ -29,7 +29,7 @@ class _TooLongError(Exception):
 class Renderer:
     """Renders conversations with the chat template of a tokenizer."""
 
-    def __init__(self, tokenizer: Any, tool: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, tool: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """
         Args:
             tool: any; a tokenizer may have a template of its own for conversations with tools.

@@ -2,9 +2,10 @@
 
 import re
 import unicodedata
-from typing import Any, Final
+from typing import Final
 
 from stages.errors import SepoError, borrowed
+from stages.types import Tokenizer
 
 PROBE: Final = "Sepo reads 2 + 2 = 4,\n\tna\u00efve fa\u00e7ade."
 EXCERPT: Final = 60
@@ -20,7 +21,7 @@ class RoundTrip:
     tokens, which some of them take with them.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """
         Raises:
             SepoError: the tokenizer fails on its first text, loses blanks, or spells out its special tokens.
