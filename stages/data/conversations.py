@@ -65,11 +65,17 @@ def conversation(row: Row, column: str, hint: str) -> list[Message]:
     """The whole conversation whose last turn is the answer in `column`."""
     answer = _value(row, column, hint)
     prompt = _value(row, "prompt", hint) if "prompt" in row.columns else None
+    turns = turns_of(prompt, "prompt", row.where, hint) if isinstance(prompt, list) else None
+    if isinstance(prompt, str):
+        turns = [{"role": "user", "content": prompt}]
     if not isinstance(answer, str):
-        return _joined(_prompt_turns(prompt, row.where, hint), turns_of(answer, column, row.where, hint))
-    turns, blank = _prompt_turns(prompt, row.where, hint), ""
+        return _joined(turns, turns_of(answer, column, row.where, hint))
+    blank = ""
     if isinstance(prompt, str) and is_dialogue(prompt):
-        turns, blank = _question(_dialogue(prompt)), " "
+        turns, blank = _dialogue(prompt), " "
+        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
+            # The mark that asks for an answer.
+            turns.pop()
     if is_dialogue(answer):
         return _joined(turns, _dialogue(answer))
     if turns is None:
@@ -162,9 +168,10 @@ def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None
     if not isinstance(turn, dict):
         raise SepoError(f"{place} is {kind(turn)}, not an object", hint=hint)
     # Parquet gives every turn the keys of all the others: what is null, false or empty is not there.
-    if any(turn.get(key) for key in _CALLS):
+    held = [key for key, value in turn.items() if value]
+    if not _CALLS.isdisjoint(held):
         raise UnusableError(TOOL_CALL)
-    unkept = next((key for key, value in turn.items() if key in _UNKEPT and value), None)
+    unkept = next((key for key in held if key in _UNKEPT), None)
     if unkept is not None:
         raise UnusableError(f'a turn has "{unkept}", which cannot be kept')
     for key in keys:
@@ -178,32 +185,26 @@ def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None
 
 def _left_out(turn: dict[str, Any]) -> Message:
     for key in _TRAINED:
-        value = turn.get(key)
-        if value is not None and value != 1:
-            how = "leaves the answer out" if value == 0 else "of the answer is neither 0 nor 1"
+        if turn.get(key) not in (None, 1):
+            how = "leaves the answer out" if turn[key] == 0 else "of the answer is neither 0 nor 1"
             return {_LEFT_OUT: f'"{key}" {how}'}
     return {}
 
 
 def _joined(prompt: list[Message] | None, turns: list[Message]) -> list[Message]:
-    """`turns` after the prompt; if they begin with more than an answer, they are the whole, and must hold it."""
+    """`turns` after the prompt; if they begin with more than an answer, they are the whole, and must hold it.
+
+    The prompt may stand anywhere in them: after a system turn, or as the last question of several. Blanks at the ends
+    do not matter here, for this text is only compared; the conversation's own is used.
+    """
     if prompt is None:
         return turns
     if not turns or turns[0]["role"] == "assistant":
         return prompt + turns
-    if not _holds(turns[:-1], prompt):
+    bare, wanted = ([(turn["role"], turn["content"].strip()) for turn in each] for each in (turns[:-1], prompt))
+    if not any(bare[start : start + len(wanted)] == wanted for start in range(len(bare) - len(wanted) + 1)):
         raise UnusableError(OTHER_PROMPT)
     return turns
-
-
-def _holds(turns: list[Message], prompt: list[Message]) -> bool:
-    """Whether the prompt stands somewhere in `turns`: after a system turn, or as the last question of several.
-
-    Blanks at the ends do not matter here, for this text is only compared; the conversation's own is used.
-    """
-    bare = [(turn["role"], turn["content"].strip()) for turn in turns]
-    wanted = [(turn["role"], turn["content"].strip()) for turn in prompt]
-    return any(bare[start : start + len(wanted)] == wanted for start in range(len(bare) - len(wanted) + 1))
 
 
 def _dialogue(text: str) -> list[Message]:
@@ -213,18 +214,6 @@ def _dialogue(text: str) -> list[Message]:
         {"role": _ROLES[speaker], "content": content.removeprefix(" ")}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
-
-
-def _question(turns: list[Message]) -> list[Message]:
-    """Without the last turn, if it is the mark that asks for an answer."""
-    asks = turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip()
-    return turns[:-1] if asks else turns
-
-
-def _prompt_turns(prompt: Any, where: str, hint: str) -> list[Message] | None:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return None if prompt is None else turns_of(prompt, "prompt", where, hint)
 
 
 def _value(row: Row, column: str, hint: str) -> Any:

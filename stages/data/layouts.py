@@ -102,9 +102,10 @@ def read_pairs(
             pair: Pair | Dropped = _pair(row, layout)
         except UnusableError as reason:
             pair = Dropped(row.number, str(reason))
-        remark = _remark(row) if on_remark and isinstance(pair, Pair) else None
-        if on_remark and remark:
-            on_remark(remark, row.number)
+        else:
+            remark = _remark(row)
+            if on_remark and remark:
+                on_remark(remark, row.number)
         yield pair
 
 
@@ -147,15 +148,14 @@ def describe_layout(columns: Mapping[str, Any]) -> str:
 
 
 def _describe_general(columns: Mapping[str, Any]) -> str:
-    chosen, prompt = columns.get("chosen"), columns.get("prompt")
-    match chosen:
-        case str() if is_dialogue(chosen):
+    match columns.get("chosen"):
+        case str(chosen) if is_dialogue(chosen):
             return "dialogues as text (HH-RLHF), prompt is their common beginning"
-        case str() if is_dialogue(prompt):
+        case str() if is_dialogue(columns.get("prompt")):
             return "prompt as a dialogue (HH-RLHF), answers as text"
-        case str() if prompt is not None:
+        case str() if "prompt" in columns:
             return "prompt and answers as text"
-        case list() if prompt is None:
+        case list() if columns.get("prompt") is None:
             return "whole conversations, prompt is their common beginning"
         case [{"role": "assistant"}, *_]:
             return "prompt, answers as turns"
@@ -175,6 +175,8 @@ _GENERAL: Final = (
     DataLayout("chosen, rejected", frozenset({"chosen", "rejected"}), _general),
 )
 
+_ANSWERS: Final = ("chosen", "messages", "completion")
+"""columns that hold the answer of a conversation, the first that is there"""
 _CONVERSATIONS: Final = {"prompt", "messages", "completion", "chosen", "rejected"}
 
 
@@ -209,8 +211,7 @@ def _recognised(row: Row, columns: Mapping[str, str] | None, hint: str) -> DataL
         )
     if fits:
         return fits[0]
-    hinting = {"chosen", "rejected"} if hint == _PAIR_HINT else {"chosen", "messages", "completion"}
-    if not hinting & row.columns.keys():
+    if not ({"chosen", "rejected"} if hint == _PAIR_HINT else set(_ANSWERS)) & row.columns.keys():
         raise SepoError(f"{row.where}: no known layout in the columns {_listed(row)}", hint=hint)
     return None
 
@@ -343,4 +344,4 @@ def _answers(row: Row, layout: DataLayout | None) -> Iterator[Pair | Dropped]:
 
 
 def _answer_column(row: Row) -> str:
-    return next((name for name in ("chosen", "messages", "completion") if name in row.columns), "messages")
+    return next((name for name in _ANSWERS if name in row.columns), "messages")

@@ -74,11 +74,7 @@ def find_source(dataset: str) -> Source:
 
 
 def choose_split(source: str, names: list[str], wanted: str | None) -> str:
-    """One of the splits of a data set: `wanted`, or else ``train_prefs``, else ``train``, else the only one.
-
-    Raises:
-        SepoError: no such split, or none of these.
-    """
+    """One of the splits of a data set: `wanted`, or else ``train_prefs``, else ``train``, else the only one."""
     candidates = [wanted] if wanted else [*_PREFERRED_SPLITS, *(names if len(names) == 1 else [])]
     found = next((name for name in candidates if name in names), None)
     if found is None:

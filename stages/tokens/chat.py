@@ -150,10 +150,7 @@ class ChatTemplate:
     @property
     def shows_tools(self) -> bool:
         """Whether the template makes any use of ``tools``."""
-        try:
-            return self._render(_QUESTION, {TOOLS: [_PROBE_TOOL]}) != self._render(_QUESTION, {})
-        except RenderError:
-            return True
+        return self._tried(_QUESTION, {TOOLS: [_PROBE_TOOL]}) != self._tried(_QUESTION, {})
 
     def split(self, prompt: list[Message], answers: list[str], arguments: Arguments = _NONE) -> tuple[str, list[str]]:
         """The text of the prompt, and of every answer what follows it (with its end of turn and what comes after).

@@ -27,15 +27,12 @@ from stages.data.conversations import EMPTY_RESPONSE, UnusableError
 from stages.data.template_arguments import TOOLS, texts_of
 from stages.errors import SepoError
 from stages.store.files import hash_json
-from stages.tokens.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, ChatTemplate
+from stages.tokens.chat import ChatTemplate
 from stages.tokens.control import ControlTokens
 from stages.tokens.fingerprint import tokenizer_fingerprint
 from stages.tokens.offsets import PairOffsets, ResponseOffsets, response_offsets
 from stages.tokens.round_trip import RoundTrip
 from stages.types import Dropped, Ids, Pair, Tokenizer, TokenPair
-
-__all__ = ["CONTROL", "EMPTY_RESPONSE", "NEEDS_TEMPLATE", "NOT_CONTINUED", "NO_SYSTEM", "REFUSED", "SAME_WHEN_CUT"]
-__all__ += ["TOOLS_NEED_TEMPLATE", "Encoder", "truncate"]
 
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
@@ -44,8 +41,6 @@ NO_PROMPT_IDS: Final = "the tokenizer has no token for the prompt"
 SAME_IDS: Final = "chosen equals rejected as tokens"
 SAME_WHEN_CUT: Final = "chosen equals rejected once cut"
 NO_ROOM: Final = "prompt leaves no room for a response"
-_NEWLINE: Final = "\n"
-_PROBE: Final = "0"
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
 Context = tuple[str, list[int]]
 """a text that another is tokenised behind, and its ids"""
@@ -89,7 +84,7 @@ class Encoder:
         after_ids = self._tokenise(self._after)
         self._end_of_turn = self._control.first(self._after, after_ids) or self._next_turn()
         self._ends = sum(id_ == self.end_of_turn for id_ in after_ids)
-        self._newline = self._last_end = (_NEWLINE, self._tokenise(_NEWLINE))
+        self._newline = self._last_end = ("\n", self._tokenise("\n"))
         self._before = [] if self._template else _before_a_text(tokenizer)
 
     def _next_turn(self) -> int | None:
@@ -149,10 +144,12 @@ class Encoder:
         The tokenizer has to be one that knows (a "fast" one).
         """
         rendered = self._render(pair)
-        encoded = rendered if isinstance(rendered, Dropped) else self._encode(rendered)
+        if isinstance(rendered, Dropped):
+            return rendered
+        encoded = self._encode(rendered)
         self._ready.clear()
-        if isinstance(rendered, Dropped) or isinstance(encoded, Dropped):
-            return rendered if isinstance(rendered, Dropped) else Dropped(*encoded)
+        if isinstance(encoded, Dropped):
+            return encoded
         context = self._end_of_prompt(rendered, encoded.prompt_ids[len(self._before) :].tolist())
         sides = zip(rendered.responses, (encoded.chosen_ids, encoded.rejected_ids), strict=True)
         return PairOffsets(*encoded[:2], *(self._response_offsets(text, ids, context) for text, ids in sides))
@@ -167,47 +164,40 @@ class Encoder:
         return response_offsets(ids, text, offsets, text.removesuffix(self._after), ended=self.end_of_turn is not None)
 
     def _render(self, pair: Pair) -> _Rendered | Dropped:
-        if any(map(self._control.spelled_in, _texts(pair))):
+        answers = [answer for answer in (pair.chosen, pair.rejected) if answer]
+        said = [*(turn["content"] for turn in pair.prompt), *answers, *texts_of(pair.template_arguments)]
+        if any(map(self._control.spelled_in, said)):
             return Dropped(pair.pair_id, CONTROL)
-        render = self._with_template if self._template else self._plain
         try:
-            prompt, texts = render(pair, [answer for answer in (pair.chosen, pair.rejected) if answer])
+            if self._template:
+                prompt, texts = self._template.split(pair.prompt, answers, pair.template_arguments)
+            elif len(pair.prompt) > 1:
+                raise UnusableError(NEEDS_TEMPLATE)
+            elif TOOLS in pair.template_arguments:
+                raise UnusableError(TOOLS_NEED_TEMPLATE)
+            else:
+                prompt, texts = pair.prompt[0]["content"], answers
+            if not all(text.removesuffix(self._after).strip() for text in texts):
+                raise UnusableError(EMPTY_RESPONSE)
         except UnusableError as reason:
             return Dropped(pair.pair_id, str(reason))
         return _Rendered(pair.pair_id, prompt, prompt[self._control.last(prompt) :], texts)
 
-    def _with_template(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
-        assert self._template
-        prompt_text, texts = self._template.split(pair.prompt, answers, pair.template_arguments)
-        if not all(text.removesuffix(self._after).strip() for text in texts):
-            raise UnusableError(EMPTY_RESPONSE)
-        return prompt_text, texts
-
-    def _plain(self, pair: Pair, answers: list[str]) -> tuple[str, list[str]]:
-        if len(pair.prompt) > 1:
-            raise UnusableError(NEEDS_TEMPLATE)
-        if TOOLS in pair.template_arguments:
-            raise UnusableError(TOOLS_NEED_TEMPLATE)
-        if not all(answer.strip() for answer in answers):
-            raise UnusableError(EMPTY_RESPONSE)
-        return pair.prompt[0]["content"], answers
-
     def _encode(self, rendered: _Rendered) -> TokenPair | Dropped:
-        prompt = self._tokenise(rendered.prompt)
+        pair_id, prompt = rendered.pair_id, self._tokenise(rendered.prompt)
         if not self._before + prompt:
-            return Dropped(rendered.pair_id, NO_PROMPT_IDS)
+            return Dropped(pair_id, NO_PROMPT_IDS)
         damage = self._round_trip.damage(prompt, rendered.prompt)
         if damage:
-            return Dropped(rendered.pair_id, damage)
+            return Dropped(pair_id, damage)
         context = self._end_of_prompt(rendered, prompt)
         try:
-            responses = [self._response(text, context) for text in rendered.responses]
+            chosen, rejected = [*(self._response(text, context) for text in rendered.responses), []][:2]
         except UnusableError as reason:
-            return Dropped(rendered.pair_id, str(reason))
-        rejected = responses[1] if len(responses) > 1 else []
-        if responses[0] == rejected:
-            return Dropped(rendered.pair_id, SAME_IDS)
-        return TokenPair(rendered.pair_id, _ids(self._before + prompt), _ids(responses[0]), _ids(rejected))
+            return Dropped(pair_id, str(reason))
+        if chosen == rejected:
+            return Dropped(pair_id, SAME_IDS)
+        return TokenPair(pair_id, *map(_ids, (self._before + prompt, chosen, rejected)))
 
     def _end_of_prompt(self, rendered: _Rendered, ids: list[int]) -> Context:
         """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
@@ -284,15 +274,8 @@ def truncate(pair: TokenPair, max_length: int) -> TokenPair | Dropped:
 
 def _before_a_text(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that a tokenizer puts before a text (those behind it would end the turn before the answer)."""
-    whole = list(tokenizer(_PROBE)["input_ids"])
-    bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    whole, bare = list(tokenizer("0")["input_ids"]), list(tokenizer("0", add_special_tokens=False)["input_ids"])
     return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
-
-
-def _texts(pair: Pair) -> list[str]:
-    """All that a row can say to the model."""
-    turns = (message["content"] for message in pair.prompt)
-    return [*turns, pair.chosen, pair.rejected, *texts_of(pair.template_arguments)]
 
 
 def _ids(values: list[int]) -> Ids:

@@ -10,7 +10,8 @@ import pytest
 from stages.data.layouts import describe_layout, read_conversations, read_pairs
 from stages.data.template_arguments import _TAKEN, given_arguments
 from stages.errors import SepoError
-from stages.tokens.encode import CONTROL, REFUSED, TOOLS_NEED_TEMPLATE, Encoder
+from stages.tokens.chat import REFUSED
+from stages.tokens.encode import CONTROL, TOOLS_NEED_TEMPLATE, Encoder
 from stages.types import Dropped, Pair
 from tests.conftest import CHATML, write_lines
 from tests.data.turns import bot, user

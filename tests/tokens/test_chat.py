@@ -2,10 +2,11 @@
 
 import pytest
 
+from stages.data.conversations import EMPTY_RESPONSE
 from stages.errors import SepoError
 from stages.tokens import rendering
-from stages.tokens.chat import REWRITTEN
-from stages.tokens.encode import EMPTY_RESPONSE, NO_SYSTEM, NOT_CONTINUED, REFUSED, Encoder
+from stages.tokens.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
+from stages.tokens.encode import Encoder
 from stages.types import Dropped, Pair
 from tests.conftest import CHATML
 from tests.tokenizers_zoo import TEMPLATES, byte_level, dress, with_added_tokens

@@ -3,16 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.tokens.encode import (
-    CONTROL,
-    EMPTY_RESPONSE,
-    NEEDS_TEMPLATE,
-    NOT_CONTINUED,
-    REFUSED,
-    SAME_WHEN_CUT,
-    Encoder,
-    truncate,
-)
+from stages.data.conversations import EMPTY_RESPONSE
+from stages.tokens.chat import NOT_CONTINUED, REFUSED
+from stages.tokens.encode import CONTROL, NEEDS_TEMPLATE, SAME_WHEN_CUT, Encoder, truncate
 from stages.types import Dropped, Pair
 from tests.conftest import BOS_TEMPLATE, CHATML, byte_level_tokenizer
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stages.tokens.encode import CONTROL, EMPTY_RESPONSE, Encoder
+from stages.data.conversations import EMPTY_RESPONSE
+from stages.tokens.encode import CONTROL, Encoder
 from stages.types import Dropped, Pair
 from tests.tokenizers_zoo import FAMILIES, LOSSLESS, MARK, TEMPLATES, dress
 
