@@ -196,31 +196,27 @@ class Batch(NamedTuple):
     weights_RW: Tensor
     """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
     reference_R: Tensor | None
-    """float32, summed reference log-probs; None without a reference"""
+    """float32, of each response the sum of weight * reference log-prob; None without a reference"""
     read_RW: Tensor
-    """bool, the tokens whose log-probs are computed: the weighted ones, or all of the responses"""
+    """bool, the tokens whose log-probs are computed: the weighted ones, or with a KL all of the responses"""
     kl_RW: Tensor | None = None
-    """float32 nats, divergence from a reference at the tokens that are read, where it was asked for"""
+    """float32 nats, divergence from a reference over the whole vocabulary at every token that is read, if asked for"""
 
 
 class Weighted(Protocol):
-    """What an objective sees of a batch: W places a response, in whatever order the batch has its tokens."""
+    """What an objective sees of a batch, as in `Batch`: W places a response, in whatever order it has its tokens."""
 
     @property
-    def weights_RW(self) -> Tensor:
-        """The weight of every token of a response, 0 for none."""
+    def weights_RW(self) -> Tensor: ...
 
     @property
-    def reference_R(self) -> Tensor | None:
-        """Summed reference log-prob of every response, each token's times its weight; None without a reference."""
+    def reference_R(self) -> Tensor | None: ...
 
     @property
-    def read_RW(self) -> Tensor:
-        """Which places hold a token: every weighted one, and where a KL is computed all others of the response."""
+    def read_RW(self) -> Tensor: ...
 
     @property
-    def kl_RW(self) -> Tensor | None:
-        """Divergence from a reference over the whole vocabulary, at every token that is read; None if not asked for."""
+    def kl_RW(self) -> Tensor | None: ...
 
 
 class PairLoss(NamedTuple):

@@ -20,9 +20,8 @@ from stages.devices.memory import move_model
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
-from stages.logprobs.divergence import as_pair, response_kl
 from stages.logprobs.generate import sample
-from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.logps import Reader, response_kl, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.folders import load_model
 from stages.models.references import refuse_unknown_ids
@@ -85,7 +84,9 @@ class Evaluator:
         if not model.prompts:
             return {}
         answers = self._answers(model)
-        pairs = [as_pair(number, model.prompts[number].ids, answer) for number, answer in enumerate(answers)]
+        nothing = np.empty(0, np.int32)
+        asked = enumerate(zip(model.prompts, answers, strict=True))
+        pairs = [TokenPair(number, prompt.ids, answer, nothing) for number, (prompt, answer) in asked]
         texts = model.held_out.tokenizer.batch_decode(answers, skip_special_tokens=True)
         columns: Columns = {"pair_id": np.array([prompt.pair_id for prompt in model.prompts], np.int64)}
         columns |= {"response": np.array(texts), **describe(answers, model.held_out.encoder.end_of_turn)}

@@ -13,7 +13,6 @@ that mix tokens in other ways (state spaces, convolutions) do not reach it; `sta
 Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, ``D`` head size.
 """
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -29,22 +28,12 @@ NAME: Final = "sepo_packed"
 
 
 class Span(NamedTuple):
-    """A pair's place in a packed row: where it starts, and how many tokens its parts have."""
+    """How many tokens a pair's parts have in a packed row."""
 
-    start: int
     prompt: int
     chosen: int
     rejected: int
     """0 for a row with one response"""
-
-    @property
-    def border(self) -> int:
-        """Where the rejected response begins."""
-        return self.start + self.prompt + self.chosen
-
-    @property
-    def end(self) -> int:
-        return self.border + self.rejected
 
 
 class Layout:
@@ -160,12 +149,6 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scaling:
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = torch.tanh(scores / cap) * cap + mask_QS
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
-
-
-def lay_out(parts: list[tuple[int, int, int]]) -> list[Span]:
-    """Spans one behind the other, of (prompt, chosen, rejected) tokens each."""
-    starts = itertools.accumulate((sum(part) for part in parts), initial=0)
-    return [Span(start, *part) for start, part in zip(starts, parts, strict=False)]
 
 
 AttentionInterface.register(NAME, _attend_packed)

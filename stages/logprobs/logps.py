@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +28,15 @@ from stages.devices.memory import memory_for
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
 from stages.logprobs.batches import collate, padded_groups, whole
-from stages.logprobs.head import Divergence, LazyLogits, find_head, head_kl, head_logps, own_head_in_float32
+from stages.logprobs.head import (
+    Divergence,
+    LazyLogits,
+    find_head,
+    head_kl,
+    head_logps,
+    kl_from_reference,
+    own_head_in_float32,
+)
 from stages.logprobs.packing import Packed, pack, packed_groups
 from stages.reporting import Task
 from stages.types import Batch, Example, Floats, PairLogps, TokenPair
@@ -133,6 +142,35 @@ def response_logps(
     return [
         _by_pair(np.concatenate(parts), places, pairs) for parts in zip(*(found for _, found in shares), strict=True)
     ]
+
+
+@torch.no_grad()
+def response_kl(
+    reader: Reader, other: Reader, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
+) -> NDArray[np.float64]:
+    """KL(model || other model) summed over the tokens of each pair's chosen and rejected response, (N, 2) nats.
+
+    At a token it is the divergence of the two distributions that the token is drawn from, given what precedes it.
+
+    Args:
+        pairs: either all with a rejected response, or all without; then the second column is 0.
+        max_tokens: of one forward pass.
+        task: advanced by one for every pair.
+    """
+    packs = reader.packs and other.packs
+    reader, reference = reader._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
+    for model in (reader.model, other.model):
+        model.eval()
+    examples = [whole(pair) for pair in pairs]
+    kl_N2 = np.zeros((len(pairs), 2))
+    for group in make_groups(examples, max_tokens, packs=packs):
+        batch = make_batch([examples[index] for index in group], device, packs=packs)
+        with reader.as_read(), reading(reader, batch):
+            _, kl_RW = logps_and_kl(reader, reference, batch)
+        by_side = kl_RW.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
+        kl_N2[group, : by_side.shape[1]] = by_side
+        task.advance(len(group))
+    return kl_N2
 
 
 def make_batch(

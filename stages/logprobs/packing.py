@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.logprobs.attention import Layout, Span, lay_out
+from stages.logprobs.attention import Layout, Span
 from stages.logprobs.batches import references_of
 from stages.types import Example, Floats, Ids
 
@@ -59,13 +59,6 @@ class _Response(NamedTuple):
     reference: float | None
 
 
-class _Part(NamedTuple):
-    """A prompt and what follows it: its two responses, or one."""
-
-    prompt: Ids
-    responses: list[_Response]
-
-
 def unique_tokens(example: Example) -> int:
     """Tokens of an example in a packed row: the prompt counted once, responses up to their last weighted token."""
     return len(example.pair.prompt_ids) + sum(map(_last, example.weights))
@@ -97,17 +90,19 @@ def pack(
         share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
         every_token: read all response tokens, not only those with a weight.
     """
-    parts = [_part(row, example, len(examples), every_token) for row, example in enumerate(examples)]
+    parts = [
+        (example.pair.prompt_ids, _responses(row, example, len(examples), every_token))
+        for row, example in enumerate(examples)
+    ]
     if not share_prompts:
-        parts = [_Part(prompt, [response]) for prompt, responses in parts for response in responses]
-    spans = lay_out([_lengths(part) for part in parts])
-    responses = [response for part in parts for response in part.responses]
-    sources = [source for span, part in zip(spans, parts, strict=True) for source in _sources(span, part)]
+        parts = [(prompt, [response]) for prompt, responses in parts for response in responses]
+    ids, positions, sources, spans = _laid_out(parts)
+    responses = [response for _, responses in parts for response in responses]
     weights_RW, read_RW = _by_response(responses)
     width = weights_RW.shape[1]
     return Packed(
-        ids_T=_integers([ids for part in parts for ids in _ids(part)], device),
-        positions_T=_integers([_positions(part) for part in parts], device),
+        ids_T=_integers(ids, device),
+        positions_T=_integers(positions, device),
         layout=Layout(spans, device),
         sources_N=_integers(sources, device),
         targets_N=_integers([each.ids[each.places] for each in responses], device),
@@ -118,34 +113,41 @@ def pack(
     )
 
 
-def _part(row: int, example: Example, count: int, every_token: bool) -> _Part:
-    last = len if every_token else _last
+def _responses(row: int, example: Example, count: int, every_token: bool) -> list[_Response]:
     responses = []
     for number, (ids, weights, reference) in zip((row, count + row), example.responses, strict=False):
         places = np.arange(len(ids)) if every_token else np.flatnonzero(weights)
-        responses.append(_Response(number, ids[: last(weights)], places, weights[places], reference))
-    return _Part(example.pair.prompt_ids, responses)
+        end = len(ids) if every_token else _last(weights)
+        responses.append(_Response(number, ids[:end], places, weights[places], reference))
+    return responses
+
+
+def _laid_out(
+    parts: list[tuple[Ids, list[_Response]]],
+) -> tuple[list[Ids], list[NDArray[Any]], list[NDArray[Any]], list[Span]]:
+    """Prompts and their responses one behind the other: ids, positions, sources of each response, and spans."""
+    ids, positions, sources, spans = [], [], [], []
+    start = 0
+    for prompt, responses in parts:
+        ids.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        end = prompt_end = start + len(prompt)
+        for each in responses:
+            ids.append(each.ids)
+            positions.append(len(prompt) + np.arange(len(each.ids)))
+            # The logits of a first token stand at the last one of the prompt.
+            sources.append(np.where(each.places == 0, prompt_end - 1, end + each.places - 1))
+            end += len(each.ids)
+        first = len(responses[0].ids)
+        spans.append(Span(len(prompt), first, end - prompt_end - first))
+        start = end
+    return ids, positions, sources, spans
 
 
 def _last(weights: Floats) -> int:
     """How many tokens there are up to the last weighted one."""
     places = np.flatnonzero(weights)
     return int(places[-1]) + 1 if len(places) else 0
-
-
-def _lengths(part: _Part) -> tuple[int, int, int]:
-    first, *second = (len(response.ids) for response in part.responses)
-    return len(part.prompt), first, sum(second)
-
-
-def _sources(span: Span, part: _Part) -> list[NDArray[Any]]:
-    """Where in the row the logits of each response's weighted tokens are."""
-    behind = span.start + span.prompt
-    starts = (behind, span.border)
-    return [
-        np.where(response.places == 0, behind - 1, start + response.places - 1)
-        for response, start in zip(part.responses, starts, strict=False)
-    ]
 
 
 def _by_response(responses: list[_Response]) -> tuple[Floats, NDArray[np.bool_]]:
@@ -156,15 +158,6 @@ def _by_response(responses: list[_Response]) -> tuple[Floats, NDArray[np.bool_]]
         weights_RW[each.row, : len(each.places)] = each.weights
         read_RW[each.row, : len(each.places)] = True
     return weights_RW, read_RW
-
-
-def _ids(part: _Part) -> list[Ids]:
-    return [part.prompt, *(response.ids for response in part.responses)]
-
-
-def _positions(part: _Part) -> NDArray[Any]:
-    prompt = len(part.prompt)
-    return np.concatenate([np.arange(prompt), *(prompt + np.arange(len(each.ids)) for each in part.responses)])
 
 
 def _integers(parts: list[NDArray[Any]], device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from stages.types import Floats, Ids, ScoredPair
+from stages.types import Floats, ScoredPair
 
 SHARED_TYPES: Final = 10
 LIMIT: Final = 0.5
@@ -47,16 +47,15 @@ class DriftMeter:
         self._sampled = 0
 
     def add(self, row: ScoredPair) -> None:
-        self._add_side("chosen", row.pair.chosen_ids, row.scores.chosen)
-        self._add_side("rejected", row.pair.rejected_ids, row.scores.rejected)
-
-    def _add_side(self, side: str, ids: Ids, scores: Floats) -> None:
-        np.add.at(self._counts[side], ids, 1)
-        np.add.at(self._totals, ids, scores)
-        self._squares += float(np.square(scores, dtype=np.float64).sum())
-        if self._sampled < MEDIAN_SAMPLE:
-            self._sample.append(scores)
-            self._sampled += len(scores)
+        for side, ids, scores in zip(
+            self._counts, (row.pair.chosen_ids, row.pair.rejected_ids), row.scores, strict=True
+        ):
+            np.add.at(self._counts[side], ids, 1)
+            np.add.at(self._totals, ids, scores)
+            self._squares += float(np.square(scores, dtype=np.float64).sum())
+            if self._sampled < MEDIAN_SAMPLE:
+                self._sample.append(scores)
+                self._sampled += len(scores)
 
     def read(self) -> Drift:
         """The drift of what was added so far (at least one pair)."""
@@ -64,15 +63,13 @@ class DriftMeter:
         tokens = int(counts.sum())
         mean = float(self._totals.sum()) / tokens
         spread = math.sqrt(max(0.0, self._squares / tokens - mean**2))
+        median = float(np.median(np.concatenate(self._sample)))
         both = np.minimum(self._counts["chosen"], self._counts["rejected"])
         types = np.argsort(-both, kind="stable")[:SHARED_TYPES]
         types = types[both[types] > 0]
         if len(types) == 0:
-            return Drift(self._median(), spread, 0.0, -1, 0.0)
+            return Drift(median, spread, 0.0, -1, 0.0)
         means = self._totals[types] / counts[types]
         worst = int(np.argmax(np.abs(means)))
         shared = float(self._totals[types].sum() / counts[types].sum())
-        return Drift(self._median(), spread, shared, int(types[worst]), float(means[worst]))
-
-    def _median(self) -> float:
-        return float(np.median(np.concatenate(self._sample)))
+        return Drift(median, spread, shared, int(types[worst]), float(means[worst]))

@@ -34,13 +34,13 @@ class Noise(NamedTuple):
 
 def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
     """Compare scores of the same pairs, token by token, nats."""
-    differences = np.abs(np.concatenate([ours - theirs for ours, theirs in _sides(measured, exact)]))
-    sizes = np.abs(np.concatenate([theirs for _, theirs in _sides(measured, exact)]))
+    ours, theirs = (np.concatenate([side for scores in some for side in scores]) for some in (measured, exact))
+    differences = np.abs(ours - theirs)
     return Noise(
         pairs=len(exact),
         mean=float(differences.mean()),
         p99=float(np.quantile(differences, 0.99)),
-        median_score=float(np.median(sizes)),
+        median_score=float(np.median(np.abs(theirs))),
         agreement={ratio: _agreement(measured, exact, ratio) for ratio in RATIOS},
     )
 
@@ -53,7 +53,3 @@ def _agreement(measured: list[PairLogps], exact: list[PairLogps], ratio: float) 
             both += int((one & other).sum())
             either += int((one | other).sum())
     return both / either
-
-
-def _sides(measured: list[PairLogps], exact: list[PairLogps]) -> list[tuple[Any, Any]]:
-    return [sides for ours, theirs in zip(measured, exact, strict=True) for sides in zip(ours, theirs, strict=True)]

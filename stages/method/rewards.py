@@ -42,17 +42,6 @@ def selected_rewards(logps_RW: Tensor, batch: Weighted, *, gamma: float, anchor_
     return gamma * sums_R / batch.weights_RW.sum(-1)
 
 
-def chosen_nll(logps_RW: Tensor, batch: Weighted) -> Tensor:
-    """Mean negative log-prob of a chosen response's weighted tokens, (B,)."""
-    return -weighted_mean(logps_RW, batch).chunk(2)[0]
-
-
-def mean_kl(batch: Weighted) -> Tensor:
-    """KL from the reference, mean over all tokens of a response, selected or not; mean of the two responses, (B,)."""
-    chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.read_RW.sum(-1)).chunk(2)
-    return (chosen_B + rejected_B) / 2
-
-
 def sequence_kl(batch: Weighted) -> Tensor:
     """KL from the reference, summed over the weighted tokens, (R,)."""
     return weighted_sum(_kl(batch), batch)
@@ -85,13 +74,15 @@ def anchors(
     """The terms that hold a loss near the data and near the reference, for `pair_loss`; weight 0 leaves one out.
 
     The SFT term is the mean negative log-prob of the chosen response (as in RPO, arXiv 2404.19733 Eq. 1), of its
-    *weighted* tokens: weight 0, as of what a tool said, keeps a token out of every term but KL.
+    *weighted* tokens: weight 0, as of what a tool said, keeps a token out of every term but KL, which is the mean over
+    all tokens of a response, and of the two responses.
     """
     terms = {}
     if sft_weight:
-        terms["sft_loss"] = (sft_weight, chosen_nll(logps_RW, batch))
+        terms["sft_loss"] = (sft_weight, -weighted_mean(logps_RW, batch).chunk(2)[0])
     if kl_weight:
-        terms["kl"] = (kl_weight, mean_kl(batch))
+        chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.read_RW.sum(-1)).chunk(2)
+        terms["kl"] = (kl_weight, (chosen_B + rejected_B) / 2)
     return terms
 
 

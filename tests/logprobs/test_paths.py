@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.logprobs.attention import Layout, lay_out, packed_attention
+from stages.logprobs.attention import Layout, Span, packed_attention
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, _HeadLogps, head_logps
 from stages.logprobs.logps import Reader, make_batch, reading, response_logps, weighted_logps
@@ -135,7 +135,7 @@ def test_the_order_of_the_pairs_is_kept_whatever_their_lengths():
 def test_the_models_own_attention_comes_back():
     model = tiny("llama")
     before = model.config._attn_implementation
-    with packed_attention(model, Layout(lay_out([(1, 1, 1)]), CPU)):
+    with packed_attention(model, Layout([Span(1, 1, 1)], CPU)):
         assert model.config._attn_implementation == "sepo_packed"
     assert model.config._attn_implementation == before
 
