@@ -109,12 +109,7 @@ def _compute(
     return {
         "dataset": config.dataset,
         "model": config.model,
-        "layout": {
-            "name": layout.layout,
-            "columns": layout.columns,
-            "kinds": layout.kinds,
-            "not_read": layout.ignored,
-        },
+        "layout": {"name": layout.layout, "columns": layout.columns, "kinds": layout.kinds, "not_read": layout.ignored},
         "rows": {
             "read": counts.read,
             "kept": counts.kept,
@@ -218,16 +213,13 @@ def _data_rows(report: dict[str, Any], how: str) -> list[tuple[str, str]]:
 
 
 def _overlong_words(long: dict[str, int], how: str) -> str:
-    """What the limit does, and what another way of applying it would do."""
+    """What the limit does, and what truncating does or would do."""
     if not long["pairs"]:
         return "no pair"
-    with_room, tokens = long["pairs"] - long["without_room"], f"{long['cut_tokens']:,} tokens"
-    words = {
-        "drop": f"dropped; --overlong truncate would keep {with_room:,} of them and cut {tokens}",
-        "truncate": f"{with_room:,} of them are cut by {tokens}, the others have no room for a response",
-        "error": f"an error; --overlong truncate would keep {with_room:,} of them and cut {tokens}",
-    }
-    return f"{long['pairs']:,} pairs with {long['tokens']:,} tokens: {words[how]}"
+    done = {"drop": "dropped", "truncate": "cut", "error": "an error"}[how]
+    kept, cut = long["pairs"] - long["without_room"], f"{long['cut_tokens']:,} tokens"
+    truncating = f"truncating keeps {kept:,} of them and cuts {cut}"
+    return f"{long['pairs']:,} pairs with {long['tokens']:,} tokens: {done}; {truncating}"
 
 
 def _tokenizer_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

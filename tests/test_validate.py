@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 
 from stages import validate
@@ -52,9 +51,6 @@ def table(summary, start):
     return found
 
 
-LIMITS = [(128, "drop"), (25, "drop"), (20, "drop"), (25, "truncate"), (21, "truncate"), (19, "truncate")]
-
-
 def ragged(count=60):
     """Pairs whose lengths differ, and some that are equal once they are cut."""
     words = ["It", "is", "Paris,", "of", "course,", "sorry!", ""]
@@ -68,30 +64,27 @@ def ragged(count=60):
     ]
 
 
-@pytest.mark.parametrize(("max_length", "overlong"), LIMITS)
-def test_the_counts_are_those_of_the_stages(look, bare_folder, max_length, overlong):
-    summary = look([*ragged(), SAME, EMPTY, CONTROL], max_length=max_length, overlong=overlong)
-    found = summary.json
-    _, counts = load_pairs(
-        found["dataset"],
-        Encoder(load_tokenizer(bare_folder, trust_remote_code=False)),
-        Limit(max_length, overlong),
-        columns={},
-        reporter=Quiet(),
-    )
-    theirs = counts.as_json()
-    assert {reason: dropped["count"] for reason, dropped in found["rows"]["dropped"].items()} == theirs["dropped"]
-    assert [found["rows"][name] for name in ("read", "kept", "truncated")] == [63, theirs["kept"], theirs["truncated"]]
-    assert {side: found["tokens_kept"][side] for side in theirs["tokens"]} == theirs["tokens"]
-    assert found["rows"]["read"] == found["rows"]["kept"] + sum(theirs["dropped"].values())
-
-
-def test_the_limits_above_drop_for_every_reason(look):
-    reasons = {reason for limit in LIMITS for reason in look(ragged(), max_length=limit[0], overlong=limit[1]).json["rows"]["dropped"]}  # fmt: skip
+def test_the_counts_are_those_of_the_stages(look, bare_folder):
+    reasons = set()
+    encoder = Encoder(load_tokenizer(bare_folder, trust_remote_code=False))
+    for limit in [Limit(25), Limit(20), Limit(21, "truncate"), Limit(19, "truncate")]:
+        found = look([*ragged(), SAME, EMPTY, CONTROL], **limit._asdict()).json
+        theirs = load_pairs(found["dataset"], encoder, limit, columns={}, reporter=Quiet())[1].as_json()
+        assert {reason: dropped["count"] for reason, dropped in found["rows"]["dropped"].items()} == theirs["dropped"]
+        assert [found["rows"][name] for name in ("read", "kept", "truncated")] == [
+            63,
+            theirs["kept"],
+            theirs["truncated"],
+        ]
+        assert found["tokens_kept"] == theirs["tokens"]
+        reasons |= set(theirs["dropped"])
     assert reasons == {
         "longer than 25 tokens",
         "longer than 20 tokens",
         "prompt leaves no room for a response in 19 tokens",
+        "chosen equals rejected",
+        "empty response",
+        "text spells a control token",
         "chosen equals rejected once cut",
     }
 
@@ -162,7 +155,7 @@ def test_what_a_limit_would_do_the_other_way(look):
     effect = dropped.json["max_length"]
     assert effect == cut.json["max_length"] == error.json["max_length"]
     assert effect["pairs"] == dropped.json["rows"]["dropped"]["longer than 25 tokens"]["count"]
-    assert f"--overlong truncate would keep {effect['pairs'] - effect['without_room']} of them" in rows_of(dropped)["longer than 25"]  # fmt: skip
+    assert f"dropped; truncating keeps {effect['pairs'] - effect['without_room']} of them" in rows_of(dropped)["longer than 25"]  # fmt: skip
     assert rows_of(look(ragged()))["longer than 128"] == "no pair"
     assert error.failure.message.endswith(f": {effect['pairs']} pairs have more than 25 tokens")
     assert cut.failure is None
@@ -338,10 +331,3 @@ def test_real_data_by_an_independent_count(look, chatml, name, read, kept):
     found = look(str(REAL / f"{name}.jsonl.gz"), max_length=100_000).json
     assert (found["rows"]["read"], found["rows"]["kept"]) == (read, kept)
     assert found["tokens_kept"] | {"kept": kept} == by_hand(name, chatml)
-
-
-def test_percentiles_of_a_data_set_by_another_way(look, bare_folder):
-    summary = look(ragged())
-    ids = [look([row]).json["example"]["ids"] for row in ragged(6)]
-    assert summary.json["lengths"]["prompt"]["max"] == max(len(each["prompt_ids"]) for each in ids)
-    assert np.all(np.diff(summary.json["lengths"]["histogram_edges"]) > 0)

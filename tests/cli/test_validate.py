@@ -49,17 +49,3 @@ def test_nothing_usable_is_told_and_then_an_error(run, option):
         }  # fmt: skip
     else:
         assert "| chosen equals rejected | 2 | 100.0% | row 0, row 1 |" in out
-
-
-def test_strict(run):
-    assert run([*word_rows(9), SAME])[0] == 0
-    code, out, err = run([*word_rows(9), SAME], "--strict")
-    assert code == 1
-    assert "10 read = 9 kept + 1 dropped" in out
-    assert err.splitlines()[-2].endswith("1 of 10 rows would be dropped: 1 chosen equals rejected (first: row 9)")
-
-
-def test_a_limit_out_of_range(run):
-    code, out, err = run(word_rows(2), "--max-length", 1)
-    assert (code, out) == (1, "")
-    assert "max_length must be at least 2, got 1" in err
