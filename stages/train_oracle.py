@@ -57,7 +57,7 @@ from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
-from stages.types import Example, Tokenizer, TokenPair
+from stages.types import CausalLM, Example, Tokenizer, TokenPair
 
 REFERENCE: Final = "reference"
 ORACLE: Final = "oracle"
@@ -75,7 +75,7 @@ class OracleJob(NamedTuple):
     encoder: Encoder
     inputs: dict[str, Input]
 
-    def load(self, folder: Path) -> Any:
+    def load(self, folder: Path) -> CausalLM:
         """A model on this process's device, ready to be saved as one."""
         model = load_model(folder, trust_remote_code=self.config.trust_remote_code, ordinary=True)
         return move_model(model, self.accelerator.device)

@@ -55,7 +55,7 @@ from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.training_mode import refuse_impossible
-from stages.types import Example, PairLogps, ScoredPair, Tokenizer
+from stages.types import CausalLM, Example, PairLogps, ScoredPair, Tokenizer
 
 STAGE: Final = "train-policy"
 
@@ -74,7 +74,7 @@ class PolicyJob(NamedTuple):
     """where distances are measured from; the same unless another one was named"""
     inputs: dict[str, Input]
 
-    def load(self, model: Frozen) -> Any:
+    def load(self, model: Frozen) -> CausalLM:
         """A model on this process's device, where the policy starts with its weights held as they are in training."""
         if model.hash == self.start.hash:
             return load_trainable(model.folder, self.config, self.accelerator.device)
@@ -176,7 +176,7 @@ def _warnings(job: PolicyJob, rows: list[ScoredPair]) -> list[str]:
     return found
 
 
-def _compute(job: PolicyJob, work: Run, model: Any, rows: list[ScoredPair], dropped: dict[str, int]) -> Trained:
+def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]) -> Trained:
     """Select tokens and train on them."""
     config, reporter, entry = job.config, job.reporter, OBJECTIVES[job.config.objective]
     examples, counts = _select(job, work, model, rows, dropped)
@@ -212,7 +212,7 @@ def _compute(job: PolicyJob, work: Run, model: Any, rows: list[ScoredPair], drop
 
 
 def _select(
-    job: PolicyJob, work: Run, model: Any, rows: list[ScoredPair], dropped: dict[str, int]
+    job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]
 ) -> tuple[list[Example], dict[str, Any]]:
     """Examples of the selected tokens, with the reference's log-probs of them added up, and the counts."""
     config = job.config

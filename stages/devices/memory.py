@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 import torch
 
 from stages.errors import SepoError, one_line
-from stages.types import Example, longest
+from stages.types import CausalLM, Example, longest
 
 
 class OutOfMemory(SepoError):
@@ -47,7 +46,7 @@ def memory_for(
     return enough_memory(size, lambda: _remedy(examples, tokens, trains))
 
 
-def move_model(model: Any, device: torch.device) -> Any:
+def move_model(model: CausalLM, device: torch.device) -> CausalLM:
     """The model on that device; weights in few bits are where they were loaded to."""
     if getattr(model, "is_quantized", False):
         return model

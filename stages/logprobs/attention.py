@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from stages.compat import attention_of
+from stages.types import CausalLM
 
 NAME: Final = "sepo_packed"
 
@@ -71,7 +72,7 @@ _open: Layout | None = None
 
 
 @contextmanager
-def packed_attention(model: Any, layout: Layout) -> Iterator[None]:
+def packed_attention(model: CausalLM, layout: Layout) -> Iterator[None]:
     """While open, `model` reads its one row as `layout` says; the model's own attention comes back at the end.
 
     A backward pass with gradient checkpointing recomputes layers, so it belongs inside.

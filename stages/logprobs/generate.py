@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from stages.reporting import Task
-from stages.types import Ids
+from stages.types import CausalLM, Ids
 
 
 @torch.no_grad()
 def sample(
-    model: Any,
+    model: CausalLM,
     prompts: list[Ids],
     *,
     end_of_turn: int | None,
@@ -58,7 +57,7 @@ def sample(
     return answers
 
 
-def stop_at(model: Any, end_of_turn: int | None) -> None:
+def stop_at(model: CausalLM, end_of_turn: int | None) -> None:
     """Let a model stop where training teaches it to: its configurations name the end of turn beside what they name."""
     for config in (model.config, model.generation_config):
         named = getattr(config, "eos_token_id", None)
@@ -68,7 +67,7 @@ def stop_at(model: Any, end_of_turn: int | None) -> None:
 
 
 @contextmanager
-def _without_its_own_settings(model: Any) -> Iterator[None]:
+def _without_its_own_settings(model: CausalLM) -> Iterator[None]:
     """`generate` fills whatever a configuration leaves open from that of the model, so the model may not have any."""
     own = model.generation_config
     model.generation_config = GenerationConfig()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stages.types import CausalLM
+
 _CPU_TILE: Final = (1024, 2048)
 _DEVICE_TILE: Final = (4096, 32768)
 _CPU_LOGITS: Final = 2**22
@@ -30,12 +32,12 @@ class Head(NamedTuple):
     softcap: float | None
 
 
-def has_head(model: Any) -> bool:
+def has_head(model: CausalLM) -> bool:
     """Whether a model's last layer is a matrix, so that `find_head` has something to say of it."""
     return isinstance(model.get_output_embeddings(), torch.nn.Linear)
 
 
-def find_head(model: Any) -> Head:
+def find_head(model: CausalLM) -> Head:
     """The head as its configuration describes it; `stages.logprobs.paths` tries whether that is the truth."""
     output = model.get_output_embeddings()
     scaling = getattr(model.config, "logits_scaling", None)
@@ -49,7 +51,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def own_head_in_float32(model: Any) -> Iterator[None]:
+def own_head_in_float32(model: CausalLM) -> Iterator[None]:
     """Open while a model computes logits by its own head, which then leaves autocast."""
     # N.B. A head whose forward another library has replaced is left to it.
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -39,13 +39,13 @@ from stages.logprobs.head import (
 )
 from stages.logprobs.packing import Packed, pack, packed_groups
 from stages.reporting import Task
-from stages.types import Batch, Example, Floats, PairLogps, TokenPair
+from stages.types import Batch, CausalLM, Example, Floats, PairLogps, TokenPair
 
 
 class Reader(NamedTuple):
     """A model, and the ways in which it can be read; without any of them, the plain one."""
 
-    model: Any
+    model: CausalLM
     packs: bool = False
     """what is packed into one row stays apart"""
     tiled: bool = False
@@ -300,7 +300,7 @@ def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[P
     return [PairLogps(*found[place]) for place in range(len(pairs))]
 
 
-def keeps_logits(model: Any) -> bool:
+def keeps_logits(model: CausalLM) -> bool:
     """Whether the model's forward can run its head on chosen positions only."""
     bare = getattr(model, "module", model)
     return "logits_to_keep" in inspect.signature(bare.forward).parameters

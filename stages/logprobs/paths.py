@@ -20,7 +20,7 @@ from stages.logprobs.logps import Reader, keeps_logits, make_batch, pair_by_pair
 from stages.logprobs.packing import Packed, pack
 from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter
-from stages.types import Batch, TokenPair
+from stages.types import Batch, CausalLM, TokenPair
 
 _NEARLY_EXACT: Final = 2e-6
 """nats; in tests/logprobs/zoo.py nothing moves where nothing leaks, and by 5e-5 at least where something does"""
@@ -29,7 +29,7 @@ _NOISE: Final = 4.0
 
 
 @torch.no_grad()
-def find_paths(model: Any, reporter: Reporter) -> Reader:
+def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
     """The model with the fastest ways that give its own log-probs.
 
     Raises:
@@ -71,7 +71,7 @@ def find_paths(model: Any, reporter: Reporter) -> Reader:
     return reader
 
 
-def _refuse_later_tokens(model: Any, expected_N: Tensor) -> None:
+def _refuse_later_tokens(model: CausalLM, expected_N: Tensor) -> None:
     if sees_later_tokens(model, expected_N):
         raise SepoError(
             f"{model.config.name_or_path or _name(model)} sees later tokens: another last token changes what it says of"
@@ -80,7 +80,7 @@ def _refuse_later_tokens(model: Any, expected_N: Tensor) -> None:
         )
 
 
-def _looks_at_the_batch(model: Any) -> bool:
+def _looks_at_the_batch(model: CausalLM) -> bool:
     """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
     return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
 
@@ -154,5 +154,5 @@ def _read(reader: Reader, batch: Packed | Batch) -> Tensor | None:
         return None
 
 
-def _name(model: Any) -> str:
+def _name(model: CausalLM) -> str:
     return type(model).__name__

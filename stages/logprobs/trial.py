@@ -6,7 +6,7 @@ held in fewer bits, train mode.
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.logps import Reader, pair_by_pair, weighted_logps
-from stages.types import Ids, TokenPair
+from stages.types import CausalLM, Ids, TokenPair
 
 TOLERANCE: Final = {torch.float32: 5e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 """nats, mean over the trial's tokens; in half precision rounding alone moves a log-prob by hundredths"""
@@ -30,7 +30,7 @@ _SHORT_WINDOW: Final = 128
 """a sliding window shorter than this is reached by the trial"""
 
 
-def trial_pairs(model: Any) -> list[TokenPair]:
+def trial_pairs(model: CausalLM) -> list[TokenPair]:
     """Two pairs of random ids, the same for every model of a vocabulary's size and window."""
     window = getattr(model.config, "sliding_window", None) or 0
     more = window if window < _SHORT_WINDOW else 0
@@ -43,7 +43,7 @@ def trial_pairs(model: Any) -> list[TokenPair]:
 
 
 @torch.no_grad()
-def trial_logps(model: Any, pairs: list[TokenPair] | None = None) -> Tensor:
+def trial_logps(model: CausalLM, pairs: list[TokenPair] | None = None) -> Tensor:
     """Log-probs of the trial's response tokens, (N,) float32 nats, each row by itself, in the mode the model is in."""
     batch = collate([whole(pair) for pair in pairs or trial_pairs(model)], model.device)
     return pair_by_pair(batch, weighted_logps(Reader(model, alone=True), batch))
@@ -73,7 +73,7 @@ def same(found_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> bool:
     return not found_N.numel() or float((found_N - expected_N).abs().max()) <= _of(_SAME_SHAPE, dtype)
 
 
-def sees_later_tokens(model: Any, expected_N: Tensor) -> bool:
+def sees_later_tokens(model: CausalLM, expected_N: Tensor) -> bool:
     """Whether log-probs move when the last token of their row is another one.
 
     Args:
@@ -88,12 +88,12 @@ def sees_later_tokens(model: Any, expected_N: Tensor) -> bool:
     return bool(before_N.isfinite().all()) and not same(after_N, before_N, rounds_as(model))
 
 
-def rounds_as(model: Any) -> torch.dtype:
+def rounds_as(model: CausalLM) -> torch.dtype:
     """The precision by whose tolerance a model is measured; LLM.int8 rounds its activations batch by batch."""
     return torch.bfloat16 if getattr(model, "is_loaded_in_8bit", False) else model.dtype
 
 
-def _last_changed(pair: TokenPair, model: Any) -> TokenPair:
+def _last_changed(pair: TokenPair, model: CausalLM) -> TokenPair:
     high = int(model.get_input_embeddings().weight.shape[0])
 
     def changed(ids: Ids) -> Ids:

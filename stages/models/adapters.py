@@ -21,6 +21,7 @@ from stages.errors import SepoError, borrowed
 from stages.logprobs.trial import agree, trial_logps
 from stages.store.files import read_object, write_json
 from stages.store.protect import base_of_adapter
+from stages.types import CausalLM
 
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
@@ -37,7 +38,7 @@ _NOT_CONTENT: Final = ("base_model_name_or_path", "peft_version")
 class Adapted(NamedTuple):
     """A base model with an adapter inside."""
 
-    model: Any
+    model: CausalLM
     """the base model, whose layers now hold the adapter's"""
     without: Callable[[], AbstractContextManager[Any]] | None
     """while open, the model is its base alone; None where the adapter changed the base itself"""
@@ -102,7 +103,7 @@ def save(adapter: Any, folder: Path) -> None:
     write_json(folder / CONFIG, ordered)
 
 
-def put_on(base: Any, folder: Path) -> Adapted:
+def put_on(base: CausalLM, folder: Path) -> Adapted:
     """The base with the adapter of a folder inside.
 
     Raises:
@@ -115,7 +116,7 @@ def put_on(base: Any, folder: Path) -> Adapted:
     return Adapted(attached.get_base_model(), attached.disable_adapter if same else None)
 
 
-def merge(base: Any, folder: Path) -> Any:
+def merge(base: CausalLM, folder: Path) -> Any:
     """The base with the adapter's weights added to its own, an ordinary model; None where that is another model.
 
     Some kinds cannot be merged; a layer that shares its weights, as a head with the embedding, would change both; and
@@ -145,7 +146,7 @@ def tied_target(adapter: Any) -> str | None:
 
 
 @torch.no_grad()
-def _reading(model: Any) -> Tensor:
+def _reading(model: CausalLM) -> Tensor:
     """What tells a model from one with other weights to the bit: the trial, and every row of the embedding."""
     embedding = model.get_input_embeddings()
     ids_V = torch.arange(embedding.weight.shape[0], device=model.device)
@@ -153,7 +154,7 @@ def _reading(model: Any) -> Tensor:
     return torch.cat([trial_logps(model), *rows_V])
 
 
-def _attached(base: Any, folder: Path) -> Any:
+def _attached(base: CausalLM, folder: Path) -> Any:
     try:
         from peft import PeftModel
     except ImportError as error:

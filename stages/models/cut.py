@@ -10,6 +10,7 @@ import torch
 from stages.errors import SepoError, borrowed
 from stages.models.adapters import is_adapter
 from stages.models.folders import load_config, load_model
+from stages.types import CausalLM
 
 _HINT: Final = "give a causal language model whose configuration says how many layers it has"
 _NOT_OF_LAYERS: Final = ("architectures", "_token_id", "_token_ids", "_limit")
@@ -30,7 +31,7 @@ def layers_of(folder: Path, *, trust_remote_code: bool) -> int:
     return count
 
 
-def load_first_layers(folder: Path, layers: int, *, trust_remote_code: bool) -> Any:
+def load_first_layers(folder: Path, layers: int, *, trust_remote_code: bool) -> CausalLM:
     """A model with its embedding, its first layers, its last norm and its head, in the precision it was saved in.
 
     The weights of the other layers are never read: the model's own class builds it from a shorter configuration.
@@ -59,7 +60,7 @@ def _is_per_layer(name: str, value: Any, layers: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == layers and not name.endswith(_NOT_OF_LAYERS)
 
 
-def _refuse_unshortened(model: Any, folder: Path, layers: int) -> None:
+def _refuse_unshortened(model: CausalLM, folder: Path, layers: int) -> None:
     """Refuse a family that took the shorter configuration for something else: its list of layers would show it."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     if not lists or len(lists[0]) != layers:

@@ -30,7 +30,7 @@ from stages.models.fit import (
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.manifest import refuse_altered
-from stages.types import Tokenizer
+from stages.types import CausalLM, Tokenizer
 
 HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
@@ -149,7 +149,7 @@ def load_model(
     change: Callable[[Any], Any] | None = None,
     held: dict[str, Any] | None = None,
     ordinary: bool = False,
-) -> Any:
+) -> CausalLM:
     """A causal language model without dropout, every weight of it read from the folder.
 
     An adapter is merged; where that would give another model it stays beside its base's weights.
@@ -172,6 +172,7 @@ def load_model(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     config = change(config) if change else config
     _disable_dropout(config)
+    model: CausalLM
     with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -191,7 +192,7 @@ def load_model(
     return model
 
 
-def _load_adapter(folder: Path, load_base: Callable[[], Any], *, ordinary: bool) -> Any:
+def _load_adapter(folder: Path, load_base: Callable[[], CausalLM], *, ordinary: bool) -> CausalLM:
     merged = merge(load_base(), folder)
     if merged is None and ordinary:
         raise SepoError(
@@ -201,7 +202,7 @@ def _load_adapter(folder: Path, load_base: Callable[[], Any], *, ordinary: bool)
     return put_on(load_base(), folder).model if merged is None else merged
 
 
-def save_model(model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights = None) -> None:
+def save_model(model: CausalLM, tokenizer: Tokenizer, folder: Path, weights: Weights = None) -> None:
     """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
 
     Args:
@@ -213,7 +214,12 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights 
 
 
 def save_model_into(
-    model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights = None, *, promise: Callable[[list[str]], None]
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    folder: Path,
+    weights: Weights = None,
+    *,
+    promise: Callable[[list[str]], None],
 ) -> list[str]:
     """The same into a folder that holds other files too; returns the names written. A reader checks the manifest.
 
@@ -230,7 +236,7 @@ def save_model_into(
     return names
 
 
-def embedding_rows(model: Any) -> int:
+def embedding_rows(model: CausalLM) -> int:
     """How many ids the model has an embedding for; may exceed the tokenizer's."""
     return int(model.get_input_embeddings().weight.shape[0])
 
@@ -251,7 +257,7 @@ def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code
     return usable
 
 
-def _write(model: Any, tokenizer: Tokenizer, folder: Path, weights: Weights) -> None:
+def _write(model: CausalLM, tokenizer: Tokenizer, folder: Path, weights: Weights) -> None:
     with borrowed(f"cannot write {folder.parent}", "free the space, or use another folder; then run the same again"):
         if hasattr(model, "get_base_model"):
             save_adapter(model, folder)
@@ -290,7 +296,7 @@ def _fetched(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
 
 
-def _compute_in_float32(model: Any) -> None:
+def _compute_in_float32(model: CausalLM) -> None:
     """The products with weights of bitsandbytes too, as far as it can: log-probs are compared."""
     logging.getLogger(BITSANDBYTES_LOGGER).setLevel(logging.ERROR)
     for module in model.modules():
@@ -300,7 +306,7 @@ def _compute_in_float32(model: Any) -> None:
             module.compute_dtype = torch.float32
 
 
-def _tell_untied(model: Any) -> None:
+def _tell_untied(model: CausalLM) -> None:
     """Let the configuration say that embeddings and head are two matrices where the weights have two that differ."""
     head = getattr(model.get_output_embeddings(), "weight", None)
     tied = getattr(model.config, "tie_word_embeddings", False)

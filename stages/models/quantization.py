@@ -13,6 +13,7 @@ from stages.models.adapters import is_adapter
 from stages.models.fit import REMEDY
 from stages.models.folders import base_folder, load_model
 from stages.store.files import read_object
+from stages.types import CausalLM
 
 
 def quantized(folder: Path) -> str | None:
@@ -32,7 +33,7 @@ def bits_of(config: dict[str, Any]) -> str | None:
     return f"{bits} bits ({method})" if bits else f"few bits ({method})"
 
 
-def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> Any:
+def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> CausalLM:
     """A model on its device, its weights held as the configuration says; the head and the embeddings always in full.
 
     Raises:

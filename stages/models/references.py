@@ -19,7 +19,7 @@ from stages.store.logps import forget_parts, part_name, read_logps, write_logps
 from stages.store.scores import Scores
 from stages.store.shape import lookup
 from stages.tokens.fingerprint import vocabulary_hash
-from stages.types import PairLogps, ScoredPair, Tokenizer, TokenPair
+from stages.types import CausalLM, PairLogps, ScoredPair, Tokenizer, TokenPair
 
 PART_PAIRS: Final = 1024
 """whose log-probs are kept together: what a kill can cost"""
@@ -68,7 +68,7 @@ def refuse_other_vocabulary(tokenizer: Tokenizer, scores: Scores, model: str) ->
     )
 
 
-def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> None:
+def refuse_unknown_ids(model: CausalLM, pairs: Iterable[TokenPair], name: str) -> None:
     """Refuse a model that has no embedding for some id of the pairs."""
     highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair.parts)
     if highest >= embedding_rows(model):
@@ -78,7 +78,7 @@ def refuse_unknown_ids(model: Any, pairs: Iterable[TokenPair], name: str) -> Non
         )
 
 
-def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
+def refuse_other_head(policy: CausalLM, reference: Any, name: str) -> None:
     """A divergence over the whole vocabulary needs two heads of the same size."""
     sizes = [len(each.get_output_embeddings().weight) for each in (policy, reference) if has_head(each)]
     if len(sizes) == 2 and sizes[0] != sizes[1]:
@@ -90,7 +90,7 @@ def refuse_other_head(policy: Any, reference: Any, name: str) -> None:
 
 def logps_of_rows(
     model: Frozen,
-    load: Callable[[], Any],
+    load: Callable[[], CausalLM],
     rows: Sequence[ScoredPair],
     scores: Scores,
     context: RunContext,
@@ -111,7 +111,7 @@ def logps_of_rows(
 
     pairs = [row.pair for row in rows]
 
-    def load_fitting() -> Any:
+    def load_fitting() -> CausalLM:
         loaded = load()
         refuse_unknown_ids(loaded, pairs, model.name)
         return loaded
@@ -120,7 +120,7 @@ def logps_of_rows(
 
 
 def kept_logps(
-    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
+    model: Frozen, load: Callable[[], CausalLM], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
 ) -> list[PairLogps]:
     """Log-probs of every response token of the pairs under a model, in their order.
 
@@ -151,7 +151,7 @@ def kept_logps(
 
 
 def _make_parts(
-    model: Frozen, load: Callable[[], Any], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
+    model: Frozen, load: Callable[[], CausalLM], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
 ) -> dict[str, list[TokenPair]]:
     """Compute the parts that are not there yet; returns the pairs of each.
 
@@ -173,13 +173,13 @@ def _make_parts(
     return parts
 
 
-def logps_of(model: Any, pairs: list[TokenPair], context: RunContext, title: str) -> list[PairLogps]:
+def logps_of(model: CausalLM, pairs: list[TokenPair], context: RunContext, title: str) -> list[PairLogps]:
     """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
     with context.reporter.task(title, len(pairs), "pairs") as task:
         return _read(find_paths(model, context.reporter), pairs, context, task)
 
 
-def refuse_not_finite(model: Any, pair: TokenPair, context: RunContext) -> None:
+def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> None:
     """
     Raises:
         SepoError: a model, though its weights may be finite, says nothing of a pair.

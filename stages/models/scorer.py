@@ -1,7 +1,7 @@
 """Oracle and reference, loaded once, as a function from pairs to scores."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from stages.models.adapters import is_adapter, put_on
 from stages.models.folders import base_folder, load_model
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import KnownLogps
-from stages.types import PairLogps, ScoredPair, TokenPair
+from stages.types import CausalLM, PairLogps, ScoredPair, TokenPair
 
 
 class Models(NamedTuple):
@@ -105,7 +105,7 @@ class Scorer:
             reference = oracle._replace(as_read=adapted.without)
         self._readers = {self.models.oracle: oracle, self.models.reference: reference}
 
-    def _load(self, folder: Path) -> Any:
+    def _load(self, folder: Path) -> CausalLM:
         dtype = weights_of(self._config.precision)
         return move_model(
             load_model(folder, trust_remote_code=self._config.trust_remote_code, dtype=dtype), self._device

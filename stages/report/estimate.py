@@ -19,6 +19,7 @@ from stages.models.folders import load_config
 from stages.reporting import Table
 from stages.training.budget import SMALLEST
 from stages.training.schedule import make_schedule
+from stages.types import CausalLM
 
 FORWARD: Final = 2
 TRAINING: Final = 6
@@ -48,7 +49,7 @@ def model_size(folder: Path, *, trust_remote_code: bool) -> ModelSize:
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
     with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: CausalLM = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()
     hidden = int(text.hidden_size)
     intermediate = int(getattr(text, "intermediate_size", None) or 4 * hidden)

@@ -17,7 +17,7 @@ from stages.configs import OptimizerConfig
 from stages.devices.memory import memory_for
 from stages.logprobs.logps import Reader, Reference, WeightedLogps, make_batch, reading
 from stages.reporting import Reporter
-from stages.types import Example, longest
+from stages.types import CausalLM, Example, longest
 
 Value = TypeVar("Value")
 
@@ -133,7 +133,7 @@ def _of(table: Mapping[str, Value], device: str) -> Value:
     return table.get(device, table["cpu"])
 
 
-def _kept_with_checkpointing(model: Any, kept: float) -> float:
+def _kept_with_checkpointing(model: CausalLM, kept: float) -> float:
     """Bytes a token where every layer keeps its input alone, and one layer at a time is computed again."""
     config = model.config.get_text_config()
     layers = int(config.num_hidden_layers)

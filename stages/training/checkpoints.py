@@ -19,6 +19,7 @@ from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
 from stages.store.checksums import fault_in, read_checksums, unlisted_in, write_checksums
 from stages.store.files import whole_folder, write_text, writing
+from stages.types import CausalLM
 
 FOLDER: Final = "checkpoints"
 WEIGHTS: Final = "pytorch_model.bin"
@@ -46,7 +47,7 @@ def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: 
                 del state[name]
 
 
-def _frozen_names(model: Any) -> list[str]:
+def _frozen_names(model: CausalLM) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 

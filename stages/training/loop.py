@@ -31,7 +31,7 @@ from stages.training.step import Done, Engine, Objective, agree, backward, evalu
 from stages.training.trackers import FOLDER as TRACKERS
 from stages.training.trackers import tracking
 from stages.training.training_mode import refuse_noise, training_mode
-from stages.types import Example
+from stages.types import CausalLM, Example
 
 MOMENTS_HINT: Final = (
     "AdamW's two moments take twice the memory of the trained weights: use --optim adamw-8bit, or --lora-rank 16"
@@ -39,7 +39,7 @@ MOMENTS_HINT: Final = (
 
 
 def fit(
-    model: Any,
+    model: CausalLM,
     examples: list[Example],
     objective: Objective,
     config: OptimizerConfig,
@@ -185,7 +185,7 @@ class Training(NamedTuple):
 
 def _make_engine(
     accelerator: Accelerator,
-    model: Any,
+    model: CausalLM,
     examples: list[Example],
     objective: Objective,
     reference: Reference | None,

@@ -23,6 +23,7 @@ from stages.logprobs.trial import agree, rounds_as, trial_logps
 from stages.models.adapters import is_adapter, put_on, save, tied_target
 from stages.models.quantization import quantized
 from stages.reporting import Reporter
+from stages.types import CausalLM
 
 UNMERGED: Final = "unmerged-adapter"
 """in a run's folder, where a trained adapter is kept that could not be merged"""
@@ -31,7 +32,7 @@ UNMERGED: Final = "unmerged-adapter"
 class Trainee(NamedTuple):
     """What is trained: a whole model, or an adapter inside one."""
 
-    model: Any
+    model: CausalLM
     """a causal language model; only weights that are trained require a gradient"""
     adapter: Any
     """peft's wrapper around it, or None"""
@@ -106,7 +107,7 @@ def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_ba
         )
 
 
-def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Reporter, *, merged: bool) -> Trainee:
+def make_trainee(model: CausalLM, config: OptimizerConfig, base: str, reporter: Reporter, *, merged: bool) -> Trainee:
     """The model with a fresh adapter inside, seeded; or as it is, where no rank was given.
 
     Args:
@@ -165,7 +166,7 @@ def make_trainee(model: Any, config: OptimizerConfig, base: str, reporter: Repor
     return Trainee(adapter.get_base_model(), adapter)
 
 
-def trained_again(model: Any, folder: Path) -> Any:
+def trained_again(model: CausalLM, folder: Path) -> Any:
     """The base with a finished adapter inside, as it was when its training ended."""
     return put_on(model, folder).model
 
@@ -183,7 +184,7 @@ def _merged(adapter: Any) -> Any:
     return exact.merge_and_unload()
 
 
-def _refuse_rank(model: Any, rank: int) -> None:
+def _refuse_rank(model: CausalLM, rank: int) -> None:
     """Refuse a rank that no matrix of the model has: its adapter would only take memory."""
     highest = max((_highest_rank(module) for module in model.modules() if _is_linear(module)), default=rank)
     if rank > highest:
@@ -196,7 +197,7 @@ def _highest_rank(module: Any) -> int:
     return int(min((module.in_features, module.out_features) if linear else module.weight.shape))
 
 
-def _stacked(model: Any) -> Iterator[str]:
+def _stacked(model: CausalLM) -> Iterator[str]:
     """Weights without an adapter that hold several matrices each, such as those of all experts of a layer."""
     for prefix, module in model.named_modules():
         if not isinstance(module, torch.nn.modules.conv._ConvNd) and "base_layer" not in prefix:
@@ -205,7 +206,7 @@ def _stacked(model: Any) -> Iterator[str]:
                     yield f"{prefix}.{name}"
 
 
-def _linear_names(model: Any) -> list[str]:
+def _linear_names(model: CausalLM) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)})
 
 

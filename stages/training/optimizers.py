@@ -7,6 +7,7 @@ import torch
 from stages.configs import OptimizerConfig
 from stages.devices.extras import refuse_without
 from stages.errors import SepoError
+from stages.types import CausalLM
 
 _OF_BITSANDBYTES: Final = {
     "adamw-8bit": "AdamW8bit",
@@ -30,7 +31,7 @@ def refuse_useless_optimizer(config: OptimizerConfig, device: torch.device) -> N
         )
 
 
-def make_optimizer(model: Any, config: OptimizerConfig) -> Any:
+def make_optimizer(model: CausalLM, config: OptimizerConfig) -> Any:
     """The optimiser of the weights of `model` that are trained."""
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -46,7 +47,7 @@ def make_optimizer(model: Any, config: OptimizerConfig) -> Any:
     return getattr(optim, _OF_BITSANDBYTES[config.optim])(groups, **settings)
 
 
-def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+def _decayed(model: CausalLM, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: norms and biases are not decayed, as in transformers' Trainer; frozen weights are in none."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
@@ -55,7 +56,7 @@ def _decayed(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _keep_embeddings_exact(model: Any, manager: Any) -> None:
+def _keep_embeddings_exact(model: CausalLM, manager: Any) -> None:
     """Rows of rare tokens are unstable with moments in 8 bits (arXiv 2110.02861 section 2.3)."""
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):

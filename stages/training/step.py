@@ -14,7 +14,7 @@ from stages.devices.memory import memory_for
 from stages.errors import SepoError
 from stages.logprobs.logps import Reader, make_batch, make_groups, reading
 from stages.training.watch import response_metrics
-from stages.types import Example, PairLoss, Weighted, selected_share
+from stages.types import CausalLM, Example, PairLoss, Weighted, selected_share
 
 SHOWN: Final = 8
 """pairs that a message names"""
@@ -150,7 +150,7 @@ def _finite(loss: PairLoss) -> list[bool]:
     return finite
 
 
-def refuse_broken(accelerator: Accelerator, model: Any, phase: str, step: int, safe: int) -> None:
+def refuse_broken(accelerator: Accelerator, model: CausalLM, phase: str, step: int, safe: int) -> None:
     """Weights that an optimiser's step has broken are neither kept nor saved as a model.
 
     Args:

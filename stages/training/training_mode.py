@@ -17,6 +17,7 @@ from stages.configs import OptimizerConfig
 from stages.devices.precision import products
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, same, trial_logps
+from stages.types import CausalLM
 
 _NOISE: Final = re.compile("drop|jitter|noise")
 _READINGS: Final = 8
@@ -34,7 +35,7 @@ def refuse_impossible(config: OptimizerConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def training_mode(model: Any, config: OptimizerConfig) -> Iterator[None]:
+def training_mode(model: CausalLM, config: OptimizerConfig) -> Iterator[None]:
     """While open, `model` is computed as the configuration says; it is an ordinary model again at the end.
 
     With mixed precision the layers' products are half precision by accelerate's autocast, and the head's products take
@@ -55,7 +56,7 @@ def training_mode(model: Any, config: OptimizerConfig) -> Iterator[None]:
         yield
 
 
-def train_without_noise(model: Any) -> None:
+def train_without_noise(model: CausalLM) -> None:
     """Train mode, but for the modules that would draw random numbers in it.
 
     What they draw by is left as it is: the jitter of some routers also decides what they do when nothing is drawn.
@@ -70,7 +71,7 @@ def train_without_noise(model: Any) -> None:
 
 
 @torch.no_grad()
-def refuse_noise(model: Any) -> None:
+def refuse_noise(model: CausalLM) -> None:
     """Refuse a model that says something else in train mode, or something else each time, by reading the trial pairs.
 
     Preference losses compare log-probs: a policy that starts as its reference has to give the same ones. The run's
@@ -109,7 +110,7 @@ def _random_state(device: torch.device) -> torch.Tensor:
     return torch.cat(states)
 
 
-def _say_noise(model: Any, most: float) -> None:
+def _say_noise(model: CausalLM, most: float) -> None:
     left = sorted(name for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name))
     named = f"set {', '.join(left)} to 0 in its config.json" if left else "look for `self.training` in its code"
     raise SepoError(
@@ -127,7 +128,7 @@ def _numbers(config: Any) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def _checkpoint_layers(model: Any) -> None:
+def _checkpoint_layers(model: CausalLM) -> None:
     try:
         # Not reentrant: the hooks of DDP and FSDP see every gradient once.
         _renamed(model, "checkpointing_enable")({"use_reentrant": False})
@@ -135,12 +136,12 @@ def _checkpoint_layers(model: Any) -> None:
         raise SepoError(f"gradient_checkpointing: {one_line(error)}", hint="leave it out for this model") from error
 
 
-def _renamed(model: Any, name: str) -> Any:
+def _renamed(model: CausalLM, name: str) -> Any:
     """A method that newer versions of transformers call ``activation_...``, and warn of its older name."""
     return getattr(model, f"activation_{name}", None) or getattr(model, f"gradient_{name}")
 
 
-def _repeated_blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+def _repeated_blocks(model: Any) -> list[torch.nn.Module]:
     """The layers, each compiled on its own: the same code serves them all, and hooks around them stay in force."""
     if is_repeated_blocks(model):
         return [*model.children()]
