@@ -1,17 +1,15 @@
 # make all      install, then the whole pipeline on the built-in demo, into runs/demo; a finished stage is not redone
-# make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]
-#               the pipeline on a model and a preference data set (folders, files or hub names)
+# make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]   on a model and preference data (folders, files, hub names)
 # make compare  RECIPES side by side on the demo, over SEEDS, into runs/demo/compare
-# make test     lint, types and tests; make check: without the tests
-# make clean    remove the stages of OUT and the caches
+# make test     lint, types and tests; make check: without the tests; make docs: the pages as a site, into site/
+# make clean    remove the stages of OUT and the caches; a changed variable redoes its stage and what depends on it
 # Further options of a stage go into ORACLE_ARGS, SCORE_ARGS, POLICY_ARGS, DEMO_ARGS, REPORT_ARGS, such as
 #   make all MODEL=M DATASET=D ORACLE_ARGS='--learning-rate 1e-6' POLICY_ARGS='--chosen-ratio 0.1'
-# A changed variable redoes its stage and what depends on it.
 
 SHELL := /bin/bash
 VENV ?= .venv
 SEPO := $(VENV)/bin/sepo
-# A finished stage is not redone, an interrupted one goes on, and --overwrite replaces what other settings made.
+# An interrupted stage goes on; --overwrite replaces what other settings made.
 TRAIN_POLICY = $(SEPO) train-policy --overwrite --model $(MODEL) --scores $(OUT)/scores $(POLICY_ARGS)
 
 ifneq ($(MODEL)$(DATASET),)
@@ -21,8 +19,8 @@ endif
 OUT ?= runs/$(notdir $(MODEL))
 ORACLE_MODEL ?= $(MODEL)
 else
-# The demo: an untrained tiny model becomes the reference, which is also where every policy starts. One thread, because
-# so small a model gains nothing from more, and one gives the same numbers on every machine of a kind.
+# The demo: an untrained tiny model becomes the reference, where every policy starts. One thread: so small a model gains
+# nothing from more, and one gives the same numbers on every machine of a kind.
 export OMP_NUM_THREADS ?= 1
 OUT ?= runs/demo
 DEMO := $(OUT)/demo
@@ -45,7 +43,7 @@ symmetric_ARGS := --select symmetric --anchor-margin
 symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
 RUNS := $(foreach seed,$(SEEDS),$(foreach recipe,$(RECIPES),$(recipe)/$(seed)))
 
-.PHONY: all compare install check test clean help $(RUNS)
+.PHONY: all compare install check test docs clean help $(RUNS)
 
 all: install
 ifdef DEMO
@@ -80,10 +78,9 @@ $(RUNS):
 	$(SEPO) evaluate --overwrite --demo $(DEMO) --reference-model $(MODEL) $$models --model $$last=$(run) --seed $(@F) --output $(run).json $(COMPARE_ARGS)
 
 install: $(VENV)/.installed
-
-$(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(findstring dev,$@),[dev])'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(patsubst %,[%],$(word 2,$(subst -, ,$(@F))))'
 	@touch $@
 
 check: $(VENV)/.installed-dev
@@ -94,9 +91,12 @@ check: $(VENV)/.installed-dev
 test: check
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/mkdocs build --strict
+
 clean:
 	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.manifest.json)
-	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:
 	@sed '/^#/!Q; s/^# //' Makefile

@@ -26,17 +26,17 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
     Raises:
         SepoError: as many layers as the model has or more, no causal language model, an adapter, an unusable folder.
     """
-    source = resolve_model(config.model, reporter)
+    source = resolve_model(config.model_name, reporter)
     count = layers_of(source, trust_remote_code=config.trust_remote_code)
     if config.layers >= count:
         raise SepoError(
-            f"layers must be below the {count} that {config.model} has, got {config.layers}",
+            f"layers must be below the {count} that {config.model_name} has, got {config.layers}",
             hint="to use the whole model as the oracle, give it to `sepo train-oracle` as it is",
         )
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
     inputs = {
-        "model": Input(config.model, model_hash(source)),
-        **tokenizer_inputs(config.model, tokenizer),
+        "model": Input(config.model_name, model_hash(source)),
+        **tokenizer_inputs(config.model_name, tokenizer),
     }
     with open_stage(STAGE, config, inputs) as work:
         return work.nothing_to_do("model") if work.finished else _cut(config, work, source, count, tokenizer, reporter)

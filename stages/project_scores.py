@@ -74,12 +74,12 @@ def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
     scores = open_scores(config.scores)
     theirs = scores.manifest["tokenizer"]["vocabulary"]
     trust = config.trust_remote_code
-    folder = resolve_without_weights(config.model, reporter)
+    folder = resolve_without_weights(config.model_name, reporter)
     wanted = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
     if vocabulary_hash(wanted) == theirs:
         raise SepoError(
-            f"{config.model} has the tokenizer that {scores.folder} is of: there is nothing to project",
-            hint=f"sepo train-policy --model {config.model} --scores {scores.folder}",
+            f"{config.model_name} has the tokenizer that {scores.folder} is of: there is nothing to project",
+            hint=f"sepo train-policy --model {config.model_name} --scores {scores.folder}",
         )
     name = _scored_name(config, scores)
     folder = Path(name) if Path(name).is_dir() else resolve_without_weights(name, reporter)
@@ -89,7 +89,7 @@ def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
             f"the token->id map of {name} is not the one {scores.folder} was made with",
             hint="give the oracle's tokenizer with --tokenizer",
         )
-    for owner, tokenizer in ((name, scored), (config.model, wanted)):
+    for owner, tokenizer in ((name, scored), (config.model_name, wanted)):
         if not tokenizer.is_fast:
             raise SepoError(
                 f"the tokenizer of {owner} cannot say which letters a token stands for",
@@ -102,7 +102,7 @@ def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
     inputs = {
         "scores": Input(str(scores.folder), scores.fingerprint),
         "scored tokenizer": Input(name, before.fingerprint),
-        "tokenizer": Input(config.model, after.fingerprint),
+        "tokenizer": Input(config.model_name, after.fingerprint),
         "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
     }
     settings = {"columns": columns, "chat_template_kwargs": kwargs}

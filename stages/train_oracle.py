@@ -116,15 +116,15 @@ def _check(config: OracleConfig, reporter: Reporter) -> OracleJob:
     refuse_impossible(config, accelerator.device)
     refuse_useless_optimizer(config, accelerator.device)
     refuse_closed_hub(config.push_to_hub)
-    folder = resolve_model(config.model, reporter)
+    folder = resolve_model(config.model_name, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     refuse_useless_lora(config, folder, keeps_base=True)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     # What the first one has hashed, the others find in the cache.
     with accelerator.main_process_first():
         inputs = {
-            "model": Input(config.model, model_hash(folder)),
-            **tokenizer_inputs(config.model, tokenizer),
+            "model": Input(config.model_name, model_hash(folder)),
+            **tokenizer_inputs(config.model_name, tokenizer),
             "dataset": Input(config.dataset, dataset_hash(config.dataset)),
         }
         if config.sft_dataset:
@@ -208,7 +208,7 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
         shutil.rmtree(work.folder / ORACLE, ignore_errors=True)
     model = load_trainable(folder, config, accelerator.device) if config.sft_epochs else job.load(folder)
     stop_at(model, job.encoder.end_of_turn)
-    refuse_unknown_ids(model, [*data.train, *data.held_out, *data.sft], config.model)
+    refuse_unknown_ids(model, [*data.train, *data.held_out, *data.sft], config.model_name)
     trainee = Trainee(model, None)
     if config.sft_epochs:
         # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.

@@ -127,20 +127,20 @@ def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
     refuse_useless_optimizer(config, accelerator.device)
     refuse_closed_hub(config.push_to_hub)
     scores = open_scores(config.scores)
-    folder, trust = resolve_model(config.model, reporter), config.trust_remote_code
+    folder, trust = resolve_model(config.model_name, reporter), config.trust_remote_code
     tokenizer = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
-    refuse_other_vocabulary(tokenizer, scores, config.model)
+    refuse_other_vocabulary(tokenizer, scores, config.model_name)
     refuse_useless_lora(config, folder, keeps_base=False)
     # What the first one has hashed, the others find in the cache.
     with accelerator.main_process_first():
-        start = reference = frozen(config.model, folder, quantize=config.quantize)
+        start = reference = frozen(config.model_name, folder, quantize=config.quantize)
         if config.reference_model:
             reference = frozen(config.reference_model, resolve_model(config.reference_model, reporter))
             theirs = load_tokenizer(reference.folder, trust_remote_code=trust)
             refuse_other_vocabulary(theirs, scores, reference.name)
     inputs = {
-        "model": Input(config.model, start.hash),
-        **tokenizer_inputs(config.model, tokenizer),
+        "model": Input(config.model_name, start.hash),
+        **tokenizer_inputs(config.model_name, tokenizer),
         "scores": Input(str(scores.folder), scores.fingerprint),
     }
     if config.needs & {"reference", "kl"}:
@@ -157,7 +157,7 @@ def _load(job: PolicyJob) -> tuple[Any, list[ScoredPair], dict[str, int]]:
     rows, too_long = job.scores.rows_within(max_length, job.reporter)
     model = job.load(job.start)
     stop_at(model, Encoder(job.tokenizer).end_of_turn)
-    refuse_unknown_ids(model, (row.pair for row in rows), config.model)
+    refuse_unknown_ids(model, (row.pair for row in rows), config.model_name)
     return model, rows, {f"longer than {max_length:,} tokens": too_long}
 
 
@@ -188,7 +188,7 @@ def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair],
         examples = [example for example in examples if example.pair.pair_id in ids]
         counts["held_out"] = len(held_out)
         reporter.say(f"{len(held_out):,} pairs held out, {len(examples):,} to train on")
-    trainee = make_trainee(model, config, base_name(config.model, job.start.folder), reporter, merged=config.merge)
+    trainee = make_trainee(model, config, base_name(config.model_name, job.start.folder), reporter, merged=config.merge)
     reference = None
     if "kl" in config.needs:
         divergence = kl_of_reference if entry.divergence == "reference||policy" else kl_from_reference

@@ -56,7 +56,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     report["warnings"] = [*tokenised.remarks, *warnings]
     report["error"] = failure.message if failure else None
     return Summary(
-        f"{config.dataset} for {config.model}",
+        f"{config.dataset} for {config.model_name}",
         [*_data_rows(report, config.overlong), *_tokenizer_rows(report["tokenizer"])],
         tables=tuple(_tables(report, counts, size, pair, token_table(ids, tokenizer) if ids else None)),
         failure=failure,
@@ -66,7 +66,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
 
 def _check(config: ValidateConfig, reporter: Reporter) -> tuple[Any, Encoder, ModelSize]:
     """The model's tokenizer, and its size."""
-    folder = resolve_without_weights(config.model, reporter)
+    folder = resolve_without_weights(config.model_name, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     described = base_folder(folder) if is_adapter(folder) else folder
     size = model_size(described, trust_remote_code=config.trust_remote_code)
@@ -108,7 +108,7 @@ def _compute(
     costs = stage_costs(size, counts.kept, counts.tokens) if counts.kept else []
     return {
         "dataset": config.dataset,
-        "model": config.model,
+        "model": config.model_name,
         "layout": {"name": layout.layout, "columns": layout.columns, "kinds": layout.kinds, "not_read": layout.ignored},
         "rows": {
             "read": counts.read,

@@ -1,6 +1,7 @@
 """What an option may hold: a test, and the words for "X must be ..."."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ local: Limit = (
     lambda x: not is_remote(x),
     "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",
 )
+revision: Limit = (lambda x: re.fullmatch(r"[\w./-]+", x) is not None, "the name of a branch or tag, or a commit")
 file_name: Limit = (lambda x: x.isprintable() and "/" not in x and x.strip(".") != "", "a name without slashes")
 worker: Limit = (
     lambda x: 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],

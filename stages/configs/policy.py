@@ -17,7 +17,6 @@ class PolicyConfig(OptimizerConfig):
     An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
     """
 
-    model: shared.Model = required()
     scores: shared.Scores = required()
     output_dir: shared.OutputDir = required()
     objective: Annotated[str, Option(METHOD, "|".join(OBJECTIVES))] = "sepo"

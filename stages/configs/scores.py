@@ -88,44 +88,38 @@ class CacheConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectScoresConfig(Config):
+class ProjectScoresConfig(shared.StartsFromModel):
     """Carry scores over to the tokens of a model with another tokenizer."""
 
     scores: shared.Scores = required()
-    model: shared.Model = required()
     dataset: shared.Dataset = required()
     output_dir: shared.OutputUri = required()
     tokenizer: Annotated[str | None, Option(DATA, "FOLDER|NAME", content=False)] = None
     """Tokenizer that the scores were made with; without it, the one that the scores' manifest names."""
     columns: shared.Columns = None
     chat_template_kwargs: shared.ChatTemplateKwargs = None
-    trust_remote_code: shared.TrustRemoteCode = False
     overwrite: shared.Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutModelConfig(Config):
+class CutModelConfig(shared.StartsFromModel):
     """Cut a model to its first layers, to fine-tune a weak oracle from."""
 
-    model: shared.Model = required()
     layers: Annotated[int, Option(REQUIRED, "N", limit=limits.at_least_one)] = required()
     """Layers to keep, counted from the embedding; fewer than the model has."""
     output_dir: shared.OutputDir = required()
-    trust_remote_code: shared.TrustRemoteCode = False
     overwrite: shared.Overwrite = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateConfig(Config):
+class ValidateConfig(shared.StartsFromModel):
     """Show what a data set becomes and will cost, before any of it is spent."""
 
-    model: shared.Model = required()
     dataset: shared.Dataset = required()
     columns: shared.Columns = None
     chat_template_kwargs: shared.ChatTemplateKwargs = None
     max_length: shared.MaxLength = 2048
     overlong: shared.Overlong = "drop"
     strict: shared.Strict = False
-    trust_remote_code: shared.TrustRemoteCode = False
     json: Annotated[bool, Option(OUTPUT, content=False)] = False
     """Print one JSON object for programs, and nothing else, on stdout."""

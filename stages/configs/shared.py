@@ -1,13 +1,31 @@
 """The options that several commands have."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits
 from stages.configs.fields import OVERLONG
-from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Option
+from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
 
 _MODEL = "Model to start from: a folder or a hub name (also --model-name-or-path)."
 Model = Annotated[str, Option(REQUIRED, "FOLDER|NAME", content=False, help=_MODEL)]
+TrustRemoteCode = Annotated[bool, Option(DATA, help="Run Python code that comes with the model.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartsFromModel(Config):
+    """What the commands share that start from a model."""
+
+    model: Model = required()
+    model_revision: Annotated[str | None, Option(DATA, "REVISION", limit=limits.revision, content=False)] = None
+    """Branch, tag or commit of a model on the hub; where a command takes further models, org/name@revision says it."""
+    trust_remote_code: TrustRemoteCode = False
+
+    @property
+    def model_name(self) -> str:
+        """The model as `resolve_model` takes it: ``org/name@revision``."""
+        return f"{self.model}@{self.model_revision}" if self.model_revision else self.model
+
 
 _DATASET = (
     "Preference pairs: JSON Lines, JSON or Parquet (also .gz), or a hub name, org/name or org/name:split"
@@ -55,7 +73,6 @@ Strict = Annotated[bool, Option(DATA, content=False, help=_STRICT)]
 
 _SEED = "Seed of everything that is drawn; the same seed writes the same bytes."
 Seed = Annotated[int, Option(DATA, limit=limits.not_negative, help=_SEED)]
-TrustRemoteCode = Annotated[bool, Option(DATA, help="Run Python code that comes with the model.")]
 
 _TOKENS = (
     "Token budget of one forward pass on one device: bounds the memory and does not change the result. Lower it when"

@@ -5,12 +5,12 @@ from typing import Annotated
 
 from stages.configs import limits, shared
 from stages.configs.fields import MIXED_PRECISIONS, NAMED_TRACKERS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
-from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Config, Option, required
+from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Option, required
 from stages.configs.scores import ScoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Config):
+class OptimizerConfig(shared.StartsFromModel):
     """What every training command shares. The defaults are the paper's (section 4.1, Table 5) where it gives them."""
 
     learning_rate: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 5e-7
@@ -54,7 +54,6 @@ class OptimizerConfig(Config):
     max_length: shared.MaxLength = 2048
     eval_fraction: shared.EvalFraction = 0.0
     seed: shared.Seed = 42
-    trust_remote_code: shared.TrustRemoteCode = False
     mixed_precision: Annotated[str, Option(MEMORY, choices=MIXED_PRECISIONS)] = "no"
     """no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights, moments,
     logits and losses stay float32 (also --bf16, --fp16)."""
@@ -114,7 +113,6 @@ class OptimizerConfig(Config):
 class OracleConfig(OptimizerConfig):
     """Train an oracle: fine-tune a reference, then DPO from it on preference pairs (arXiv 2408.13518 section 3.2)."""
 
-    model: shared.Model = required()
     dataset: shared.Dataset = required()
     output_dir: shared.OutputDir = required()
     beta: Annotated[float, Option(METHOD, limit=limits.positive)] = 0.1

@@ -77,7 +77,8 @@ def base_of(folder: Path) -> str:
     name = base_of_adapter(folder)
     if name is None:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)
-    return name
+    revision = config.get("revision")
+    return f"{name}@{revision}" if revision and isinstance(revision, str) and not Path(name).exists() else name
 
 
 def base_name(name: str, folder: Path) -> str:

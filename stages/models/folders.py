@@ -32,7 +32,8 @@ from stages.store.files import hash_file, hash_json, read_object, whole_folder
 from stages.store.manifest import refuse_altered
 from stages.types import CausalLM, Tokenizer
 
-HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+HUB_NAME: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
+"""with a revision, perhaps"""
 _LOAD_REMEDY: Final = f"{REMEDY}; a model with code of its own needs --trust-remote-code"
 MOST_IDS: Final = 1 << 24
 """of a tokenizer; it is written by counting up to the last one, and ids beyond have no embedding in any model"""
@@ -267,7 +268,9 @@ def _write(model: CausalLM, tokenizer: Tokenizer, folder: Path, weights: Weights
 
 
 def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
-    folder = Path(name).expanduser()
+    folder, (before, _, revision) = Path(name).expanduser(), name.partition("@")
+    if revision and not folder.exists() and Path(before).expanduser().exists():
+        raise SepoError(f"{before} is a folder here, which has no revision {revision}", hint="give its name alone")
     if not folder.exists() and HUB_NAME.match(name) and not name.startswith("."):
         reporter.say(f"{name} is no folder here: taking it from the Hugging Face hub")
         folder = download(name)
@@ -292,8 +295,9 @@ def _download(name: str) -> Path:
 
 
 def _fetched(name: str, patterns: list[str]) -> Path:
+    repository, _, revision = name.partition("@")
     with borrowed(f"there is no folder {name}, and the hub did not give it", REMEDY):
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
 
 
 def _compute_in_float32(model: CausalLM) -> None:

@@ -149,7 +149,9 @@ def make_trainee(model: CausalLM, config: OptimizerConfig, base: str, reporter: 
             hint=f"its linear layers are {', '.join(_linear_names(model))}",
         ) from error
     # peft takes the name that the model was loaded by, and warns of any other.
-    adapter.active_peft_config.base_model_name_or_path = base
+    name, _, revision = (base, "", "") if Path(base).is_dir() else base.partition("@")
+    adapter.active_peft_config.base_model_name_or_path = name
+    adapter.active_peft_config.revision = revision or None
     tied = tied_target(adapter) if merged else None
     if tied:
         raise SepoError(
