@@ -32,8 +32,6 @@ class Format(NamedTuple):
     name: str
     rows: Callable[[Path, str, Wanted], Iterator[Placed]]
     """the file, its name for messages, and the columns to read; another one has no value, where that saves anything"""
-    count: Callable[[Path], int] = lambda path: 0
-    """how many rows a file has, if it says so itself; else 0"""
 
 
 def format_of(path: Path) -> Format | None:
@@ -132,17 +130,6 @@ def _columns_read(names: list[str], wanted: Wanted, file: str) -> list[str]:
     return list(read)
 
 
-def _parquet_count(path: Path) -> int:
-    with pq.ParquetFile(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def _arrow_count(path: Path) -> int:
-    # Of a file that is mapped, nothing is read but the heads of its batches.
-    with pa.memory_map(str(path)) as source:
-        return sum(batch.num_rows for batch in _ipc_batches(source))
-
-
 def _ipc_batches(source: Any) -> Iterator[Any]:
     if source.read(6) == b"ARROW1":
         source.seek(0)
@@ -214,6 +201,6 @@ _TEXT: Final = {
     ".tsv": Format("TSV", lambda path, name, wanted: _csv_rows(path, name, "\t")),
 }
 _BINARY: Final = {
-    ".parquet": Format("Parquet", _parquet_rows, _parquet_count),
-    ".arrow": Format("Arrow", _arrow_rows, _arrow_count),
+    ".parquet": Format("Parquet", _parquet_rows),
+    ".arrow": Format("Arrow", _arrow_rows),
 }

@@ -102,23 +102,16 @@ FAULTS = {
     "pretty": ("a.json", json.dumps(ROWS[0], indent=1).encode(), "a.json:1: broken JSON: Expecting property name enclosed in double quotes (column 2)", JSON_HINT),
     "list": ("a.json", b'[{"n": 1},\n{"n" 2}]', "a.json:2: broken JSON: Expecting ':' delimiter (column 6)", JSON_HINT),
     "open list": ("a.json", b'[{"n": 1},\n{"n": 2}\n', "a.json:3: broken JSON: Expecting ',' delimiter (column 1)", JSON_HINT),
-    "deep": ("a.jsonl", LINES + b"[" * 200_000, "a.jsonl:4: broken JSON: ", JSON_HINT),
-    "line is a list": ("a.jsonl", LINES + b'["x"]\n', "a.jsonl:4: a list, not an object", JSON_HINT),
     "line is null": ("a.jsonl", b"null\n", "a.jsonl:1: null, not an object", JSON_HINT),
     "line is a boolean": ("a.jsonl", b"true\n", "a.jsonl:1: a boolean, not an object", JSON_HINT),
     "item is a number": ("a.json", b'[{"n": 1}, 2.5]', "a.json row 1: a number, not an object", JSON_HINT),
     "item is text": ("a.json", b'["x"]', "a.json row 0: text, not an object", JSON_HINT),
     "latin-1": ("a.jsonl", LINES + b'{"prompt": "caf\xe9"}\n', "a.jsonl:4: not UTF-8 at byte 16", "save the file as UTF-8"),
-    "utf-16": ("a.jsonl", LINES.decode().encode("utf-16"), "a.jsonl:1: not UTF-8 at byte 1", "save the file as UTF-8"),
     "latin-1 list": ("a.json", b'["\xe9"]', "a.json: not UTF-8 in or after line 1", "save the file as UTF-8"),
-    "cut gzip": ("a.jsonl.gz", gzip.compress(LINES)[:-12], "a.jsonl.gz: the gzip data ends too early", DAMAGED_HINT),
-    "no gzip": ("a.jsonl.gz", LINES, "a.jsonl.gz: damaged gzip data: Not a gzipped file", DAMAGED_HINT),
     "rotten gzip": ("a.jsonl.gz", gzip.compress(LINES)[:10] + b"\xff" * 40, "a.jsonl.gz: damaged gzip data: Error -3", DAMAGED_HINT),
-    "no parquet": ("a.parquet", LINES, "a.parquet: damaged Parquet data: Parquet magic bytes not found in footer", DAMAGED_HINT),
     "empty parquet": ("a.parquet", b"", "a.parquet: damaged Parquet data: Parquet file size is 0 bytes", DAMAGED_HINT),
     "empty": ("a.jsonl", b"", "a.jsonl: no rows", "give a data set with at least one row"),
     "blank": ("a.json", b"\n \n", "a.json: no rows", "give a data set with at least one row"),
-    "empty list": ("a.json", b"[]", "a.json: no rows", "give a data set with at least one row"),
     "unknown": ("a.txt", LINES, "a.txt: unknown kind of file", KINDS_HINT),
     "unknown gz": ("a.parquet.gz", LINES, "a.parquet.gz: unknown kind of file", KINDS_HINT),
 }  # fmt: skip
@@ -145,12 +138,6 @@ def test_a_damaged_page_of_parquet(folder):
     message, hint = error_of("a.parquet")
     assert message.startswith("a.parquet: damaged Parquet data: ")
     assert hint == DAMAGED_HINT
-
-
-def test_parquet_text_that_is_not_utf8(folder):
-    text = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
-    pq.write_table(pa.table({"prompt": text}), "a.parquet")
-    assert error_of("a.parquet") == ("a.parquet: not UTF-8 after row 0", "save its texts as UTF-8")
 
 
 def test_parquet_without_rows(folder):
@@ -185,12 +172,6 @@ def test_hash_of_a_file_is_that_of_its_bytes(folder):
     (folder / "a.jsonl.gz").write_bytes(packed)
     assert dataset_hash("a.jsonl") == "sha256:" + hashlib.sha256(LINES).hexdigest()
     assert dataset_hash("a.jsonl.gz") == "sha256:" + hashlib.sha256(packed).hexdigest()
-
-
-def test_hash_refuses_what_cannot_be_read_later(folder):
-    (folder / "a.txt").write_bytes(LINES)
-    with pytest.raises(SepoError, match=r"^a\.txt: unknown kind of file$"):
-        dataset_hash("a.txt")
 
 
 def hub_folder(folder, *splits):

@@ -3,7 +3,6 @@
 import pytest
 
 from stages.data.conversations import EMPTY_RESPONSE
-from stages.errors import SepoError
 from stages.tokens import rendering
 from stages.tokens.chat import NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
 from stages.tokens.encode import Encoder
@@ -140,12 +139,6 @@ def test_a_template_among_several_is_the_default_one():
     tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ 1 / 0 }}"}
     pair = Encoder(tokenizer).encode(Pair(0, [user("what?")], "It is", ""))
     assert tokenizer.decode(pair.chosen_ids) == "It is<|im_end|>"
-
-
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages + 1 }}", "{{ 'nothing' }}"])
-def test_a_broken_template_is_a_line(template):
-    with pytest.raises(SepoError, match=r"the chat template (fails|leaves out)"):
-        Encoder(dress(byte_level(), template))
 
 
 def test_no_more_than_three_renderings_a_pair(monkeypatch):

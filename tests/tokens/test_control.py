@@ -9,8 +9,8 @@ from stages.types import Dropped, Pair
 from tests.tokenizers_zoo import FAMILIES, TEMPLATES, byte_level, dress
 
 
-def verdict(tokenizer, text, answer="It is"):
-    pair = Encoder(tokenizer).encode(Pair(0, [{"role": "user", "content": text}], answer, "sorry"))
+def verdict(tokenizer, text, answer="It is", other="sorry"):
+    pair = Encoder(tokenizer).encode(Pair(0, [{"role": "user", "content": text}], answer, other))
     return pair.reason if isinstance(pair, Dropped) else "kept"
 
 
@@ -29,6 +29,7 @@ def test_every_special_token_of_every_family(family, template):
         if token.special:
             assert verdict(tokenizer, f"so {token.content} now") == CONTROL
             assert verdict(tokenizer, "what?", f"{token.content}It is") == CONTROL
+            assert verdict(tokenizer, "what?", other=f"sorry{token.content}") == CONTROL
     assert verdict(tokenizer, "so im_end now <| |> [/INST] <>") == "kept"
 
 

@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from stages.data.conversations import EMPTY_RESPONSE
-from stages.tokens.chat import NOT_CONTINUED, REFUSED
-from stages.tokens.encode import CONTROL, NEEDS_TEMPLATE, SAME_WHEN_CUT, Encoder, truncate
+from stages.tokens.encode import NEEDS_TEMPLATE, SAME_WHEN_CUT, Encoder, truncate
 from stages.types import Dropped, Pair
-from tests.conftest import BOS_TEMPLATE, CHATML, byte_level_tokenizer
+from tests.conftest import CHATML, byte_level_tokenizer
 
 
 def user(text):
@@ -54,36 +51,6 @@ def test_ids_are_those_of_transformers_on_the_whole_conversation(chatml):
     assert [*pair.prompt_ids, *pair.chosen_ids, *newline] == whole
 
 
-def test_exactly_one_bos():
-    """The template writes the BOS; a tokenizer that adds one of its own must not add a second."""
-    tokenizer = byte_level_tokenizer(BOS_TEMPLATE, bos_token="<s>", eos_token="</s>")
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-    pair = encode(tokenizer, user("what is it?"))
-    assert pair.prompt_ids.tolist().count(tokenizer.bos_token_id) == 1
-    assert pair.prompt_ids[0] == tokenizer.bos_token_id
-    assert tokenizer.bos_token_id not in pair.chosen_ids
-
-
-def test_a_template_without_an_end_of_turn_gets_eos_once():
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}" + (
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
-    tokenizer = byte_level_tokenizer(template, eos_token="</s>")
-    pair = encode(tokenizer, user("what?"))
-    assert text_of(tokenizer, pair.chosen_ids) == "It is Paris\n</s>"
-
-
-def test_the_end_of_turn_need_not_be_eos():
-    tokenizer = byte_level_tokenizer(CHATML, eos_token="</s>", pad_token="</s>")
-    pair = encode(tokenizer, user("what?"))
-    assert text_of(tokenizer, pair.chosen_ids).startswith("It is Paris<|im_end|>")
-
-
 def test_no_template_is_plain_text():
     tokenizer = byte_level_tokenizer(None, eos_token="</s>")
     pair = encode(tokenizer, user("what is "), "it", "not it")
@@ -93,43 +60,9 @@ def test_no_template_is_plain_text():
     assert encode(tokenizer, several) == Dropped(3, NEEDS_TEMPLATE)
 
 
-@pytest.mark.parametrize("place", ["prompt", "chosen", "rejected"])
-def test_text_that_spells_a_control_token_is_dropped(chatml, place):
-    texts = {"prompt": "what?", "chosen": "It is", "rejected": "sorry"} | {place: "so <|im_end|> now"}
-    assert encode(chatml, user(texts["prompt"]), texts["chosen"], texts["rejected"]) == Dropped(3, CONTROL)
-
-
-def test_a_template_that_refuses_or_rewrites():
-    refuses = CHATML.replace(
-        "{% for", "{% if messages[0]['content'] == 'x' %}{{ raise_exception('no') }}{% endif %}{% for", 1
-    )
-    tokenizer = byte_level_tokenizer(refuses, eos_token="<|im_end|>")
-    assert encode(tokenizer, user("x")) == Dropped(3, REFUSED)
-    rewrites = CHATML.replace("'assistant\n' }}", "'assistant\nthinking' }}").replace(
-        "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>"
-    )
-    tokenizer = byte_level_tokenizer(rewrites, eos_token="<|im_end|>")
-    assert encode(tokenizer, user("y")) == Dropped(3, NOT_CONTINUED)
-
-
-def test_a_template_that_strips_an_answer_to_nothing():
-    tokenizer = byte_level_tokenizer(
-        CHATML.replace("message['content']", "message['content'].strip()"), eos_token="<|im_end|>"
-    )
-    assert encode(tokenizer, user("what?"), "  It is ", " \n") == Dropped(3, EMPTY_RESPONSE)
-    assert text_of(tokenizer, encode(tokenizer, user("what?"), "  It is ").chosen_ids) == "It is<|im_end|>"
-
-
 def test_sft_pairs_have_one_response(chatml):
     pair = encode(chatml, user("what?"), "It is", "")
     assert len(pair.rejected_ids) == 0
-
-
-@given(st.text(min_size=1).filter(lambda text: "<|" not in text and text.strip()))
-def test_any_text_round_trips(chatml, text):
-    """On its own too, with a byte-level tokenizer; test_encode_families.py has the others."""
-    pair = encode(chatml, user("what?"), text)
-    assert text_of(chatml, pair.chosen_ids) == text + "<|im_end|>"
 
 
 @pytest.mark.parametrize("template", [CHATML, None])
