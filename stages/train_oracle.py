@@ -47,7 +47,7 @@ from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
-from stages.tokens.dataset import Counts, Limit, load_conversations, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
@@ -152,7 +152,7 @@ def _load(job: OracleJob, work: Run) -> OracleData:
     all_counts = {"dataset": counts.as_json(), "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
     if config.sft_dataset and config.sft_epochs:
         with job.accelerator.main_process_first():
-            sft, counts = load_conversations(config.sft_dataset, encoder, limit, reporter=reporter)
+            sft, counts = load_pairs(config.sft_dataset, encoder, limit, sft=True, reporter=reporter)
         _refuse_changed_or_dropped(job, work, "sft_dataset", counts)
         all_counts["sft_dataset"] = counts.as_json()
     return OracleData(train, held_out, sft, all_counts)

@@ -23,7 +23,7 @@ from stages.report.census import chosen_longer, leaks, overlong, repeats, spread
 from stages.report.estimate import ModelSize, cost_table, gigabytes, model_size, stage_costs
 from stages.report.visible import pair_table, token_table
 from stages.reporting import Reporter, Summary, Table
-from stages.tokens.dataset import Counts, Limit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised_pairs
+from stages.tokens.dataset import Counts, Limit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised
 from stages.tokens.encode import SAME_IDS, Encoder
 from stages.training.budget import memory_of
 from stages.types import Pair, Tokenizer, TokenPair
@@ -42,9 +42,9 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     tokenizer, encoder, size = _check(config, reporter)
-    tokenised, counts = _load(config, encoder, reporter)
-    pair, ids, tools = _example(config, tokenised)
-    report = _compute(config, tokenised, counts, size, accelerator.device)
+    found, counts = _load(config, encoder, reporter)
+    pair, ids, tools = _example(config, found)
+    report = _compute(config, found, counts, size, accelerator.device)
     report["tokenizer"] = _tokenizer_facts(tokenizer, encoder, ids)
     warnings = list(_warnings(report, counts, size))
     if tools and not encoder.shows_tools:
@@ -53,7 +53,7 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
         reporter.warn(warning)
     failure = _failure(config, counts, report["max_length"]["pairs"])
     report["example"] = {"pair": pair._asdict() if pair else None, "ids": _as_lists(ids) if ids else None}
-    report["warnings"] = [*tokenised.remarks, *warnings]
+    report["warnings"] = [*found.remarks, *warnings]
     report["error"] = failure.message if failure else None
     return Summary(
         f"{config.dataset} for {config.model_name}",
@@ -75,18 +75,18 @@ def _check(config: ValidateConfig, reporter: Reporter) -> tuple[Any, Encoder, Mo
 
 def _load(config: ValidateConfig, encoder: Encoder, reporter: Reporter) -> tuple[Tokenised, Counts]:
     """The pairs before any limit, and what becomes of all rows under the limit."""
-    tokenised = tokenised_pairs(config.dataset, encoder, columns=column_names(config.columns), reporter=reporter)
+    found = tokenised(config.dataset, encoder, columns=column_names(config.columns), reporter=reporter)
     limit = Limit(config.max_length, "drop" if config.overlong == "error" else config.overlong)
-    return tokenised, apply_limit(limit, tokenised, config.dataset)[1]
+    return found, apply_limit(limit, found, config.dataset)[1]
 
 
-def _example(config: ValidateConfig, tokenised: Tokenised) -> tuple[Pair | None, TokenPair | None, bool]:
+def _example(config: ValidateConfig, found: Tokenised) -> tuple[Pair | None, TokenPair | None, bool]:
     """The pair that is shown, the first that fits, as text and as ids; and whether any of the first rows brings tools.
 
     Where none fits it is the first that has ids, and where none has any, the first that could be read.
     """
-    fitting = np.flatnonzero(whole_lengths(tokenised.pairs.lengths) <= config.max_length)
-    ids = tokenised.pairs[int(fitting[0]) if len(fitting) else 0] if len(tokenised.pairs) else None
+    fitting = np.flatnonzero(whole_lengths(found.pairs.lengths) <= config.max_length)
+    ids = found.pairs[int(fitting[0]) if len(fitting) else 0] if len(found.pairs) else None
     wanted = None
     tools = False
     for number, pair in enumerate(read_pairs(config.dataset, column_names(config.columns))):
@@ -100,11 +100,11 @@ def _example(config: ValidateConfig, tokenised: Tokenised) -> tuple[Pair | None,
 
 
 def _compute(
-    config: ValidateConfig, tokenised: Tokenised, counts: Counts, size: ModelSize, device: torch.device
+    config: ValidateConfig, found: Tokenised, counts: Counts, size: ModelSize, device: torch.device
 ) -> dict[str, Any]:
     """All that is known of the data set and what it will cost; of pairs only where there are any."""
     layout = look(config.dataset, column_names(config.columns))
-    pairs = tokenised.pairs if len(tokenised.pairs) else None
+    pairs = found.pairs if len(found.pairs) else None
     costs = stage_costs(size, counts.kept, counts.tokens) if counts.kept else []
     return {
         "dataset": config.dataset,
@@ -119,7 +119,7 @@ def _compute(
                 for reason, count in counts.dropped.most_common()
             },
         },
-        "max_length": {"limit": config.max_length, **overlong(tokenised.pairs.lengths, config.max_length)},
+        "max_length": {"limit": config.max_length, **overlong(found.pairs.lengths, config.max_length)},
         "tokens_kept": dict(counts.tokens),
         "lengths": spreads(pairs.lengths) if pairs else None,
         "repeats": repeats(pairs.content_hashes, pairs.prompt_hashes) if pairs else None,

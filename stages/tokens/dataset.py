@@ -7,7 +7,7 @@ Every row that was left out is counted by reason. The tokenizer works on a batch
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -110,69 +110,43 @@ class KeptPairs(Pairs):
 
 
 def load_pairs(
-    dataset: str, encoder: Encoder, limit: Limit, *, columns: Mapping[str, str], reporter: Reporter
+    dataset: str,
+    encoder: Encoder,
+    limit: Limit,
+    *,
+    columns: Mapping[str, str] | None = None,
+    sft: bool = False,
+    reporter: Reporter,
 ) -> tuple[KeptPairs, Counts]:
-    """The pairs of a preference data set that a limit keeps, and what became of all rows; errors as `apply_limit`.
-
-    Args:
-        dataset: files or a hub name; see `stages.data.sources`.
-        columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
+    """The pairs of a data set that a limit keeps, and what became of all rows; arguments as `tokenised`.
 
     Raises:
-        SepoError: no pair is left.
+        SepoError: as `tokenised` and `apply_limit`, or no pair is left.
     """
-    return _within(limit, tokenised_pairs(dataset, encoder, columns=columns, reporter=reporter), dataset, reporter)
-
-
-def load_conversations(dataset: str, encoder: Encoder, limit: Limit, *, reporter: Reporter) -> tuple[KeptPairs, Counts]:
-    """The same of a data set for SFT, as pairs without a rejected response. Every answer counts as a row."""
-    return _within(limit, tokenised_conversations(dataset, encoder, reporter=reporter), dataset, reporter)
-
-
-def _within(limit: Limit, found: Tokenised, name: str, reporter: Reporter) -> tuple[KeptPairs, Counts]:
-    pairs, counts = apply_limit(limit, found, name)
-    reporter.say(f"{name}: {counts}")
-    refuse_empty(counts, name)
+    found = tokenised(dataset, encoder, columns=columns, sft=sft, reporter=reporter)
+    pairs, counts = apply_limit(limit, found, dataset)
+    reporter.say(f"{dataset}: {counts}")
+    refuse_empty(counts, dataset)
     return pairs, counts
 
 
-def tokenised_pairs(dataset: str, encoder: Encoder, *, columns: Mapping[str, str], reporter: Reporter) -> Tokenised:
-    """A preference data set as ids; arguments as `load_pairs`.
-
-    Raises:
-        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts.read_pairs`.
-    """
-    names = dict(columns)
-
-    def read(say_layout: Callable[[str], None], remarks: Counts) -> Items:
-        return read_pairs(dataset, names, on_layout=say_layout, on_remark=remarks.drop)
-
-    return _tokenised(dataset, encoder, ["pairs", names], read, count_rows(dataset), reporter)
-
-
-def tokenised_conversations(dataset: str, encoder: Encoder, *, reporter: Reporter) -> Tokenised:
-    """A data set for SFT as ids; errors as `stages.data.layouts.read_conversations`."""
-
-    def read(say_layout: Callable[[str], None], remarks: Counts) -> Items:
-        return read_conversations(dataset, on_layout=say_layout)
-
-    return _tokenised(dataset, encoder, ["conversations"], read, 0, reporter)
-
-
-def _tokenised(
+def tokenised(
     dataset: str,
     encoder: Encoder,
-    kind: list[Any],
-    read: Callable[[Callable[[str], None], Counts], Items],
-    total: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    sft: bool = False,
     reporter: Reporter,
 ) -> Tokenised:
     """What the cache has of a data set, or else makes of it now.
 
     Args:
-        kind: what tells this way of reading the data set from others.
-        read: given who is told the layout, and what counts remarks.
-        total: how many items there will be; 0: unknown.
+        dataset: files or a hub name; see `stages.data.sources`.
+        columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
+        sft: not preferences but conversations are read; every answer is a pair without a rejected response.
+
+    Raises:
+        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts`.
     """
     if encoder.ignored_arguments:
         unknown = ", ".join(encoder.ignored_arguments)
@@ -185,7 +159,12 @@ def _tokenised(
             reporter.say(f"{dataset}: {words}")
         said.append(words)
 
-    content = dataset_hash(dataset)
+    def read(remarks: Counts) -> Items:
+        if sft:
+            return read_conversations(dataset, names, on_layout=say_layout)
+        return read_pairs(dataset, names, on_layout=say_layout, on_remark=remarks.drop)
+
+    content, names = dataset_hash(dataset), dict(columns or {})
 
     def write(file: NewFile) -> None:
         counts, remarks, summary = Counts(), Counts(), dict[str, Any]()
@@ -193,8 +172,8 @@ def _tokenised(
         encoder.changed_texts()
 
         def batches() -> Iterator[list[TokenPair]]:
-            with reporter.task(f"read {dataset}", total, "rows") as task:
-                yield from _encoded(read(say_layout, remarks), encoder, counts, task)
+            with reporter.task(f"read {dataset}", 0 if sft else count_rows(dataset), "rows") as task:
+                yield from _encoded(read(remarks), encoder, counts, task)
             refuse_changed(dataset, content)
             odd = [
                 f"in {count:,} of {counts.read:,} rows {words} (first: {remarks.examples[words][0]});"
@@ -206,7 +185,7 @@ def _tokenised(
 
         write_table(file, batches(), summary)
 
-    key = ["ids", kind, content, encoder.fingerprint, code_fingerprint()]
+    key = ["ids", "conversations" if sft else "pairs", names, content, encoder.fingerprint, code_fingerprint()]
     found = cached(key, _open, write, name=dataset, reporter=reporter)
     if not said:
         say_layout(found.layout)

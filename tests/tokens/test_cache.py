@@ -14,7 +14,7 @@ from filelock import FileLock
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.tokens.cache import NewFile, cached_arrays
-from stages.tokens.dataset import tokenised_pairs
+from stages.tokens.dataset import tokenised
 from stages.tokens.encode import Encoder
 from tests.conftest import Listens, word_rows, write_lines
 
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def read(chatml):
     def read(reporter=None):
-        found = tokenised_pairs("pairs.jsonl", Encoder(chatml), columns={}, reporter=reporter or Quiet())
+        found = tokenised("pairs.jsonl", Encoder(chatml), reporter=reporter or Quiet())
         return (
             found.counts.read,
             found.counts.dropped,

@@ -10,7 +10,7 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.tokens import rendering
 from stages.tokens.chat import NO_BEGINNING, NO_END, NO_SYSTEM, NOT_CONTINUED, REFUSED, REWRITTEN
-from stages.tokens.dataset import tokenised_pairs
+from stages.tokens.dataset import tokenised
 from stages.tokens.encode import Encoder
 from stages.tokens.round_trip import OTHER_BLANKS, OTHER_LETTERS
 from stages.types import Dropped, Pair
@@ -224,7 +224,7 @@ def test_what_a_tokenizer_is_made_to_change_is_counted_and_drops_no_row(tmp_path
         path = write_lines(tmp_path / f"{name}.jsonl", rows)
         for _ in range(2):
             reporter = Quiet()
-            found = tokenised_pairs(str(path), encoder, columns={}, reporter=reporter)
+            found = tokenised(str(path), encoder, reporter=reporter)
             assert (found.counts.read, found.counts.dropped) == (len(rows), {})
             said = [line for line in reporter.warnings if "the tokenizer changes" in line]
             assert len(said) == (name == "other")

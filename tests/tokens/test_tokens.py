@@ -16,7 +16,7 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.files import cache_folder
 from stages.tokens import dataset, fingerprint
-from stages.tokens.dataset import Limit, load_pairs, tokenised_conversations, tokenised_pairs
+from stages.tokens.dataset import Limit, load_pairs, tokenised
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenization_hash, tokenizer_hash
 from stages.types import Dropped, content_hash
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def make(tokenizer, rows=None, reporter=None, columns=None):
     if rows is not None:
         write_lines("pairs.jsonl", rows)
-    return tokenised_pairs("pairs.jsonl", Encoder(tokenizer), columns=columns or {}, reporter=reporter or Quiet())
+    return tokenised("pairs.jsonl", Encoder(tokenizer), columns=columns or {}, reporter=reporter or Quiet())
 
 
 def same(left, right):
@@ -88,7 +88,7 @@ def test_what_is_odd_is_counted_once_where_the_cache_cannot_be_written(chatml, f
 def test_conversations_have_a_table_too(chatml):
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "the lazy dog"}]
     write_lines("sft.jsonl", [{"messages": turns * 2}, {"messages": turns}])
-    found = tokenised_conversations("sft.jsonl", Encoder(chatml), reporter=Quiet())
+    found = tokenised("sft.jsonl", Encoder(chatml), sft=True, reporter=Quiet())
     assert found.pairs.pair_ids.tolist() == [0, 0, 1]
     assert all(map(same, found.pairs, map(Encoder(chatml).encode, read_conversations("sft.jsonl"))))
     assert not found.pairs.lengths[:, 2].any()
@@ -133,7 +133,7 @@ def test_one_cache_serves_every_limit_and_every_name_of_a_file(chatml, monkeypat
     forbid_encoding(monkeypatch)
     for limit in (Limit(20, "truncate"), Limit(25), Limit(40, "truncate")):
         ear = Listens()
-        load_pairs("copy.jsonl", Encoder(chatml), limit, columns={}, reporter=ear)
+        load_pairs("copy.jsonl", Encoder(chatml), limit, reporter=ear)
         assert ear.said[0] == "copy.jsonl: prompt and answers as text"
     assert len(entries()) == 1
 
@@ -184,9 +184,9 @@ def test_whatever_decides_an_id_decides_what_is_looked_up(chatml, monkeypatch, c
             other = with_backend(chatml, lambda state: None)
             other.eos_token = "<|im_start|>"
     if changed == "kind":
-        after = tokenised_conversations(name, Encoder(other), reporter=Quiet())
+        after = tokenised(name, Encoder(other), sft=True, reporter=Quiet())
     else:
-        after = tokenised_pairs(name, Encoder(other), columns=columns, reporter=Quiet())
+        after = tokenised(name, Encoder(other), columns=columns, reporter=Quiet())
     assert len(entries()) == 2
     encoder = Encoder(other)
     read = read_conversations(name) if changed == "kind" else read_pairs(name, columns)
