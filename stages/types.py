@@ -68,6 +68,8 @@ class CausalLM(Protocol):
     config: Any
     generation_config: Any
     training: bool
+    own_attention: bool
+    """set where it has to attend by itself, and no pairs may be packed into its rows; else missing"""
 
     @property
     def base_model(self) -> Any: ...

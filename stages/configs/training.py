@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits, shared
-from stages.configs.fields import MIXED_PRECISIONS, NAMED_TRACKERS, OPTIMIZERS, QUANTIZATIONS, SCHEDULERS, TRACKERS
+from stages.configs.fields import (
+    ATTENTIONS,
+    MIXED_PRECISIONS,
+    NAMED_TRACKERS,
+    OPTIMIZERS,
+    QUANTIZATIONS,
+    SCHEDULERS,
+    TRACKERS,
+)
 from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Option, required
 from stages.configs.scores import ScoreConfig
 
@@ -57,6 +65,9 @@ class OptimizerConfig(shared.StartsFromModel):
     mixed_precision: Annotated[str, Option(MEMORY, choices=MIXED_PRECISIONS)] = "no"
     """no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights, moments,
     logits and losses stay float32 (also --bf16, --fp16)."""
+    attn_implementation: Annotated[str | None, Option(MEMORY, choices=ATTENTIONS)] = None
+    """Train by this attention of transformers, every response in a padded row of its own. Without it, several pairs
+    share a row, each prompt once, where the model gives the same log-probs so: much faster."""
     gradient_checkpointing: Annotated[bool, Option(MEMORY, content=False)] = False
     """Compute every layer twice instead of keeping it for the backward pass: less memory, a third slower."""
     compile: Annotated[bool, Option(MEMORY, content=False)] = False

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from stages.compat import takes_attention
+from stages.compat import attention_of, takes_attention
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
@@ -58,6 +58,8 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
     packed = pack(examples, model.device)
     if reader.alone:
         reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
+    elif getattr(model, "own_attention", False):
+        reporter.say(f"{_name(model)}: attends by {attention_of(model)}; every response has a padded row of its own")
     elif (
         _may_pack(reader)
         and _agrees(reader, packed, expected_N, limit)

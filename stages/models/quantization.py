@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig
 
 from stages.configs import OptimizerConfig
 from stages.devices.memory import move_model
-from stages.errors import SepoError
+from stages.errors import SepoError, borrowed
 from stages.models.adapters import is_adapter
 from stages.models.fit import REMEDY
 from stages.models.folders import base_folder, load_model
@@ -39,18 +39,23 @@ def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) 
     Raises:
         SepoError: as `load_model`, or its checkpoint's weights let no gradient through.
     """
-    if config.quantize is None:
-        model = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, ordinary=True), device)
-        quantizer = getattr(model, "hf_quantizer", None)
-        if quantizer is not None and not quantizer.is_trainable:
-            raise SepoError(
-                f"{folder} holds its weights in {quantized(folder)}, through which no gradient passes",
-                hint="give the model that it was made from",
-            )
-        return model
-    # Weights are packed as they are read: they are never whole on the device.
-    held = {"quantization_config": _how(config.quantize), "device_map": {"": device}}
-    return load_model(folder, trust_remote_code=config.trust_remote_code, held=held)
+    # Weights in few bits are packed as they are read: they are never whole on the device.
+    held = {"quantization_config": _how(config.quantize), "device_map": {"": device}} if config.quantize else None
+    ordinary, trust = config.quantize is None, config.trust_remote_code
+    model = move_model(load_model(folder, trust_remote_code=trust, held=held, ordinary=ordinary), device)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if ordinary and quantizer is not None and not quantizer.is_trainable:
+        raise SepoError(
+            f"{folder} holds its weights in {quantized(folder)}, through which no gradient passes",
+            hint="give the model that it was made from",
+        )
+    if config.attn_implementation:
+        with borrowed(
+            f"{folder} does not attend by {config.attn_implementation}", hint="leave out --attn-implementation"
+        ):
+            model.set_attn_implementation(config.attn_implementation)
+        model.own_attention = True
+    return model
 
 
 def _how(quantize: str) -> BitsAndBytesConfig:

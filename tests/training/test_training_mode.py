@@ -9,9 +9,10 @@ from stages.logprobs.batches import whole
 from stages.logprobs.head import find_head, head_logps
 from stages.logprobs.logps import Reader, reading, weighted_logps
 from stages.logprobs.packing import pack
+from stages.models.quantization import load_trainable
 from stages.training.training_mode import refuse_impossible, training_mode
-from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
-from tests.training.fits import train, weights
+from tests.conftest import Listens, random_pairs, tiny_gpt2, tiny_llama
+from tests.training.fits import SETTINGS, train, weights
 
 
 def forwards(folder, make, **settings):
@@ -90,3 +91,20 @@ def test_layers_are_compiled_while_they_train_and_not_after_that():
 def test_fp16_needs_a_gpu():
     with pytest.raises(SepoError, match="mixed_precision fp16 needs a GPU"):
         refuse_impossible(OptimizerConfig(mixed_precision="fp16"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_a_model_trains_by_the_attention_that_was_asked_for(chat_folder, tmp_path, name):
+    models, said = [], []
+    for number, chosen in enumerate((None, name)):
+        config = OptimizerConfig(**{**SETTINGS, "attn_implementation": chosen})
+        model, reporter = load_trainable(chat_folder, config, torch.device("cpu")), Listens()
+        train(tmp_path / str(number), model=model, reporter=reporter, attn_implementation=chosen)
+        models.append(model)
+        said.append([text for text in reporter.said if "attends by" in text])
+    assert said == [[], [f"LlamaForCausalLM: attends by {name}; every response has a padded row of its own"]]
+    ours, theirs = map(weights, models)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+    assert not torch.equal(ours, theirs)
+    with pytest.raises(SepoError, match="attn_implementation must be one of sdpa, eager, got 'flash_attention_2'"):
+        OptimizerConfig(attn_implementation="flash_attention_2")
