@@ -82,12 +82,6 @@ def test_the_same_pair_in_every_layout(tmp_path, layout):
     told = []
     assert list(read_conversations(str(tmp_path / "pairs.jsonl"), on_layout=told.append)) == [Pair(0, prompt, "so", "")]
     assert told == [words]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_parquet_gives_what_json_gives(tmp_path, layout):
-    prompt, _, row = LAYOUTS[layout]
-    # A list of null columns has no type in Parquet; everything else goes through as it is.
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert list(read_pairs(str(tmp_path / "a.parquet"))) == [Pair(0, prompt, "so", "no")]
 

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import random
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stages.data.json_files import _Text
 from stages.data.read import Row, dataset_hash, load_split, read_rows
 from stages.errors import SepoError
 
@@ -88,6 +90,13 @@ def test_rows_stream_so_that_a_late_fault_does_not_hide_the_early_rows(folder):
     assert [next(rows).number for _ in range(3)] == [0, 1, 2]
     with pytest.raises(SepoError, match=r"^a\.jsonl:4: broken JSON"):
         next(rows)
+
+
+def test_blanks_in_a_list_are_not_held():
+    pieces = iter(range(100))
+    text = _Text(SimpleNamespace(read=lambda size: " " * size if next(pieces, None) is not None else ""), "a.json")
+    assert text.next() == ""
+    assert len(text._held) <= 1 << 16
 
 
 def test_a_home_folder_is_found(folder, monkeypatch):

@@ -43,14 +43,6 @@ def test_pad_equal_to_eos_is_still_an_end_of_turn(chatml):
         assert ids[-1] == chatml.eos_token_id
 
 
-def test_ids_are_those_of_transformers_on_the_whole_conversation(chatml):
-    messages = [*user("Hello there"), {"role": "assistant", "content": "not lazy"}, *user("what?")]
-    pair = encode(chatml, messages)
-    whole = chatml.apply_chat_template([*messages, {"role": "assistant", "content": "It is Paris"}])["input_ids"]
-    newline = chatml("\n", add_special_tokens=False)["input_ids"]
-    assert [*pair.prompt_ids, *pair.chosen_ids, *newline] == whole
-
-
 def test_no_template_is_plain_text():
     tokenizer = byte_level_tokenizer(None, eos_token="</s>")
     pair = encode(tokenizer, user("what is "), "it", "not it")
