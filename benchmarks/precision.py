@@ -77,7 +77,7 @@ def main() -> None:
 
     exact, half = readers(folders, torch.float32), readers(folders, weights_of("bfloat16"))
     autocast = [r._replace(as_read=lambda: torch.autocast("cpu", torch.bfloat16)) for r in exact]
-    own_head = [r._replace(tiled=False) for r in half]
+    own_head = [r._replace(chunked=False) for r in half]
     recipes: dict[str, tuple[list[Reader], str]] = {
         "float32": (exact, "float32"),
         "medium": (exact, "medium"),

@@ -39,10 +39,12 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
         **tokenizer_inputs(config.model_name, tokenizer),
     }
     with open_stage(STAGE, config, inputs) as work:
-        return work.nothing_to_do("model") if work.finished else _cut(config, work, source, count, tokenizer, reporter)
+        return (
+            work.nothing_to_do("model") if work.finished else _write(config, work, source, count, tokenizer, reporter)
+        )
 
 
-def _cut(
+def _write(
     config: CutModelConfig, work: Run, source: Path, count: int, tokenizer: Tokenizer, reporter: Reporter
 ) -> Summary:
     model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)

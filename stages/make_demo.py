@@ -21,10 +21,10 @@ STAGE: Final = "make-demo"
 def run(config: DemoConfig, reporter: Reporter) -> Summary:
     """Write the demo; the same seed writes the same bytes."""
     with open_stage(STAGE, config, {}) as work:
-        return work.nothing_to_do("demo") if work.finished else _make(config, work, reporter)
+        return work.nothing_to_do("demo") if work.finished else _write(config, work, reporter)
 
 
-def _make(config: DemoConfig, work: Run, reporter: Reporter) -> Summary:
+def _write(config: DemoConfig, work: Run, reporter: Reporter) -> Summary:
     train, test = draw_splits(config.train_pairs, config.test_pairs, config.seed)
     for name, rows in (("train.jsonl", train), ("test.jsonl", test)):
         _write_lines(work.folder / name, rows)

@@ -154,8 +154,8 @@ def divide_on_cpu(**options):
     state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
 
 
-class Tiles:
-    """Counts how often the tiled head is used in training."""
+class Chunks:
+    """Counts how often the chunked head is used in training."""
 
     def __enter__(self):
         self.used, self._head_logps = 0, reading.head_logps
@@ -179,18 +179,18 @@ def runs(folder):
         yield name_of("ddp", case), train(case, folder / name_of("ddp", case))
     for case in DIVIDED:
         divide_on_cpu()
-        with Tiles() as tiles:
+        with Chunks() as chunks:
             found = train(case, folder / name_of("fsdp2", case))
-        yield name_of("fsdp2", case), {**found, "tiles": tiles.used}
+        yield name_of("fsdp2", case), {**found, "chunks": chunks.used}
     for kind in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
         divide_on_cpu(state_dict_type=kind)
         with contextlib.suppress(Killed):
             train(CASES[0], folder / kind, reporter=KilledAfter(2), **KILLED)
         yield kind, train(CASES[0], folder / kind, **KILLED)
     divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)
-    with Tiles() as tiles:
+    with Chunks() as chunks:
         found = train(UNTIED, folder / "apart")
-    yield "apart", {**found, "tiles": tiles.used}
+    yield "apart", {**found, "chunks": chunks.used}
 
 
 def logps_of(accelerator=None):

@@ -100,14 +100,14 @@ def test_a_divided_model_takes_the_steps_of_a_whole_one(alone, together, case):
 @pytest.mark.parametrize("case", DIVIDED, ids=lambda case: name_of("fsdp2", case))
 def test_a_divided_model_reads_its_head_in_tiles(together, case):
     first, _ = together(name_of("fsdp2", case))
-    assert first["tiles"] == sum(first["micro_batches"])
+    assert first["chunks"] == sum(first["micro_batches"])
 
 
 def test_a_head_that_is_divided_by_itself_is_read_by_its_own_forward(alone, together):
     """Every linear layer has a group of its own there, and layers are computed twice."""
     first, _ = together("apart")
     assert first["divided"]
-    assert first["tiles"] == 0
+    assert first["chunks"] == 0
     assert_same_steps(first, alone[UNTIED])
 
 

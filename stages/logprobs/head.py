@@ -1,9 +1,9 @@
-"""The LM head on the rows that are needed, a tile of rows x vocabulary at a time, in float32.
+"""The LM head on the rows that are needed, a chunk of rows x vocabulary at a time, in float32.
 
-No [rows x vocabulary] tensor ever exists: the log of the sum is gathered tile by tile, and the tile stays in the cache
+No [rows x vocabulary] tensor ever exists: the log of the sum is gathered chunk by chunk, and a chunk stays in the cache
 of a CPU, where this is faster than the bare matrix product with its large result.
 
-Shapes: ``N`` rows, ``C`` columns of a tile, ``V`` vocabulary, ``H`` hidden size.
+Shapes: ``N`` rows, ``C`` columns of a chunk, ``V`` vocabulary, ``H`` hidden size.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.types import CausalLM
 
-_CPU_TILE: Final = (1024, 2048)
-_DEVICE_TILE: Final = (4096, 32768)
+_CPU_CHUNK: Final = (1024, 2048)
+_DEVICE_CHUNK: Final = (4096, 32768)
 _CPU_LOGITS: Final = 2**22
 _DEVICE_LOGITS: Final = 2**26
 """logits of each model that exist at once while a KL is computed"""
@@ -30,6 +30,14 @@ class Head(NamedTuple):
     bias_V: Tensor | None
     scale: float
     softcap: float | None
+
+    def logits(self, hidden_NH: Tensor, columns: slice = slice(None)) -> Tensor:
+        """In float32, of some ids, (N, C)."""
+        bias = None if self.bias_V is None else self.bias_V[columns].float()
+        logits_NC = torch.nn.functional.linear(hidden_NH.float(), self.weight_VH[columns].float(), bias)
+        if self.scale != 1.0:
+            logits_NC *= self.scale
+        return logits_NC if self.softcap is None else torch.tanh(logits_NC / self.softcap) * self.softcap
 
 
 def has_head(model: CausalLM) -> bool:
@@ -75,7 +83,7 @@ def own_head_in_float32(model: CausalLM) -> Iterator[None]:
 def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
     """Log-prob of the target of every row, (N,) float32 nats.
 
-    Its gradient makes every tile a second time instead of keeping it.
+    Its gradient makes every chunk a second time instead of keeping it.
     """
     with full_precision(hidden_NH.device):
         logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
@@ -101,6 +109,11 @@ class LazyLogits(NamedTuple):
     def vocabulary(self) -> int:
         return self.values_NX.shape[1] if self.head is None else len(self.head.weight_VH)
 
+    def log_softmax(self, rows: slice) -> Tensor:
+        """Of some rows, (rows, V) float32."""
+        values_NX = self.values_NX[rows]
+        return (values_NX.float() if self.head is None else self.head.logits(values_NX)).log_softmax(-1)
+
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """(log-probs (N, V), reference log-probs (N, V)) -> (N,) nats"""
@@ -124,26 +137,21 @@ def head_kl(ours: LazyLogits, theirs: LazyLogits, divergence: Divergence) -> Ten
     """
     both = min(ours.vocabulary, theirs.vocabulary)
     ours, theirs = ours.first(both), theirs.first(both)
-    # Cast once, so that the rows' gradients are summed in float32 whatever the model.
-    head = None if ours.head is None else ours.head._replace(weight_VH=ours.head.weight_VH.float())
+    if ours.head is not None:
+        # Cast once, so that the rows' gradients are summed in float32 whatever the model.
+        ours = ours._replace(head=ours.head._replace(weight_VH=ours.head.weight_VH.float()))
 
     def some(start: int) -> Tensor:
         rows = slice(start, start + step)
         with full_precision(ours.values_NX.device):
             with torch.no_grad():
-                theirs_NV = _log_softmax(theirs.values_NX[rows], theirs.head)
-            return divergence(_log_softmax(ours.values_NX[rows], head), theirs_NV)
+                theirs_NV = theirs.log_softmax(rows)
+            return divergence(ours.log_softmax(rows), theirs_NV)
 
     budget = _CPU_LOGITS if ours.values_NX.device.type == "cpu" else _DEVICE_LOGITS
     step = max(1, budget // ours.vocabulary)
     starts = range(0, len(ours.values_NX), step)
     return torch.cat([checkpoint(some, start, use_reentrant=False, preserve_rng_state=False) for start in starts])
-
-
-def _log_softmax(values_NX: Tensor, head: Head | None) -> Tensor:
-    if head is None:
-        return values_NX.float().log_softmax(-1)
-    return _capped(head, _linear(head, values_NX.float(), slice(None))).log_softmax(-1)
 
 
 class _HeadLogps(torch.autograd.Function):
@@ -153,7 +161,7 @@ class _HeadLogps(torch.autograd.Function):
     def forward(
         context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
     ) -> Tensor:
-        rows, columns = _tile(hidden_NH)
+        rows, columns = _chunk(hidden_NH)
         totals_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
         picked_N = torch.empty_like(totals_N)
         for start in range(0, len(hidden_NH), rows):
@@ -167,8 +175,8 @@ class _HeadLogps(torch.autograd.Function):
     def backward(context: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, totals_N = context.saved_tensors
         head: Head = context.head
-        rows, columns = _tile(hidden_NH)
-        # In float32 whatever the model: sums over many tiles lose too much in half precision.
+        rows, columns = _chunk(hidden_NH)
+        # In float32 whatever the model: sums over many chunks lose too much in half precision.
         to_hidden_NH = torch.zeros_like(hidden_NH, dtype=torch.float32)
         # A frozen head, as under LoRA, saves a product and a float32 copy of itself.
         _, weight_learns, bias_learns, *_ = context.needs_input_grad
@@ -190,8 +198,8 @@ class _HeadLogps(torch.autograd.Function):
         return to_hidden_NH.to(hidden_NH.dtype), weight, bias, None, None
 
 
-def _tile(hidden_NH: Tensor) -> tuple[int, int]:
-    return _CPU_TILE if hidden_NH.device.type == "cpu" else _DEVICE_TILE
+def _chunk(hidden_NH: Tensor) -> tuple[int, int]:
+    return _CPU_CHUNK if hidden_NH.device.type == "cpu" else _DEVICE_CHUNK
 
 
 def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -201,7 +209,7 @@ def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tup
     total_N1 = torch.zeros_like(highest_N1)
     picked_N = torch.empty_like(highest_N1).squeeze(1)
     for start in range(0, len(head.weight_VH), columns):
-        logits_NC = _capped(head, _linear(head, hidden_NH, slice(start, start + columns)))
+        logits_NC = head.logits(hidden_NH, slice(start, start + columns))
         inside_N, places_N1 = _places(targets_N - start, logits_NC)
         picked_N = torch.where(inside_N, logits_NC.gather(1, places_N1).squeeze(1), picked_N)
         rising_N1 = torch.maximum(highest_N1, logits_NC.amax(-1, keepdim=True))
@@ -214,8 +222,8 @@ def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tup
 def _slope(
     head: Head, hidden_NH: Tensor, part: slice, offsets_N: Tensor, totals_N: Tensor, gradient_N: Tensor
 ) -> Tensor:
-    """Gradient of the summed loss with respect to W h + b in the columns of a tile, (N, C)."""
-    logits_NC = _capped(head, _linear(head, hidden_NH, part))
+    """Gradient of the summed loss with respect to W h + b in the columns of a chunk, (N, C)."""
+    logits_NC = head.logits(hidden_NH, part)
     slope_NC = (logits_NC - totals_N[:, None]).exp_().neg_()
     inside_N, places_N1 = _places(offsets_N, slope_NC)
     slope_NC.scatter_add_(1, places_N1, inside_N[:, None].float())
@@ -225,19 +233,7 @@ def _slope(
     return slope_NC.mul_(head.scale) if head.scale != 1.0 else slope_NC
 
 
-def _places(offsets_N: Tensor, tile_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each target is in a tile, (N,), and where, (N, 1); somewhere for those that are not."""
-    width = tile_NC.shape[1]
+def _places(offsets_N: Tensor, chunk_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each target is in a chunk, (N,), and where, (N, 1); somewhere for those that are not."""
+    width = chunk_NC.shape[1]
     return (offsets_N >= 0) & (offsets_N < width), offsets_N.clamp(0, width - 1)[:, None]
-
-
-def _linear(head: Head, hidden_NH: Tensor, columns: slice) -> Tensor:
-    bias = None if head.bias_V is None else head.bias_V[columns].float()
-    return torch.nn.functional.linear(hidden_NH, head.weight_VH[columns].float(), bias)
-
-
-def _capped(head: Head, linear_NC: Tensor) -> Tensor:
-    """Logits of W h + b, which is overwritten."""
-    if head.scale != 1.0:
-        linear_NC *= head.scale
-    return linear_NC if head.softcap is None else torch.tanh(linear_NC / head.softcap) * head.softcap

@@ -2,8 +2,8 @@
 
 Three ways lead to the same numbers; `stages.logprobs.paths` finds out which of them a model can take.
 
-- packed: pairs in one row, each prompt once, the head in tiles on response rows only (`stages.logprobs.packing`);
-- padded: a row for each response, the head in tiles on response rows only, for models that mix up what is packed;
+- packed: pairs in one row, each prompt once, the head in chunks on response rows only (`stages.logprobs.packing`);
+- padded: a row for each response, the head in chunks on response rows only, for models that mix up what is packed;
 - plain: the same rows through the model's own head, for heads that are more than a matrix; training takes it too.
 
 Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N`` response tokens, ``V`` vocabulary.
@@ -48,7 +48,7 @@ class Reader(NamedTuple):
     model: CausalLM
     packs: bool = False
     """what is packed into one row stays apart"""
-    tiled: bool = False
+    chunked: bool = False
     """its logits are what `stages.logprobs.head.find_head` says; else only the model itself knows"""
     alone: bool = False
     """a response's log-probs depend on what else is in the batch: every response is read by itself"""
@@ -84,8 +84,8 @@ class WeightedLogps(torch.nn.Module):
         """the layers, by the name of their class, where accelerate looks for it"""
 
     def forward(self, batch: Packed | Batch) -> Tensor | tuple[Tensor, Tensor]:
-        tiled = self._reader.tiled and not isinstance(find_head(self.model).weight_VH, DTensor)
-        reader = self._reader._replace(tiled=tiled)
+        chunked = self._reader.chunked and not isinstance(find_head(self.model).weight_VH, DTensor)
+        reader = self._reader._replace(chunked=chunked)
         if self._reference is not None:
             return logps_and_kl(reader, self._reference, batch)
         # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
@@ -260,7 +260,7 @@ def _logits(reader: Reader, batch: Packed | Batch) -> LazyLogits:
         sources_N = _places(batch) - 1
         targets_K = batch.read_RW.any(dim=0).nonzero().squeeze(-1)
         columns_K, at_columns = targets_K - 1, batch.read_RW[:, targets_K]
-    if reader.tiled:
+    if reader.chunked:
         hidden_RTH = model.base_model(**inputs).last_hidden_state
         # The head is looked up at every call: an engine that shards a model replaces its parameters.
         return LazyLogits(hidden_RTH.flatten(0, 1)[sources_N], find_head(model))

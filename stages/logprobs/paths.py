@@ -49,10 +49,10 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
         padded_N = _read(reader, padded)
     limit = rounding_of(expected_N if padded_N is None else padded_N, expected_N, model.dtype)
     if has_head(model):
-        tiled = reader._replace(tiled=True)
-        tiled_N = _read(tiled, padded)
-        if tiled_N is not None and apart(tiled_N, expected_N) <= limit:
-            reader, limit = tiled, max(limit, rounding_of(tiled_N, expected_N, model.dtype))
+        chunked = reader._replace(chunked=True)
+        chunked_N = _read(chunked, padded)
+        if chunked_N is not None and apart(chunked_N, expected_N) <= limit:
+            reader, limit = chunked, max(limit, rounding_of(chunked_N, expected_N, model.dtype))
         else:
             reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
     packed = pack(examples, model.device)
@@ -98,8 +98,8 @@ def _rope_kinds(config: Any) -> Iterator[str]:
 
 def _may_pack(reader: Reader) -> bool:
     # Chunked attention cuts by position in the row, and tells only its mask about it.
-    chunked = getattr(reader.model.config, "attention_chunk_size", None) is not None
-    return takes_attention(reader.model) and not chunked and (reader.tiled or keeps_logits(reader.model))
+    cut_up = getattr(reader.model.config, "attention_chunk_size", None) is not None
+    return takes_attention(reader.model) and not cut_up and (reader.chunked or keeps_logits(reader.model))
 
 
 def _windows_told(reader: Reader, packed: Packed) -> bool:

@@ -104,7 +104,7 @@ def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
     """Each of them, not a bfloat16 that was made longer: the head's products leave autocast."""
     model = tiny_llama(50)
     batch = make_batch([whole(pair) for pair in random_pairs(2, 50)], torch.device("cpu"), packs=packs)
-    reader = Reader(model, packs=packs, tiled=False)
+    reader = Reader(model, packs=packs, chunked=False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), reading(reader, batch):
         logits = _logits(reader, batch).values_NX
     assert logits.dtype == torch.float32

@@ -25,9 +25,9 @@ SUMS = ReferenceSums(-3.0, -2.0)
 SELECTED = [masked(pair, [0], [len(pair.rejected_ids) - 1])._replace(reference=SUMS) for pair in PAIRS]
 WAYS = {
     "packed": {},
-    "packed, own head": {"tiled": False},
+    "packed, own head": {"chunked": False},
     "padded": {"packs": False},
-    "padded, own head": {"packs": False, "tiled": False},
+    "padded, own head": {"packs": False, "chunked": False},
     "alone": {"packs": False, "alone": True},
 }
 

@@ -51,15 +51,15 @@ def test_packed_shared_apart_padded_and_plain_are_one(family):
     said = Listens()
     reader = find_paths(model, said)
     assert reader.packs
-    assert reader.tiled
+    assert reader.chunked
     assert said.said == []
     expected = plain(model, PAIRS)
     for max_tokens in (1, 40, 10_000):
         assert_close(read(reader, PAIRS, max_tokens), expected)
     assert_close(read(reader, PAIRS, share_prompts=False), expected)
-    assert_close(read(reader._replace(tiled=False), PAIRS), expected)
+    assert_close(read(reader._replace(chunked=False), PAIRS), expected)
     assert_close(read(reader._replace(packs=False), PAIRS), expected)
-    assert_close(read(reader._replace(packs=False, tiled=False), PAIRS), expected)
+    assert_close(read(reader._replace(packs=False, chunked=False), PAIRS), expected)
 
 
 @pytest.mark.parametrize("family", PADDED)
@@ -104,7 +104,7 @@ def test_a_head_that_is_not_what_its_configuration_says_is_left_to_the_model():
     said = Listens()
     reader = find_paths(model, said)
     assert reader.packs
-    assert not reader.tiled
+    assert not reader.chunked
     assert "more than a matrix" in said.said[0]
     assert_close(read(reader, PAIRS), plain(model, PAIRS))
 
@@ -164,7 +164,7 @@ def test_every_way_has_the_gradient_of_plain_padded_rows(family, own_head):
     """Cut behind the last selected token, the prompt shared, the head on selected rows: losses and every gradient."""
     reader = find_paths(tiny(family), Quiet())
     expected_loss, expected = gradients(reader, SELECTED, plainly=True)
-    loss, found = gradients(reader._replace(tiled=False) if own_head else reader, SELECTED, plainly=False)
+    loss, found = gradients(reader._replace(chunked=False) if own_head else reader, SELECTED, plainly=False)
     torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
     for name, gradient in expected.items():
         if gradient is not None:
@@ -225,8 +225,8 @@ def test_a_sliding_window_is_by_position_by_hand():
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"softcap": 1.5}, {"scale": 2.0, "softcap": 0.7}])
 @pytest.mark.parametrize("bias", [True, False])
 def test_head_tiles_equal_the_whole_in_float64(options, bias, monkeypatch):
-    """Tiles smaller than rows and vocabulary, with a last one that is not full."""
-    monkeypatch.setattr("stages.logprobs.head._CPU_TILE", (7, 13))
+    """Chunks smaller than rows and vocabulary, with a last one that is not full."""
+    monkeypatch.setattr("stages.logprobs.head._CPU_CHUNK", (7, 13))
     torch.manual_seed(0)
     weight, hidden, targets = torch.randn(50, 8), 9 * torch.randn(20, 8), torch.randint(0, 50, (20,))
     head = Head(weight, torch.randn(50) if bias else None, options.get("scale", 1.0), options.get("softcap"))
@@ -241,7 +241,7 @@ def test_head_tiles_equal_the_whole_in_float64(options, bias, monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"scale": 2.0, "softcap": 0.7}])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_gradient_of_head_tiles_is_that_of_the_whole_in_float64(options, bias, monkeypatch):
-    monkeypatch.setattr("stages.logprobs.head._CPU_TILE", (7, 13))
+    monkeypatch.setattr("stages.logprobs.head._CPU_CHUNK", (7, 13))
     torch.manual_seed(0)
     given = [torch.randn(50, 8), torch.randn(50), 2 * torch.randn(20, 8)]
     targets, outer = torch.randint(0, 50, (20,)), torch.randn(20)

@@ -71,7 +71,7 @@ def held(folder, **settings):
 
 @pytest.mark.parametrize("modules", [None, "q_proj, down_proj", "lm_head"])
 def test_two_steps_are_adamw_on_peft_s_own_forward(tmp_path, modules):
-    """On packed rows and in tiles, or, where the head has an adapter too, by the model's own head.
+    """On packed rows and in chunks, or, where the head has an adapter too, by the model's own head.
 
     Two, because B is 0 in the first one, and A has no gradient then.
     """
@@ -90,7 +90,7 @@ def test_two_steps_are_adamw_on_peft_s_own_forward(tmp_path, modules):
         optimizer.step()
     torch.testing.assert_close(adapter_weights(ours), adapter_weights(Trainee(plain, plain)), atol=5e-5, rtol=1e-3)
     reader = find_paths(ours.model, Quiet())
-    assert (reader.packs, reader.tiled) == (True, modules != "lm_head")
+    assert (reader.packs, reader.chunked) == (True, modules != "lm_head")
 
 
 def test_the_weights_of_the_model_stay_as_they_are(tmp_path):
@@ -218,7 +218,7 @@ def test_a_killed_run_on_4_bits_goes_on_to_the_same_bits(tmp_path, folder):
 def test_4_bits_take_the_fast_paths(folder):
     reader = find_paths(held(folder, quantize="4bit"), Quiet())
     assert reader.packs
-    assert reader.tiled
+    assert reader.chunked
 
 
 def test_evaluation_does_not_change_weights_in_4_bits(folder):

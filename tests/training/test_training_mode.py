@@ -67,7 +67,7 @@ def test_autocast_leaves_the_logits_in_float32():
 def test_compiled_layers_have_the_same_gradients():
     model = tiny_llama(50)
     del model.model.layers[1:]
-    reader = Reader(model, packs=True, tiled=True)
+    reader = Reader(model, packs=True, chunked=True)
     batch = pack([whole(pair) for pair in random_pairs(3, 50)], torch.device("cpu"))
 
     def gradients(**settings):
