@@ -84,7 +84,6 @@ def conversation(row: Row, column: str, hint: str) -> list[Message]:
 
 
 def conversation_list(row: Row, column: str, hint: str) -> list[Message]:
-    """The turns in `column`."""
     return turns_of(_value(row, column, hint), column, row.where, hint)
 
 

@@ -60,14 +60,15 @@ def dataset_hash(dataset: str) -> str:
         SepoError: missing, of an unknown kind, or out of reach.
     """
     source = find_source(dataset)
-    match source.files:
-        case []:
-            found = _rows_hash(dataset)
-        case [file]:
-            found = _file_hash(file)
-        case files:
-            root = os.path.commonpath([file.path.parent for file in files])
-            found = _joined_hash(*((os.path.relpath(file.path, root), _file_hash(file)) for file in files))
+    if not source.files:
+        # A column that sepo does not read may hold what JSON has no type for, such as a date.
+        line = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), default=str)
+        found = hash_bytes(line(row.columns).encode() + b"\n" for row in read_rows(dataset))
+    elif len(source.files) == 1:
+        found = _file_hash(source.files[0])
+    else:
+        root = os.path.commonpath([file.path.parent for file in source.files])
+        found = _joined_hash(*((os.path.relpath(file.path, root), _file_hash(file)) for file in source.files))
     if source.sliced:
         found = _joined_hash((found, source.rows.start, source.rows.stop))
     return found
@@ -99,17 +100,7 @@ def count_rows(dataset: str) -> int:
 
 
 def load_split(source: str, split: str | None) -> tuple[str, Any]:
-    """A split of a data set, by name; see `choose_split`.
-
-    Args:
-        source: whatever `datasets.load_dataset` takes: a hub name, or a folder of data files.
-
-    Returns:
-        The split's name and its rows, a `datasets.Dataset`.
-
-    Raises:
-        SepoError: out of reach, or no such split.
-    """
+    """Name and rows (a `datasets.Dataset`) of a split of whatever `datasets.load_dataset` takes; see `choose_split`."""
     try:
         from datasets import load_dataset
 
@@ -141,12 +132,6 @@ def _hub_rows(source: Source, wanted: Wanted) -> Iterator[tuple[int, Placed]]:
         with borrowed(f"{where} cannot be read", hint="store text as text, and turns as lists"):
             row = next(chosen)
         yield number, (where, unread | row)
-
-
-def _rows_hash(dataset: str) -> str:
-    # A column that sepo does not read may hold what JSON has no type for, such as a date.
-    line = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), default=str)
-    return hash_bytes(line(row.columns).encode() + b"\n" for row in read_rows(dataset))
 
 
 def _file_hash(file: File) -> str:

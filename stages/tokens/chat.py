@@ -10,12 +10,10 @@ is given::
 
 The ways in which a template goes on from its own generation prompt, and what becomes of them:
 
-- It writes the answer, maybe behind a blank: the answer's text is what follows the prompt. The blank stays with the
-  answer, for tokenizers merge it with the first word.
+- It writes the answer, maybe behind a blank, which stays with it: tokenizers merge it with the first word.
 - It writes something of its own before *every* answer, such as an empty thinking block or a header that the generation
-  prompt lacks: that goes to the prompt. It says nothing about the answer, would be the same in chosen and rejected,
-  and would take a share of the selected tokens. An answer that brings thoughts of its own is kept with them: there the
-  response begins where the generation prompt ends, for both answers of the pair.
+  prompt lacks: that goes to the prompt, for it says nothing about the answer. An answer that brings thoughts of its own
+  is kept with them: there the responses of both answers begin where the generation prompt ends.
 - Its generation prompt opens thoughts, and the final turn has an empty block in the same place: that block is the end
   of the prompt.
 - Its generation prompt holds a closed, empty thinking block that the final turn lacks: the prompt is what the model
@@ -23,8 +21,7 @@ The ways in which a template goes on from its own generation prompt, and what be
   asks for thoughts that the data does not have) makes the pair unusable, and so do thoughts behind the closed block.
 - It writes the system turn elsewhere when an answer follows: the prompt is what the model will be asked with.
 
-The answer must be whole in what is written, but for blanks around it and beside the tags of its thoughts, which many
-templates trim.
+The answer must be whole in what is written, but for blanks around it and beside the tags of its thoughts.
 """
 
 import json
@@ -128,18 +125,13 @@ class ChatTemplate:
         self._render = Renderer(tokenizer, _PROBE_TOOL, given)
         self.ignored = self._render.ignored
         """the arguments given for all conversations that the template never names"""
+        hint = "repair the model's chat template"
         try:
             form = self._learn({})
         except RenderError as error:
-            raise SepoError(
-                f"the chat template fails on a user turn and an answer: {error}",
-                hint="repair the model's chat template",
-            ) from error
+            raise SepoError(f"the chat template fails on a user turn and an answer: {error}", hint=hint) from error
         if _ASKED not in form.before or _ANSWER in form.before:
-            raise SepoError(
-                "the chat template leaves out, changes or repeats what was said",
-                hint="repair the model's chat template",
-            )
+            raise SepoError("the chat template leaves out, changes or repeats what was said", hint=hint)
         self._formats = {_key({}): form}
         self.after = form.after
         self.between = form.between
@@ -192,7 +184,7 @@ class ChatTemplate:
         key = _key(arguments)
         if key not in self._formats:
             if len(self._formats) >= _FORMATS_KEPT:
-                self._formats = dict(list(self._formats.items())[:1])
+                self._formats = {_key({}): self._formats[_key({})]}
             try:
                 self._formats[key] = self._learn(arguments)
             except RenderError:

@@ -11,11 +11,10 @@ to what is already rendered::
 A tokenizer without a chat template takes single-turn prompts as plain text: the prompt with the special tokens the
 tokenizer puts before it, then the answer, then `eos_token`.
 
-**Apart, but in its place.** A response has the ids that it has behind its prompt. Tokenised on its own, it would begin
-with a "▁" that the whole conversation does not have, wherever a SentencePiece-like tokenizer marks the beginning of a
-text. So a response is tokenised behind the end of its prompt, whose ids are then taken off. Where a token would reach
-across the border (a template that ends in a blank, an answer that begins with a newline), the prompt keeps the ids that
-the model will be asked with, and the response is tokenised behind a newline, or on its own.
+A response has the ids that it has behind its prompt: on its own, it would begin with the "▁" by which SentencePiece
+marks the beginning of a text. So it is tokenised behind the end of its prompt, whose ids are then taken off. Where a
+token would reach across the border (a template that ends in a blank, an answer that begins with a newline), the prompt
+keeps the ids that the model will be asked with, and the response is tokenised behind a newline, or on its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
