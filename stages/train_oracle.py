@@ -25,7 +25,7 @@ from stages.logprobs.batches import whole
 from stages.logprobs.generate import stop_at
 from stages.method.examples import chosen_only
 from stages.method.objectives import dpo, sft
-from stages.models.adapters import is_adapter
+from stages.models.adapters import is_adapter, put_on
 from stages.models.folders import (
     embedding_rows,
     holds_model,
@@ -52,7 +52,7 @@ from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
-from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora, trained_again
+from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
 from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
@@ -191,7 +191,7 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
         examples = [*map(whole, [*data.held_out, *data.train], reference)]
         model = _make_oracle(job, work, model, examples[known:], examples[:known])
     elif is_adapter(folder / ORACLE):
-        model = trained_again(model, folder / ORACLE)
+        model = put_on(model, folder / ORACLE).model
     else:
         model = job.load(folder / ORACLE)
     if not data.held_out:

@@ -6,15 +6,8 @@ May import: errors, reporting, types and registry. On disk it touches nothing, a
 from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig
 from stages.configs.fields import (
-    MIXED_PRECISIONS,
     NAMED_TRACKERS,
-    OPTIMIZERS,
-    ORACLE_SIZES,
-    OVERLONG,
     PRECISIONS,
-    QUANTIZATIONS,
-    SCHEDULERS,
-    TRACKERS,
     column_names,
     is_remote,
     module_names,
@@ -33,15 +26,8 @@ from stages.configs.scores import (
 from stages.configs.training import OptimizerConfig, OracleConfig
 
 __all__ = [
-    "MIXED_PRECISIONS",
     "NAMED_TRACKERS",
-    "OPTIMIZERS",
-    "ORACLE_SIZES",
-    "OVERLONG",
     "PRECISIONS",
-    "QUANTIZATIONS",
-    "SCHEDULERS",
-    "TRACKERS",
     "CacheConfig",
     "CheckConfig",
     "CompareConfig",

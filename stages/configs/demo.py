@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits, shared
-from stages.configs.fields import ORACLE_SIZES
 from stages.configs.option import DATA, METHOD, REQUIRED, Config, Option, required
 
 
@@ -17,7 +16,7 @@ class DemoConfig(Config):
     """Pairs in train.jsonl."""
     test_pairs: Annotated[int, Option(DATA, limit=limits.at_least_one)] = 512
     """Pairs in test.jsonl, whose prompts train.jsonl does not have."""
-    oracle_size: Annotated[str, Option(DATA, choices=ORACLE_SIZES)] = "same"
+    oracle_size: Annotated[str, Option(DATA, choices=("same", "small"))] = "same"
     """same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the layers and
     half the width, and the same tokenizer."""
     seed: shared.Seed = 42

@@ -3,15 +3,7 @@
 import json
 from typing import Any, Final
 
-SCHEDULERS: Final = ("cosine", "linear", "constant", "constant_with_warmup")
-OVERLONG: Final = ("drop", "truncate", "error")
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
-MIXED_PRECISIONS: Final = ("no", "bf16", "fp16")
-ATTENTIONS: Final = ("sdpa", "eager")
-"""that take the float32 of the weights: flash attention does not, and a padded trial in float32 would fail"""
-OPTIMIZERS: Final = ("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged")
-QUANTIZATIONS: Final = ("4bit", "8bit")
-ORACLE_SIZES: Final = ("same", "small")
 TRACKERS: Final = (
     "none", "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab",
 )  # fmt: skip

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits
-from stages.configs.fields import OVERLONG
 from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
 
 _MODEL = "Model to start from: a folder or a hub name (also --model-name-or-path)."
@@ -63,7 +62,7 @@ _OVERLONG = (
     "What becomes of a longer pair: drop it; truncate the ends of its responses, without an end of turn; or stop with"
     " an error. Dropped and truncated pairs are counted."
 )
-Overlong = Annotated[str, Option(DATA, choices=OVERLONG, help=_OVERLONG)]
+Overlong = Annotated[str, Option(DATA, choices=("drop", "truncate", "error"), help=_OVERLONG)]
 
 _EVAL = "Share of the pairs that is never trained on, all of a prompt together: what --eval-steps looks at; 0 = none."
 EvalFraction = Annotated[float, Option(DATA, limit=limits.fraction_below_one, help=_EVAL)]

@@ -4,15 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from stages.configs import limits, shared
-from stages.configs.fields import (
-    ATTENTIONS,
-    MIXED_PRECISIONS,
-    NAMED_TRACKERS,
-    OPTIMIZERS,
-    QUANTIZATIONS,
-    SCHEDULERS,
-    TRACKERS,
-)
+from stages.configs.fields import NAMED_TRACKERS, TRACKERS
 from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Option, required
 from stages.configs.scores import ScoreConfig
 
@@ -32,13 +24,17 @@ class OptimizerConfig(shared.StartsFromModel):
     """Stop each training phase after so many optimiser steps; 0 = all epochs."""
     warmup_ratio: Annotated[float, Option(OPTIMISER, limit=limits.share_or_zero)] = 0.05
     """Share of the steps in which the learning rate rises from 0. Paper: 0.05."""
-    lr_scheduler_type: Annotated[str, Option(OPTIMISER, "NAME", choices=SCHEDULERS)] = "cosine"
+    lr_scheduler_type: Annotated[
+        str, Option(OPTIMISER, "NAME", choices=("cosine", "linear", "constant", "constant_with_warmup"))
+    ] = "cosine"
     """Course of the learning rate after the warm-up. Authors' code: cosine."""
     weight_decay: Annotated[float, Option(OPTIMISER, limit=limits.not_negative)] = 0.0
     """AdamW's weight decay; 0 = none, as in the authors' code."""
     max_grad_norm: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 1.0
     """Gradients are scaled down to this norm."""
-    optim: Annotated[str, Option(OPTIMISER, choices=OPTIMIZERS)] = "adamw"
+    optim: Annotated[str, Option(OPTIMISER, choices=("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged"))] = (
+        "adamw"
+    )
     """8bit: AdamW with its two moments in 8 bits; paged: moments move to the host's memory where a GPU's runs out. Both
     by bitsandbytes."""
     adam_beta1: Annotated[float, Option(OPTIMISER, limit=limits.fraction_below_one)] = 0.9
@@ -54,7 +50,7 @@ class OptimizerConfig(shared.StartsFromModel):
     """Scale of the adapter: what it adds is times alpha / rank. Without it, twice the rank."""
     lora_target_modules: Annotated[str | None, Option(LORA, "NAMES", limit=limits.modules)] = None
     """Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head."""
-    quantize: Annotated[str | None, Option(LORA, choices=QUANTIZATIONS)] = None
+    quantize: Annotated[str | None, Option(LORA, choices=("4bit", "8bit"))] = None
     """Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is LLM.int8
     (also --load-in-4bit, --load-in-8bit)."""
     merge: Annotated[bool, Option(LORA)] = False
@@ -62,10 +58,10 @@ class OptimizerConfig(shared.StartsFromModel):
     max_length: shared.MaxLength = 2048
     eval_fraction: shared.EvalFraction = 0.0
     seed: shared.Seed = 42
-    mixed_precision: Annotated[str, Option(MEMORY, choices=MIXED_PRECISIONS)] = "no"
+    mixed_precision: Annotated[str, Option(MEMORY, choices=("no", "bf16", "fp16"))] = "no"
     """no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights, moments,
     logits and losses stay float32 (also --bf16, --fp16)."""
-    attn_implementation: Annotated[str | None, Option(MEMORY, choices=ATTENTIONS)] = None
+    attn_implementation: Annotated[str | None, Option(MEMORY, choices=("sdpa", "eager"))] = None
     """Train by this attention of transformers, every response in a padded row of its own. Without it, several pairs
     share a row, each prompt once, where the model gives the same log-probs so: much faster."""
     gradient_checkpointing: Annotated[bool, Option(MEMORY, content=False)] = False

@@ -78,7 +78,7 @@ class Limit(NamedTuple):
     max_length: int
     """most tokens of prompt and longer response together"""
     overlong: str = "drop"
-    """one of `stages.configs.OVERLONG`: drop the pair, cut the ends of its responses, or refuse the data set"""
+    """drop the pair, truncate the ends of its responses, or error: refuse the data set"""
 
 
 class Tokenised(NamedTuple):

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final, Protocol
@@ -59,37 +60,29 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
+@dataclass
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
 
     Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
 
     Its checksums say of which run it is, and that it is as it was written.
-
-    Args:
-        keep: how many there may be.
-        fingerprint: of the run.
-        parts: what is saved beside the model, the optimiser and the random states, by name.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        folder: Path,
-        phase: str,
-        keep: int,
-        fingerprint: str,
-        parts: Mapping[str, Stateful],
-    ) -> None:
-        self._accelerator = accelerator
-        self._folder = folder / FOLDER
-        self._phase = phase
-        self._keep = keep
-        self._fingerprint = fingerprint
-        self._parts = parts
-        self.newest = 0
-        """steps that are safe"""
-        accelerator.register_save_state_pre_hook(_leave_out_frozen)
+    accelerator: Accelerator
+    folder: Path
+    phase: str
+    keep: int
+    """how many there may be"""
+    fingerprint: str
+    """of the run"""
+    parts: Mapping[str, Stateful]
+    """what is saved beside the model, the optimiser and the random states, by name"""
+    newest: int = 0
+    """steps that are safe"""
+
+    def __post_init__(self) -> None:
+        self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
         """Save after `step` steps, then let the oldest go.
@@ -97,17 +90,17 @@ class Checkpoints:
         Raises:
             SepoError: it cannot be written; the older ones are still there.
         """
-        target = self._folder / f"{self._phase}-{step:08d}"
+        target = self.folder / f"{self.phase}-{step:08d}"
         with _writing(target):
-            if self._accelerator.num_processes == 1:
+            if self.accelerator.num_processes == 1:
                 with whole_folder(target) as temporary:
                     self._write_parts(temporary)
-                    write_checksums(temporary, self._fingerprint)
+                    write_checksums(temporary, self.fingerprint)
             else:
                 self._save_together(target)
         self.newest = step
-        if self._accelerator.is_main_process:
-            for path in self._found()[: -self._keep]:
+        if self.accelerator.is_main_process:
+            for path in self._found()[: -self.keep]:
                 with writing(path):
                     shutil.rmtree(path)
 
@@ -120,27 +113,26 @@ class Checkpoints:
         Raises:
             SepoError: it is of another run, or cannot be loaded, as by other versions of the libraries.
         """
-        name = [self._newest_sound(reporter) if self._accelerator.is_main_process else ""]
-        broadcast_object_list(name)
-        if name[0]:
-            path = self._folder / name[0]
+        [name] = broadcast_object_list([self._newest_sound(reporter) if self.accelerator.is_main_process else ""])
+        if name:
+            path = self.folder / name
             self._refuse_other(path, steps)
             with _going_on_from(path):
                 if self._partly_trained():
                     self._refuse_other_weights(path)
-                self._accelerator.load_state(str(path), strict=not self._partly_trained())
+                self.accelerator.load_state(str(path), strict=not self._partly_trained())
                 states = json.loads((path / STATE).read_text(encoding="utf-8"))
-                for part, its in self._parts.items():
+                for part, its in self.parts.items():
                     its.load_state_dict(states[part])
             self.newest = _step_of(path)
-            reporter.say(f"{self._phase}: goes on after step {self.newest:,}, from {path}")
+            reporter.say(f"{self.phase}: goes on after step {self.newest:,}, from {path}")
         return self.newest
 
     def _refuse_other(self, path: Path, steps: int) -> None:
-        of_another = read_checksums(path)["run"] != self._fingerprint
+        of_another = read_checksums(path)["run"] != self.fingerprint
         if of_another or _step_of(path) > steps:
             fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
-            raise SepoError(f"{path} is {fault}", hint=f"move {self._folder} away, and run the same again")
+            raise SepoError(f"{path} is {fault}", hint=f"move {self.folder} away, and run the same again")
         # What a library finds beside the files that it wrote may be what it prefers to load.
         unlisted = unlisted_in(path)
         if unlisted:
@@ -151,7 +143,7 @@ class Checkpoints:
     def _refuse_other_weights(self, path: Path) -> None:
         """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
         held = set(torch.load(path / WEIGHTS, map_location="meta", weights_only=True))
-        [model] = prepared_models(self._accelerator)
+        [model] = prepared_models(self.accelerator)
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         if held != trained:
             name = min(held ^ trained)
@@ -168,32 +160,32 @@ class Checkpoints:
             reporter.warn(f"{path} is damaged ({fault}); it is removed, and training goes on from before it")
             shutil.rmtree(path, ignore_errors=True)
         if damaged:
-            reporter.warn(f"{self._phase}: no sound checkpoint is left; it starts anew")
+            reporter.warn(f"{self.phase}: no sound checkpoint is left; it starts anew")
         return ""
 
     def _write_parts(self, folder: Path) -> None:
         """This process's part of a checkpoint."""
-        self._accelerator.save_state(str(folder), safe_serialization=False)
-        states = {name: part.state_dict() for name, part in self._parts.items()}
-        if self._accelerator.is_main_process:
+        self.accelerator.save_state(str(folder), safe_serialization=False)
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        if self.accelerator.is_main_process:
             write_text(folder / STATE, json.dumps(states))
 
     def _save_together(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
         self._write_parts(temporary)
-        self._accelerator.wait_for_everyone()
-        if self._accelerator.is_main_process:
-            write_checksums(temporary, self._fingerprint)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_checksums(temporary, self.fingerprint)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
-        self._accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
     def _partly_trained(self) -> bool:
-        return any(_frozen_names(model) for model in prepared_models(self._accelerator))
+        return any(_frozen_names(model) for model in prepared_models(self.accelerator))
 
     def _found(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob(f"{self._phase}-{'[0-9]' * 8}") if path.is_dir())
+        return sorted(path for path in self.folder.glob(f"{self.phase}-{'[0-9]' * 8}") if path.is_dir())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from stages.logprobs.logps import Reference, WeightedLogps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Reporter
 from stages.training.budget import measured_budget
+from stages.training.checkpoints import FOLDER as CHECKPOINTS
 from stages.training.checkpoints import Checkpoints
 from stages.training.interrupts import Interrupts
 from stages.training.metrics import MetricLog
@@ -82,7 +83,7 @@ def fit(
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
     parts = {"schedule": scheduler, "log": log}
-    checkpoints = Checkpoints(accelerator, folder, phase, config.save_total_limit, fingerprint, parts)
+    checkpoints = Checkpoints(accelerator, folder / CHECKPOINTS, phase, config.save_total_limit, fingerprint, parts)
     training = Training(engine, optimizer, scheduler, schedule, config, log, checkpoints, phase, size, reporter)
     first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)

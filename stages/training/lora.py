@@ -20,7 +20,7 @@ from stages.devices.extras import refuse_without
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, trial_logps
-from stages.models.adapters import is_adapter, put_on, save, tied_target
+from stages.models.adapters import is_adapter, save, tied_target
 from stages.models.quantization import quantized
 from stages.reporting import Reporter
 from stages.types import CausalLM
@@ -166,11 +166,6 @@ def make_trainee(model: CausalLM, config: OptimizerConfig, base: str, reporter: 
     trained, every = adapter.get_nb_trainable_parameters()
     reporter.say(f"LoRA: {trained:,} weights of an adapter are trained, {every - trained:,} of the model are not")
     return Trainee(adapter.get_base_model(), adapter)
-
-
-def trained_again(model: CausalLM, folder: Path) -> Any:
-    """The base with a finished adapter inside, as it was when its training ended."""
-    return put_on(model, folder).model
 
 
 def _merged(adapter: Any) -> Any:

@@ -31,7 +31,7 @@ def resume(tmp_path):
     """Save a checkpoint, then go on from it with other parts."""
 
     def go(**parts):
-        of_run = (Accelerator(cpu=True), tmp_path, "t", 1, "sha256:one")
+        of_run = (Accelerator(cpu=True), tmp_path / "checkpoints", "t", 1, "sha256:one")
         Checkpoints(*of_run, {"part": Part()}).save(2)
         return Checkpoints(*of_run, parts).resume(Quiet(), 4)
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_format_may_be_deleted(resume, tmp_path):
 
 def test_a_file_that_was_not_written_with_a_checkpoint_is_not_loaded(resume, tmp_path):
     """accelerate prefers it to the weights that it wrote itself."""
-    of_run = (Accelerator(cpu=True), tmp_path, "t", 1, "sha256:one")
+    of_run = (Accelerator(cpu=True), tmp_path / "checkpoints", "t", 1, "sha256:one")
     Checkpoints(*of_run, {"part": Part()}).save(2)
     checkpoint = tmp_path / "checkpoints/t-00000002"
     (checkpoint / ".DS_Store").touch()
