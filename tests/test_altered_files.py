@@ -30,7 +30,6 @@ def flip(path, bit=None):
 
 
 DAMAGES = {
-    "emptied": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
     "flipped": flip,
 }

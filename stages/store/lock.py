@@ -35,19 +35,11 @@ class Lock:
         self.kind: int | None = None
         """fcntl.LOCK_EX: nobody else is at work; LOCK_SH: others may be; None: nothing is known"""
 
-    def take(self) -> None:
-        """Hold the folder exclusively if nobody is at work there, or, as a worker, beside the other workers.
-
-        Raises:
-            SepoError: another run is at work there.
-        """
-        self._wait_for(fcntl.LOCK_EX, *([fcntl.LOCK_SH] if self._shared else []))
-
     def settle(self) -> None:
         """Once the folder is claimed: let other workers in, and hold it even if it was made anew."""
         if self._file is None or self._shared or not self._still_there():
             self.release(remove=False)
-            self._wait_for(fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX)
+            self.wait_for(fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX)
 
     def release(self, *, remove: bool = True) -> None:
         """Let go; the last one to leave removes the file."""
@@ -59,7 +51,8 @@ class Lock:
         os.close(self._file)
         self._file = self.kind = None
 
-    def _wait_for(self, *kinds: int) -> None:
+    def wait_for(self, *kinds: int) -> None:
+        """Hold the folder in the first of these ways that can be."""
         deadline = time.monotonic() + (PATIENCE_SECONDS if self._shared else 0)
         while not any(map(self._try, kinds)):
             if time.monotonic() > deadline:
@@ -106,9 +99,13 @@ class Lock:
 
 @contextmanager
 def locked(folder: Path | None, *, shared: bool = False) -> Iterator[Lock]:
-    """A folder, held for one run; see `Lock`."""
+    """A folder, held exclusively if nobody is at work there, or, as a worker, beside the other workers.
+
+    Raises:
+        SepoError: another run is at work there.
+    """
     lock = Lock(folder, shared)
-    lock.take()
+    lock.wait_for(fcntl.LOCK_EX, *([fcntl.LOCK_SH] if shared else []))
     try:
         yield lock
     finally:

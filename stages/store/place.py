@@ -9,18 +9,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from pyarrow import fs
 
 from stages.configs import is_remote
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed
 from stages.store.files import json_text, write_bytes, writing
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 """file systems of pyarrow where an object appears only when its upload has completed"""
+_HINT: Final = "check the name, your rights, the space and the network"
 
 
 class Place:
@@ -46,7 +47,7 @@ class Place:
 
     def names(self) -> set[str]:
         """The files and folders directly inside; none where there is no folder."""
-        with self._asking("read"):
+        with borrowed(f"cannot read {self}", _HINT):
             if self.local is None:
                 return {
                     info.base_name for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
@@ -67,7 +68,7 @@ class Place:
         if self.local is not None:
             # Unlike pathlib's, it never raises: a name may be too long, or closed to us.
             return os.path.exists(self.local / name)
-        with self._asking("read"):
+        with borrowed(f"cannot read {self}", _HINT):
             return bool(self._fs.get_file_info(self._path(name)).type != fs.FileType.NotFound)
 
     def read(self, name: str) -> bytes:
@@ -93,7 +94,7 @@ class Place:
         # Elsewhere than on an object store a file could be seen growing: it is renamed when it is whole.
         grows = self._fs.type_name not in OBJECT_STORES
         written = self._path(f".{name}.tmp" if grows else name)
-        with self._asking("write", name):
+        with borrowed(f"cannot write {self.at(name)}", _HINT):
             if grows:
                 self._fs.create_dir(self._root, recursive=True)
             with self._fs.open_output_stream(written) as stream:
@@ -107,7 +108,7 @@ class Place:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with self._asking("remove", name), suppress(FileNotFoundError):
+        with borrowed(f"cannot remove {self.at(name)}", _HINT), suppress(FileNotFoundError):
             self._fs.delete_file(self._path(name))
 
     def replaced(self) -> "Place":
@@ -127,7 +128,7 @@ class Place:
             return
         # What tells whose files these are goes last: a move that was cut off is begun again.
         for name in sorted(self.names(), key=lambda name: (name.startswith("manifest"), name)):
-            with self._asking("move", name):
+            with borrowed(f"cannot move {self.at(name)}", _HINT):
                 self._fs.move(self._path(name), other._path(name))
 
     def clear(self) -> None:
@@ -135,23 +136,11 @@ class Place:
         if self.local is not None:
             shutil.rmtree(self.local, ignore_errors=True)
         elif self.names():
-            with self._asking("remove"):
+            with borrowed(f"cannot remove {self}", _HINT):
                 self._fs.delete_dir(self._root)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-    @contextmanager
-    def _asking(self, what: str, name: str = "") -> Iterator[None]:
-        """
-        Raises:
-            SepoError: with the system's reason.
-        """
-        try:
-            yield
-        except OSError as error:
-            problem = f"cannot {what} {self.at(name) if name else self}: {one_line(error)}"
-            raise SepoError(problem, hint="check the name, your rights, the space and the network") from error
 
 
 def place_of(name: "str | Path | Place") -> Place:
@@ -165,12 +154,8 @@ def place_of(name: "str | Path | Place") -> Place:
     if isinstance(name, Path) or not is_remote(name):
         local = _followed(os.path.expanduser(name))
         return Place(str(Path(name)), fs.LocalFileSystem(), str(local), local)
-    try:
+    with borrowed(f"cannot open {_without_keys(name)}", "such as s3://bucket/folder"):
         filesystem, root = fs.FileSystem.from_uri(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise SepoError(
-            f"cannot open {_without_keys(name)}: {one_line(error)}", hint="such as s3://bucket/folder"
-        ) from error
     return Place(_without_keys(name), filesystem, root)
 
 

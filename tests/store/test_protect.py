@@ -8,7 +8,7 @@ import pytest
 from stages.errors import SepoError
 from stages.store.manifest import Input
 from stages.store.place import place_of
-from stages.store.protect import refuse_own_input_file, refuse_strangers
+from stages.store.protect import files_meant, refuse_own_input_file, refuse_strangers
 from stages.store.run import open_run
 from tests.store.test_manifest import claim, finish
 from tests.world import manifest
@@ -149,3 +149,16 @@ def test_a_folder_of_an_odd_name_is_a_folder(tmp_path, name, monkeypatch):
     finish(claim(name))
     assert claim(name).finished
     assert (tmp_path / name.replace("~/", "") / "manifest.json").exists()
+
+
+def test_what_a_name_means_is_known_to_the_last_file_or_not_at_all(tmp_path):
+    """What is not here cannot be seen to be as it was: `sepo_cli.finished` then asks the stage."""
+    data = lines(tmp_path / "base/data.jsonl")
+    assert files_meant(f"{data}[:2]") == [data]
+    inner = adapter(tmp_path / "inner", tmp_path / "base")
+    outer = adapter(tmp_path / "outer", "/moved/from/inner")
+    assert files_meant(str(outer)) == [data, *(folder / "adapter_config.json" for folder in (inner, outer))]
+    (tmp_path / "s3").mkdir()
+    for name in ("org/model", "s3://bucket/scores", adapter(tmp_path / "hub", "org/model")):
+        with pytest.raises(FileNotFoundError):
+            files_meant(str(name))
