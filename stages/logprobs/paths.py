@@ -40,18 +40,23 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
     examples = [whole(pair) for pair in trial_pairs(model)]
     padded = collate(examples, model.device)
     expected_N = trial_logps(model)
-    _refuse_later_tokens(model, expected_N)
+    if sees_later_tokens(model, expected_N):
+        raise SepoError(
+            f"{model.config.name_or_path or _name(model)} sees later tokens: another last token changes what it says of"
+            " those before it",
+            hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
+        )
     reader = Reader(model, alone=_looks_at_the_batch(model))
     padded_N = _read(reader, padded)
-    if not reader.alone and (padded_N is None or not agree(padded_N, expected_N, model.dtype)):
+    if not reader.alone and not agree(padded_N, expected_N, model.dtype):
         reporter.say(f"{_name(model)}: the rows of a batch change each other in it")
         reader = reader._replace(alone=True)
         padded_N = _read(reader, padded)
-    limit = rounding_of(expected_N if padded_N is None else padded_N, expected_N, model.dtype)
+    limit = rounding_of(padded_N, expected_N, model.dtype)
     if has_head(model):
         chunked = reader._replace(chunked=True)
         chunked_N = _read(chunked, padded)
-        if chunked_N is not None and apart(chunked_N, expected_N) <= limit:
+        if apart(chunked_N, expected_N) <= limit:
             reader, limit = chunked, max(limit, rounding_of(chunked_N, expected_N, model.dtype))
         else:
             reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
@@ -62,7 +67,7 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
         reporter.say(f"{_name(model)}: attends by {attention_of(model)}; every response has a padded row of its own")
     elif (
         _may_pack(reader)
-        and _agrees(reader, packed, expected_N, limit)
+        and apart(_read(reader, packed), expected_N) <= limit
         and _windows_told(reader, packed)
         and not _leaks(reader._replace(packs=True))
     ):
@@ -71,15 +76,6 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
     return reader
-
-
-def _refuse_later_tokens(model: CausalLM, expected_N: Tensor) -> None:
-    if sees_later_tokens(model, expected_N):
-        raise SepoError(
-            f"{model.config.name_or_path or _name(model)} sees later tokens: another last token changes what it says of"
-            " those before it",
-            hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
-        )
 
 
 def _looks_at_the_batch(model: CausalLM) -> bool:
@@ -111,12 +107,6 @@ def _windows_told(reader: Reader, packed: Packed) -> bool:
     return not (window and slides) or window in packed.layout.windows_seen
 
 
-def _agrees(reader: Reader, batch: Packed | Batch, expected_N: Tensor, limit: float) -> bool:
-    """Whether one way of reading gives the expected log-probs."""
-    found_N = _read(reader, batch)
-    return found_N is not None and apart(found_N, expected_N) <= limit
-
-
 def _leaks(packing: Reader) -> bool:
     """Whether an answer's log-probs move with the other answers in its row, more than with other rows of a batch.
 
@@ -133,9 +123,8 @@ def _moved(reader: Reader) -> float:
     vocabulary = int(reader.model.get_input_embeddings().weight.shape[0])
 
     def read(pairs: list[TokenPair]) -> Tensor:
-        batch = make_batch([whole(pair) for pair in pairs], reader.model.device, packs=reader.packs)
-        with reading(reader, batch):
-            return pair_by_pair(batch, weighted_logps(reader, batch))
+        examples = [whole(pair) for pair in pairs]
+        return _logps(reader, make_batch(examples, reader.model.device, packs=reader.packs))
 
     before_N = read(pairs)
     lengths = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
@@ -146,14 +135,19 @@ def _moved(reader: Reader) -> float:
     return float(torch.cat(moved).max())
 
 
-def _read(reader: Reader, batch: Packed | Batch) -> Tensor | None:
-    """Log-probs by one way of reading, pair by pair, chosen before rejected; None where the model cannot be read so."""
+def _logps(reader: Reader, batch: Packed | Batch) -> Tensor:
+    """Log-probs by one way of reading, (N,), pair by pair, chosen before rejected."""
+    with reading(reader, batch):
+        return pair_by_pair(batch, weighted_logps(reader, batch))
+
+
+def _read(reader: Reader, batch: Packed | Batch) -> Tensor:
+    """The same; infinitely far from all others where the model cannot be read so."""
     try:
-        with reading(reader, batch):
-            return pair_by_pair(batch, weighted_logps(reader, batch))
+        return _logps(reader, batch)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
-        return None
+        return torch.tensor(torch.inf)
 
 
 def _name(model: CausalLM) -> str:

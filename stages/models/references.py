@@ -198,17 +198,15 @@ def _read(reader: Reader, pairs: list[TokenPair], context: RunContext, task: Tas
         task=task,
         accelerator=context.accelerator,
     )
-    broken = [pair.pair_id for pair, each in zip(pairs, logps, strict=True) if not _is_finite(each)]
+    broken = [
+        pair.pair_id for pair, each in zip(pairs, logps, strict=True) if not np.isfinite(np.concatenate(each)).all()
+    ]
     if broken:
         raise SepoError(
             f"the model's log-probs of {len(broken):,} of {len(pairs):,} pairs are not finite, as of pair {broken[0]}",
             hint="if this run trained it, lower --learning-rate and begin anew with --overwrite",
         )
     return logps
-
-
-def _is_finite(logps: PairLogps) -> bool:
-    return all(bool(np.isfinite(each).all()) for each in logps)
 
 
 def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
