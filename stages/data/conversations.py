@@ -20,15 +20,7 @@ SAME: Final = "chosen equals rejected"
 OTHER_PROMPT: Final = "prompts differ"
 MORE_DIFFERS: Final = "more than one turn differs"
 NO_ANSWER: Final = "no assistant turn at the end"
-DISORDER: Final = "roles out of order"
 UNKNOWN_ROLE: Final = "role other than system, user and assistant"
-TOOL_CALL: Final = "a turn calls a tool"
-BROKEN_TEXT: Final = "broken Unicode"
-NUL: Final = "NUL character"
-TOO_LONG: Final = f"more than {LONGEST_TEXT:,} characters"
-TWO_SYSTEMS: Final = "system column and system turn differ"
-TIE: Final = "tie"
-ONE_ANSWER: Final = "fewer than two answers"
 
 _TURN_HINT: Final = 'a turn is {"role": "user", "content": "..."}'
 _SHAREGPT_HINT: Final = 'a turn is {"from": "human", "value": "..."}'
@@ -96,7 +88,7 @@ def with_system(row: Row, turns: list[Message]) -> list[Message]:
         raise SepoError(f'{row.where}: "system" is {kind(system)}, not text', hint="give a text, or drop the column")
     if turns and turns[0]["role"] == "system":
         if turns[0]["content"] != system:
-            raise UnusableError(TWO_SYSTEMS)
+            raise UnusableError("system column and system turn differ")
         return turns
     return [{"role": "system", "content": system}, *turns]
 
@@ -119,12 +111,12 @@ def split(turns: list[Message]) -> tuple[list[Message], str]:
 def check_texts(texts: list[str]) -> None:
     """Raises `UnusableError` where no tokenizer could be given one of the texts, or all of them together."""
     if sum(map(len, texts)) > LONGEST_TEXT:
-        raise UnusableError(TOO_LONG)
+        raise UnusableError(f"more than {LONGEST_TEXT:,} characters")
     if any(map(_LONE_SURROGATE.search, texts)):
-        raise UnusableError(BROKEN_TEXT)
+        raise UnusableError("broken Unicode")
     # Some tokenizers end a text there, some leave it out.
     if any("\0" in text for text in texts):
-        raise UnusableError(NUL)
+        raise UnusableError("NUL character")
 
 
 def check_order(turns: list[Message]) -> None:
@@ -137,7 +129,7 @@ def check_order(turns: list[Message]) -> None:
     if spoken == ["assistant"]:
         raise UnusableError(EMPTY_PROMPT)
     if spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise UnusableError(DISORDER)
+        raise UnusableError("roles out of order")
 
 
 def turns_of(value: Any, column: str, where: str, hint: str, *, sharegpt: bool = False) -> list[Message]:
@@ -169,7 +161,7 @@ def _check_turn(turn: Any, keys: tuple[str, str], place: str, hint: str) -> None
     # Parquet gives every turn the keys of all the others: what is null, false or empty is not there.
     held = [key for key, value in turn.items() if value]
     if not _CALLS.isdisjoint(held):
-        raise UnusableError(TOOL_CALL)
+        raise UnusableError("a turn calls a tool")
     unkept = next((key for key in held if key in _UNKEPT), None)
     if unkept is not None:
         raise UnusableError(f'a turn has "{unkept}", which cannot be kept')

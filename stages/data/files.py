@@ -146,7 +146,7 @@ def _ipc_batches(source: Any) -> Iterator[Any]:
 
 
 def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator[Placed]:
-    number = 0
+    number, column = 0, ""
     try:
         for names, batch in batches:
             unread = dict.fromkeys(names)
@@ -154,12 +154,12 @@ def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator
                 if part.nbytes > text_files.LONGEST:
                     problem = f"{name} row {number}: more than {text_files.LONGEST:,} bytes"
                     raise SepoError(problem, hint="shorten its texts, or leave the row out")
-                values = {
-                    column: _values(part[column], f'{name}: the column "{column}" cannot be read after row {number}')
-                    for column in part.schema.names
-                }
+                values = {}
+                for column in part.schema.names:
+                    values[column] = part[column].to_pylist()
+                column = ""
                 for at in range(part.num_rows):
-                    yield f"{name} row {number}", unread | {column: each[at] for column, each in values.items()}
+                    yield f"{name} row {number}", unread | {each: held[at] for each, held in values.items()}
                     number += 1
     except SepoError:
         raise
@@ -167,6 +167,10 @@ def _batch_rows(batches: Iterator[Any], name: str, format_name: str) -> Iterator
         # A malformed file can make Arrow raise anything.
         if isinstance(error, UnicodeDecodeError) or "Invalid UTF8" in str(error):
             raise SepoError(f"{name}: not UTF-8 after row {number}", hint="save its texts as UTF-8") from error
+        if column:
+            # Nothing that Python knows: a date before year 1.
+            problem = f'{name}: the column "{column}" cannot be read after row {number}: {one_line(error)}'
+            raise SepoError(problem, hint="store text as text, and turns as lists") from error
         raise SepoError(f"{name}: damaged {format_name} data: {one_line(error)}", hint=DAMAGED_HINT) from error
 
 
@@ -179,16 +183,6 @@ def _parts(batch: Any) -> Iterator[Any]:
         yield batch
     else:
         yield from (batch.slice(row, 1) for row in range(batch.num_rows))
-
-
-def _values(column: Any, problem: str) -> list[Any]:
-    """The values of a column, unless one of them is nothing that Python knows: a date before year 1."""
-    try:
-        return list(column.to_pylist())
-    except UnicodeDecodeError:
-        raise
-    except Exception as error:
-        raise SepoError(f"{problem}: {one_line(error)}", hint="store text as text, and turns as lists") from error
 
 
 # Of text, nothing is saved by leaving columns out.

@@ -25,7 +25,6 @@ kept, for the grade need not be what the answers were chosen by.
 """
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -43,7 +42,7 @@ from stages.data.conversations import (
     unread_keys,
     with_system,
 )
-from stages.data.published import PUBLISHED, DataLayout, Sides
+from stages.data.published import PUBLISHED, DataLayout, Sides, as_number
 from stages.data.read import Row, kind, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
@@ -307,18 +306,10 @@ def _pair(row: Row, layout: DataLayout | None) -> Pair:
 def _remark(row: Row) -> str | None:
     """What is odd about the grades of a row's answers."""
     for better, worse in GRADES:
-        chosen, rejected = (_grade(row.columns.get(name)) for name in (better, worse))
-        if chosen <= rejected:
+        chosen, rejected = (as_number(row.columns.get(name)) for name in (better, worse))
+        if chosen is not None and rejected is not None and chosen <= rejected:
             return f"{better} equals {worse}" if chosen == rejected else f"{better} is below {worse}"
     return None
-
-
-def _grade(value: Any) -> float:
-    """A number, in a CSV file as text; NaN, which compares with nothing, for whatever is none."""
-    try:
-        return float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def _answers(row: Row, layout: DataLayout | None) -> Iterator[Pair | Dropped]:

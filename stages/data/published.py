@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from stages.data.conversations import NO_ANSWER, ONE_ANSWER, TIE, UnusableError, conversation_list, turns_of
+from stages.data.conversations import NO_ANSWER, UnusableError, conversation_list, turns_of
 from stages.data.read import Row, kind
 from stages.errors import SepoError
 from stages.types import Message
@@ -91,12 +91,16 @@ def _nemo(row: Row) -> Sides:
         if not isinstance(item, dict) or not {"rank", "completion"} <= item.keys():
             raise _fault(row, f'"{place}" is not an object with rank and completion')
         turns = turns_of(item["completion"], place, row.where, _HINT)
-        ranked.append((_number(row, f"{place} rank", item["rank"]), turns))
+        rank = as_number(item["rank"])
+        if rank is None or math.isnan(rank):
+            problem = kind(item["rank"]) if rank is None else "NaN"
+            raise _fault(row, f'"{place} rank" is {problem}, not a number')
+        ranked.append((rank, turns))
     if len(ranked) < 2:
-        raise UnusableError(ONE_ANSWER)
+        raise UnusableError("fewer than two answers")
     best, worst = min(ranked, key=lambda item: item[0]), max(ranked, key=lambda item: item[0])
     if best[0] == worst[0]:
-        raise UnusableError(TIE)
+        raise UnusableError("tie")
     return context + best[1], context + worst[1]
 
 
@@ -115,15 +119,12 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _number(row: Row, column: str, value: Any) -> float:
-    """A number, which in a CSV file is a text."""
+def as_number(value: Any) -> float | None:
+    """A number, which in a CSV file is a text; None for anything else."""
     try:
-        number = float(value) if isinstance(value, int | float | str) else None
+        return float(value) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
-        number = None
-    if number is None or math.isnan(number):
-        raise _fault(row, f'"{column}" is {kind(value) if number is None else "NaN"}, not a number')
-    return number
+        return None
 
 
 def _fault(row: Row, problem: str) -> SepoError:

@@ -87,12 +87,6 @@ class TokenTable(Pairs):
 
 
 def _record_batch(pairs: Sequence[TokenPair]) -> pa.RecordBatch:
-    numbers = pa.array([pair.pair_id for pair in pairs], pa.int64())
-    hashes = ([hash_ids(pair.prompt_ids) for pair in pairs], [content_hash(pair) for pair in pairs])
-    ids = (_lists([pair[part] for pair in pairs]) for part in (1, 2, 3))
-    return pa.record_batch([numbers, *ids, *(pa.array(each, pa.uint64()) for each in hashes)], schema=_SCHEMA)
-
-
-def _lists(parts: list[Any]) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate([np.empty(0, np.int32), *parts]))
+    columns: list[list[Any]] = [[pair[part] for pair in pairs] for part in range(len(TokenPair._fields))]
+    columns += [[hash_ids(pair.prompt_ids) for pair in pairs], [content_hash(pair) for pair in pairs]]
+    return pa.record_batch(list(map(pa.array, columns, _SCHEMA.types)), schema=_SCHEMA)
