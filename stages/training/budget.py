@@ -5,9 +5,9 @@ happens to be free now, so that the same run is cut into the same micro-batches 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,6 @@ from stages.devices.memory import memory_for
 from stages.logprobs.logps import Reader, Reference, WeightedLogps, make_batch, reading
 from stages.reporting import Reporter
 from stages.types import CausalLM, Example, longest
-
-Value = TypeVar("Value")
 
 LARGEST: Final = {"cuda": 16_384, "cpu": 2048}
 """tokens beyond which a micro-batch gets no faster: measured on a CPU (benchmarks/RESULTS.md), assumed for GPUs"""
@@ -43,13 +41,13 @@ def tokens_in_room(device: str, memory: float, standing: float, bytes_a_token: f
         standing: what is held whatever the micro-batch: weights, gradients, moments, in bytes.
         bytes_a_token: kept for the backward pass.
     """
-    return (_of(SHARE, device) * memory / OVERHEAD - standing) / bytes_a_token
+    return (SHARE.get(device, SHARE["cpu"]) * memory / OVERHEAD - standing) / bytes_a_token
 
 
 def budget_in_room(device: str, room: float) -> int:
     """The largest power of two of at most `room` tokens, between `SMALLEST` and the device's `LARGEST`."""
     tokens = SMALLEST
-    while tokens * 2 <= min(room, _of(LARGEST, device)):
+    while tokens * 2 <= min(room, LARGEST.get(device, LARGEST["cpu"])):
         tokens *= 2
     return tokens
 
@@ -127,10 +125,6 @@ def standing_bytes(models: Sequence[Any], optim: str) -> int:
     held: int = sum(weight.untyped_storage().nbytes() for weight in weights)
     trained = (weight for weight in weights if weight.requires_grad)
     return held + int(sum(weight.numel() * (weight.element_size() + MOMENTS.get(optim, 0)) for weight in trained))
-
-
-def _of(table: Mapping[str, Value], device: str) -> Value:
-    return table.get(device, table["cpu"])
 
 
 def _kept_with_checkpointing(model: CausalLM, kept: float) -> float:

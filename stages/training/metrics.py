@@ -113,10 +113,14 @@ class MetricLog:
         self._pace.add(examples)
         if not last and (step + 1) % self._every:
             return
-        record = {"phase": self._phase, "step": step + 1, **self._averages()}
+        loss, pairs, *sums = self._accelerator.reduce(self._row(), "sum").tolist()
+        record = {"phase": self._phase, "step": step + 1, "loss": loss / self._steps}
+        record |= {name: total / pairs for name, total in zip(sorted(self._sums), sums, strict=True)}
         record |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm, **held_out}
         warned = collapse(self._chosen_logps)
-        self._remember(record)
+        self.last = {name: value for name, value in record.items() if isinstance(value, float)}
+        if "chosen_logp" in record:
+            self._chosen_logps.append(record["chosen_logp"])
         self._lines += 1
         if not warned and collapse(self._chosen_logps):
             self._reporter.warn(f"{self._phase}, step {step + 1}: {collapse(self._chosen_logps)}")
@@ -155,16 +159,6 @@ class MetricLog:
             [torch.as_tensor(value, dtype=torch.float32, device=self._accelerator.device) for value in values]
         )
 
-    def _averages(self) -> dict[str, float]:
-        loss, pairs, *sums = self._accelerator.reduce(self._row(), "sum").tolist()
-        averages = {"loss": loss / self._steps}
-        return averages | {name: total / pairs for name, total in zip(sorted(self._sums), sums, strict=True)}
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        self.last = {name: value for name, value in record.items() if isinstance(value, float)}
-        if "chosen_logp" in record:
-            self._chosen_logps.append(record["chosen_logp"])
-
 
 class _Pace:
     """How fast training is, over all processes, and how much memory the first of them has taken at most.
@@ -190,11 +184,14 @@ class _Pace:
         """The figures since the last lap."""
         now = time.perf_counter()
         seconds = now - self._since
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
         self._last = {
             "seconds": seconds,
             "pairs_per_second": self._pairs / seconds,
             "tokens_per_second": self._tokens / seconds,
-            "peak_memory_gb": _peak_memory(self._device) / 1e9,
+            "peak_memory_gb": peak / 1e9,
         }
         self._since, self._pairs, self._tokens = now, 0, 0
         return self._last
@@ -233,13 +230,6 @@ def training_warnings(folder: Path) -> list[str]:
         if said:
             warnings.setdefault(record["phase"], f"{record['phase']}, step {record['step']}: {said}")
     return list(warnings.values())
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of a GPU what tensors took, else what the process took."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _sound_lines(path: Path) -> tuple[list[_Line], int]:

@@ -56,7 +56,9 @@ def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, t
         batch = make_batch(group, accelerator.device, packs=engine.reader.packs, every_token=with_kl)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), engine.max_tokens, trains=trains)
-        exchange = _exchange(engine, last=index + 1 == rounds or not trains)
+        # Processes exchange gradients in the last micro-batch of a step only.
+        last = index + 1 == rounds or not trains
+        exchange = nullcontext() if last else accelerator.no_sync(engine.module)
         with memory, exchange, reading(engine.reader, batch), torch.set_grad_enabled(trains):
             values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
@@ -111,11 +113,6 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
     return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
 
 
-def _exchange(engine: Engine, *, last: bool) -> Any:
-    """Processes exchange gradients in the last micro-batch of a step only."""
-    return nullcontext() if last else engine.accelerator.no_sync(engine.module)
-
-
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
     """Make sure, with the other processes, that the step may be taken; the signal that one of them got, or 0.
 
@@ -132,10 +129,10 @@ def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, si
     if all(map(math.isfinite, [norm, *losses])):
         return int(max(signals))
     # Where a loss is not finite, its pairs are the cause; where only the gradient is not, any of the step's may be.
-    finite = [
-        (each.pair.pair_id, fine) for group, loss in done for each, fine in zip(group, _finite(loss), strict=True)
+    pairs = [
+        (example.pair.pair_id, value) for group, loss in done for example, value in zip(group, loss.loss_B, strict=True)
     ]
-    finite = gather_object(finite)
+    finite = gather_object([(pair_id, bool(value.isfinite())) for pair_id, value in pairs])
     ids = sorted(pair_id for pair_id, fine in finite if not fine) or sorted(pair_id for pair_id, _ in finite)
     named = ", ".join(map(str, ids[:SHOWN])) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
     cause = "gradient" if all(fine for _, fine in finite) else "loss"
@@ -143,11 +140,6 @@ def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, si
         f"the {cause} is not finite at step {step + 1} (pairs {named}); that step was not taken",
         hint="lower --learning-rate, or look at those pairs",
     )
-
-
-def _finite(loss: PairLoss) -> list[bool]:
-    finite: list[bool] = torch.isfinite(loss.loss_B).tolist()
-    return finite
 
 
 def refuse_broken(accelerator: Accelerator, model: CausalLM, phase: str, step: int, safe: int) -> None:
