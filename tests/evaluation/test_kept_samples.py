@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.evaluation import evaluator
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.held_out import HeldOut, Prompt
 from tests.evaluation.conftest import Ear
@@ -21,10 +22,10 @@ def sample(world, monkeypatch, tmp_path):
         monkeypatch.setenv("SEPO_CACHE", str(tmp_path / cache))
         ear = Ear()
         how = Sampling(max_new_tokens, seed)
-        evaluator = Evaluator(None, how, max_tokens=512, device=torch.device("cpu"), reporter=ear)
+        measured = Evaluator(None, how, max_tokens=512, device=torch.device("cpu"), reporter=ear)
         held_out = HeldOut(None, SimpleNamespace(end_of_turn=end_of_turn), [], None)
         model = Candidate("m", world / "policy", "hash", held_out, PROMPTS)
-        return [answer.tolist() for answer in evaluator._answers(model)], bool(ear.tasks)
+        return [answer.tolist() for answer in measured._answers(model)], bool(ear.tasks)
 
     return sample
 
@@ -40,3 +41,9 @@ def test_other_settings_have_other_samples(sample, change):
     assert drawn
     assert (after, True) == sample("alone", **settings)
     assert after != first
+
+
+def test_answers_stand_at_their_prompts(sample, monkeypatch):
+    """The longest prompts are answered first."""
+    monkeypatch.setattr(evaluator, "sample", lambda model, prompts, **how: prompts)
+    assert sample("echo")[0] == [prompt.ids.tolist() for prompt in PROMPTS]

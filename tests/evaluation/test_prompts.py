@@ -63,6 +63,13 @@ def test_differences_are_of_the_same_prompts():
     assert found.differences["true_reward"][1:] == pytest.approx(expected, rel=1e-9)
 
 
+def test_prompts_are_those_of_the_items_that_both_have():
+    """Items 1, 3 and 4, better by 1, 3 and 5, of the prompts 1 and 3: a draw has the mean 1, 3 or 4."""
+    ours = Figures(np.array([1, 2, 3, 4]), np.array([1, 1, 3, 3]), {"m": mean(np.array([1.0, 9.0, 3.0, 5.0]))})
+    theirs = Figures(np.array([1, 3, 4]), np.array([1, 3, 3]), {"m": mean(np.zeros(3))})
+    assert compare(ours, theirs, seed=0).differences["m"] == (3.0, 1.0, 4.0)
+
+
 def test_one_prompt_has_no_interval():
     assert compare(figures(0, [4, 4, 4]), figures(1, [4, 4, 4]), seed=0) == (3, {}, {})
 
