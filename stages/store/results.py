@@ -89,7 +89,8 @@ def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns]
     hashes = {}
     for file, columns in zip(_tables(path), tables, strict=True):
         if columns:
-            _write_table(file, columns, str(report["fingerprint"]))
+            table = pa.table(dict(columns)).replace_schema_metadata({_FINGERPRINT: str(report["fingerprint"])})
+            write_bytes(file, parquet_bytes(table))
             hashes[file.name] = hash_file(file)
         elif file.name in before:
             with writing(file):
@@ -120,11 +121,6 @@ def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
         path.with_name(name).is_file() and hash_file(path.with_name(name)) == wanted
         for name, wanted in report["files"].items()
     )
-
-
-def _write_table(path: Path, columns: Columns, fingerprint: str) -> None:
-    table = pa.table(dict(columns)).replace_schema_metadata({_FINGERPRINT: fingerprint})
-    write_bytes(path, parquet_bytes(table))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-STEP = ["--max-steps", "1", "--batch-size", "8"]
 AGAIN = """
 import sys
 from sepo_cli.main import main
@@ -25,39 +24,20 @@ for line in sys.stdin.read().splitlines():
 def commands(tmp_path, chat_folder):
     """One call of every command that keeps what it makes in a folder, in an order in which they can run."""
     demo, oracle, scores, policy = (tmp_path / name for name in ("demo", "oracle", "scores", "policy"))
-    data = ["--dataset", demo / "train.jsonl"]
-    report = ["--demo", demo, "--samples", 4, "--model", f"1={policy}"]
-    lines = {
-        "make-demo": ["--train-pairs", 24, "--test-pairs", 8, "--output-dir", demo],
-        "train-oracle": [
-            "--model",
-            demo / "model",
-            *data,
-            *STEP,
-            "--sft-epochs",
-            0,
-            "--lora-rank",
-            2,
-            "--output-dir",
-            oracle,
-        ],
-        "score": ["--oracle", oracle, *data, "--output-dir", scores],
-        "train-policy": ["--model", demo / "model", "--scores", scores, *STEP, "--output-dir", policy],
-        "project-scores": ["--scores", scores, "--model", chat_folder, *data, "--output-dir", tmp_path / "projected"],
-        "cut-model": ["--model", policy, "--layers", 1, "--output-dir", tmp_path / "cut"],
-        "demo-report": [
-            *report,
-            "--scores",
-            scores,
-            "--reference",
-            demo / "model",
-            "--output-dir",
-            tmp_path / "report",
-        ],
-        "evaluate": [*report, "--reference-model", demo / "model", "--output", tmp_path / "e.json"],
-        "compare": ["--run", f"sepo={tmp_path / 'e.json'}", "--output-dir", tmp_path / "table"],
-    }
-    return {name: [name, *map(str, arguments)] for name, arguments in lines.items()}
+    step = "--max-steps 1 --batch-size 8"
+    data, report = f"--dataset {demo}/train.jsonl", f"--demo {demo} --samples 4 --model 1={policy}"
+    lines = f"""
+        make-demo --train-pairs 24 --test-pairs 8 --output-dir {demo}
+        train-oracle --model {demo}/model {data} {step} --sft-epochs 0 --lora-rank 2 --output-dir {oracle}
+        score --oracle {oracle} {data} --output-dir {scores}
+        train-policy --model {demo}/model --scores {scores} {step} --output-dir {policy}
+        project-scores --scores {scores} --model {chat_folder} {data} --output-dir {tmp_path}/projected
+        cut-model --model {policy} --layers 1 --output-dir {tmp_path}/cut
+        demo-report {report} --scores {scores} --reference {demo}/model --output-dir {tmp_path}/report
+        evaluate {report} --reference-model {demo}/model --output {tmp_path}/e.json
+        compare --run sepo={tmp_path}/e.json --output-dir {tmp_path}/table
+    """
+    return {line.split()[0]: line.split() for line in lines.strip().splitlines()}
 
 
 def test_nothing_heavy_is_loaded_where_there_is_nothing_to_do(sepo, commands, tmp_path):
