@@ -123,10 +123,12 @@ def test_without_another_one_the_start_is_the_reference(world, chat_folder, tmp_
     assert first_loss(world, chat_folder, tmp_path, **options) == pytest.approx(np.log1p(np.exp(0.5)), abs=1e-4)
 
 
-@pytest.mark.parametrize("option", [{"objective": name} for name in OBJECTIVES if name != "sepo"] + [{"select": name} for name in RULES if name not in ("oracle", "column")] + [
-    {"authors_rule": True}, {"anchor_margin": True}, {"sft_weight": 1.0}, {"kl_weight": 5.0},
-], ids=lambda option: "-".join(map(str, *option.items())))  # fmt: skip
-def test_every_objective_rule_and_anchor_changes_the_training(world, chat_folder, tmp_path, option):
+@pytest.mark.parametrize(
+    "option",
+    [*({"select": name} for name in RULES if name not in ("oracle", "column")), {"authors_rule": True}],
+    ids=lambda option: "-".join(map(str, *option.items())),
+)
+def test_every_rule_changes_the_training(world, chat_folder, tmp_path, option):
     run_policy(world, chat_folder, output=tmp_path / "p", max_steps=3, **option)
     assert len(losses(tmp_path / "p")) == 3
     assert losses(tmp_path / "p")[2] != losses(world / "policy")[2]
