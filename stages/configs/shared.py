@@ -64,7 +64,7 @@ _OVERLONG = (
 )
 Overlong = Annotated[str, Option(DATA, choices=("drop", "truncate", "error"), help=_OVERLONG)]
 
-_EVAL = "Share of the pairs that is never trained on, all of a prompt together: what --eval-steps looks at; 0 = none."
+_EVAL = "Share of the pairs that is never trained on, but judges the oracle and serves --eval-steps; 0 = none."
 EvalFraction = Annotated[float, Option(DATA, limit=limits.fraction_below_one, help=_EVAL)]
 
 _STRICT = "Stop if a row of a data set would be dropped, for whatever reason; the reasons are named."
