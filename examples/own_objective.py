@@ -1,7 +1,7 @@
 """An objective of your own: copy the function to stages/method/objectives.py, and add a line to `OBJECTIVES` in
 stages/registry.py:
 
-    Objective("own-objective", {"gamma": 2.0, "margin": 0.5}),
+    Objective("own-objective", {"gamma": 2.0, "margin": 0.5}, select="oracle", void=("soft_k",)),
 
 `sepo train-policy --objective own-objective` then has it. CONTRIBUTING.md says how to test it.
 """

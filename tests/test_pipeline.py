@@ -220,7 +220,7 @@ def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder,
     assert accuracy["low"] < accuracy["value"] <= accuracy["high"] + 1e-9
     reporter = Quiet()
     run_oracle(world, chat_folder, reporter, output=tmp_path / "o", learning_rate=1e-9, sft_epochs=0)
-    assert any("not better than a coin" in warning for warning in reporter.warnings)
+    assert any("not shown to be better than a coin" in warning for warning in reporter.warnings)
     assert manifest(tmp_path / "o")["warnings"] == reporter.warnings
 
 

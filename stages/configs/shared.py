@@ -27,8 +27,8 @@ class StartsFromModel(Config):
 
 
 _DATASET = (
-    "Preference pairs: JSON Lines, JSON or Parquet (also .gz), or a hub name, org/name or org/name:split"
-    " (also --dataset-name)."
+    "Preference pairs: JSON Lines, JSON, CSV, TSV (also .gz, .zst), Parquet or Arrow files, or a hub name, org/name"
+    " or org/name:split (also --dataset-name)."
 )
 Dataset = Annotated[str, Option(REQUIRED, "FILE|NAME", content=False, help=_DATASET)]
 
@@ -64,7 +64,7 @@ _OVERLONG = (
 )
 Overlong = Annotated[str, Option(DATA, choices=("drop", "truncate", "error"), help=_OVERLONG)]
 
-_EVAL = "Share of the pairs that is never trained on, but judges the oracle and serves --eval-steps; 0 = none."
+_EVAL = "Share of the pairs that is never trained on, but judges an oracle and serves --eval-steps; 0 = none."
 EvalFraction = Annotated[float, Option(DATA, limit=limits.fraction_below_one, help=_EVAL)]
 
 _STRICT = "Stop if a row of a data set would be dropped, for whatever reason; the reasons are named."

@@ -23,8 +23,8 @@ def drift_warnings(drift: Drift, token: str) -> list[str]:
     if not drift.large:
         return []
     return [
-        f"the oracle drifted: tokens that chosen and rejected share score {drift.shared:+.2f} nats on average "
-        f"({token!r} {drift.worst:+.2f}, median of all {drift.median:+.2f}) against a spread of {drift.spread:.2f}; "
+        f"the oracle drifted: tokens that chosen and rejected share score {drift.shared:+.2g} nats on average "
+        f"({token!r} {drift.worst:+.2g}, median of all {drift.median:+.2g}) against a spread of {drift.spread:.2g}; "
         "selection may follow the drift, not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
     ]
 
@@ -55,7 +55,7 @@ def oracle_rows(metrics: OracleMetrics, token: str) -> Rows:
 
 def oracle_warnings(metrics: OracleMetrics, token: str) -> list[str]:
     coin = (
-        f"on held-out pairs the oracle is not better than a coin: accuracy {metrics.accuracy:.3f}; "
-        "its scores would select noise (more data, a higher --learning-rate or more epochs may help)"
+        f"on held-out pairs the oracle is not shown to be better than a coin: accuracy {metrics.accuracy:.3f}; "
+        "its scores may select noise (more data, a higher --learning-rate or more epochs may help)"
     )
     return [coin] * (metrics.accuracy.low <= 0.5) + drift_warnings(metrics.drift, token)

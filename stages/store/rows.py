@@ -30,7 +30,7 @@ WEIGHTS: Final = ("chosen_weights", "rejected_weights")
 """list<float32>, which another scorer may add: a weight for every response token"""
 READ: Final = (*SCHEMA.names, *WEIGHTS)
 _ID_BOUND: Final = 1 << 31
-_REMEDY: Final = "see the README on writing scores yourself"
+_REMEDY: Final = "docs/scores-format.md says what a folder of scores holds"
 
 
 def refuse_other_columns(where: str, schema: pa.Schema) -> None:

@@ -86,7 +86,9 @@ def open_scores(folder: str | Path) -> Scores:
         SepoError: no manifest, a manifest of another stage, or shards that are not there.
     """
     place = place_of(folder)
-    manifest = read_manifest(place, MADE_BY, f"{REMEDY}; see the README on writing scores yourself", NEEDED)
+    manifest = read_manifest(
+        place, MADE_BY, f"{REMEDY}; docs/scores-format.md says what a folder of scores holds", NEEDED
+    )
     there = place.names()
     missing = [name for name in manifest["files"] if name not in there]
     if missing:
