@@ -14,7 +14,6 @@ tokenizer gives each an id of its own.
 """
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from stages.errors import SepoError, one_line
+from stages.store.files import MOST_JSON_BYTES, read_regular
+from stages.store.shape import parse_json
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -76,7 +77,9 @@ def load_rewards(demo: Path) -> dict[str, float]:
         SepoError: its truth.json cannot be read.
     """
     try:
-        return {str(word): float(reward) for word, reward in json.loads((demo / TRUTH).read_bytes()).items()}
+        return {
+            str(word): float(reward) for word, reward in parse_json(read_regular(demo / TRUTH, MOST_JSON_BYTES)).items()
+        }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise SepoError(f"cannot read {demo / TRUTH}: {one_line(error)}", hint="run `sepo make-demo` again") from error
 

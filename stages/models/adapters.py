@@ -74,6 +74,9 @@ def base_of(folder: Path) -> str:
             f"{folder} is an adapter of PiSSA by a fast SVD, another model each time it is loaded",
             hint="convert it to LoRA with peft's path_initial_model_for_weight_conversion",
         )
+    if config.get("alora_invocation_tokens"):
+        # The trial holds none of them, and layers that are called by themselves are never told where they stand.
+        raise SepoError(f"{folder} is an adapter that works only behind invocation tokens (aLoRA)", hint="use LoRA")
     name = base_of_adapter(folder)
     if name is None:
         raise SepoError(f"{folder / CONFIG} names no base_model_name_or_path", hint=_REMEDY)

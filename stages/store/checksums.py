@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 from stages.errors import one_line
-from stages.store.files import LARGE_BYTES, hash_bytes, hash_file, hash_json, json_text, make_durable, write_json
+from stages.store.files import (
+    LARGE_BYTES,
+    MOST_JSON_BYTES,
+    hash_bytes,
+    hash_file,
+    hash_json,
+    json_text,
+    make_durable,
+    read_regular,
+    write_json,
+)
 from stages.store.place import Place
 from stages.store.shape import parse_json
 
@@ -46,7 +56,7 @@ def read_checksums(folder: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError, KeyError: there are none that can be read.
     """
-    found = parse_json((folder / FILE).read_bytes())
+    found = parse_json(read_regular(folder / FILE, MOST_JSON_BYTES))
     if not isinstance(found, dict) or not isinstance(found["files"], dict):
         raise ValueError(f"{FILE} holds no checksums")
     return {"run": found["run"], "files": found["files"]}

@@ -88,6 +88,18 @@ def _recall(real: str, state: tuple[int, ...]) -> str | None:
     return None
 
 
+def read_regular(path: Path, most: int = -1) -> bytes:
+    """The first `most` bytes of a file, or all of it: /dev/zero has no end, and a pipe may have no beginning.
+
+    Raises:
+        OSError: there is none, it cannot be read, or is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("not a regular file")
+    with path.open("rb") as file:
+        return file.read(most)
+
+
 def hash_json(value: Any) -> str:
     """``sha256:...`` of a JSON value, whatever the order of its keys."""
     return hash_bytes([json.dumps(value, sort_keys=True, separators=(",", ":")).encode()])
@@ -163,8 +175,7 @@ def read_object(path: Path, hint: str) -> dict[str, Any]:
         SepoError: there is none, it is damaged or no object, nested too deeply, or larger than `MOST_JSON_BYTES`.
     """
     with borrowed(f"{path} cannot be read", hint):
-        with path.open("rb") as file:
-            data = file.read(MOST_JSON_BYTES + 1)
+        data = read_regular(path, MOST_JSON_BYTES + 1)
         found = parse_json(data, finite=False) if len(data) <= MOST_JSON_BYTES else None
     if not isinstance(found, dict):
         problem = "it is no JSON object" if len(data) <= MOST_JSON_BYTES else f"more than {MOST_JSON_BYTES:,} bytes"

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from stages.configs import is_remote
 from stages.errors import SepoError, borrowed
-from stages.store.files import json_text, write_bytes, writing
+from stages.store.files import json_text, read_regular, write_bytes, writing
 
 OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 """file systems of pyarrow where an object appears only when its upload has completed"""
@@ -78,7 +78,7 @@ class Place:
             OSError: there is none, or it cannot be read.
         """
         if self.local is not None:
-            return (self.local / name).read_bytes()
+            return read_regular(self.local / name)
         with self._fs.open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 

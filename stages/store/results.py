@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 
 from stages.errors import SepoError
 from stages.store.checksums import is_altered, with_checksum
-from stages.store.files import hash_file, probe_writable, sweep_writes, write_bytes, write_json, writing
+from stages.store.files import (
+    MOST_JSON_BYTES,
+    hash_file,
+    probe_writable,
+    read_regular,
+    sweep_writes,
+    write_bytes,
+    write_json,
+    writing,
+)
 from stages.store.manifest import Input, differences
 from stages.store.parquet import parquet_bytes
 from stages.store.protect import refuse_own_input_file
@@ -130,7 +139,7 @@ def _load(path: Path) -> dict[str, Any]:
         SepoError: it is a report that was altered since it was written.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_JSON_BYTES)
         found = parse_json(data)
     except (OSError, ValueError):
         return {}

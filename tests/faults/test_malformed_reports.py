@@ -52,6 +52,16 @@ def test_a_run_to_compare_that_is_something_else(tmp_path, content):
     assert_can_go_on(tmp_path / "out")
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_has_no_end_is_no_report(sound, tmp_path, make):
+    make(tmp_path / "bad.json")
+    for command in (
+        ("compare", "--run", f"bad={tmp_path / 'bad.json'}", "--output-dir", tmp_path / "out"),
+        evaluated(sound, tmp_path / "bad.json"),
+    ):
+        assert "no evaluation" in assert_one_line(outcome(*command, seconds=5))
+
+
 @pytest.mark.parametrize("number", range(12))
 def test_one_value_of_an_evaluation_that_is_there_already(sound, tmp_path, number):
     shutil.copy(sound / "report.json", tmp_path / "report.json")

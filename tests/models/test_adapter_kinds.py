@@ -35,7 +35,7 @@ NOT_TRIED = {
 }
 REFUSED = {
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING",
-    "LILY", "SHADOW", "TINYLORA", "LORA, PiSSA, about",
+    "LILY", "SHADOW", "TINYLORA", "LORA, PiSSA, about", "LORA, waiting for a token",
 }  # fmt: skip
 """they read what no base alone reads, say nothing finite, or are another model each time"""
 VARIANTS = {
@@ -56,6 +56,7 @@ VARIANTS = {
     "an embedding of its own": {"modules_to_save": ["embed_tokens"]},
     "tokens of its own": {"trainable_token_indices": [1, 2, 3]},
     "a norm of its own": {"modules_to_save": ["norm"]},
+    "waiting for a token": {"alora_invocation_tokens": [int(PAIR.prompt_ids[-1])]},
 }
 
 

@@ -1,7 +1,7 @@
 """JSON in and out: whatever is in it, what was written can be read, and what was read can be written."""
 
 import json
-from pathlib import Path
+import os
 
 import pytest
 
@@ -57,10 +57,13 @@ def test_a_file_that_is_none(tmp_path, name):
         read_object(tmp_path / name, "do")
 
 
-def test_a_file_without_end_is_refused(monkeypatch):
+def test_a_file_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("stages.store.files.MOST_JSON_BYTES", 1000)
-    with pytest.raises(SepoError, match="more than 1,000 bytes"):
-        read_object(Path("/dev/zero"), "do")
+    (tmp_path / "long").write_bytes(b" " * 1001)
+    os.mkfifo(tmp_path / "pipe")
+    for path, said in (("long", "more than 1,000 bytes"), ("pipe", "not a regular file"), ("/dev/zero", "not a reg")):
+        with pytest.raises(SepoError, match=said):
+            read_object(tmp_path / path, "do")
 
 
 def test_what_is_read_can_be_hashed_and_written(tmp_path):
