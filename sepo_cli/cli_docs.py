@@ -34,7 +34,8 @@ def _sections(command: Command) -> Iterator[str]:
 
 def _row(each: Declared) -> list[str]:
     kind = "" if each.kind is bool else markdown(each.metavar or _plain(each.kind).__name__)
-    default = "" if each.required or each.default in (None, (), False) else f"`{each.default}`".replace("True", "on")
+    unset = each.required or each.default is False or each.default in (None, ())
+    default = "" if unset else f"`{each.default}`".replace("True", "on")
     return [", ".join(f"`{flag}`" for flag in each.flags), kind, default, markdown(each.help)]
 
 

@@ -51,8 +51,11 @@ def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Rep
         "tokenizer": "of the model" if vocabulary else "all agree; no model to compare with",
         "scores": "; ".join(warnings) or "they tell tokens apart",
     }
+    if not rows:
+        sound |= dict.fromkeys(("rows", "tokenizer", "scores"), "nothing was read")
     count = sum(map(len, faults.values()))
-    failure = SepoError(f"{place} has {count:,} faults", hint=DAMAGED if manifest else REMEDY) if count else None
+    counted = f"{count:,} fault{'s' if count > 1 else ''}"
+    failure = SepoError(f"{place} has {counted}", hint=DAMAGED if manifest else REMEDY) if count else None
     title = f"{place} was checked" if count else f"{place} is sound"
     return Summary(title, [], tables=(_table(faults, sound),), failure=failure)
 

@@ -281,8 +281,9 @@ def _resolved(name: str, download: Callable[[str], Path], reporter: Reporter, ab
             raise SepoError(f"the adapter {folder} is in the end its own base", hint=f"name a model in its {ADAPTER}")
         resolve_model(base_of(folder), reporter, above=(*above, folder.resolve()))
     elif not (folder / "config.json").exists():
-        inside = folder / "oracle" / "config.json"
-        hint = f"it is a folder of `sepo train-oracle`: give {inside.parent}" if inside.exists() else REMEDY
+        oracle, reference = folder / "oracle", folder / "reference"
+        made_both = oracle.is_dir() and (reference / "config.json").exists()
+        hint = f"it is a folder of `sepo train-oracle`: give {oracle} or {reference}" if made_both else REMEDY
         raise SepoError(f"{name} is no model folder: it has no config.json", hint=hint)
     else:
         refuse_impossible_depth(folder, read_object(folder / "config.json", REMEDY))

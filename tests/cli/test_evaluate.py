@@ -105,7 +105,9 @@ def test_a_model_that_only_says_it_is_the_reference(refused, world):
 def test_the_folder_of_an_oracle_is_no_model(refused, world):
     message, hint = refused(models=[world / "oracle"])
     assert message.endswith("oracle is no model folder: it has no config.json")
-    assert hint == f"it is a folder of `sepo train-oracle`: give {world / 'oracle/oracle'}"
+    assert (
+        hint == f"it is a folder of `sepo train-oracle`: give {world / 'oracle/oracle'} or {world / 'oracle/reference'}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,13 @@ def test_what_is_none_is_refused_by_name_in_any_shard(tmp_path, name):
     assert any(caught.value.message in found for _, found in summary.tables[0].rows)
 
 
+def test_where_nothing_was_read_nothing_is_called_sound(tmp_path):
+    summary = check_scores(place_of(tmp_path), None, Quiet())
+    found = dict(summary.tables[0].rows)
+    assert {found[kind] for kind in ("rows", "tokenizer", "scores")} == {"nothing was read"}
+    assert summary.failure.message.endswith("has 1 fault")
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_another_key_is_refused(tmp_path, key):
     folder = folder_of(tmp_path / "s", later(pa.table(GOOD)), KEYS | {key: b"\xff2"})
