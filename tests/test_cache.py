@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from stages import cache
 from stages.configs import CacheConfig
+from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.tokens.cache import cached_arrays
 
@@ -91,3 +92,8 @@ def test_what_was_removed_is_made_again(folder):
         cached_arrays("key", lambda: made.append(1) or {"a": [1.0]}, name="m", reporter=Quiet())
         prune(older_than=0)
     assert len(made) == 2
+
+
+def test_days_that_change_nothing_are_refused():
+    with pytest.raises(SepoError, match="older_than needs prune"):
+        CacheConfig(older_than=3)

@@ -86,6 +86,10 @@ class CacheConfig(Config):
     older_than: Annotated[float, Option(OUTPUT, "DAYS", limit=limits.not_negative, content=False)] = 30
     """With prune: remove what nobody made or read for so many days."""
 
+    def _faults(self) -> list[str]:
+        unused = self.action == "show" and self.older_than != CacheConfig.older_than
+        return ["older_than needs prune: show removes nothing"] if unused else []
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectScoresConfig(shared.StartsFromModel):

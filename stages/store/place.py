@@ -108,8 +108,10 @@ class Place:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with borrowed(f"cannot remove {self.at(name)}", _HINT), suppress(FileNotFoundError):
-            self._fs.delete_file(self._path(name))
+        # Looked for first: a disk that is read-only refuses even to remove what is not there.
+        if self.has(name):
+            with borrowed(f"cannot remove {self.at(name)}", _HINT), suppress(FileNotFoundError):
+                self._fs.delete_file(self._path(name))
 
     def replaced(self) -> "Place":
         """Where a run that is to be replaced waits until its replacement has finished."""

@@ -1,5 +1,8 @@
 """The same run on a folder of this machine and on an object store: moto's S3, served on 127.0.0.1."""
 
+import errno
+import os
+
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
@@ -7,7 +10,7 @@ from moto.server import ThreadedMotoServer
 from stages.configs import is_remote
 from stages.errors import SepoError
 from stages.store.manifest import Input
-from stages.store.place import place_of
+from stages.store.place import Place, place_of
 from stages.store.run import open_run
 from stages.store.scores import open_scores
 from tests.world import run_policy, run_score
@@ -95,3 +98,17 @@ def test_names_never_show_keys():
 def test_a_uri_of_no_known_system_is_one_line():
     with pytest.raises(SepoError, match="cannot open nowhere://x/y"):
         place_of("nowhere://x/y")
+
+
+def test_what_is_not_there_is_not_removed_from_a_read_only_disk(tmp_path):
+    """Linux refuses before it looks: a finished run there would be refused, of which nothing is to be removed."""
+
+    class ReadOnly:
+        def delete_file(self, path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    place = Place("run", ReadOnly(), str(tmp_path), tmp_path)
+    place.delete("manifest.unfinished.json")
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(SepoError, match=r"^cannot remove run/manifest\.json: Read-only file system$"):
+        place.delete("manifest.json")
