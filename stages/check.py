@@ -83,7 +83,7 @@ def _check_names(place: Place, manifest: dict[str, Any], faults: list[str]) -> l
     """The shards that are there, of those that should be."""
     there = place.names()
     parquet = sorted(name for name in there if name.endswith(".parquet"))
-    names: list[str] = manifest.get("files") or parquet
+    names: list[str] = manifest.get("files", parquet)
     checksums = manifest.get("shards") or {}
     faults += [f"{name} is missing" for name in names if name not in there]
     faults += [

@@ -26,7 +26,7 @@ class EvaluateConfig(Config):
     training_data: Annotated[tuple[str, ...], Option(DATA, "FOLDER|FILE", content=False)] = ()
     """Pairs that a model was trained on: a folder of `sepo score`, `train-oracle` or `train-policy`, or a data set.
     What the manifests beside a model tell is looked at anyway. May be given several times."""
-    output: Annotated[str | None, Option(OUTPUT, "FILE.json", content=False)] = None
+    output: Annotated[str | None, Option(OUTPUT, "FILE.json", limit=limits.new_file, content=False)] = None
     """JSON file for all figures; NAME.pairs.parquet and NAME.samples.parquet beside NAME.json have a row for each pair
     and each sample."""
     columns: shared.Columns = None

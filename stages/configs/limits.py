@@ -1,6 +1,7 @@
 """What an option may hold: a test, and the words for "X must be ..."."""
 
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -35,10 +36,20 @@ local: Limit = (
 )
 revision: Limit = (lambda x: re.fullmatch(r"[\w./-]+", x) is not None, "the name of a branch or tag, or a commit")
 file_name: Limit = (lambda x: x.isprintable() and "/" not in x and x.strip(".") != "", "a name without slashes")
+new_file: Limit = (
+    # What is written beside it, and before it is whole, has a longer name.
+    lambda x: 0 < len(os.fsencode(os.path.basename(x))) <= 200 and x not in (".", ".."),
+    "a file, whose name has at most 200 bytes",
+)
 worker: Limit = (
     lambda x: 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
     "like 3/16: its number, from 1, and how many there are",
 )
+
+
+def no_text(value: Any) -> str:
+    """What a text must be that is empty, as an unset variable of a shell is, or holds a NUL, which no name may."""
+    return "a text without NUL, and not empty" if value == "" or (isinstance(value, str) and "\0" in value) else ""
 
 
 def too_large(name: str, value: Any) -> str:

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
-from stages.configs.limits import Limit, too_large
+from stages.configs.limits import Limit, no_text, too_large
 from stages.errors import SepoError
 from stages.registry import defaults_in_words, users
 
@@ -163,6 +163,7 @@ class Config:
                 wanted = f"one of {', '.join(option.choices)}"
             elif option.limit and not option.limit[0](value):
                 wanted = option.limit[1]
+            wanted = wanted or no_text(value)
             if wanted:
                 faults.append(f"{each.name} must be {wanted}, got {_shown(value)}")
         return faults

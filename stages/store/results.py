@@ -120,7 +120,7 @@ def _made_by(table: Path) -> str | None:
     """The fingerprint of the evaluation that wrote a table: one that was killed before its report lists none."""
     try:
         metadata = pq.read_schema(table).metadata or {}
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return None
     return metadata[_FINGERPRINT].decode(errors="replace") if _FINGERPRINT in metadata else None
 

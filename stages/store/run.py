@@ -159,6 +159,8 @@ def open_stage(
         SepoError: another run is at work there, or the reasons of `open_run`.
     """
     place = place_of(config.output_dir)
+    if place.local is not None and not place.local.name:
+        raise SepoError(f"{place} holds all folders, and cannot be a run's own", hint="choose another --output-dir")
     first = processes is None or processes.is_main_process
     with ExitStack() as stack:
         with processes.main_process_first() if processes else nullcontext():

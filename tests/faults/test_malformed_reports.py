@@ -87,10 +87,10 @@ def test_one_value_of_a_manifest(world, tmp_path, number):
         assert_can_go_on(tmp_path / "out")
 
 
-NAMES = ["$x\\y", "a" * 300, "", "\udcff", "\x1b[2J", "a\nb", "=", "s3://key:secret@b/c", "~nobody/x", "/dev/null"]  # fmt: skip
+NAMES = ["$x\\y", "a" * 300, "", "\udcff", "\x1b[2J", "a\nb", "=", "s3://key:secret@b/c", "~nobody/x", "/dev/null", "/"]  # fmt: skip
 OPTIONS = {
     "validate": ("--dataset", "--model", "--columns"),
-    "evaluate": ("--dataset", "--model", "--reference-model"),
+    "evaluate": ("--dataset", "--model", "--reference-model", "--output"),
     "cut-model": ("--model", "--output-dir"),
     "compare": ("--run", "--against", "--output-dir"),
 }

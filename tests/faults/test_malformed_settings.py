@@ -46,6 +46,7 @@ FILES = {
     "a date": (b"seed: 2024-01-01", ":1: seed: "),
     "UTF-16": ("seed: 1".encode("utf-16"), " is not UTF-8 text"),
     "a NUL": (b"seed: \0", ": not valid YAML: special characters"),
+    "a NUL behind a backslash": (b'beta: 1\nsft_dataset: "a\\0b"', "sft_dataset must be a text without NUL"),
     "a surrogate": (b"seed: \xed\xa0\xbd", " is not UTF-8 text"),
     "two documents": (b"seed: 1\n---\nseed: 2", ":2: not valid YAML"),
     "an unknown key in every line": (b"".join(b"k%d: 1\n" % at for at in range(999)), ":10: unknown key k9"),
@@ -118,6 +119,7 @@ def test_no_number_is_without_a_limit(config, name):
         ("warmup-ratio", "-nan"),
         ("columns", "prompt=a,prompt=b"),
         ("columns", "="),
+        ("sft-dataset", ""),
     ],
 )
 def test_a_number_that_has_no_room_is_refused_first(folder, option, value):
