@@ -33,11 +33,22 @@ _TOOL_ROLES: Final = ("tool", "function", "ipython")
 # a way that nothing here can keep; keys that are in none of these lists are about the turn and not part of it.
 _CALLS: Final = {"tool_calls", "function_call"}
 _UNKEPT: Final = (
-    {"reasoning_content", "thinking", "reasoning", "thoughts", "thought", "refusal", "prefix", "partial", "prefill"}
+    {
+        "reasoning_content",
+        "reasoning_details",
+        "thinking",
+        "reasoning",
+        "thoughts",
+        "thought",
+        "refusal",
+        "prefix",
+        "partial",
+        "prefill",
+    }
     | {"image", "images", "image_url", "audio", "audios", "video", "videos", "files", "attachments", "documents"}
-    | {"tool_call_id", "tool_responses", "tool_plan", "tools", "channel", "recipient", "mask", "train_detail"}
+    | {"tool_call_id", "tool_responses", "tool_plan", "tools", "channel", "recipient", "mask", "masked", "train_detail"}
 )
-_TRAINED: Final = ("weight", "train", "training", "trainable", "loss")
+_TRAINED: Final = ("weight", "train", "training", "trainable", "loss", "loss_mask", "step_loss_mask")
 """0 or false: the answer is not to be trained on"""
 _LEFT_OUT: Final = "left out"
 """key of a turn that is no answer to train on, and why"""
