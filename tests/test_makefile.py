@@ -22,7 +22,7 @@ def make(*arguments, sepo="sepo", **variables):
     """What make says, run without its installation."""
     settings = [f"{name}={value}" for name, value in {"SEPO": sepo, **variables}.items()]
     command = ["make", "--old-file=.venv/.installed", *arguments, *settings]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
 
 
 def asked(*arguments, **variables):
