@@ -142,7 +142,8 @@ def _load(job: OracleJob, work: Run) -> OracleData:
     with job.accelerator.main_process_first():
         pairs, counts = load_pairs(config.dataset, encoder, limit, columns=columns, reporter=reporter)
     _refuse_changed_or_dropped(job, work, "dataset", counts)
-    train, held_out = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
+    split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
+    train, held_out = ([pairs[index] for index in part] for part in split)
     left_out = len(pairs) - len(held_out) - len(train)
     reporter.say(
         f"{len(pairs):,} pairs = {len(held_out):,} held out + {len(train):,} to train on"

@@ -182,10 +182,8 @@ def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair],
     examples, counts = _select(job, work, model, rows, dropped)
     held_out: list[Example] = []
     if config.eval_fraction:
-        train, _ = split_pairs([example.pair for example in examples], config.eval_fraction, 1.0, config.seed)
-        ids = {pair.pair_id for pair in train}
-        held_out = [example for example in examples if example.pair.pair_id not in ids]
-        examples = [example for example in examples if example.pair.pair_id in ids]
+        split = split_pairs([example.pair for example in examples], config.eval_fraction, 1.0, config.seed)
+        examples, held_out = ([examples[index] for index in part] for part in split)
         counts["held_out"] = len(held_out)
         reporter.say(f"{len(held_out):,} pairs held out, {len(examples):,} to train on")
     trainee = make_trainee(model, config, base_name(config.model_name, job.start.folder), reporter, merged=config.merge)

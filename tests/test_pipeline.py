@@ -178,7 +178,7 @@ def test_the_held_out_pairs_are_never_trained_on(world):
 
     def split(data_fraction, seed):
         parts = train_oracle.split_pairs(pairs, 0.1, data_fraction, seed)
-        return [{pair.pair_id for pair in part} for part in parts]
+        return [set(part) for part in parts]
 
     train, held_out = split(0.5, 3)
     assert (len(train), len(held_out)) == (45, 10)
@@ -191,7 +191,7 @@ def test_the_held_out_pairs_are_never_trained_on(world):
 def test_pairs_of_one_prompt_are_held_out_together():
     pairs = [token_pair(number, [number // 4], [1], [2]) for number in range(100)]
     split = train_oracle.split_pairs(pairs, 0.1, 1.0, seed=3)
-    prompts = [{int(pair.prompt_ids[0]) for pair in part} for part in split]
+    prompts = [{int(pairs[index].prompt_ids[0]) for index in part} for part in split]
     assert not prompts[0] & prompts[1]
     assert len(split[1]) == 12
 
@@ -201,7 +201,7 @@ def test_a_prompt_of_many_pairs_is_not_held_out_for_a_few(seed):
     pairs = [token_pair(number, [max(number, 39)], [1], [2]) for number in range(100)]
     _, held_out = train_oracle.split_pairs(pairs, 0.05, 1.0, seed)
     assert len(held_out) == 5
-    assert all(pair.pair_id > 39 for pair in held_out)
+    assert all(index > 39 for index in held_out)
     two_prompts = [token_pair(number, [number % 7 // 4], [1], [2]) for number in range(70)]
     assert len(train_oracle.split_pairs(two_prompts, 0.05, 1.0, seed)[1]) == 30
     assert not train_oracle.split_pairs(two_prompts[:1], 0.05, 1.0, seed)[1]

@@ -63,14 +63,14 @@ def order_of_epoch(pairs: int, epoch: int, seed: int) -> list[int]:
 
 def split_pairs(
     pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int
-) -> tuple[list[TokenPair], list[TokenPair]]:
+) -> tuple[list[int], list[int]]:
     """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
 
     Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
     not depend on `data_fraction`, so oracles trained on different shares meet the same judges.
 
     Returns:
-        the pairs to train on, and those held out.
+        the indices of the pairs to train on, and of those held out; both rise.
     """
     by_prompt: dict[bytes, list[int]] = {}
     for index, pair in enumerate(pairs):
@@ -88,4 +88,4 @@ def split_pairs(
         groups.remove(group)
     rest = [index for group in groups for index in group]
     taken = rest[: max(1, round(data_fraction * len(rest)))]
-    return [pairs[index] for index in sorted(taken)], [pairs[index] for index in sorted(held)]
+    return sorted(taken), sorted(held)
