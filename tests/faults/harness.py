@@ -16,7 +16,7 @@ from sepo_cli.main import main
 from stages.store.lock import NAME as LOCK
 from stages.store.manifest import UNFINISHED
 
-SECONDS = 20
+SECONDS = 60
 """after which a run counts as one without end"""
 BOOKKEEPING = {UNFINISHED, LOCK}
 """what a run may leave in its folder before it has made anything: the same command goes on"""

@@ -71,7 +71,7 @@ def test_a_malformed_configuration_file(folder, case):
     (folder / "run.yaml").write_bytes(data)
     command = "make-demo" if b"beta" not in data else "train-oracle"
     given = [] if command == "make-demo" else ["--model", "m", "--dataset", "d"]
-    message = assert_one_line(outcome(command, "--config", "run.yaml", "--output-dir", "out", *given, seconds=5))
+    message = assert_one_line(outcome(command, "--config", "run.yaml", "--output-dir", "out", *given))
     assert said in message
     assert len(message) < 500
     assert not (folder / "out").exists()
@@ -90,7 +90,7 @@ def test_a_malformed_configuration_file(folder, case):
 )
 def test_what_is_no_configuration_file(folder, make):
     make(folder / "run.yaml")
-    assert "run.yaml" in assert_one_line(outcome("make-demo", "--config", "run.yaml", "--output-dir", "out", seconds=5))
+    assert "run.yaml" in assert_one_line(outcome("make-demo", "--config", "run.yaml", "--output-dir", "out"))
 
 
 @pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda each: each if isinstance(each, str) else each.__name__)
