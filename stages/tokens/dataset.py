@@ -96,14 +96,14 @@ class Tokenised(NamedTuple):
 class KeptPairs(Pairs):
     """The pairs of a table that a limit keeps, cut to it on the way out."""
 
-    def __init__(self, table: TokenTable, places: NDArray[np.int64], max_length: int) -> None:
-        self._table, self._places, self._max_length = table, places, max_length
+    def __init__(self, table: TokenTable, indices: NDArray[np.int64], max_length: int) -> None:
+        self._table, self._indices, self._max_length = table, indices, max_length
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def at(self, index: int) -> TokenPair:
-        pair = self._table[int(self._places[index])]
+        pair = self._table[int(self._indices[index])]
         cut = pair if longest(pair) <= self._max_length else truncate(pair, self._max_length)
         assert isinstance(cut, TokenPair)
         return cut
@@ -175,13 +175,8 @@ def tokenised(
             with reporter.task(f"read {dataset}", 0 if sft else count_rows(dataset), "rows") as task:
                 yield from _encoded(read(remarks), encoder, counts, task)
             refuse_changed(dataset, content)
-            odd = [
-                f"in {count:,} of {counts.read:,} rows {words} (first: {remarks.examples[words][0]});"
-                " such pairs may teach nothing, or the opposite"
-                for words, count in remarks.dropped.items()
-            ]
             summary.update(read=counts.read, dropped=counts.dropped, examples=counts.examples)
-            summary.update(layout=said[-1], remarks=odd + encoder.changed_texts())
+            summary.update(layout=said[-1], remarks=_in_words(remarks, counts.read) + encoder.changed_texts())
 
         write_table(file, batches(), summary)
 
@@ -192,6 +187,15 @@ def tokenised(
     for remark in found.remarks:
         reporter.warn(f"{dataset}: {remark}")
     return found
+
+
+def _in_words(remarks: Counts, read: int) -> list[str]:
+    """What was odd about rows that are not dropped, each with how many of all that were read."""
+    return [
+        f"in {count:,} of {read:,} rows {words} (first: {remarks.examples[words][0]});"
+        " such pairs may teach nothing, or the opposite"
+        for words, count in remarks.dropped.items()
+    ]
 
 
 def _encoded(items: Items, encoder: Encoder, counts: Counts, task: Task) -> Iterator[list[TokenPair]]:
@@ -240,13 +244,13 @@ def apply_limit(limit: Limit, found: Tokenised, name: str) -> tuple[KeptPairs, C
     counts = copy.deepcopy(found.counts)
     prompts, chosen, rejected = found.pairs.lengths.T
     keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
-    for place in np.flatnonzero(~keep):
-        shortened = shorten(found.pairs[int(place)], limit, name)
+    for index in np.flatnonzero(~keep):
+        shortened = shorten(found.pairs[int(index)], limit, name)
         if isinstance(shortened, Dropped):
             counts.drop(shortened.reason, shortened.pair_id)
         else:
             counts.truncated += 1
-            keep[place] = True
+            keep[index] = True
     counts.kept = int(keep.sum())
     counts.tokens = _tokens(found.pairs.lengths[keep], limit.max_length)
     return KeptPairs(found.pairs, np.flatnonzero(keep), limit.max_length), counts
