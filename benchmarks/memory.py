@@ -62,11 +62,11 @@ def long_response() -> dict[str, float]:
         max_position_embeddings=8_192,
     )
     models = [LlamaForCausalLM(config).eval() for _ in range(2)]
-    readers = [find_paths(model, Quiet()) for model in models]
+    forwards = [find_paths(model, Quiet()) for model in models]
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, VOCABULARY, length).astype(np.int32) for length in (64, RESPONSE, RESPONSE)]
     before = peak()
-    response_logps(readers, [TokenPair(0, *ids)], max_tokens=4_096, device=torch.device("cpu"), task=Quiet())
+    response_logps(forwards, [TokenPair(0, *ids)], max_tokens=4_096, device=torch.device("cpu"), task=Quiet())
     return {"before": before, "peak": peak()}
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from stages.devices.precision import products, weights_of
-from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.method.noise import measure_noise
 from stages.models.folders import load_model, load_tokenizer
 from stages.models.scorer import difference
 from stages.reporting import Quiet
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
 from stages.types import PairLogps, TokenPair
 
@@ -47,15 +47,15 @@ def _cast(dtype: torch.dtype) -> Callable[..., Any]:
     return lambda layer, given, named: (move(given), {name: move(value) for name, value in named.items()})
 
 
-def readers(
+def forwards(
     folders: list[Path], dtype: torch.dtype, change: Callable[[Any], Any] = lambda model: model
-) -> list[Reader]:
+) -> list[Forward]:
     loaded = [change(load_model(folder, trust_remote_code=False, dtype=dtype)) for folder in folders]
     found = [find_paths(model, Quiet()) for model in loaded]
-    return [reader._replace(packs=True) for reader in found]
+    return [forward._replace(packs=True) for forward in found]
 
 
-def score(given: list[Reader], pairs: list[TokenPair], max_tokens: int) -> list[PairLogps]:
+def score(given: list[Forward], pairs: list[TokenPair], max_tokens: int) -> list[PairLogps]:
     oracle, reference = response_logps(given, pairs, max_tokens=max_tokens, device=CPU, task=Quiet())
     return [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
 
@@ -72,19 +72,19 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folders = [options.oracle / name for name in ("oracle", "reference")]
     encoder = Encoder(load_tokenizer(folders[0], trust_remote_code=False))
-    pairs, _ = load_pairs(options.dataset, encoder, Limit(512), columns={}, reporter=Quiet())
+    pairs, _ = load_pairs(options.dataset, encoder, LengthLimit(512), columns={}, reporter=Quiet())
     pairs = list(pairs)[: options.pairs]
 
-    exact, half = readers(folders, torch.float32), readers(folders, weights_of("bfloat16"))
-    autocast = [r._replace(as_read=lambda: torch.autocast("cpu", torch.bfloat16)) for r in exact]
+    exact, half = forwards(folders, torch.float32), forwards(folders, weights_of("bfloat16"))
+    autocast = [r._replace(context=lambda: torch.autocast("cpu", torch.bfloat16)) for r in exact]
     own_head = [r._replace(chunked=False) for r in half]
-    recipes: dict[str, tuple[list[Reader], str]] = {
+    recipes: dict[str, tuple[list[Forward], str]] = {
         "float32": (exact, "float32"),
         "medium": (exact, "medium"),
         "bfloat16": (half, "bfloat16"),
         "(bfloat16 with its own bfloat16 head)": (own_head, "bfloat16"),
         "(float32 weights under autocast)": (autocast, "float32"),
-        "(first half of the layers in bfloat16)": (readers(folders, torch.float32, half_layers), "float32"),
+        "(first half of the layers in bfloat16)": (forwards(folders, torch.float32, half_layers), "float32"),
     }
     scores: dict[str, list[PairLogps]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in recipes}

@@ -59,9 +59,9 @@ def make(size: Size, like: str, folder: Path) -> tuple[Path, int]:
 
 def scoring(options: argparse.Namespace) -> float:
     """Seconds a pair of one reading; the reference's log-probs are known from its training."""
-    reader = find_paths(load_model(Path(options.model), trust_remote_code=False), Quiet())
+    forward = find_paths(load_model(Path(options.model), trust_remote_code=False), Quiet())
     start = time.perf_counter()
-    response_logps([reader], options.data, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet())
+    response_logps([forward], options.data, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet())
     return (time.perf_counter() - start) / len(options.data)
 
 

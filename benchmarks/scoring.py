@@ -31,14 +31,14 @@ from stages.configs import ScoreConfig
 from stages.devices.precision import products, weights_of
 from stages.logprobs.attention import packed_attention
 from stages.logprobs.batches import whole
-from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.packing import pack, packed_groups
 from stages.logprobs.paths import find_paths
 from stages.models import scorer
 from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.reporting import Quiet
 from stages.store.logps import FILE, write_logps
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
 from stages.types import TokenPair
 
@@ -47,16 +47,16 @@ HEAD_ROWS = 256
 
 
 @torch.inference_mode()
-def floor(readers: list[Reader], pairs: list[TokenPair], max_tokens: int) -> None:
+def floor(forwards: list[Forward], pairs: list[TokenPair], max_tokens: int) -> None:
     examples = [whole(pair) for pair in pairs]
     for group in packed_groups(examples, max_tokens):
         batch = pack([examples[place] for place in group], CPU)
-        for reader in readers:
-            with packed_attention(reader.model, batch.layout):
+        for forward in forwards:
+            with packed_attention(forward.model, batch.layout):
                 inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
-                hidden_TH = reader.model.base_model(**inputs).last_hidden_state[0]
+                hidden_TH = forward.model.base_model(**inputs).last_hidden_state[0]
             for rows in batch.sources_N.split(HEAD_ROWS):
-                reader.model.get_output_embeddings()(hidden_TH[rows])
+                forward.model.get_output_embeddings()(hidden_TH[rows])
 
 
 @torch.no_grad()
@@ -69,8 +69,8 @@ def published(models: list[torch.nn.Module], pairs: list[TokenPair]) -> None:
             (taken[0] - taken[1])[0, len(pair.prompt_ids) - 1 :].tolist()
 
 
-def unshared(readers: list[Reader], pairs: list[TokenPair], max_tokens: int, *, share: bool) -> None:
-    response_logps(readers, pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), share_prompts=share)
+def unshared(forwards: list[Forward], pairs: list[TokenPair], max_tokens: int, *, share: bool) -> None:
+    response_logps(forwards, pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), share_prompts=share)
 
 
 class Stage:
@@ -132,24 +132,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folders = [options.oracle / name for name in ("oracle", "reference")]
     tokenizer = load_tokenizer(folders[0], trust_remote_code=False)
-    limit = Limit(options.max_length)
+    limit = LengthLimit(options.max_length)
     pairs, _ = load_pairs(options.dataset, Encoder(tokenizer), limit, columns={}, reporter=Quiet())
     pairs = list(pairs)[: options.pairs]
     last = pairs[-1].pair_id
     exact = [load_model(folder, trust_remote_code=False).eval() for folder in folders]
     dtype = weights_of(options.dtype)
     models = exact if dtype == torch.float32 else [load_model(f, trust_remote_code=False, dtype=dtype) for f in folders]
-    readers = [find_paths(model, Quiet()) for model in models]
+    forwards = [find_paths(model, Quiet()) for model in models]
     if not (options.oracle / FILE).exists():
         [logps] = response_logps([find_paths(exact[1], Quiet())], pairs, max_tokens=4096, device=CPU, task=Quiet())
         write_logps(options.oracle, pairs, logps, model_hash(folders[1]))
     stage = Stage(options.oracle, f"{options.dataset}[:{last + 1}]", options)
     stage.run(known=False)
     works = {
-        "floor": lambda: floor(readers, pairs, options.max_tokens),
+        "floor": lambda: floor(forwards, pairs, options.max_tokens),
         "ours": lambda: stage.run(known=False),
-        "unshared": lambda: unshared(readers, pairs, options.max_tokens, share=False),
-        "shared": lambda: unshared(readers, pairs, options.max_tokens, share=True),
+        "unshared": lambda: unshared(forwards, pairs, options.max_tokens, share=False),
+        "shared": lambda: unshared(forwards, pairs, options.max_tokens, share=True),
         "published": lambda: published(exact, pairs),
     }
     if options.dtype == "float32":

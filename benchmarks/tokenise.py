@@ -62,12 +62,12 @@ def read(model: str, data: Path) -> None:
     from transformers import AutoTokenizer
 
     from sepo_cli.console import make_reporter
-    from stages.tokens.dataset import Limit, load_pairs
+    from stages.tokens.dataset import LengthLimit, load_pairs
     from stages.tokens.encode import Encoder
 
     encoder = Encoder(AutoTokenizer.from_pretrained(model))
     start = time.perf_counter()
-    pairs, _ = load_pairs(str(data), encoder, Limit(2048), columns={}, reporter=make_reporter())
+    pairs, _ = load_pairs(str(data), encoder, LengthLimit(2048), columns={}, reporter=make_reporter())
     seconds = time.perf_counter() - start
     print(f"load_pairs: {seconds:,.2f} s, {len(pairs) / seconds:,.0f} rows/s", flush=True)
 

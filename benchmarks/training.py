@@ -94,9 +94,9 @@ def ours(options: argparse.Namespace) -> float:
     start = time.perf_counter()
     examples = [whole(pair) for pair in pairs]
     if name == "dpo":
-        reader = find_paths(model, Quiet())
+        forward = find_paths(model, Quiet())
         [logps] = response_logps(
-            [reader], pairs, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet()
+            [forward], pairs, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet()
         )
         examples = list(map(whole, pairs, logps))
     reference = time.perf_counter() - start

@@ -28,7 +28,7 @@ from stages.store.files import hash_file, write_json, write_text
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
 from stages.types import Tokenizer
 
@@ -88,7 +88,7 @@ def _load(
     """The models, all with the reference's tokenizer and with the held-out prompts in turn."""
     tokenizer = load_tokenizer(folders["reference"], trust_remote_code=False)
     encoder = Encoder(tokenizer)
-    found, counts = load_pairs(inputs["dataset"].name, encoder, Limit(MOST_TOKENS), columns={}, reporter=reporter)
+    found, counts = load_pairs(inputs["dataset"].name, encoder, LengthLimit(MOST_TOKENS), columns={}, reporter=reporter)
     pairs = [found[number % len(found)] for number in range(config.samples)]
     prompts = [Prompt(number, pair.pair_id, pair.prompt_ids) for number, pair in enumerate(pairs)]
     held_out = HeldOut(tokenizer, encoder, pairs, counts)

@@ -34,7 +34,7 @@ from stages.store.manifest import Input, read_manifest
 from stages.store.run import Run, open_stage
 from stages.store.scores import is_sound
 from stages.store.shards import own_shard, read_shard, shard_name, write_shard
-from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs, tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.types import PairLogps, Tokenizer, TokenPair
@@ -109,7 +109,7 @@ def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
     encoder = Encoder(job.tokenizer, given_arguments(config.chat_template_kwargs))
     trust = config.trust_remote_code
     max_length = usable_length(job.models, config.max_length, trust_remote_code=trust, reporter=reporter)
-    limit = Limit(max_length, config.overlong)
+    limit = LengthLimit(max_length, config.overlong)
     pairs, counts = load_pairs(config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
     refuse_changed(config.dataset, work.identity["inputs"]["dataset"])
     if config.strict:

@@ -47,7 +47,7 @@ from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
-from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
@@ -137,7 +137,7 @@ def _load(job: OracleJob, work: Run) -> OracleData:
     config, reporter, encoder = job.config, job.reporter, job.encoder
     trust = config.trust_remote_code
     max_length = usable_length([job.model_folder], config.max_length, trust_remote_code=trust, reporter=reporter)
-    limit = Limit(max_length, config.overlong)
+    limit = LengthLimit(max_length, config.overlong)
     columns = column_names(config.columns)
     with job.accelerator.main_process_first():
         pairs, counts = load_pairs(config.dataset, encoder, limit, columns=columns, reporter=reporter)

@@ -18,7 +18,7 @@ from stages.devices.processes import gather_weights, join_processes
 from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.generate import stop_at
 from stages.logprobs.head import kl_from_reference, kl_of_reference
-from stages.logprobs.logps import Reader, Reference
+from stages.logprobs.logps import Forward, Reference
 from stages.logprobs.paths import find_paths
 from stages.method.examples import make_examples
 from stages.method.selection import RuleInputs
@@ -190,7 +190,7 @@ def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair],
     reference = None
     if "kl" in config.needs:
         divergence = kl_of_reference if entry.divergence == "reference||policy" else kl_from_reference
-        reference = Reference(_reference_reader(job, trainee), divergence)
+        reference = Reference(_reference_forward(job, trainee), divergence)
     last = fit(
         trainee.model,
         examples,
@@ -233,10 +233,10 @@ def _select(
     return examples, counts
 
 
-def _reference_reader(job: PolicyJob, trainee: Trainee) -> Reader:
+def _reference_forward(job: PolicyJob, trainee: Trainee) -> Forward:
     """What reads the reference while the policy trains: the policy without its adapter, where that is the reference."""
     if trainee.adapter is not None and job.reference.hash == job.start.hash:
-        return find_paths(trainee.model, job.reporter)._replace(as_read=trainee.adapter.disable_adapter)
+        return find_paths(trainee.model, job.reporter)._replace(context=trainee.adapter.disable_adapter)
     other = job.load(job.reference).requires_grad_(False).eval()
     refuse_other_head(trainee.model, other, job.reference.name)
     return find_paths(other, job.reporter)

@@ -233,10 +233,10 @@ class Batch(NamedTuple):
     """float32, the weights at the response tokens, 0 elsewhere; as wide as the rows, W = T"""
     reference_R: Tensor | None
     """float32, of each response the sum of weight * reference log-prob; None without a reference"""
-    read_RW: Tensor
+    needed_RW: Tensor
     """bool, the tokens whose log-probs are computed: the weighted ones, or with a KL all of the responses"""
     kl_RW: Tensor | None = None
-    """float32 nats, divergence from a reference over the whole vocabulary at every token that is read, if asked for"""
+    """float32 nats, divergence from a reference over the whole vocabulary at every needed token, if asked for"""
 
 
 class Weighted(Protocol):
@@ -249,7 +249,7 @@ class Weighted(Protocol):
     def reference_R(self) -> Tensor | None: ...
 
     @property
-    def read_RW(self) -> Tensor: ...
+    def needed_RW(self) -> Tensor: ...
 
     @property
     def kl_RW(self) -> Tensor | None: ...

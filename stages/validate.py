@@ -23,7 +23,7 @@ from stages.report.census import chosen_longer, leaks, overlong, repeats, spread
 from stages.report.estimate import ModelSize, cost_table, gigabytes, model_size, stage_costs
 from stages.report.visible import pair_table, token_table
 from stages.reporting import Reporter, Summary, Table
-from stages.tokens.dataset import Counts, Limit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised
+from stages.tokens.dataset import Counts, LengthLimit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised
 from stages.tokens.encode import SAME_IDS, Encoder
 from stages.training.budget import memory_of
 from stages.types import Pair, Tokenizer, TokenPair
@@ -76,7 +76,7 @@ def _check(config: ValidateConfig, reporter: Reporter) -> tuple[Any, Encoder, Mo
 def _load(config: ValidateConfig, encoder: Encoder, reporter: Reporter) -> tuple[Tokenised, Counts]:
     """The pairs before any limit, and what becomes of all rows under the limit."""
     found = tokenised(config.dataset, encoder, columns=column_names(config.columns), reporter=reporter)
-    limit = Limit(config.max_length, "drop" if config.overlong == "error" else config.overlong)
+    limit = LengthLimit(config.max_length, "drop" if config.overlong == "error" else config.overlong)
     return found, apply_limit(limit, found, config.dataset)[1]
 
 

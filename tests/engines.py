@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stages.configs import OptimizerConfig
 from stages.devices.processes import gather_weights, join_processes
-from stages.logprobs import logps as reading
+from stages.logprobs import logps
 from stages.logprobs.batches import whole
 from stages.logprobs.logps import response_logps
 from stages.logprobs.paths import find_paths
@@ -158,12 +158,12 @@ class Chunks:
     """Counts how often the chunked head is used in training."""
 
     def __enter__(self):
-        self.used, self._head_logps = 0, reading.head_logps
-        reading.head_logps = self._count
+        self.used, self._head_logps = 0, logps.head_logps
+        logps.head_logps = self._count
         return self
 
     def __exit__(self, *_):
-        reading.head_logps = self._head_logps
+        logps.head_logps = self._head_logps
 
     def _count(self, *arguments):
         self.used += torch.is_grad_enabled()
@@ -195,10 +195,10 @@ def runs(folder):
 
 def logps_of(accelerator=None):
     """Log-probs of some pairs, the batches divided among the processes of an accelerator."""
-    reader = find_paths(packed(), Quiet())
+    forward = find_paths(packed(), Quiet())
     pairs = random_pairs(11, VOCABULARY)
     [found] = response_logps(
-        [reader], pairs, max_tokens=60, device=torch.device("cpu"), task=Quiet(), accelerator=accelerator
+        [forward], pairs, max_tokens=60, device=torch.device("cpu"), task=Quiet(), accelerator=accelerator
     )
     return [torch.from_numpy(each) for pair in found for each in (pair.chosen, pair.rejected)]
 

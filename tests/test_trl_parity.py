@@ -16,7 +16,7 @@ from stages.logprobs.paths import find_paths
 from stages.models.folders import load_model, load_tokenizer, save_model
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
 from stages.training.loop import fit
 from stages.training.metrics import read_metrics
@@ -88,7 +88,7 @@ def ours(folder, tmp_path, objective, *, with_logps):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
     encoder = Encoder(load_tokenizer(folder, trust_remote_code=False))
-    pairs, _ = load_pairs(str(path), encoder, Limit(400), columns={}, reporter=Quiet())
+    pairs, _ = load_pairs(str(path), encoder, LengthLimit(400), columns={}, reporter=Quiet())
     assert len(pairs) == PAIRS
     model = load_model(folder, trust_remote_code=False)
     examples = [whole(pair) for pair in pairs]

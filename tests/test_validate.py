@@ -12,7 +12,7 @@ from stages.configs import ValidateConfig
 from stages.errors import SepoError
 from stages.models.folders import load_tokenizer
 from stages.reporting import Quiet
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, word_rows, write_lines
 from tests.data.turns import bot, user
@@ -67,7 +67,7 @@ def ragged(count=60):
 def test_the_counts_are_those_of_the_stages(look, bare_folder):
     reasons = set()
     encoder = Encoder(load_tokenizer(bare_folder, trust_remote_code=False))
-    for limit in [Limit(25), Limit(20), Limit(21, "truncate"), Limit(19, "truncate")]:
+    for limit in [LengthLimit(25), LengthLimit(20), LengthLimit(21, "truncate"), LengthLimit(19, "truncate")]:
         found = look([*ragged(), SAME, EMPTY, CONTROL], **limit._asdict()).json
         theirs = load_pairs(found["dataset"], encoder, limit, columns={}, reporter=Quiet())[1].as_json()
         assert {reason: dropped["count"] for reason, dropped in found["rows"]["dropped"].items()} == theirs["dropped"]

@@ -27,7 +27,7 @@ from stages.store.logps import read_whole_table
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
 from stages.store.shape import lookup
-from stages.tokens.dataset import Limit, load_pairs
+from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.types import TokenPair
 
 Hashes = NDArray[np.uint64]
@@ -97,7 +97,7 @@ def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, repor
 
 
 def _look_into(source: str, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> list[TrainingPairs]:
-    limit, columns = Limit(config.max_length, config.overlong), column_names(config.columns)
+    limit, columns = LengthLimit(config.max_length, config.overlong), column_names(config.columns)
     try:
         return training_pairs(
             source,

@@ -21,7 +21,7 @@ from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
 from stages.logprobs.generate import sample
-from stages.logprobs.logps import Reader, response_kl, response_logps
+from stages.logprobs.logps import Forward, response_kl, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.folders import load_model
 from stages.models.references import refuse_unknown_ids
@@ -71,7 +71,7 @@ class Evaluator:
     rewards: Mapping[str, float] | None = None
     """the demo's, by word"""
     trust_remote_code: bool = False
-    _readers: dict[Path, Reader] = field(default_factory=dict)
+    _forwards: dict[Path, Forward] = field(default_factory=dict)
     _known: dict[str, Arrays] = field(default_factory=dict)
     """what was measured so far, where the cache cannot hold it"""
 
@@ -111,10 +111,10 @@ class Evaluator:
         title = f"{model.name}: log-probs"
 
         def make() -> Arrays:
-            reader = self._reader(model.folder)
-            refuse_unknown_ids(reader.model, pairs, model.name)
+            forward = self._forward(model.folder)
+            refuse_unknown_ids(forward.model, pairs, model.name)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                [found] = response_logps([reader], pairs, max_tokens=self.max_tokens, device=self.device, task=task)
+                [found] = response_logps([forward], pairs, max_tokens=self.max_tokens, device=self.device, task=task)
             _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)
             return sums_of(found)
 
@@ -129,9 +129,9 @@ class Evaluator:
 
         def make() -> Arrays:
             title = f"{model.name}: KL, {what}"
-            base, reader = self._reader(reference.folder), self._reader(model.folder)
+            base, forward = self._forward(reference.folder), self._forward(model.folder)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                kl_N2 = response_kl(reader, base, pairs, max_tokens=self.max_tokens, device=self.device, task=task)
+                kl_N2 = response_kl(forward, base, pairs, max_tokens=self.max_tokens, device=self.device, task=task)
             _refuse_not_finite(kl_N2, title)
             return {"kl_N2": kl_N2}
 
@@ -147,7 +147,7 @@ class Evaluator:
         def make() -> Arrays:
             with self.reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
                 drawn = sample(
-                    self._reader(model.folder).model.eval(),
+                    self._forward(model.folder).model.eval(),
                     [prompts[place].ids for place in order],
                     end_of_turn=end_of_turn,
                     max_new_tokens=how.max_new_tokens,
@@ -170,14 +170,14 @@ class Evaluator:
             self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
         return self._known[name]
 
-    def _reader(self, folder: Path) -> Reader:
-        if folder not in self._readers:
+    def _forward(self, folder: Path) -> Forward:
+        if folder not in self._forwards:
             kept = self.reference.folder if self.reference else None
             if folder != kept:
-                self._readers = {each: reader for each, reader in self._readers.items() if each == kept}
+                self._forwards = {each: forward for each, forward in self._forwards.items() if each == kept}
             model = move_model(load_model(folder, trust_remote_code=self.trust_remote_code), self.device)
-            self._readers[folder] = find_paths(model, self.reporter)
-        return self._readers[folder]
+            self._forwards[folder] = find_paths(model, self.reporter)
+        return self._forwards[folder]
 
 
 def _refuse_not_finite(values: NDArray[Any], what: str) -> None:

@@ -17,7 +17,7 @@ from stages.reporting import Reporter
 from stages.store.files import hash_bytes, hash_file
 from stages.store.manifest import FINISHED, read_manifest, refuse_altered
 from stages.store.scores import Scores, open_scores
-from stages.tokens.dataset import Counts, Limit, load_pairs, refuse_dropped, shorten
+from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, shorten
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
 from stages.types import Dropped, Ids, Tokenizer, TokenPair, content_hash, longest
@@ -85,7 +85,7 @@ def read_held_out(name: str, tokenizer: Tokenizer, config: EvaluateConfig, repor
     dataset = str(config.dataset)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     scores = scored_pairs(dataset)
-    limit = Limit(config.max_length, config.overlong)
+    limit = LengthLimit(config.max_length, config.overlong)
     if scores is None:
         found, counts = load_pairs(dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
         pairs = list(found)
@@ -156,7 +156,7 @@ def draw_prompts(pairs: list[TokenPair], count: int, seed: int) -> list[Prompt]:
     return [Prompt((turn << 40) + order[at].pair_id, order[at].pair_id, order[at].prompt_ids) for turn, at in drawn]
 
 
-def _within(scores: Scores, limit: Limit, reporter: Reporter) -> tuple[list[TokenPair], Counts]:
+def _within(scores: Scores, limit: LengthLimit, reporter: Reporter) -> tuple[list[TokenPair], Counts]:
     """The pairs of a folder of scores that a limit keeps."""
     kept: list[TokenPair] = []
     counts = Counts()

@@ -44,7 +44,7 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
     Rows are every chosen response, then every rejected one; examples without rejected ids (SFT) give chosen rows only.
 
     Args:
-        every_token: read all response tokens, not only those with a weight.
+        every_token: all response tokens are needed, not only those with a weight.
     """
     # Every chosen response, then every rejected one.
     responses = [each for side in zip(*(example.responses for example in examples), strict=True) for each in side]
@@ -54,16 +54,16 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
     ids_RT = np.zeros((len(rows), width), dtype=np.int64)
     attention_RT = np.zeros((len(rows), width), dtype=np.int64)
     weights_RT = np.zeros((len(rows), width), dtype=np.float32)
-    read_RT = np.zeros((len(rows), width), dtype=np.bool_)
+    needed_RT = np.zeros((len(rows), width), dtype=np.bool_)
     for r, (prompt, response) in enumerate(rows):
         start, end = len(prompt), len(prompt) + len(response.ids)
         ids_RT[r, :start], ids_RT[r, start:end] = prompt, response.ids
         attention_RT[r, :end] = 1
         weights_RT[r, start:end] = response.weights
-        read_RT[r, start:end] = every_token | (response.weights != 0)
-    arrays = (ids_RT, attention_RT, weights_RT, read_RT)
-    ids, attention, weights, read = (torch.from_numpy(array).to(device) for array in arrays)
-    return Batch(ids, attention, weights, references_of([response.reference for response in responses], device), read)
+        needed_RT[r, start:end] = every_token | (response.weights != 0)
+    arrays = (ids_RT, attention_RT, weights_RT, needed_RT)
+    ids, attention, weights, needed = (torch.from_numpy(array).to(device) for array in arrays)
+    return Batch(ids, attention, weights, references_of([response.reference for response in responses], device), needed)
 
 
 def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor | None:

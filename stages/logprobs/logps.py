@@ -1,6 +1,6 @@
 """The one primitive that turns a model and token ids into log-probs of those tokens. Nobody else shifts.
 
-Three ways lead to the same numbers; `stages.logprobs.paths` finds out which of them a model can take.
+Three paths lead to the same numbers; `stages.logprobs.paths` finds out which of them a model can take.
 
 - packed: pairs in one row, each prompt once, the head in chunks on response rows only (`stages.logprobs.packing`);
 - padded: a row for each response, the head in chunks on response rows only, for models that mix up what is packed;
@@ -42,8 +42,8 @@ from stages.reporting import Task
 from stages.types import Batch, CausalLM, Example, Floats, PairLogps, TokenPair
 
 
-class Reader(NamedTuple):
-    """A model, and the ways in which it can be read; without any of them, the plain one."""
+class Forward(NamedTuple):
+    """A model and the fast paths that its forward pass can take; without any of them, the plain one."""
 
     model: CausalLM
     packs: bool = False
@@ -51,19 +51,19 @@ class Reader(NamedTuple):
     chunked: bool = False
     """its logits are what `stages.logprobs.head.find_head` says; else only the model itself knows"""
     alone: bool = False
-    """a response's log-probs depend on what else is in the batch: every response is read by itself"""
-    as_read: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """open while it is read: two readers can share one model, one of them without its adapter"""
+    """a response's log-probs depend on what else is in the batch: every response is a batch of its own"""
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """open meanwhile: two forwards can share one model, one of them without its adapter"""
 
 
 class Reference(NamedTuple):
     """A second model, from which the policy's divergence is measured while it trains."""
 
-    reader: Reader
+    forward: Forward
     divergence: Divergence
 
     def packed(self, packs: bool) -> "Reference":
-        return self._replace(reader=self.reader._replace(packs=packs))
+        return self._replace(forward=self.forward._replace(packs=packs))
 
 
 class WeightedLogps(torch.nn.Module):
@@ -74,27 +74,27 @@ class WeightedLogps(torch.nn.Module):
     The reference is none of its modules: it is neither trained nor shared out over processes.
     """
 
-    def __init__(self, reader: Reader, reference: Reference | None = None) -> None:
+    def __init__(self, forward: Forward, reference: Reference | None = None) -> None:
         super().__init__()
-        self.model = reader.model
-        self._reader = reader
+        self.model = forward.model
+        self._forward = forward
         self._reference = reference
-        kinds = {type(module).__name__ for module in reader.model.modules()}
-        self._no_split_modules = sorted(kinds & unsplit_modules(reader.model))
+        kinds = {type(module).__name__ for module in forward.model.modules()}
+        self._no_split_modules = sorted(kinds & unsplit_modules(forward.model))
         """the layers, by the name of their class, where accelerate looks for it"""
 
     def forward(self, batch: Packed | Batch) -> Tensor | tuple[Tensor, Tensor]:
-        chunked = self._reader.chunked and not isinstance(find_head(self.model).weight_VH, DTensor)
-        reader = self._reader._replace(chunked=chunked)
+        chunked = self._forward.chunked and not isinstance(find_head(self.model).weight_VH, DTensor)
+        forward = self._forward._replace(chunked=chunked)
         if self._reference is not None:
-            return logps_and_kl(reader, self._reference, batch)
+            return logps_and_kl(forward, self._reference, batch)
         # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
-        return weighted_logps(reader, batch).clone()
+        return weighted_logps(forward, batch).clone()
 
 
 @torch.no_grad()
 def response_logps(
-    readers: Sequence[Reader],
+    forwards: Sequence[Forward],
     pairs: list[TokenPair],
     *,
     max_tokens: int,
@@ -112,27 +112,27 @@ def response_logps(
         max_tokens: tokens of one forward pass (where rows are padded, rows x longest row).
         task: advanced by one for every pair that all models have seen.
         share_prompts: False computes each prompt twice, once for each answer.
-        accelerator: its processes divide the batches, and each of them gets all results; without one this process reads
-            every batch.
+        accelerator: its processes divide the batches, and each of them gets all results; without one this process does
+            all of them.
 
     Returns:
         one list a model, in the order of the models; each in the order of the pairs.
     """
-    packs = all(reader.packs for reader in readers)
+    packs = all(forward.packs for forward in forwards)
     examples = [whole(pair) for pair in pairs]
     groups = make_groups(examples, max_tokens, packs=packs)
-    found: list[list[Tensor]] = [[] for _ in readers]
+    found: list[list[Tensor]] = [[] for _ in forwards]
     worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
     mine = worker.share(len(groups))
     for number in mine:
         chosen = [examples[place] for place in groups[number]]
         batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
-        for reader, logps in zip(readers, found, strict=True):
-            reader.model.eval()
+        for forward, logps in zip(forwards, found, strict=True):
+            forward.model.eval()
             memory = memory_for(chosen, batch[0].numel(), max_tokens, trains=False)
-            with memory, reader.as_read(), reading(reader, batch):
-                logps.append(pair_by_pair(batch, weighted_logps(reader, batch)))
-        # Meanwhile the others read as many.
+            with memory, forward.context(), attention_for(forward, batch):
+                logps.append(pair_by_pair(batch, weighted_logps(forward, batch)))
+        # Meanwhile the others do as many.
         task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
     places = [place for number in mine for place in groups[number]]
     # Copied once, at the end: a device would wait for every copy.
@@ -146,7 +146,7 @@ def response_logps(
 
 @torch.no_grad()
 def response_kl(
-    reader: Reader, other: Reader, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
+    forward: Forward, other: Forward, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
 ) -> NDArray[np.float64]:
     """KL(model || other model) summed over the tokens of each pair's chosen and rejected response, (N, 2) nats.
 
@@ -157,16 +157,16 @@ def response_kl(
         max_tokens: of one forward pass.
         task: advanced by one for every pair.
     """
-    packs = reader.packs and other.packs
-    reader, reference = reader._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
-    for model in (reader.model, other.model):
+    packs = forward.packs and other.packs
+    forward, reference = forward._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
+    for model in (forward.model, other.model):
         model.eval()
     examples = [whole(pair) for pair in pairs]
     kl_N2 = np.zeros((len(pairs), 2))
     for group in make_groups(examples, max_tokens, packs=packs):
         batch = make_batch([examples[index] for index in group], device, packs=packs)
-        with reader.as_read(), reading(reader, batch):
-            _, kl_RW = logps_and_kl(reader, reference, batch)
+        with forward.context(), attention_for(forward, batch):
+            _, kl_RW = logps_and_kl(forward, reference, batch)
         by_side = kl_RW.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
         kl_N2[group, : by_side.shape[1]] = by_side
         task.advance(len(group))
@@ -181,10 +181,10 @@ def make_batch(
     share_prompts: bool = True,
     every_token: bool = False,
 ) -> Packed | Batch:
-    """Examples as the tensors of one row, where the models that read them can do that, or of padded rows.
+    """Examples as the tensors of one row, where the models can take that, or of padded rows.
 
     Args:
-        every_token: read all response tokens, not only those with a weight.
+        every_token: all response tokens are needed, not only those with a weight.
     """
     if packs:
         return pack(examples, device, share_prompts=share_prompts, every_token=every_token)
@@ -197,70 +197,70 @@ def make_groups(examples: list[Example], max_tokens: int, *, packs: bool, every_
     return packed_groups(sized, max_tokens) if packs else padded_groups(sized, max_tokens)
 
 
-def reading(reader: Reader, batch: Packed | Batch) -> AbstractContextManager[None]:
-    """Has to be open while the model reads a batch, and until its backward pass is done."""
-    return packed_attention(reader.model, batch.layout) if isinstance(batch, Packed) else nullcontext()
+def attention_for(forward: Forward, batch: Packed | Batch) -> AbstractContextManager[None]:
+    """Has to be open during the forward pass of a batch, and until its backward pass is done."""
+    return packed_attention(forward.model, batch.layout) if isinstance(batch, Packed) else nullcontext()
 
 
-def weighted_logps(reader: Reader, batch: Packed | Batch) -> Tensor:
-    """Log-probs of the tokens that are read, float32 nats, in the shape of the batch's weights; 0 at other places.
+def weighted_logps(forward: Forward, batch: Packed | Batch) -> Tensor:
+    """Log-probs of the needed tokens, float32 nats, in the shape of the batch's weights; 0 at other places.
 
     The logits at a position belong to the next token::
 
         ids      q0  q1  q2  y0  y1  y2  pad
-        read      0   0   0   1   1   1   0
+        needed    0   0   0   1   1   1   0
         logits at         q2  y0  y1
         logps     0   0   0   *   *   *   0   (* = log p of the id above it)
     """
-    return _placed(batch, _logps_of(_logits(reader, batch), batch))
+    return _placed(batch, _logps_of(_logits(forward, batch), batch))
 
 
-def logps_and_kl(reader: Reader, reference: Reference, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
+def logps_and_kl(forward: Forward, reference: Reference, batch: Packed | Batch) -> tuple[Tensor, Tensor]:
     """`weighted_logps`, and at the same tokens the divergence from the reference, float32 nats; 0 at other places.
 
-    The context of `reading` has to be open for the reader, as for `weighted_logps`; the reference's is opened here.
+    `attention_for` has to be open for the policy's forward, as for `weighted_logps`; the reference's is opened here.
     """
-    other = reference.reader
-    with torch.no_grad(), other.as_read(), reading(other, batch):
+    other = reference.forward
+    with torch.no_grad(), other.context(), attention_for(other, batch):
         theirs = _logits(other, batch)
-    ours = _logits(reader, batch)
+    ours = _logits(forward, batch)
     return _placed(batch, _logps_of(ours, batch)), _placed(batch, head_kl(ours, theirs, reference.divergence))
 
 
 def _places(batch: Packed | Batch) -> Tensor:
-    """Where the tokens that are read are in the flattened (R, W), (N,)."""
-    return batch.places_N if isinstance(batch, Packed) else batch.read_RW.flatten().nonzero().squeeze(-1)
+    """Where the needed tokens are in the flattened (R, W), (N,)."""
+    return batch.places_N if isinstance(batch, Packed) else batch.needed_RW.flatten().nonzero().squeeze(-1)
 
 
 def _placed(batch: Packed | Batch, values_N: Tensor) -> Tensor:
-    """Values of the tokens that are read put into the shape of the weights, and 0 elsewhere."""
+    """Values of the needed tokens put into the shape of the weights, and 0 elsewhere."""
     like_RW = batch.weights_RW
     return torch.zeros_like(like_RW).flatten().index_copy(0, _places(batch), values_N).view_as(like_RW)
 
 
 def _logps_of(logits: LazyLogits, batch: Packed | Batch) -> Tensor:
-    """Log-probs of the tokens that are read, (N,), from the logits that predict them."""
+    """Log-probs of the needed tokens, (N,), from the logits that predict them."""
     targets_N = batch.targets_N if isinstance(batch, Packed) else batch.ids_RT.flatten()[_places(batch)]
     if logits.head is None:
         return -F.cross_entropy(logits.values_NX, targets_N, reduction="none")
     return head_logps(logits.head, logits.values_NX, targets_N)
 
 
-def _logits(reader: Reader, batch: Packed | Batch) -> LazyLogits:
-    """What a model says where the tokens that are read are predicted."""
-    model = reader.model
+def _logits(forward: Forward, batch: Packed | Batch) -> LazyLogits:
+    """What a model says where the needed tokens are predicted."""
+    model = forward.model
     if isinstance(batch, Packed):
         inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
         sources_N = columns_K = batch.sources_N
         at_columns: Any = 0
-    elif reader.alone:
-        return _row_by_row(reader, batch)
+    elif forward.alone:
+        return _row_by_row(forward, batch)
     else:
         inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT, "use_cache": False}
         sources_N = _places(batch) - 1
-        targets_K = batch.read_RW.any(dim=0).nonzero().squeeze(-1)
-        columns_K, at_columns = targets_K - 1, batch.read_RW[:, targets_K]
-    if reader.chunked:
+        targets_K = batch.needed_RW.any(dim=0).nonzero().squeeze(-1)
+        columns_K, at_columns = targets_K - 1, batch.needed_RW[:, targets_K]
+    if forward.chunked:
         hidden_RTH = model.base_model(**inputs).last_hidden_state
         # The head is looked up at every call: an engine that shards a model replaces its parameters.
         return LazyLogits(hidden_RTH.flatten(0, 1)[sources_N], find_head(model))
@@ -273,23 +273,23 @@ def _logits(reader: Reader, batch: Packed | Batch) -> LazyLogits:
     return LazyLogits(logits_RKV[at_columns].float(), None)
 
 
-def _row_by_row(reader: Reader, batch: Batch) -> LazyLogits:
+def _row_by_row(forward: Forward, batch: Batch) -> LazyLogits:
     """The same from rows in a batch of their own, without padding."""
     found = []
     for row, length in enumerate(batch.attention_RT.sum(-1).tolist()):
         this = (slice(row, row + 1), slice(length))
-        part = Batch(batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], None, batch.read_RW[this])
+        part = Batch(batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], None, batch.needed_RW[this])
         with torch.no_grad():
             # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
-            reader.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
-        found.append(_logits(reader._replace(alone=False), part))
+            forward.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        found.append(_logits(forward._replace(alone=False), part))
     return LazyLogits(torch.cat([each.values_NX for each in found]), found[0].head)
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:
-    """The log-probs of the tokens that are read, (N,): of every pair the chosen ones, then the rejected ones."""
+    """The log-probs of the needed tokens, (N,): of every pair the chosen ones, then the rejected ones."""
     order_R = torch.arange(len(logps), device=logps.device).view(2, -1).T.flatten()
-    return logps[order_R][batch.read_RW[order_R]]
+    return logps[order_R][batch.needed_RW[order_R]]
 
 
 def _by_pair(logps: Floats, places: list[int], pairs: list[TokenPair]) -> list[PairLogps]:

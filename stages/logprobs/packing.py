@@ -2,8 +2,8 @@
 
 A response is cut behind its last weighted token: nothing that follows can matter to a causal model.
 
-Shapes: ``T`` tokens of the row; ``N`` response tokens in it that are read: the weighted ones, or all (of every pair the
-chosen ones, then the rejected ones); ``R`` responses, every chosen one, then every rejected one; ``W`` read tokens of
+Shapes: ``T`` tokens of the row; ``N`` response tokens that are needed: the weighted ones, or all (of every pair the
+chosen ones, then the rejected ones); ``R`` responses, every chosen one, then every rejected one; ``W`` needed tokens of
 the response that has most.
 """
 
@@ -29,20 +29,20 @@ class Packed(NamedTuple):
     """int64, where each token would stand in a row of its own"""
     layout: Layout
     sources_N: Tensor
-    """int64, where in the row the logits of a token that is read are: at the token before it, for the first token of
+    """int64, where in the row the logits of a needed token are: at the token before it, for the first token of
     either response the last one of the prompt"""
     targets_N: Tensor
-    """int64, the ids of the tokens that are read"""
+    """int64, the ids of the needed tokens"""
     places_N: Tensor
     """int64, where each of them is in the flattened `weights_RW`"""
     weights_RW: Tensor
-    """float32, the weights of each response's tokens that are read, then 0"""
+    """float32, the weights of each response's needed tokens, then 0"""
     reference_R: Tensor | None
     """float32, summed reference log-probs; None without a reference"""
-    read_RW: Tensor
+    needed_RW: Tensor
     """bool, where `weights_RW` holds a token"""
     kl_RW: Tensor | None = None
-    """float32 nats, divergence from a reference at every token that is read, where it was asked for"""
+    """float32 nats, divergence from a reference at every needed token, where it was asked for"""
 
 
 class _Response(NamedTuple):
@@ -51,9 +51,9 @@ class _Response(NamedTuple):
     row: int
     """R"""
     ids: Ids
-    """up to the last one that is read"""
+    """up to the last needed one"""
     places: NDArray[np.int64]
-    """of those that are read"""
+    """of the needed ones"""
     weights: Floats
     """of these"""
     reference: float | None
@@ -88,7 +88,7 @@ def pack(
 
     Args:
         share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
-        every_token: read all response tokens, not only those with a weight.
+        every_token: all response tokens are needed, not only those with a weight.
     """
     parts = [
         (example.pair.prompt_ids, _responses(row, example, len(examples), every_token))
@@ -98,7 +98,7 @@ def pack(
         parts = [(prompt, [response]) for prompt, responses in parts for response in responses]
     ids, positions, sources, spans = _laid_out(parts)
     responses = [response for _, responses in parts for response in responses]
-    weights_RW, read_RW = _by_response(responses)
+    weights_RW, needed_RW = _by_response(responses)
     width = weights_RW.shape[1]
     return Packed(
         ids_T=_integers(ids, device),
@@ -109,7 +109,7 @@ def pack(
         places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
         weights_RW=torch.from_numpy(weights_RW).to(device),
         reference_R=references_of([each.reference for each in sorted(responses, key=lambda each: each.row)], device),
-        read_RW=torch.from_numpy(read_RW).to(device),
+        needed_RW=torch.from_numpy(needed_RW).to(device),
     )
 
 
@@ -151,13 +151,13 @@ def _last(weights: Floats) -> int:
 
 
 def _by_response(responses: list[_Response]) -> tuple[Floats, NDArray[np.bool_]]:
-    """weights_RW and read_RW."""
+    """weights_RW and needed_RW."""
     rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
-    weights_RW, read_RW = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.bool_)
+    weights_RW, needed_RW = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.bool_)
     for each in responses:
         weights_RW[each.row, : len(each.places)] = each.weights
-        read_RW[each.row, : len(each.places)] = True
-    return weights_RW, read_RW
+        needed_RW[each.row, : len(each.places)] = True
+    return weights_RW, needed_RW
 
 
 def _integers(parts: list[NDArray[Any]], device: torch.device) -> Tensor:

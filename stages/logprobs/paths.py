@@ -1,8 +1,8 @@
-"""Which of the ways of `stages.logprobs.logps` a model can take, found by trying them on it.
+"""Which paths of `stages.logprobs.logps` a model can take, found by trying them on it.
 
 No list of architectures could be complete: models mix tokens by attention, state spaces and convolutions, count
 positions in ways of their own, and scale or cap their logits. So every model is shown two short pairs of random ids,
-each response in a row of its own through the model's own forward, and then by each faster way. A way that gives other
+each response in a row of its own through the model's own forward, and then by each faster path. One that gives other
 log-probs is not taken, nor a row in which answers see each other, and the log says so.
 """
 
@@ -16,7 +16,7 @@ from stages.compat import attention_of, takes_attention
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
-from stages.logprobs.logps import Reader, keeps_logits, make_batch, pair_by_pair, reading, weighted_logps
+from stages.logprobs.logps import Forward, attention_for, keeps_logits, make_batch, pair_by_pair, weighted_logps
 from stages.logprobs.packing import Packed, pack
 from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter
@@ -29,8 +29,8 @@ _NOISE: Final = 4.0
 
 
 @torch.no_grad()
-def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
-    """The model with the fastest ways that give its own log-probs.
+def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
+    """The model with the fastest paths that give its own log-probs.
 
     Raises:
         SepoError: a token's log-prob depends on later tokens.
@@ -46,36 +46,36 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Reader:
             " those before it",
             hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
         )
-    reader = Reader(model, alone=_looks_at_the_batch(model))
-    padded_N = _read(reader, padded)
-    if not reader.alone and not agree(padded_N, expected_N, model.dtype):
+    forward = Forward(model, alone=_looks_at_the_batch(model))
+    padded_N = _tried(forward, padded)
+    if not forward.alone and not agree(padded_N, expected_N, model.dtype):
         reporter.say(f"{_name(model)}: the rows of a batch change each other in it")
-        reader = reader._replace(alone=True)
-        padded_N = _read(reader, padded)
+        forward = forward._replace(alone=True)
+        padded_N = _tried(forward, padded)
     limit = rounding_of(padded_N, expected_N, model.dtype)
     if has_head(model):
-        chunked = reader._replace(chunked=True)
-        chunked_N = _read(chunked, padded)
+        chunked = forward._replace(chunked=True)
+        chunked_N = _tried(chunked, padded)
         if apart(chunked_N, expected_N) <= limit:
-            reader, limit = chunked, max(limit, rounding_of(chunked_N, expected_N, model.dtype))
+            forward, limit = chunked, max(limit, rounding_of(chunked_N, expected_N, model.dtype))
         else:
             reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
     packed = pack(examples, model.device)
-    if reader.alone:
+    if forward.alone:
         reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
     elif getattr(model, "own_attention", False):
         reporter.say(f"{_name(model)}: attends by {attention_of(model)}; every response has a padded row of its own")
     elif (
-        _may_pack(reader)
-        and apart(_read(reader, packed), expected_N) <= limit
-        and _windows_told(reader, packed)
-        and not _leaks(reader._replace(packs=True))
+        _may_pack(forward)
+        and apart(_tried(forward, packed), expected_N) <= limit
+        and _windows_told(forward, packed)
+        and not _leaks(forward._replace(packs=True))
     ):
-        reader = reader._replace(packs=True)
+        forward = forward._replace(packs=True)
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
-    return reader
+    return forward
 
 
 def _looks_at_the_batch(model: CausalLM) -> bool:
@@ -92,59 +92,59 @@ def _rope_kinds(config: Any) -> Iterator[str]:
             yield value
 
 
-def _may_pack(reader: Reader) -> bool:
+def _may_pack(forward: Forward) -> bool:
     # Chunked attention cuts by position in the row, and tells only its mask about it.
-    cut_up = getattr(reader.model.config, "attention_chunk_size", None) is not None
-    return takes_attention(reader.model) and not cut_up and (reader.chunked or keeps_logits(reader.model))
+    cut_up = getattr(forward.model.config, "attention_chunk_size", None) is not None
+    return takes_attention(forward.model) and not cut_up and (forward.chunked or keeps_logits(forward.model))
 
 
-def _windows_told(reader: Reader, packed: Packed) -> bool:
+def _windows_told(forward: Forward, packed: Packed) -> bool:
     """A window that is longer than the trial cannot show in its numbers; the layers have to have told of it."""
-    config = reader.model.config
+    config = forward.model.config
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
     return not (window and slides) or window in packed.layout.windows_seen
 
 
-def _leaks(packing: Reader) -> bool:
+def _leaks(packing: Forward) -> bool:
     """Whether an answer's log-probs move with the other answers in its row, more than with other rows of a batch.
 
-    In one shape and precision they keep every bit, but where what is read together is rounded together: by experts, or
-    in few bits.
+    In one shape and precision they keep every bit, but where what is computed together is rounded together: by experts,
+    or in few bits.
     """
     moved = _moved(packing)
     return moved > _NEARLY_EXACT and moved > _NOISE * _moved(packing._replace(packs=False))
 
 
-def _moved(reader: Reader) -> float:
+def _moved(forward: Forward) -> float:
     """Largest change of an answer's log-prob when the other answer of every pair is another one, nats."""
-    pairs = trial_pairs(reader.model)
-    vocabulary = int(reader.model.get_input_embeddings().weight.shape[0])
+    pairs = trial_pairs(forward.model)
+    vocabulary = int(forward.model.get_input_embeddings().weight.shape[0])
 
-    def read(pairs: list[TokenPair]) -> Tensor:
+    def logps_of(pairs: list[TokenPair]) -> Tensor:
         examples = [whole(pair) for pair in pairs]
-        return _logps(reader, make_batch(examples, reader.model.device, packs=reader.packs))
+        return _logps(forward, make_batch(examples, forward.model.device, packs=forward.packs))
 
-    before_N = read(pairs)
+    before_N = logps_of(pairs)
     lengths = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     moved: list[Tensor] = []
     for side, other in (("chosen_ids", 1), ("rejected_ids", 0)):
         changed = [pair._replace(**{side: (getattr(pair, side) + 1) % vocabulary}) for pair in pairs]
-        moved += torch.split((read(changed) - before_N).abs(), lengths)[other::2]
+        moved += torch.split((logps_of(changed) - before_N).abs(), lengths)[other::2]
     return float(torch.cat(moved).max())
 
 
-def _logps(reader: Reader, batch: Packed | Batch) -> Tensor:
-    """Log-probs by one way of reading, (N,), pair by pair, chosen before rejected."""
-    with reading(reader, batch):
-        return pair_by_pair(batch, weighted_logps(reader, batch))
+def _logps(forward: Forward, batch: Packed | Batch) -> Tensor:
+    """Log-probs by one path, (N,), pair by pair, chosen before rejected."""
+    with attention_for(forward, batch):
+        return pair_by_pair(batch, weighted_logps(forward, batch))
 
 
-def _read(reader: Reader, batch: Packed | Batch) -> Tensor:
-    """The same; infinitely far from all others where the model cannot be read so."""
+def _tried(forward: Forward, batch: Packed | Batch) -> Tensor:
+    """The same; infinitely far from all others where the model cannot do that."""
     try:
-        return _logps(reader, batch)
+        return _logps(forward, batch)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
         # Code that was never written for it may fail in any way.
         return torch.tensor(torch.inf)

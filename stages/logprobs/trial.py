@@ -1,4 +1,4 @@
-"""Is this still the same model? Two short pairs of random ids, read through a model's own forward, tell.
+"""Is this still the same model? The log-probs of two short pairs of random ids, by a model's own forward, tell.
 
 Called before and after another library had a model in its hands: an adapter switched off or put on, a merge, weights
 held in fewer bits, train mode.
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.logps import Reader, pair_by_pair, weighted_logps
+from stages.logprobs.logps import Forward, pair_by_pair, weighted_logps
 from stages.types import CausalLM, Ids, TokenPair
 
 TOLERANCE: Final = {torch.float32: 5e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 """nats, mean over the trial's tokens; in half precision rounding alone moves a log-prob by hundredths"""
 _MARGIN: Final = 4.0
-"""of a faster way in half precision, over the error of plain padded rows: good ones have at most 2.2 times it, those
+"""of a faster path in half precision, over the error of plain padded rows: good ones have at most 2.2 times it, those
 that leak 25 times and more (all of tests/logprobs/zoo.py, and SmolLM2-135M)"""
 _ROUNDED: Final = 1 / 16
 """of the precision's relative error: how far one rounding moves a log-prob, where padded rows happen not to differ"""
 _SAME_SHAPE: Final = {torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
-"""nats, largest over the tokens of two readings of one shape, in which little is rounded otherwise"""
+"""nats, largest over the tokens of two results of one shape, in which little is rounded otherwise"""
 _LENGTHS: Final = ((5, 7, 6), (3, 4, 9))
 _SHORT_WINDOW: Final = 128
 """a sliding window shorter than this is reached by the trial"""
@@ -46,21 +46,21 @@ def trial_pairs(model: CausalLM) -> list[TokenPair]:
 def trial_logps(model: CausalLM, pairs: list[TokenPair] | None = None) -> Tensor:
     """Log-probs of the trial's response tokens, (N,) float32 nats, each row by itself, in the mode the model is in."""
     batch = collate([whole(pair) for pair in pairs or trial_pairs(model)], model.device)
-    return pair_by_pair(batch, weighted_logps(Reader(model, alone=True), batch))
+    return pair_by_pair(batch, weighted_logps(Forward(model, alone=True), batch))
 
 
 def agree(found_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two readings of the trial are those of one model, but for rounding; never where one is not finite."""
+    """Whether two results of the trial are those of one model, but for rounding; never where one is not finite."""
     return apart(found_N, expected_N) <= _of(TOLERANCE, dtype)
 
 
 def apart(found_N: Tensor, expected_N: Tensor) -> float:
-    """Mean distance of two readings of the trial, nats."""
+    """Mean distance of two results of the trial, nats."""
     return float((found_N - expected_N).abs().mean())
 
 
 def rounding_of(padded_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> float:
-    """How far apart a faster way may be from what is expected: in half precision not much farther than padded rows."""
+    """How far apart a faster path may be from what is expected: in half precision not much farther than padded rows."""
     limit = _of(TOLERANCE, dtype)
     if dtype not in (torch.bfloat16, torch.float16):
         return limit
@@ -69,7 +69,7 @@ def rounding_of(padded_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> flo
 
 
 def same(found_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two readings of rows of the same shape are one at every token."""
+    """Whether log-probs of rows of the same shape are one at every token."""
     return not found_N.numel() or float((found_N - expected_N).abs().max()) <= _of(_SAME_SHAPE, dtype)
 
 

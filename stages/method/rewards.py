@@ -81,7 +81,7 @@ def anchors(
     if sft_weight:
         terms["sft_loss"] = (sft_weight, -weighted_mean(logps_RW, batch).chunk(2)[0])
     if kl_weight:
-        chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.read_RW.sum(-1)).chunk(2)
+        chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.needed_RW.sum(-1)).chunk(2)
         terms["kl"] = (kl_weight, (chosen_B + rejected_B) / 2)
     return terms
 

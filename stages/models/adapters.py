@@ -26,7 +26,7 @@ from stages.types import CausalLM
 CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
 _BEFORE_THE_PROMPT: Final = ("PROMPT", "P_TUNING", "PREFIX", "CPT", "CARTRIDGE")
-"""in the names of the kinds that put tokens of their own before a prompt; only peft's own forward reads those"""
+"""in the names of the kinds that put tokens of their own before a prompt; only peft's own forward knows those"""
 
 
 _ROWS: Final = 4096
@@ -113,10 +113,10 @@ def put_on(base: CausalLM, folder: Path) -> Adapted:
     Raises:
         SepoError: peft is not installed, or the adapter is not of this base.
     """
-    before = _reading(base)
+    before = _signature(base)
     attached = _attached(base, folder)
     with attached.disable_adapter():
-        same = torch.equal(_reading(attached.get_base_model()), before)
+        same = torch.equal(_signature(attached.get_base_model()), before)
     return Adapted(attached.get_base_model(), attached.disable_adapter if same else None)
 
 
@@ -150,7 +150,7 @@ def tied_target(adapter: Any) -> str | None:
 
 
 @torch.no_grad()
-def _reading(model: CausalLM) -> Tensor:
+def _signature(model: CausalLM) -> Tensor:
     """What tells a model from one with other weights to the bit: the trial, and every row of the embedding."""
     embedding = model.get_input_embeddings()
     ids_V = torch.arange(embedding.weight.shape[0], device=model.device)

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from stages.errors import SepoError
 from stages.logprobs.head import has_head
-from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.folders import embedding_rows, model_hash
 from stages.reporting import Quiet, Reporter, Task
@@ -164,10 +164,10 @@ def _make_parts(
     if len(missing) < len(parts):
         context.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
     if missing:
-        reader = find_paths(load(), context.reporter)
+        forward = find_paths(load(), context.reporter)
         with context.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
             for name in missing:
-                logps = _read(reader, parts[name], context, task)
+                logps = _compute(forward, parts[name], context, task)
                 if context.accelerator.is_main_process:
                     write_logps(context.folder, parts[name], logps, model.hash, name)
     return parts
@@ -176,7 +176,7 @@ def _make_parts(
 def logps_of(model: CausalLM, pairs: list[TokenPair], context: RunContext, title: str) -> list[PairLogps]:
     """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
     with context.reporter.task(title, len(pairs), "pairs") as task:
-        return _read(find_paths(model, context.reporter), pairs, context, task)
+        return _compute(find_paths(model, context.reporter), pairs, context, task)
 
 
 def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> None:
@@ -184,14 +184,14 @@ def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> 
     Raises:
         SepoError: a model, though its weights may be finite, says nothing of a pair.
     """
-    # A model whose parts are spread over processes has to be read by all of them at once.
+    # A model whose parts are spread over processes has to run in all of them at once.
     if not context.accelerator.is_fsdp2:
-        _read(find_paths(model, Quiet()), [pair], context, Quiet())
+        _compute(find_paths(model, Quiet()), [pair], context, Quiet())
 
 
-def _read(reader: Reader, pairs: list[TokenPair], context: RunContext, task: Task) -> list[PairLogps]:
+def _compute(forward: Forward, pairs: list[TokenPair], context: RunContext, task: Task) -> list[PairLogps]:
     [logps] = response_logps(
-        [reader],
+        [forward],
         pairs,
         max_tokens=context.max_tokens,
         device=context.accelerator.device,

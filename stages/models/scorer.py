@@ -8,7 +8,7 @@ import torch
 from stages.configs import ScoreConfig
 from stages.devices.memory import move_model
 from stages.devices.precision import products, weights_of
-from stages.logprobs.logps import Reader, response_logps
+from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.adapters import is_adapter, put_on
 from stages.models.folders import base_folder, load_model
@@ -35,7 +35,7 @@ class Scorer:
         self._device = device
         self._known = known
         self._reporter = reporter
-        self._readers: dict[Path, Reader] = {}
+        self._forwards: dict[Path, Forward] = {}
 
     def score(self, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
         """Oracle minus reference log-prob of every response token, in the order of the pairs.
@@ -65,13 +65,13 @@ class Scorer:
         Args:
             task: advanced by one for every model.
         """
-        self._readers.clear()
+        self._forwards.clear()
         logps = []
         for folder in self.models:
             model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
-            reader = Reader(model, alone=True)
+            forward = Forward(model, alone=True)
             with products("float32"):
-                [found] = response_logps([reader], pairs, max_tokens=1, device=self._device, task=Quiet())
+                [found] = response_logps([forward], pairs, max_tokens=1, device=self._device, task=Quiet())
             logps.append(found)
             task.advance()
         return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
@@ -79,22 +79,22 @@ class Scorer:
     def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
         with products(self._config.precision):
             return response_logps(
-                [self._reader(folder) for folder in folders],
+                [self._forward(folder) for folder in folders],
                 pairs,
                 max_tokens=self._config.max_tokens_per_device,
                 device=self._device,
                 task=task,
             )
 
-    def _reader(self, folder: Path) -> Reader:
-        if folder not in self._readers:
+    def _forward(self, folder: Path) -> Forward:
+        if folder not in self._forwards:
             if is_adapter(self.models.oracle) and base_folder(self.models.oracle).samefile(self.models.reference):
-                self._read_both_from_one()
+                self._share_one_model()
             else:
-                self._readers[folder] = find_paths(self._load(folder), self._reporter)
-        return self._readers[folder]
+                self._forwards[folder] = find_paths(self._load(folder), self._reporter)
+        return self._forwards[folder]
 
-    def _read_both_from_one(self) -> None:
+    def _share_one_model(self) -> None:
         """The oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
         adapted = put_on(self._load(self.models.reference), self.models.oracle)
         oracle = find_paths(adapted.model, self._reporter)
@@ -102,8 +102,8 @@ class Scorer:
             self._reporter.say(f"{self.models.oracle} changes its base: the reference is a second model in memory")
             reference = find_paths(self._load(self.models.reference), self._reporter)
         else:
-            reference = oracle._replace(as_read=adapted.without)
-        self._readers = {self.models.oracle: oracle, self.models.reference: reference}
+            reference = oracle._replace(context=adapted.without)
+        self._forwards = {self.models.oracle: oracle, self.models.reference: reference}
 
     def _load(self, folder: Path) -> CausalLM:
         dtype = weights_of(self._config.precision)

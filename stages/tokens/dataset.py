@@ -72,7 +72,7 @@ class Counts:
             self.examples.setdefault(reason, []).append(f"row {row}")
 
 
-class Limit(NamedTuple):
+class LengthLimit(NamedTuple):
     """How long a pair may be, and what becomes of a longer one."""
 
     max_length: int
@@ -112,7 +112,7 @@ class KeptPairs(Pairs):
 def load_pairs(
     dataset: str,
     encoder: Encoder,
-    limit: Limit,
+    limit: LengthLimit,
     *,
     columns: Mapping[str, str] | None = None,
     sft: bool = False,
@@ -232,7 +232,7 @@ def _open(entry: Path) -> Tokenised:
     return Tokenised(table, counts, found["layout"], found["remarks"])
 
 
-def apply_limit(limit: Limit, found: Tokenised, name: str) -> tuple[KeptPairs, Counts]:
+def apply_limit(limit: LengthLimit, found: Tokenised, name: str) -> tuple[KeptPairs, Counts]:
     """The pairs that a limit keeps, if any, and what became of all rows.
 
     Args:
@@ -293,7 +293,7 @@ def refuse_recorded(counts: Any, name: str) -> None:
         refuse_dropped(Counts(read=counts.get("read", 0), dropped=Counter(counts["dropped"])), name)
 
 
-def shorten(pair: TokenPair, limit: Limit, name: str) -> TokenPair | Dropped:
+def shorten(pair: TokenPair, limit: LengthLimit, name: str) -> TokenPair | Dropped:
     """What becomes of a pair that is too long.
 
     Raises:

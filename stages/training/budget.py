@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stages.configs import OptimizerConfig
 from stages.devices.memory import memory_for
-from stages.logprobs.logps import Reader, Reference, WeightedLogps, make_batch, reading
+from stages.logprobs.logps import Forward, Reference, WeightedLogps, attention_for, make_batch
 from stages.reporting import Reporter
 from stages.types import CausalLM, Example, longest
 
@@ -63,7 +63,7 @@ def memory_of(device: torch.device) -> int:
 def measured_budget(
     accelerator: Accelerator,
     module: WeightedLogps,
-    reader: Reader,
+    forward: Forward,
     reference: Reference | None,
     config: OptimizerConfig,
     examples: Sequence[Example],
@@ -79,13 +79,13 @@ def measured_budget(
         )
         return UNMEASURED
     example = max(examples, key=lambda example: longest(example.pair))
-    batch = make_batch([example], accelerator.device, packs=reader.packs, every_token=reference is not None)
+    batch = make_batch([example], accelerator.device, packs=forward.packs, every_token=reference is not None)
     tokens = batch[0].numel()
-    with memory_for([example], tokens, tokens), accelerator.autocast(), reading(reader, batch):
+    with memory_for([example], tokens, tokens), accelerator.autocast(), attention_for(forward, batch):
         kept = bytes_kept(module, batch) / batch[0].numel()
     if config.gradient_checkpointing:
-        kept = _kept_with_checkpointing(reader.model, kept)
-    held = standing_bytes([reader.model, *([reference.reader.model] if reference else [])], config.optim)
+        kept = _kept_with_checkpointing(forward.model, kept)
+    held = standing_bytes([forward.model, *([reference.forward.model] if reference else [])], config.optim)
     memory = memory_of(accelerator.device)
     room = tokens_in_room(accelerator.device.type, memory, held, kept)
     tokens = budget_in_room(accelerator.device.type, room)

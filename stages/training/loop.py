@@ -197,18 +197,18 @@ def _make_engine(
     if config.lora_rank:
         refuse_divided(accelerator, "an adapter is trained")
     optimizer = make_optimizer(model, config)
-    reader = find_paths(model, reporter)
+    forward = find_paths(model, reporter)
     refuse_noise(model)
-    if reader.alone:
+    if forward.alone:
         refuse_divided(accelerator, "this model's responses are read one by one")
     if reference is not None:
         refuse_divided(accelerator, "a second model is read in every step")
         # Both read the same batches.
-        packs = reader.packs and reference.reader.packs
-        reader, reference = reader._replace(packs=packs), reference.packed(packs)
-    module = WeightedLogps(reader, reference)
+        packs = forward.packs and reference.forward.packs
+        forward, reference = forward._replace(packs=packs), reference.packed(packs)
+    module = WeightedLogps(forward, reference)
     budget = config.max_tokens_per_device or measured_budget(
-        accelerator, module, reader, reference, config, examples, reporter
+        accelerator, module, forward, reference, config, examples, reporter
     )
     module, optimizer = accelerator.prepare(module, optimizer)
-    return Engine(accelerator, module, reader, reference is not None, budget, objective), optimizer
+    return Engine(accelerator, module, forward, reference is not None, budget, objective), optimizer

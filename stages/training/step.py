@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.devices.memory import memory_for
 from stages.errors import SepoError
-from stages.logprobs.logps import Reader, make_batch, make_groups, reading
+from stages.logprobs.logps import Forward, attention_for, make_batch, make_groups
 from stages.training.watch import response_metrics
 from stages.types import CausalLM, Example, PairLoss, Weighted, selected_share
 
@@ -32,7 +32,7 @@ class Engine(NamedTuple):
     accelerator: Accelerator
     module: Any
     """log-probs of a batch, as accelerate prepared it; with the divergence from a second model where `with_kl`"""
-    reader: Reader
+    forward: Forward
     with_kl: bool
     max_tokens: int
     """of one micro-batch"""
@@ -53,13 +53,13 @@ def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, t
         # A process with nothing left to do still takes part: with a pair that counts for nothing.
         idle = index >= len(groups)
         group = [examples[0]] if idle else groups[index]
-        batch = make_batch(group, accelerator.device, packs=engine.reader.packs, every_token=with_kl)
+        batch = make_batch(group, accelerator.device, packs=engine.forward.packs, every_token=with_kl)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), engine.max_tokens, trains=trains)
         # Processes exchange gradients in the last micro-batch of a step only.
         last = index + 1 == rounds or not trains
         exchange = nullcontext() if last else accelerator.no_sync(engine.module)
-        with memory, exchange, reading(engine.reader, batch), torch.set_grad_enabled(trains):
+        with memory, exchange, attention_for(engine.forward, batch), torch.set_grad_enabled(trains):
             values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
             loss = engine.objective(logps_RW, seen)
@@ -103,7 +103,7 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
 
     def groups_of(process: int) -> list[list[Example]]:
         share = list(examples[process :: accelerator.num_processes])
-        groups = make_groups(share, engine.max_tokens, packs=engine.reader.packs, every_token=engine.with_kl)
+        groups = make_groups(share, engine.max_tokens, packs=engine.forward.packs, every_token=engine.with_kl)
         return [[share[index] for index in group] for group in groups]
 
     mine = groups_of(accelerator.process_index)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
 from stages.logprobs.head import Head, _HeadLogps
-from stages.logprobs.logps import Reader, _logits, make_batch, reading
+from stages.logprobs.logps import Forward, _logits, attention_for, make_batch
 from stages.logprobs.paths import find_paths
 from stages.logprobs.trial import trial_logps
 from stages.models.folders import load_model, resolve_model, resolve_without_weights
@@ -104,9 +104,9 @@ def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
     """Each of them, not a bfloat16 that was made longer: the head's products leave autocast."""
     model = tiny_llama(50)
     batch = make_batch([whole(pair) for pair in random_pairs(2, 50)], torch.device("cpu"), packs=packs)
-    reader = Reader(model, packs=packs, chunked=False)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), reading(reader, batch):
-        logits = _logits(reader, batch).values_NX
+    forward = Forward(model, packs=packs, chunked=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), attention_for(forward, batch):
+        logits = _logits(forward, batch).values_NX
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
     assert "forward" not in vars(model.lm_head)

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from stages.configs import OptimizerConfig
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, LazyLogits, head_kl, kl_from_reference, kl_of_reference
-from stages.logprobs.logps import Reader, Reference, logps_and_kl, make_batch, make_groups, reading, weighted_logps
+from stages.logprobs.logps import (
+    Forward,
+    Reference,
+    attention_for,
+    logps_and_kl,
+    make_batch,
+    make_groups,
+    weighted_logps,
+)
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
@@ -39,11 +47,11 @@ def models(kind=tiny_llama):
 def read(way, divergence):
     """KL and batch."""
     policy, frozen = models()
-    reader = find_paths(policy, Quiet())._replace(**WAYS[way])
-    second = find_paths(frozen, Quiet())._replace(packs=reader.packs)
-    batch = make_batch(SELECTED, CPU, packs=reader.packs, every_token=True)
-    with reading(reader, batch):
-        return logps_and_kl(reader, Reference(second, divergence), batch)[1], batch
+    forward = find_paths(policy, Quiet())._replace(**WAYS[way])
+    second = find_paths(frozen, Quiet())._replace(packs=forward.packs)
+    batch = make_batch(SELECTED, CPU, packs=forward.packs, every_token=True)
+    with attention_for(forward, batch):
+        return logps_and_kl(forward, Reference(second, divergence), batch)[1], batch
 
 
 def by_hand(examples, policy, frozen, swapped):
@@ -68,11 +76,11 @@ def by_hand(examples, policy, frozen, swapped):
 def test_kl_equals_the_plain_sum_at_every_token_of_a_response(way, divergence):
     kl, batch = read(way, divergence)
     expected = by_hand(SELECTED, *models(), swapped=divergence is kl_of_reference)
-    found = [kl[row][batch.read_RW[row]].tolist() for row in range(len(kl))]
+    found = [kl[row][batch.needed_RW[row]].tolist() for row in range(len(kl))]
     assert [len(row) for row in found] == [len(row) for row in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, abs=2e-5)
-    assert not kl[~batch.read_RW].any()
+    assert not kl[~batch.needed_RW].any()
 
 
 @pytest.mark.parametrize("way", ["packed", "packed, own head", "padded", "padded, own head"])
@@ -84,18 +92,18 @@ def test_a_kl_under_autocast_has_heads_in_float32(way):
         model.base_model.register_forward_hook(
             lambda module, _, output: hidden.update({module: output.last_hidden_state.detach().double()})
         )
-    readers = [find_paths(model, Quiet())._replace(**WAYS[way]) for model in (policy, frozen)]
-    batch = make_batch(SELECTED, CPU, packs=readers[0].packs, every_token=True)
-    with torch.autocast("cpu", torch.bfloat16), reading(readers[0], batch):
-        _, kl = logps_and_kl(readers[0], Reference(readers[1], kl_from_reference), batch)
+    forwards = [find_paths(model, Quiet())._replace(**WAYS[way]) for model in (policy, frozen)]
+    batch = make_batch(SELECTED, CPU, packs=forwards[0].packs, every_token=True)
+    with torch.autocast("cpu", torch.bfloat16), attention_for(forwards[0], batch):
+        _, kl = logps_and_kl(forwards[0], Reference(forwards[1], kl_from_reference), batch)
     ours, theirs = (
         (hidden[model.base_model].flatten(0, 1) @ model.lm_head.weight.double().T).log_softmax(-1)
         for model in (policy, frozen)
     )
-    if readers[0].packs:
+    if forwards[0].packs:
         found, sources = kl.flatten()[batch.places_N], batch.sources_N
     else:
-        found, sources = kl[batch.read_RW], batch.read_RW.flatten().nonzero()[:, 0] - 1
+        found, sources = kl[batch.needed_RW], batch.needed_RW.flatten().nonzero()[:, 0] - 1
     expected = kl_from_reference(ours, theirs)[sources]
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
 
@@ -106,11 +114,11 @@ def plain(examples, divergence, kind):
     batch = collate(examples, CPU, every_token=True)
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT}
     ours, theirs = (F.log_softmax(model(**inputs).logits[:, :-1], -1) for model in (policy, frozen))
-    kl = torch.where(batch.read_RW, F.pad(divergence(ours, theirs), (1, 0)), 0.0)
+    kl = torch.where(batch.needed_RW, F.pad(divergence(ours, theirs), (1, 0)), 0.0)
     seen = batch._replace(kl_RW=kl)
     loss = (
-        sepo(weighted_logps(Reader(policy), batch), seen, kl_weight=0.7).loss_B
-        + tdpo(weighted_logps(Reader(policy), batch), seen).loss_B
+        sepo(weighted_logps(Forward(policy), batch), seen, kl_weight=0.7).loss_B
+        + tdpo(weighted_logps(Forward(policy), batch), seen).loss_B
     )
     loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in policy.named_parameters()}
@@ -122,11 +130,11 @@ def plain(examples, divergence, kind):
 def test_losses_and_gradients_equal_plain_padded_rows(way, divergence, kind):
     expected_loss, expected = plain(SELECTED, divergence, kind)
     policy, frozen = models(kind)
-    reader = find_paths(policy, Quiet())._replace(**WAYS[way])
-    second = Reference(find_paths(frozen, Quiet())._replace(packs=reader.packs), divergence)
-    batch = make_batch(SELECTED, CPU, packs=reader.packs, every_token=True)
-    with reading(reader, batch):
-        logps, kl = logps_and_kl(reader, second, batch)
+    forward = find_paths(policy, Quiet())._replace(**WAYS[way])
+    second = Reference(find_paths(frozen, Quiet())._replace(packs=forward.packs), divergence)
+    batch = make_batch(SELECTED, CPU, packs=forward.packs, every_token=True)
+    with attention_for(forward, batch):
+        logps, kl = logps_and_kl(forward, second, batch)
         seen = batch._replace(kl_RW=kl)
         loss = sepo(logps, seen, kl_weight=0.7).loss_B + tdpo(logps, seen).loss_B
         loss.sum().backward()
@@ -206,8 +214,8 @@ def test_a_training_step_equals_adamw_on_the_plain_loss(tmp_path, max_tokens):
     batch = collate([whole(pair)._replace(reference=SUMS) for pair in PAIRS], CPU)
     inputs = {"input_ids": batch.ids_RT, "attention_mask": batch.attention_RT}
     ours, theirs = (F.log_softmax(model(**inputs).logits[:, :-1], -1) for model in (other, frozen))
-    kl = torch.where(batch.read_RW, F.pad(kl_of_reference(ours, theirs), (1, 0)), 0.0)
-    loss = tdpo(weighted_logps(Reader(other), batch), batch._replace(kl_RW=kl)).loss_B.mean()
+    kl = torch.where(batch.needed_RW, F.pad(kl_of_reference(ours, theirs), (1, 0)), 0.0)
+    loss = tdpo(weighted_logps(Forward(other), batch), batch._replace(kl_RW=kl)).loss_B.mean()
     loss.backward()
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stages.logprobs.batches import collate, padded_groups, whole
-from stages.logprobs.logps import Reader, response_logps, weighted_logps
+from stages.logprobs.logps import Forward, response_logps, weighted_logps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet
 from stages.types import ReferenceSums, longest
@@ -43,7 +43,7 @@ def test_response_logps_equal_one_unpadded_row_at_a_time(model, max_tokens):
 def test_a_model_without_logits_to_keep_gives_the_same(model):
     batch = collate([whole(pair) for pair in random_pairs(5, 50)], CPU)
     torch.testing.assert_close(
-        weighted_logps(Reader(WithoutLogitsToKeep(model)), batch), weighted_logps(Reader(model), batch)
+        weighted_logps(Forward(WithoutLogitsToKeep(model)), batch), weighted_logps(Forward(model), batch)
     )
 
 
@@ -72,7 +72,7 @@ def test_the_id_that_means_padding_elsewhere_is_a_token_like_any_other():
 def test_logps_stand_at_the_weighted_tokens_and_nowhere_else():
     model = tiny_llama(50)
     pair = token_pair(0, [4, 9, 2], [7, 8, 5], [6, 1])
-    logps_RT = weighted_logps(Reader(model), collate([masked(pair, [0, 2], [1])], CPU))
+    logps_RT = weighted_logps(Forward(model), collate([masked(pair, [0, 2], [1])], CPU))
     assert (logps_RT != 0).tolist() == [
         [False, False, False, True, False, True],
         [False, False, False, False, True, False],
@@ -87,7 +87,7 @@ def test_unselected_tokens_get_no_direct_gradient():
     model = tiny_llama(50)
     pair = token_pair(0, [4, 9], [7, 8, 5], [6, 1])
     other = token_pair(0, [4, 9], [7, 8, 40], [6, 41])
-    logps = [weighted_logps(Reader(model), collate([masked(p, [1], [0])], CPU)).sum() for p in (pair, other)]
+    logps = [weighted_logps(Forward(model), collate([masked(p, [1], [0])], CPU)).sum() for p in (pair, other)]
     assert logps[0].item() == logps[1].item()
 
 

@@ -7,7 +7,7 @@ import torch
 from stages.logprobs.attention import Layout, Span, packed_attention
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, _HeadLogps, head_logps
-from stages.logprobs.logps import Reader, make_batch, reading, response_logps, weighted_logps
+from stages.logprobs.logps import Forward, attention_for, make_batch, response_logps, weighted_logps
 from stages.logprobs.packing import pack, packed_groups, unique_tokens
 from stages.logprobs.paths import find_paths
 from stages.registry import OBJECTIVES
@@ -27,8 +27,8 @@ PAIRS = [
 ]
 
 
-def read(reader, pairs, max_tokens=64, **options):
-    [found] = response_logps([reader], pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), **options)
+def read(forward, pairs, max_tokens=64, **options):
+    [found] = response_logps([forward], pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), **options)
     return [side for logps in found for side in logps]
 
 
@@ -49,28 +49,28 @@ def assert_close(found, expected):
 def test_packed_shared_apart_padded_and_plain_are_one(family):
     model = tiny(family)
     said = Listens()
-    reader = find_paths(model, said)
-    assert reader.packs
-    assert reader.chunked
+    forward = find_paths(model, said)
+    assert forward.packs
+    assert forward.chunked
     assert said.said == []
     expected = plain(model, PAIRS)
     for max_tokens in (1, 40, 10_000):
-        assert_close(read(reader, PAIRS, max_tokens), expected)
-    assert_close(read(reader, PAIRS, share_prompts=False), expected)
-    assert_close(read(reader._replace(chunked=False), PAIRS), expected)
-    assert_close(read(reader._replace(packs=False), PAIRS), expected)
-    assert_close(read(reader._replace(packs=False, chunked=False), PAIRS), expected)
+        assert_close(read(forward, PAIRS, max_tokens), expected)
+    assert_close(read(forward, PAIRS, share_prompts=False), expected)
+    assert_close(read(forward._replace(chunked=False), PAIRS), expected)
+    assert_close(read(forward._replace(packs=False), PAIRS), expected)
+    assert_close(read(forward._replace(packs=False, chunked=False), PAIRS), expected)
 
 
 @pytest.mark.parametrize("family", PADDED)
 def test_models_that_mix_what_is_packed_take_padded_rows_and_say_so(family):
     model = tiny(family)
     said = Listens()
-    reader = find_paths(model, said)
-    assert not reader.packs
+    forward = find_paths(model, said)
+    assert not forward.packs
     assert "cannot share a row" in said.said[0]
     for max_tokens in (1, 60, 10_000):
-        assert_close(read(reader, PAIRS, max_tokens), plain(model, PAIRS))
+        assert_close(read(forward, PAIRS, max_tokens), plain(model, PAIRS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -85,11 +85,11 @@ def test_frequencies_that_depend_on_the_longest_row_are_read_one_by_one(family):
     """In a batch a short response would get the frequencies of a long one."""
     model = tiny(family)
     said = Listens()
-    reader = find_paths(model, said)
+    forward = find_paths(model, said)
     assert "one by one" in said.said[0]
     expected = [logps for pair in PAIRS for logps in (fresh(family, pair.prompt_ids, r) for r in pair[2:])]
-    assert_close(read(reader, PAIRS, 10_000), expected)
-    together = read(reader._replace(alone=False), PAIRS, 10_000)
+    assert_close(read(forward, PAIRS, 10_000), expected)
+    together = read(forward._replace(alone=False), PAIRS, 10_000)
     assert any(not np.allclose(a, b, atol=1e-2) for a, b in zip(together, expected, strict=True))
 
 
@@ -102,11 +102,11 @@ def test_a_head_that_is_not_what_its_configuration_says_is_left_to_the_model():
     model = tiny("llama")
     model.config.logit_scale = 0.5
     said = Listens()
-    reader = find_paths(model, said)
-    assert reader.packs
-    assert not reader.chunked
+    forward = find_paths(model, said)
+    assert forward.packs
+    assert not forward.chunked
     assert "more than a matrix" in said.said[0]
-    assert_close(read(reader, PAIRS), plain(model, PAIRS))
+    assert_close(read(forward, PAIRS), plain(model, PAIRS))
 
 
 def test_a_window_that_no_layer_tells_of_is_not_packed():
@@ -118,16 +118,16 @@ def test_a_window_that_no_layer_tells_of_is_not_packed():
 
 def test_the_answers_of_a_packed_pair_do_not_see_each_other_nor_the_next_pair():
     """Another chosen response must leave every rejected log-prob as it was, and the pairs beside it."""
-    reader = find_paths(tiny("llama"), Quiet())
+    forward = find_paths(tiny("llama"), Quiet())
     changed = [PAIRS[0]._replace(chosen_ids=(PAIRS[0].chosen_ids + 1) % VOCABULARY), *PAIRS[1:]]
-    before, after = read(reader, PAIRS, 10_000), read(reader, changed, 10_000)
+    before, after = read(forward, PAIRS, 10_000), read(forward, changed, 10_000)
     assert not np.allclose(before[0], after[0])
     assert_close(after[1:], before[1:])
 
 
 def test_the_order_of_the_pairs_is_kept_whatever_their_lengths():
-    reader = find_paths(tiny("llama"), Quiet())
-    forward, backward = read(reader, PAIRS, 30), read(reader, PAIRS[::-1], 30)
+    forward = find_paths(tiny("llama"), Quiet())
+    forward, backward = read(forward, PAIRS, 30), read(forward, PAIRS[::-1], 30)
     turned = [side for place in range(len(PAIRS) - 1, -1, -1) for side in backward[2 * place : 2 * place + 2]]
     assert_close(forward, turned)
 
@@ -146,13 +146,13 @@ SELECTED = [
 ]
 
 
-def gradients(reader, examples, *, plainly):
+def gradients(forward, examples, *, plainly):
     """Of SePO's loss over some examples, by parameter."""
-    model = reader.model
+    model = forward.model
     model.zero_grad()
-    batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=reader.packs)
-    with reading(reader, batch):
-        logps = weighted_logps(Reader(model), batch) if plainly else weighted_logps(reader, batch)
+    batch = collate(examples, CPU) if plainly else make_batch(examples, CPU, packs=forward.packs)
+    with attention_for(forward, batch):
+        logps = weighted_logps(Forward(model), batch) if plainly else weighted_logps(forward, batch)
         loss = sepo(logps, batch, gamma=2.1, margin=0.5).loss_B
         loss.sum().backward()
     return loss.detach(), {name: each.grad for name, each in model.named_parameters()}
@@ -162,9 +162,9 @@ def gradients(reader, examples, *, plainly):
 @pytest.mark.parametrize("own_head", [False, True])
 def test_every_way_has_the_gradient_of_plain_padded_rows(family, own_head):
     """Cut behind the last selected token, the prompt shared, the head on selected rows: losses and every gradient."""
-    reader = find_paths(tiny(family), Quiet())
-    expected_loss, expected = gradients(reader, SELECTED, plainly=True)
-    loss, found = gradients(reader._replace(chunked=False) if own_head else reader, SELECTED, plainly=False)
+    forward = find_paths(tiny(family), Quiet())
+    expected_loss, expected = gradients(forward, SELECTED, plainly=True)
+    loss, found = gradients(forward._replace(chunked=False) if own_head else forward, SELECTED, plainly=False)
     torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
     for name, gradient in expected.items():
         if gradient is not None:
@@ -288,14 +288,14 @@ def test_reading_uses_no_tensor_of_tokens_by_vocabulary():
     import resource
 
     model = tiny_llama(150_000)
-    reader = find_paths(model, Quiet())
+    forward = find_paths(model, Quiet())
     rng = np.random.default_rng(0)
     pair = token_pair(0, [5], rng.integers(0, 150_000, 250), rng.integers(0, 150_000, 5))
     # Warm, so that only what the length adds is measured.
-    read(reader, [token_pair(0, [5], [6], [7])])
+    read(forward, [token_pair(0, [5], [6], [7])])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pairs = [pair._replace(pair_id=number) for number in range(28)]
-    read(reader, pairs, max_tokens=8000)
+    read(forward, pairs, max_tokens=8000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024
 
 

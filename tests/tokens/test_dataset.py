@@ -4,7 +4,7 @@ import pytest
 
 from stages.errors import SepoError
 from stages.reporting import Quiet
-from stages.tokens.dataset import Limit, load_pairs, refuse_dropped
+from stages.tokens.dataset import LengthLimit, load_pairs, refuse_dropped
 from stages.tokens.encode import CONTROL, Encoder
 from tests.conftest import write_lines
 
@@ -19,7 +19,7 @@ def load(tmp_path, chatml, monkeypatch):
 
     def load_rows(rows, max_length=10_000, overlong="drop"):
         write_lines(tmp_path / "d.jsonl", rows)
-        return load_pairs("d.jsonl", Encoder(chatml), Limit(max_length, overlong), columns={}, reporter=Quiet())
+        return load_pairs("d.jsonl", Encoder(chatml), LengthLimit(max_length, overlong), columns={}, reporter=Quiet())
 
     return load_rows
 

@@ -16,7 +16,7 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.files import cache_folder
 from stages.tokens import dataset, fingerprint
-from stages.tokens.dataset import Limit, load_pairs, tokenised
+from stages.tokens.dataset import LengthLimit, load_pairs, tokenised
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenization_hash, tokenizer_hash
 from stages.types import Dropped, content_hash
@@ -131,7 +131,7 @@ def test_one_cache_serves_every_limit_and_every_name_of_a_file(chatml, monkeypat
     make(chatml, word_rows(30))
     shutil.copy("pairs.jsonl", "copy.jsonl")
     forbid_encoding(monkeypatch)
-    for limit in (Limit(20, "truncate"), Limit(25), Limit(40, "truncate")):
+    for limit in (LengthLimit(20, "truncate"), LengthLimit(25), LengthLimit(40, "truncate")):
         ear = Listens()
         load_pairs("copy.jsonl", Encoder(chatml), limit, reporter=ear)
         assert ear.said[0] == "copy.jsonl: prompt and answers as text"

@@ -10,7 +10,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
 from stages.logprobs.head import kl_from_reference
-from stages.logprobs.logps import Reference, WeightedLogps, make_batch, reading
+from stages.logprobs.logps import Reference, WeightedLogps, attention_for, make_batch
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet
 from stages.training.budget import (
@@ -33,13 +33,13 @@ def example_of(tokens):
 
 
 def measured(model, config=None, *, tokens=100, reference=None, ears=None):
-    reader = find_paths(model, Quiet())
-    module = WeightedLogps(reader)
+    forward = find_paths(model, Quiet())
+    module = WeightedLogps(forward)
     examples = [example_of(30), example_of(tokens)]
     # Accelerators of one process share a state; after a training in bfloat16 this one would measure bfloat16.
     AcceleratorState._reset_state()
     return measured_budget(
-        Accelerator(cpu=True), module, reader, reference, config or OptimizerConfig(), examples, ears or Listens()
+        Accelerator(cpu=True), module, forward, reference, config or OptimizerConfig(), examples, ears or Listens()
     )
 
 
@@ -82,12 +82,12 @@ def test_bytes_kept_by_hand():
 
 
 def test_what_is_kept_is_counted_once_and_grows_with_the_tokens():
-    reader = find_paths(tiny_llama(50), Quiet())
+    forward = find_paths(tiny_llama(50), Quiet())
 
     def kept(tokens):
-        batch = make_batch([example_of(tokens)], CPU, packs=reader.packs)
-        with reading(reader, batch):
-            return bytes_kept(WeightedLogps(reader), batch)
+        batch = make_batch([example_of(tokens)], CPU, packs=forward.packs)
+        with attention_for(forward, batch):
+            return bytes_kept(WeightedLogps(forward), batch)
 
     short, long = kept(100), kept(200)
     # Two layers; at least each layer's input, query, key, value, gate, up and their product.
@@ -117,10 +117,10 @@ def memory_for(tokens, model, kept_by_token):
 
 
 def kept_by_token(model, tokens=100):
-    reader = find_paths(model, Quiet())
-    batch = make_batch([example_of(tokens)], CPU, packs=reader.packs)
-    with reading(reader, batch):
-        return bytes_kept(WeightedLogps(reader), batch) / tokens
+    forward = find_paths(model, Quiet())
+    batch = make_batch([example_of(tokens)], CPU, packs=forward.packs)
+    with attention_for(forward, batch):
+        return bytes_kept(WeightedLogps(forward), batch) / tokens
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

@@ -9,7 +9,7 @@ from stages import train_policy
 from stages.configs import OptimizerConfig, PolicyConfig
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.logps import Reader, weighted_logps
+from stages.logprobs.logps import Forward, weighted_logps
 from stages.method.objectives import sft
 from stages.reporting import Quiet
 from stages.training.metrics import read_metrics
@@ -28,7 +28,7 @@ def test_figures_are_those_of_the_model_and_change_nothing_of_its_training(tmp_p
     )
     batch = collate(HELD_OUT, torch.device("cpu"))
     with torch.no_grad():
-        expected = objective(weighted_logps(Reader(model), batch), batch)
+        expected = objective(weighted_logps(Forward(model), batch), batch)
     records = read_metrics(tmp_path / "eval")
     figures = [{name: record.pop(name) for name in list(record) if name.startswith("eval_")} for record in records]
     assert [len(each) for each in figures] == [0, 3, 3]

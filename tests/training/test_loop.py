@@ -8,7 +8,7 @@ import torch
 from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.logps import Reader, weighted_logps
+from stages.logprobs.logps import Forward, weighted_logps
 from stages.method.objectives import sft
 from stages.reporting import Quiet
 from stages.training.loop import fit
@@ -42,7 +42,7 @@ def test_one_step_is_adamw_on_the_mean_of_pair_losses(tmp_path):
     plain = tiny_llama(50)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     batch = collate([whole(pair) for pair in random_pairs(6, 50)], torch.device("cpu"))
-    objective(weighted_logps(Reader(plain), batch), batch).loss_B.mean().backward()
+    objective(weighted_logps(Forward(plain), batch), batch).loss_B.mean().backward()
     torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
     optimizer.step()
     torch.testing.assert_close(weights(model), weights(plain), atol=2e-5, rtol=1e-4)
@@ -118,7 +118,7 @@ def test_a_smaller_last_step_is_weighted_by_its_own_pairs(tmp_path):
     examples = [whole(random_pairs(10, 50)[place]) for place in order[8:]]
     batch = collate(examples, torch.device("cpu"))
     with torch.no_grad():
-        expected = objective(weighted_logps(Reader(tiny_llama(50)), batch), batch).loss_B.mean().item()
+        expected = objective(weighted_logps(Forward(tiny_llama(50)), batch), batch).loss_B.mean().item()
     record = read_metrics(tmp_path)[2]
     assert record["loss"] == pytest.approx(expected, abs=1e-4)
 

@@ -11,7 +11,7 @@ from stages.configs import OptimizerConfig
 from stages.devices.extras import refuse_without
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
-from stages.logprobs.logps import Reader, weighted_logps
+from stages.logprobs.logps import Forward, weighted_logps
 from stages.logprobs.paths import find_paths
 from stages.models.adapters import put_on
 from stages.models.quantization import load_trainable
@@ -85,12 +85,12 @@ def test_two_steps_are_adamw_on_peft_s_own_forward(tmp_path, modules):
     batch = collate(EXAMPLES, CPU)
     for _ in range(2):
         optimizer.zero_grad()
-        objective(weighted_logps(Reader(plain), batch), batch).loss_B.mean().backward()
+        objective(weighted_logps(Forward(plain), batch), batch).loss_B.mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     torch.testing.assert_close(adapter_weights(ours), adapter_weights(Trainee(plain, plain)), atol=5e-5, rtol=1e-3)
-    reader = find_paths(ours.model, Quiet())
-    assert (reader.packs, reader.chunked) == (True, modules != "lm_head")
+    forward = find_paths(ours.model, Quiet())
+    assert (forward.packs, forward.chunked) == (True, modules != "lm_head")
 
 
 def test_the_weights_of_the_model_stay_as_they_are(tmp_path):
@@ -216,9 +216,9 @@ def test_a_killed_run_on_4_bits_goes_on_to_the_same_bits(tmp_path, folder):
 
 
 def test_4_bits_take_the_fast_paths(folder):
-    reader = find_paths(held(folder, quantize="4bit"), Quiet())
-    assert reader.packs
-    assert reader.chunked
+    forward = find_paths(held(folder, quantize="4bit"), Quiet())
+    assert forward.packs
+    assert forward.chunked
 
 
 def test_evaluation_does_not_change_weights_in_4_bits(folder):

@@ -7,7 +7,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
 from stages.logprobs.head import find_head, head_logps
-from stages.logprobs.logps import Reader, reading, weighted_logps
+from stages.logprobs.logps import Forward, attention_for, weighted_logps
 from stages.logprobs.packing import pack
 from stages.models.quantization import load_trainable
 from stages.training.training_mode import refuse_impossible, training_mode
@@ -67,13 +67,13 @@ def test_autocast_leaves_the_logits_in_float32():
 def test_compiled_layers_have_the_same_gradients():
     model = tiny_llama(50)
     del model.model.layers[1:]
-    reader = Reader(model, packs=True, chunked=True)
+    forward = Forward(model, packs=True, chunked=True)
     batch = pack([whole(pair) for pair in random_pairs(3, 50)], torch.device("cpu"))
 
     def gradients(**settings):
         model.zero_grad()
-        with training_mode(model, OptimizerConfig(**settings)), reading(reader, batch):
-            weighted_logps(reader, batch).sum().backward()
+        with training_mode(model, OptimizerConfig(**settings)), attention_for(forward, batch):
+            weighted_logps(forward, batch).sum().backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     torch.testing.assert_close(gradients(compile=True), gradients(), atol=2e-5, rtol=1e-4)
