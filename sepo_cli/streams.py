@@ -6,7 +6,7 @@ import sys
 from typing import Any, Final
 
 _LOST: Final[dict[int, OSError]] = {}
-"""the first error of writing to stdout or stderr, by file descriptor"""
+"""why something written to stdout or stderr was lost, by file descriptor"""
 
 
 class _Forgiving(io.FileIO):
@@ -25,8 +25,9 @@ def forgive_streams() -> None:
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:
-            # A closed one would be given to the next file that is opened, and that file would hold what is printed.
+        except OSError as closed:
+            # It would be given to the next file that is opened, and that file would hold what is printed.
+            _LOST[descriptor] = closed
             os.open(os.devnull, os.O_RDWR)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)

@@ -6,8 +6,7 @@ looked at.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,9 +27,11 @@ from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
 from stages.store.shape import lookup
 from stages.tokens.dataset import LengthLimit, load_pairs
-from stages.types import TokenPair
+from stages.training.schedule import split_pairs
+from stages.types import TokenPair, longest
 
-Hashes = NDArray[np.uint64]
+Found = NDArray[np.uint64] | str
+"""hashes of pairs that a model was trained on, or why they cannot be compared with ours"""
 _LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[str, ...]]] = {
     MADE_BY: NEEDED,
     "train-policy": ("input_names.scores", "inputs.scores", "input_names.model"),
@@ -41,25 +42,15 @@ SNAPSHOTS: Final = "snapshots"
 """where a policy keeps what it was on the way"""
 
 
-class History(NamedTuple):
-    """What the manifests beside a model, and beside those that it started from, tell of its training."""
+class Source(NamedTuple):
+    """Where pairs that a model was trained on are to be found."""
 
-    sources: list[str]
-    """the folders of scores and oracles with which these were trained"""
-    lost: dict[str, str]
-    """why of some other source nothing is known"""
-    base: str
-    """the model with which the walk ended: nothing tells how it was made"""
-
-
-class TrainingPairs(NamedTuple):
-    """Pairs that a model was trained on."""
-
-    source: str
-    """the folder or data set that holds them"""
-    hashes: Hashes | None
-    """None: they cannot be compared with ours"""
-    why_not: str = ""
+    name: str
+    """a folder of scores or of an oracle, or a data set"""
+    policy: Path | None = None
+    """the policy that was trained on these scores; some of them it may have held out"""
+    lost: str = ""
+    """why they are not to be found"""
 
 
 def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, reporter: Reporter) -> list[str]:
@@ -68,139 +59,154 @@ def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, repor
     Raises:
         SepoError: what was given as training data cannot be read as such.
     """
-    warnings = []
+    warnings: dict[str, None] = {}
     bases: dict[str, list[str]] = {}
-    looked_into: dict[tuple[str, str], list[TrainingPairs]] = {}
+    looked_into: dict[tuple[Source, str], Found] = {}
+    given = [source for name in config.training_data for source in _given(name)]
     for name, folder, _, held_out, _ in candidates:
-        history = training_history(folder)
-        bases.setdefault(history.base, []).append(name)
-        found = [TrainingPairs(source, None, why) for source, why in history.lost.items()]
-        for source in dict.fromkeys([*history.sources, *config.training_data]):
+        sources, base = training_history(folder)
+        bases.setdefault(base, []).append(name)
+        seen = np.zeros(len(held_out.pairs), bool)
+        for source in [*sources, *given]:
             key = (source, held_out.tokenizer_hash)
             if key not in looked_into:
                 looked_into[key] = _look_into(source, held_out, config, reporter)
-            found += looked_into[key]
-        warnings += [
-            f"{name}: whether {each.source} overlaps the data set is unknown: {each.why_not}"
-            for each in found
-            if each.hashes is None
-        ]
-        ours, theirs = hashes_of(held_out.pairs), [each.hashes for each in found if each.hashes is not None]
-        if theirs and (seen := int(np.isin(ours, np.concatenate(theirs)).sum())):
-            share = f"{seen:,} of the {len(ours):,} pairs ({seen / len(ours):.1%})"
-            warnings.append(f"{name} was trained on {share}: what they say of it is too good")
-    for base, names in bases.items() if not config.training_data else ():
+            found = looked_into[key]
+            if isinstance(found, str):
+                warnings[f"{name}: whether {source.name} overlaps the data set is unknown: {found}"] = None
+            else:
+                seen |= np.isin(hashes_of(held_out.pairs), found)
+        if seen.any():
+            share = f"{seen.sum():,} of the {len(seen):,} pairs ({seen.mean():.1%})"
+            warnings[f"{name} was trained on {share}: what they say of it is too good"] = None
+    for base, names in bases.items() if not given else ():
         reporter.say(
             f"nothing is known of what {base} was trained on (behind {', '.join(names)}); --training-data names it"
         )
-    return warnings
+    return list(warnings)
 
 
-def _look_into(source: str, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> list[TrainingPairs]:
-    limit, columns = LengthLimit(config.max_length, config.overlong), column_names(config.columns)
+def _given(name: str) -> list[Source]:
+    """What was named as training data; of a policy, that on which it was trained."""
+    return training_history(_folder(name))[0] if _manifest(_folder(name), "train-policy") else [Source(name)]
+
+
+def _look_into(source: Source, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
     try:
-        return training_pairs(
-            source,
-            held_out.tokenizer_hash,
-            given_arguments(config.chat_template_kwargs),
-            lambda name: load_pairs(name, held_out.encoder, limit, columns=columns, reporter=reporter)[0],
-        )
+        return training_pairs(source, held_out, config, reporter)
     except SepoError as error:
-        if source in config.training_data:
+        if source.name in config.training_data:
             raise
-        return [TrainingPairs(source, None, error.message)]
+        return error.message
 
 
-def training_history(model: Path) -> History:
-    """Follow a model, which may be a snapshot of a policy, to the models and the pairs that it was made from."""
-    sources: dict[str, None] = {}
-    lost: dict[str, str] = {}
+def training_history(model: Path) -> tuple[list[Source], str]:
+    """Follow a model, which may be a snapshot of a policy, to the pairs that it and those behind it were trained on.
+
+    Returns:
+        those pairs, and the model with which the walk ended: nothing tells how it was made.
+    """
+    sources: list[Source] = []
     name = str(model)
     seen: set[Path] = set()
     while model not in seen:
         seen.add(model)
         place = model.resolve()
         run = place.parents[1] if place.parent.name == SNAPSHOTS else model
-        policy = _manifest(run, "train-policy")
-        oracle = _manifest(place.parent, "train-oracle") if place.name in ("oracle", "reference") else None
-        if policy is not None:
-            given, wanted = policy["input_names"]["scores"], policy["inputs"]["scores"]
-            found = given if is_remote(given) else _named_in(run, given, partial(_holds, wanted))
-            if found is None:
-                lost[given] = "it is not there, or holds other scores now"
-            else:
-                sources[str(found)] = None
-        elif oracle is not None:
+        made_by = _manifest(run, "train-policy")
+        if made_by is not None:
+            sources.append(_scores_of(run, made_by))
+        elif place.name in ("oracle", "reference") and (made_by := _manifest(place.parent, "train-oracle")):
             run = place.parent
-            if _learnt_from_pairs(place.name, oracle):
-                sources[str(run)] = None
-        if made_by := policy or oracle:
+            # A reference that was taken as it is, or fine-tuned on other data, has seen none of the pairs.
+            tuned = made_by["settings"]["sft_epochs"] > 0 and "sft_dataset" not in made_by["inputs"]
+            sources += [Source(str(run))] if tuned or place.name == "oracle" else []
+        if made_by is not None:
             name = made_by["input_names"]["model"]
-            model = _named_in(run, name, Path.is_dir) or Path(name)
-    return History(list(sources), lost, name)
+            model = next(filter(Path.is_dir, _meant_by(name, run)), Path(name))
+    return sources, name
 
 
-def training_pairs(
-    source: str, tokenizer: str, arguments: dict[str, Any], read_data: Callable[[str], Sequence[TokenPair]]
-) -> list[TrainingPairs]:
-    """The pairs that a source holds.
+def _scores_of(policy: Path, manifest: dict[str, Any]) -> Source:
+    given, wanted = manifest["input_names"]["scores"], manifest["inputs"]["scores"]
+    if is_remote(given):
+        return Source(given, policy)
+    for folder in _meant_by(given, policy):
+        scores = _manifest(folder, MADE_BY)
+        if scores is not None and scores["fingerprint"] == wanted:
+            return Source(str(folder), policy)
+    return Source(given, lost="it is not there, or holds other scores now")
 
-    Args:
-        source: a folder of `sepo score`, `train-oracle` or `train-policy`, or the manifest in it, or else a data set.
-        tokenizer: hash of the one that made the pairs to be looked for.
-        arguments: of the chat template, given for all of their rows.
-        read_data: a data set as pairs that were made by the same.
+
+def _meant_by(name: str, run: Path) -> Iterator[Path]:
+    """What a manifest's user may have named: from where we are, or else from the run or a folder above it."""
+    # Unlike Path's own, it leaves a home alone whose user is unknown here.
+    path = Path(os.path.expanduser(name))
+    yield path
+    if not path.is_absolute():
+        yield from (folder / path for folder in (run, *run.resolve().parents))
+
+
+def training_pairs(source: Source, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
+    """The pairs of a source, or why they cannot be compared.
 
     Raises:
-        SepoError: what was given can be read as none of these.
+        SepoError: it is neither a folder of `sepo score` or `train-oracle` nor a data set, or cannot be read.
     """
-    folder = Path(source).expanduser()
-    folder = folder.parent if folder.name == FINISHED else folder
+    name, policy, lost = source
+    folder = _folder(name)
+    if lost:
+        return lost
     if oracle := _manifest(folder, "train-oracle"):
-        why_not = _unlike(oracle["inputs"].get("tokenizer"), oracle, tokenizer, arguments)
-        return [_of_oracle(folder, oracle, why_not)]
-    if is_remote(source) or _manifest(folder, MADE_BY):
-        scores = open_scores(source if is_remote(source) else str(folder))
-        theirs = scores.manifest["tokenizer"].get("hash") or tokenizer
-        why_not = _unlike(theirs, scores.manifest, tokenizer, arguments)
-        hashes = None if why_not else hashes_of([row.pair for row in scores.rows()])
-        return [TrainingPairs(str(scores.folder), hashes, why_not)]
-    if _manifest(folder, "train-policy"):
-        sources = training_history(folder).sources
-        return [each for name in sources for each in training_pairs(name, tokenizer, arguments, read_data)]
+        if why_not := _unlike(oracle, oracle["inputs"].get("tokenizer"), held_out, config):
+            return why_not
+        table = read_whole_table(folder / LOGPS)
+        if table is None:
+            return f"it has no {LOGPS} that can be read"
+        # The pairs that were held out come first.
+        hashes: NDArray[np.uint64] = table["content_hash"].to_numpy()[oracle["counts"]["held_out"] :]
+        return hashes
+    if is_remote(name) or _manifest(folder, MADE_BY):
+        scores = open_scores(name if is_remote(name) else folder)
+        theirs = scores.manifest["tokenizer"].get("hash") or held_out.tokenizer_hash
+        why_not = _unlike(scores.manifest, theirs, held_out, config)
+        return why_not or hashes_of(_trained_on([row.pair for row in scores.rows()], policy))
     if (folder / FINISHED).exists():
         raise SepoError(
-            f"{source} holds no pairs that a model was trained on",
+            f"{name} holds no pairs that a model was trained on",
             hint="give a folder of `sepo score`, `train-oracle` or `train-policy`, or a data set",
         )
-    return [TrainingPairs(source, hashes_of(read_data(source)))]
+    limit, columns = LengthLimit(config.max_length, config.overlong), column_names(config.columns)
+    return hashes_of(load_pairs(name, held_out.encoder, limit, columns=columns, reporter=reporter)[0])
+
+
+def _trained_on(pairs: list[TokenPair], policy: Path | None) -> list[TokenPair]:
+    """The scored pairs but those that a policy held out; all, where its manifest does not tell which they were."""
+    manifest = _manifest(policy, "train-policy") if policy else None
+    try:
+        fraction, seed, limit = (
+            lookup(manifest, f"settings.{name}") for name in ("eval_fraction", "seed", "max_length")
+        )
+        given = [pair for pair in pairs if longest(pair) <= limit]
+        if not 0 < fraction < 1 or len(given) != lookup(manifest, "counts.kept"):
+            return pairs
+    except TypeError:
+        return pairs
+    return [given[index] for index in split_pairs(given, fraction, 1.0, seed)[0]]
 
 
 def source_hash(source: str) -> str:
     """Hash of what a source holds, for fingerprints; of an object store's, only its name."""
-    folder = Path(source).expanduser()
-    manifest = folder if folder.name == FINISHED else folder / FINISHED
     if is_remote(source):
         return hash_json(source)
+    manifest = _folder(source) / FINISHED
     return hash_file(manifest) if manifest.exists() else dataset_hash(source)
 
 
-def _named_in(run: Path, name: str, fits: Callable[[Path], bool]) -> Path | None:
-    """What a manifest names, as its user did: from where we are, or else from the run or a folder above it."""
-    # Unlike Path's own, it leaves a home alone whose user is unknown here.
-    path = Path(os.path.expanduser(name))
-    above = [] if path.is_absolute() else [run, *run.resolve().parents]
-    return next((each for each in (path, *(folder / path for folder in above)) if fits(each)), None)
-
-
-def _holds(fingerprint: str, folder: Path) -> bool:
-    scores = _manifest(folder, MADE_BY)
-    return scores is not None and scores["fingerprint"] == fingerprint
-
-
-def _learnt_from_pairs(name: str, oracle: dict[str, Any]) -> bool:
-    """A reference that was taken as it is, or fine-tuned on other data, has seen none of the pairs."""
-    return name == "oracle" or (oracle["settings"]["sft_epochs"] > 0 and "sft_dataset" not in oracle["inputs"])
+def _folder(name: str) -> Path:
+    """A folder, that can be given by its manifest too."""
+    path = Path(name).expanduser()
+    return path.parent if path.name == FINISHED else path
 
 
 def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | None:
@@ -212,17 +218,13 @@ def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | No
         return None
 
 
-def _of_oracle(folder: Path, manifest: dict[str, Any], why_not: str) -> TrainingPairs:
-    """`sepo train-oracle` writes the log-probs of the pairs that it held out before those it trained on."""
-    table = None if why_not else read_whole_table(folder / LOGPS)
-    if table is None:
-        return TrainingPairs(str(folder), None, why_not or f"it has no {LOGPS} that can be read")
-    return TrainingPairs(str(folder), table["content_hash"].to_numpy()[manifest["counts"]["held_out"] :])
+def _unlike(manifest: dict[str, Any], theirs: str | None, held_out: HeldOut, config: EvaluateConfig) -> str:
+    """Why the ids behind a manifest cannot be compared with ours; nothing where they can.
 
-
-def _unlike(theirs: str | None, manifest: dict[str, Any], tokenizer: str, arguments: dict[str, Any]) -> str:
-    """Why the ids behind a manifest cannot be compared with ours; nothing where they can."""
-    if theirs != tokenizer:
+    Args:
+        theirs: hash of the tokenizer that made them.
+    """
+    if theirs != held_out.tokenizer_hash:
         return "its tokenizer or chat template is another one"
-    same = given_arguments(lookup(manifest, "settings.chat_template_kwargs")) == arguments
-    return "" if same else "its chat template was given other arguments"
+    given, ours = lookup(manifest, "settings.chat_template_kwargs"), config.chat_template_kwargs
+    return "" if given_arguments(given) == given_arguments(ours) else "its chat template was given other arguments"

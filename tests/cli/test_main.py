@@ -212,6 +212,9 @@ def test_json_that_is_lost_is_an_error_unless_its_reader_went_away():
         "error: the JSON could not be written to stdout: No space left on device",
     )
     assert hint.startswith("hint:  ")
+    done = subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the JSON could not be written to stdout: Bad file descriptor")
     shell = ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *command]
     assert subprocess.run(shell, capture_output=True, check=False).returncode == 0
 

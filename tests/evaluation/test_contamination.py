@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from stages.evaluation.contamination import training_history, training_pairs
+from stages.configs import EvaluateConfig
+from stages.evaluation.contamination import Source, training_history, training_pairs
 from stages.evaluation.held_out import hashes_of
+from stages.reporting import Quiet
 from stages.store.scores import open_scores
 from stages.tokens.fingerprint import tokenizer_hash
 from tests.evaluation.conftest import Ear
-from tests.world import run_oracle
+from tests.world import run_oracle, run_policy
 
 
 def test_pairs_that_were_trained_on_are_counted(run, world):
@@ -24,6 +27,19 @@ def test_pairs_that_were_trained_on_are_counted(run, world):
         in ear.warnings
     )
     assert "policy was trained on 40 of the 40 pairs (100.0%): what they say of it is too good" in ear.warnings
+
+
+@pytest.mark.parametrize("options", [{}, {"max_length": 22}])
+def test_pairs_that_a_policy_held_out_were_not_trained_on(run, world, chat_folder, tmp_path, options):
+    """It is trained on those of the pairs short enough for it that its split did not hold out."""
+    run_policy(tmp_path, chat_folder, scores_dir=str(world / "scores"), eval_fraction=0.25, **options)
+    counts = json.loads((tmp_path / "policy/manifest.json").read_text())["counts"]
+    trained = counts["kept"] - counts["held_out"]
+    assert 0 < trained < counts["kept"] <= 40
+    ear = Ear()
+    run(ear, models=[tmp_path / "policy"], reference_model=None, dataset=str(world / "pairs.jsonl"), samples=0)
+    [said] = [warning for warning in ear.warnings if "trained on" in warning]
+    assert said.startswith(f"policy was trained on {trained} of the 40 pairs")
 
 
 def test_fresh_pairs_are_no_overlap(run):
@@ -45,23 +61,25 @@ def test_training_data_can_be_named(run, world, chat_folder, source):
 
 def test_where_a_model_comes_from(world):
     """The policy from the scores and, as its start was the untrained model, from nothing else."""
-    assert training_history(world / "policy").sources == [str(world / "scores")]
-    assert training_history(world / "oracle/oracle").sources == [str(world / "oracle")]
-    assert training_history(world / "oracle/reference").sources == [str(world / "oracle")]
+    assert names_of(world / "policy") == [str(world / "scores")]
+    assert names_of(world / "oracle/oracle") == [str(world / "oracle")]
+    assert names_of(world / "oracle/reference") == [str(world / "oracle")]
 
 
 def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder, tmp_path):
     run_oracle(tmp_path, chat_folder, dataset=world / "pairs.jsonl", sft_epochs=0, max_steps=1)
-    assert training_history(tmp_path / "oracle/reference").sources == []
-    assert training_history(tmp_path / "oracle/oracle").sources == [str(tmp_path / "oracle")]
+    assert names_of(tmp_path / "oracle/reference") == []
+    assert names_of(tmp_path / "oracle/oracle") == [str(tmp_path / "oracle")]
 
 
 def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
+    def found(tokenizer):
+        held_out = SimpleNamespace(tokenizer_hash=tokenizer)
+        return training_pairs(Source(str(world / "scores")), held_out, EvaluateConfig(), Quiet())
+
     hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
-    [found] = training_pairs(str(world / "scores"), tokenizer_hash(chatml), {}, list)
-    assert set(found.hashes) == set(hashes)
-    [found] = training_pairs(str(world / "scores"), "another", {}, list)
-    assert (found.hashes, found.why_not) == (None, "its tokenizer or chat template is another one")
+    assert set(found(tokenizer_hash(chatml))) == set(hashes)
+    assert found("another") == "its tokenizer or chat template is another one"
     shutil.copytree(world / "policy", tmp_path / "policy")
     manifest = json.loads((tmp_path / "policy/manifest.json").read_text())
     manifest["input_names"]["scores"] = str(tmp_path / "gone")
@@ -75,10 +93,14 @@ def test_a_snapshot_of_a_policy_was_trained_on_the_same(run, world, tmp_path):
     place = tmp_path / "policy/snapshots/step-00000002"
     shutil.copytree(world / "policy", tmp_path / "policy")
     shutil.copytree(world / "policy", place, ignore=shutil.ignore_patterns("manifest.json"))
-    assert training_history(place).sources == [str(world / "scores")]
+    assert names_of(place) == [str(world / "scores")]
     ear = Ear()
     run(ear, models=[place], reference_model=None, dataset=str(world / "pairs.jsonl"), samples=0)
     assert any(each.startswith("step-00000002 was trained on 40 of the 40 pairs") for each in ear.warnings)
+
+
+def names_of(model):
+    return [source.name for source in training_history(model)[0]]
 
 
 @pytest.fixture
@@ -100,9 +122,9 @@ def moved(world, tmp_path):
 def test_relative_names_are_found_from_anywhere(moved, monkeypatch, folder):
     monkeypatch.chdir(moved / folder)
     found = [moved / "home" / name for name in ("runs/scores", "runs/oracle")]
-    recorded = training_history(moved / "home/runs/policy")
-    assert [(moved / folder / each).resolve() for each in recorded.sources] == found
-    assert recorded.lost == {}
+    recorded, _ = training_history(moved / "home/runs/policy")
+    assert [(moved / folder / each.name).resolve() for each in recorded] == found
+    assert not any(each.lost for each in recorded)
 
 
 def test_scores_that_are_others_now_are_told(run, moved, monkeypatch):
@@ -119,7 +141,7 @@ def test_where_the_walk_ends_is_told(run, world, chat_folder):
     run(ear, samples=0)
     words = f"nothing is known of what {chat_folder} was trained on (behind reference, policy, oracle)"
     assert f"{words}; --training-data names it" in ear.said
-    assert training_history(chat_folder).base == str(chat_folder)
+    assert training_history(chat_folder) == ([], str(chat_folder))
     ear = Ear()
     run(ear, samples=0, training_data=(str(world / "scores"),))
     assert not [each for each in ear.said if "nothing is known" in each]

@@ -3,12 +3,14 @@
 import copy
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 
 from stages.check import check_scores
+from stages.configs import EvaluateConfig
 from stages.errors import SepoError
-from stages.evaluation.contamination import training_history, training_pairs
+from stages.evaluation.contamination import Source, training_history, training_pairs
 from stages.reporting import Quiet
 from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
@@ -102,7 +104,9 @@ def claim_other(folder):
 
 
 def trace(folder):
-    return training_history(folder), training_pairs(str(folder), "h", {}, lambda name: random_pairs(1, 50))
+    held_out = SimpleNamespace(tokenizer_hash="h")
+    sources, _ = training_history(folder)
+    return [training_pairs(each, held_out, EvaluateConfig(), Quiet()) for each in (Source(str(folder)), *sources)]
 
 
 @pytest.mark.parametrize(
