@@ -1,5 +1,6 @@
 """Runs `sepo` in this process on what is malformed, and says what may come of it: the right thing, or one line and a hint."""
 
+import functools
 import hashlib
 import io
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from sepo_cli.main import main
 from stages.store.lock import NAME as LOCK
@@ -18,6 +20,8 @@ from stages.store.manifest import UNFINISHED
 
 SECONDS = 60
 """after which a run counts as one without end"""
+get_command = functools.cache(typer.main.get_command)
+"""builds the options of all commands, which takes longer than most runs here"""
 BOOKKEEPING = {UNFINISHED, LOCK}
 """what a run may leave in its folder before it has made anything: the same command goes on"""
 
@@ -44,6 +48,7 @@ def outcome(*arguments: object, seconds: float = SECONDS, environment: dict[str,
         _limited(seconds),
     ):
         patched.setattr(sys, "argv", ["sepo", *map(str, arguments)])
+        patched.setattr(typer.main, "get_command", get_command)
         for name, value in (environment or {}).items():
             patched.setenv(name, value)
         try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import close_session
 
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.faults.harness import Outcome, assert_can_go_on, assert_one_line, assert_right_or_one_line, outcome, unharmed
@@ -154,28 +155,48 @@ def test_odd_surroundings(sound, tmp_path, tmp_path_factory, monkeypatch, variab
 
 
 @pytest.mark.parametrize(
-    ("variables", "option", "said"),
+    ("variables", "said"),
     [
-        ({"OMP_NUM_THREADS": "abc", "MASTER_PORT": "junk", "WORLD_SIZE": "1", "RANK": "0", "CUDA_VISIBLE_DEVICES": "junk", "LANG": "C", "LC_ALL": "junk.junk", "PYTHONIOENCODING": "ascii"}, "", ""),
-        ({"HF_ENDPOINT": "http://["}, "", "huggingface_hub does not load: Invalid IPv6 URL"),
-        ({"HF_ENDPOINT": "http://a:99999999"}, "", "huggingface_hub does not load: Port out of range"),
-        ({"HF_HUB_ETAG_TIMEOUT": "x"}, "", "huggingface_hub does not load: invalid literal"),
-        ({"HTTP_PROXY": "http://a:b:c"}, "--model", "there is no folder x/y, and the hub did not give it: Invalid port"),
-        ({"HTTPS_PROXY": "http://a:b:c"}, "--dataset", "x/y cannot be loaded from the hub: Invalid port"),
-        ({"ALL_PROXY": "foo://x"}, "--push-to-hub", "push_to_hub x/y: the hub does not let you in: Unknown scheme"),
+        ({"OMP_NUM_THREADS": "abc", "MASTER_PORT": "junk", "WORLD_SIZE": "1", "RANK": "0", "CUDA_VISIBLE_DEVICES": "junk", "LANG": "C", "LC_ALL": "junk.junk", "PYTHONIOENCODING": "ascii"}, ""),
+        ({"HF_ENDPOINT": "http://["}, "huggingface_hub does not load: Invalid IPv6 URL"),
+        ({"HF_HUB_ETAG_TIMEOUT": "x"}, "huggingface_hub does not load: invalid literal"),
     ],
 )  # fmt: skip
-def test_surroundings_that_a_process_reads_when_it_starts(sound, tmp_path, variables, option, said):
-    """Of a process of its own: a library reads them once, and a client of the hub lives as long as its process."""
-    given = {"--model": sound / "one", "--dataset": sound / "pairs.jsonl"} | ({option: "x/y"} if option else {})
-    given |= {"--output-dir": tmp_path / "out"} if option == "--push-to-hub" else {}
-    name = "train-oracle" if option == "--push-to-hub" else "validate"
-    command = [sys.executable, "-m", "sepo_cli", name, *(str(part) for each in given.items() for part in each)]
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment |= {"HF_TOKEN": "x"} | variables
+def test_surroundings_that_a_process_reads_when_it_starts(sound, variables, said):
+    command = [
+        sys.executable,
+        "-m",
+        "sepo_cli",
+        "validate",
+        "--model",
+        sound / "one",
+        "--dataset",
+        sound / "pairs.jsonl",
+    ]
+    environment = os.environ | variables
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert_right_or_one_line(Outcome(found.returncode, found.stdout, found.stderr))
     assert said in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy", "command", "said"),
+    [
+        ("HTTP_PROXY", "http://a:b:c", ("validate", "--model", "x/y"), "there is no folder x/y, and the hub did not give it: Invalid port"),
+        ("HTTPS_PROXY", "http://a:b:c", ("validate", "--dataset", "x/y"), "x/y cannot be loaded from the hub: Invalid port"),
+        ("ALL_PROXY", "foo://x", ("train-oracle", "--output-dir", "out", "--push-to-hub", "x/y"), "push_to_hub x/y: the hub does not let you in: Unknown scheme"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_is_none(sound, monkeypatch, tmp_path, variable, proxy, command, said):
+    monkeypatch.chdir(tmp_path)
+    for switch in ("huggingface_hub.constants.HF_HUB_OFFLINE", "datasets.config.HF_HUB_OFFLINE"):
+        monkeypatch.setattr(switch, False)
+    given = {"--model": sound / "one", "--dataset": sound / "pairs.jsonl"}
+    more = [part for option, value in given.items() if option not in command for part in (option, value)]
+    close_session()
+    found = outcome(*command, *more, environment={"HF_TOKEN": "x", variable: proxy})
+    close_session()
+    assert said in assert_one_line(found)
 
 
 def test_a_figure_that_is_no_number_is_refused(sound, tmp_path):
