@@ -79,8 +79,11 @@ def test_what_another_process_makes_or_looks_at_stays(folder):
 def test_a_link_and_a_cache_that_is_not_there(folder, tmp_path, monkeypatch):
     (tmp_path / "mine").write_text("mine")
     (folder / f"{'e' * 64}-{CHECKSUM}").symlink_to(tmp_path / "mine")
+    (folder / "hashes").rename(tmp_path / "theirs")
+    (folder / "hashes").symlink_to(tmp_path / "theirs")
     prune(older_than=0)
     assert (folder / f"{'e' * 64}-{CHECKSUM}").exists()
+    assert (tmp_path / f"theirs/{KEY}.json").exists()
     monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "none"))
     assert prune().rows == [("freed", "0 B")]
     assert not (tmp_path / "none").exists()

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages import train_oracle
-from stages.configs import OracleConfig, PolicyConfig
+from stages.configs import CheckConfig, OracleConfig, PolicyConfig
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
 from stages.models.folders import usable_length
@@ -95,6 +95,7 @@ def test_the_environment_does_not_divide_gradients(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "options", "fault"),
     [
+        (CheckConfig, {"scores": "s", "trust_remote_code": True}, "trust_remote_code needs model"),
         (OracleConfig, {"hub_private": True}, "hub_private needs push_to_hub"),
         (PolicyConfig, {"hub_private": True}, "hub_private needs push_to_hub"),
         (OracleConfig, {"sft_dataset": "d", "sft_epochs": 0}, "sft_dataset needs sft_epochs"),

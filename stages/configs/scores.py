@@ -74,6 +74,10 @@ class CheckConfig(Config):
     """Oracle or policy whose tokenizer the scores should be of."""
     trust_remote_code: shared.TrustRemoteCode = False
 
+    def _faults(self) -> list[str]:
+        unused = self.trust_remote_code and not self.model
+        return ["trust_remote_code needs model: without it no code of a model is run"] if unused else []
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig(Config):

@@ -1,8 +1,4 @@
-"""What files have to be: checksums in the manifest of their run or in a list beside them, and in a JSON file one of
-itself.
-
-A file is read again to be believed, unless it has not changed since it was hashed (`stages.store.files.hash_file`).
-"""
+"""What files have to be: checksums in the manifest of their run, in a list beside them, or in the JSON file itself."""
 
 import json
 import zipfile
@@ -33,13 +29,10 @@ _OURS: Final = b'{\n  "'
 _MAKER: Final = "made_by"
 
 
-def write_checksums(folder: Path, owner: str) -> None:
-    """Wait until the disk has every file of a folder, and write down whose they are and what is in them.
+def write_checksums(folder: Path, fingerprint: str) -> None:
+    """Wait until the disk has every file of a folder, and write down the run they are of and what is in them.
 
     Of a large one that is its size, which costs no reading.
-
-    Args:
-        owner: what the files belong to, such as the fingerprint of a run.
     """
     files: dict[str, str | int] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -47,15 +40,11 @@ def write_checksums(folder: Path, owner: str) -> None:
             make_durable(file)
         size = path.stat().st_size
         files[str(path.relative_to(folder))] = size if size > LARGE_BYTES else hash_file(path)
-    write_json(folder / FILE, {"run": owner, "files": files})
+    write_json(folder / FILE, {"run": fingerprint, "files": files})
 
 
 def read_checksums(folder: Path) -> dict[str, Any]:
-    """``run`` and ``files``, as they were written.
-
-    Raises:
-        OSError, ValueError, KeyError: there are none that can be read.
-    """
+    """``run`` and ``files``, as they were written; OSError, ValueError or KeyError where none can be read."""
     found = parse_json(read_regular(folder / FILE, MOST_JSON_BYTES))
     if not isinstance(found, dict) or not isinstance(found["files"], dict):
         raise ValueError(f"{FILE} holds no checksums")
@@ -101,11 +90,7 @@ class Checksum(TypedDict):
 
 
 def checksum_of(place: Place, name: str) -> Checksum:
-    """What a file is now.
-
-    Raises:
-        OSError: there is none, or it cannot be read.
-    """
+    """What a file is now; OSError where there is none."""
     if place.local is None:
         data = place.read(name)
         return {"sha256": hash_bytes([data]), "bytes": len(data)}

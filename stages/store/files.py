@@ -89,11 +89,7 @@ def _recall(real: str, state: tuple[int, ...]) -> str | None:
 
 
 def read_regular(path: Path, most: int = -1) -> bytes:
-    """The first `most` bytes of a file, or all of it: /dev/zero has no end, and a pipe may have no beginning.
-
-    Raises:
-        OSError: there is none, it cannot be read, or is no regular file.
-    """
+    """The first `most` bytes of a file, or all of it; no device's or pipe's, which may have no end."""
     if path.exists() and not path.is_file():
         raise OSError("not a regular file")
     with path.open("rb") as file:
@@ -105,7 +101,7 @@ def hash_json(value: Any) -> str:
     return hash_bytes([json.dumps(value, sort_keys=True, separators=(",", ":")).encode()])
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file under a temporary name beside `path`, then rename it: no reader ever sees a part."""
     # Process ids repeat on the machines that share a folder.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -120,11 +116,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def writing(path: Path | str, hint: str = "free the space, or use another folder") -> Iterator[None]:
-    """The border to the disk: a file or folder that cannot be written ends a run in one line, whoever writes it.
-
-    Raises:
-        SepoError: with the system's reason.
-    """
+    """The border to the disk: a file or folder that cannot be written ends a run in one line, whoever writes it."""
     try:
         yield
     except Exception as error:
@@ -169,17 +161,14 @@ def json_text(value: Any, indent: int | None = None, *, ascii_only: bool = False
 
 
 def read_object(path: Path, hint: str) -> dict[str, Any]:
-    """The object in a small JSON file of other people's.
-
-    Raises:
-        SepoError: there is none, it is damaged or no object, nested too deeply, or larger than `MOST_JSON_BYTES`.
-    """
+    """The object in a small JSON file of other people's, of at most `MOST_JSON_BYTES`."""
     with borrowed(f"{path} cannot be read", hint):
         data = read_regular(path, MOST_JSON_BYTES + 1)
-        found = parse_json(data, finite=False) if len(data) <= MOST_JSON_BYTES else None
-    if not isinstance(found, dict):
-        problem = "it is no JSON object" if len(data) <= MOST_JSON_BYTES else f"more than {MOST_JSON_BYTES:,} bytes"
-        raise SepoError(f"{path} cannot be read: {problem}", hint=hint)
+        if len(data) > MOST_JSON_BYTES:
+            raise ValueError(f"more than {MOST_JSON_BYTES:,} bytes")
+        found = parse_json(data, finite=False)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
     return found
 
 
@@ -208,10 +197,7 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def sweep_writes(path: Path) -> None:
-    """Remove what killed runs left of one file that they were about to write, where no lock keeps others out.
-
-    What another process of this machine may still be writing stays.
-    """
+    """Remove what killed processes of this machine left of one file, where no lock keeps living ones out."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
         writer = re.fullmatch(r"(\d+)-[0-9a-f]{8}\.tmp", left.name.removeprefix(f".{path.name}."))
         if writer and (int(writer[1]) == os.getpid() or not _is_running(int(writer[1]))):
@@ -230,11 +216,7 @@ def _is_running(process: int) -> bool:
 
 
 def probe_writable(folder: Path, hint: str = "choose another --output-dir") -> None:
-    """Make `folder` and write a byte into it, before hours of work depend on it.
-
-    Raises:
-        SepoError: with the system's reason.
-    """
+    """Make `folder` and a file in it, before hours of work depend on it."""
     with writing(f"to {folder}", hint):
         folder.mkdir(parents=True, exist_ok=True)
         # Without a name, where the system can do that: a kill leaves nothing behind.

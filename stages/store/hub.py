@@ -13,11 +13,7 @@ _LEFT_OUT = ["checkpoints/**", "snapshots/**", "trackers/**", ".*"]
 
 
 def refuse_closed_hub(name: str | None) -> None:
-    """Find out before hours of work whether the hub will take the folder; nothing where no name was given.
-
-    Raises:
-        SepoError: a name that the hub does not allow, no token, one that it does not know, or no way to the hub.
-    """
+    """Find out before hours of work whether the hub will take the folder; nothing where no name was given."""
     if name is None:
         return
     with borrowed(f"push_to_hub {name}", hint="give a name such as org/policy"):
@@ -28,13 +24,9 @@ def refuse_closed_hub(name: str | None) -> None:
 
 
 def push_run(folder: Path, config: OptimizerConfig, reporter: Reporter, *, first: bool) -> list[tuple[str, str]]:
-    """Upload a finished run without its checkpoints; returns the summary's row. Nothing where no name was given.
+    """Upload a finished run without its checkpoints, in its first process; returns the summary's row.
 
-    Args:
-        first: this is the first process of the run; the others upload nothing.
-
-    Raises:
-        SepoError: the upload failed; the run stays finished, and the same command tries again.
+    Where it fails, the run stays finished, and the same command tries again.
     """
     name = config.push_to_hub
     if name is None or not first:

@@ -99,11 +99,7 @@ class Lock:
 
 @contextmanager
 def locked(folder: Path | None, *, shared: bool = False) -> Iterator[Lock]:
-    """A folder, held exclusively if nobody is at work there, or, as a worker, beside the other workers.
-
-    Raises:
-        SepoError: another run is at work there.
-    """
+    """A folder, held exclusively if nobody is at work there, or, as a worker, beside the other workers."""
     lock = Lock(folder, shared)
     lock.wait_for(fcntl.LOCK_EX, *([fcntl.LOCK_SH] if shared else []))
     try:

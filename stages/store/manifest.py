@@ -37,11 +37,7 @@ LIBRARIES: Final = ("sepo", "torch", "transformers", "accelerate", "tokenizers",
 
 
 def made_just_now(device: str, started: float) -> dict[str, Any]:
-    """Who made something, and at what cost; the memory is that of this process outside of a GPU.
-
-    Args:
-        started: by `time.monotonic`.
-    """
+    """Who made something, and at what cost since `started`, by `time.monotonic`; the memory is the process's own."""
     return {
         "versions": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),
@@ -53,11 +49,7 @@ def made_just_now(device: str, started: float) -> dict[str, Any]:
 
 
 def refuse_altered(folder: Path) -> None:
-    """A finished run's folder, or one in it, is an input only as it was written.
-
-    Raises:
-        SepoError: a file that the manifest vouches for is another one, or there are weights that it does not list.
-    """
+    """A finished run's folder, or one in it, is an input only as it was written, and with no weights beside its own."""
     for run, name in ((folder, ""), (folder.absolute().parent, folder.absolute().name)):
         try:
             checksums = checksums_below(load_manifest(place_of(run)).get("checksums", {}), name)
@@ -76,10 +68,7 @@ def refuse_altered(folder: Path) -> None:
 
 
 def read_manifest(
-    folder: str | Path | Place,
-    stages: str | tuple[str, ...],
-    remedy: str,
-    needed: tuple[str, ...] = (),
+    folder: str | Path | Place, stages: str | tuple[str, ...], remedy: str, needed: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The manifest of a finished stage; what `stages.store.shape` says of it holds.
 
@@ -87,9 +76,6 @@ def read_manifest(
         stages: the one, or the several, whose manifest is wanted; messages speak of the first.
         remedy: the hint if there is none, such as ``run `sepo score` first``.
         needed: paths of keys that it has to have.
-
-    Raises:
-        SepoError: no folder, no manifest, the manifest of another stage or format, or one that lacks something.
     """
     place = place_of(folder)
     if not place.names() and (place.local is None or not place.local.is_dir()):
@@ -140,12 +126,7 @@ def claimed_by(place: Place) -> dict[str, Any] | None:
 
 
 def load_manifest(place: Place, name: str = FINISHED) -> dict[str, Any]:
-    """What is recorded in a folder, by whichever stage.
-
-    Raises:
-        FileNotFoundError: nothing.
-        SepoError: it is damaged, or no manifest.
-    """
+    """What is recorded in a folder, by whichever stage; FileNotFoundError where nothing is."""
     remedy = "delete the folder and run the stage again"
     try:
         data = place.read(name)
@@ -162,8 +143,7 @@ def load_manifest(place: Place, name: str = FINISHED) -> dict[str, Any]:
             f"{place.at(name)} is not as it was written: its checksum is of another text",
             hint=f"restore it, or {remedy}; if you changed it on purpose, remove its {CHECKSUM!r}",
         )
-    found: dict[str, Any] = manifest
-    return found
+    return dict(manifest)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -49,9 +49,8 @@ class Place:
         """The files and folders directly inside; none where there is no folder."""
         with borrowed(f"cannot read {self}", _HINT):
             if self.local is None:
-                return {
-                    info.base_name for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-                }
+                inside = fs.FileSelector(self._root, allow_not_found=True)
+                return {info.base_name for info in self._fs.get_file_info(inside)}
             with suppress(FileNotFoundError, NotADirectoryError):
                 return {*os.listdir(self.local)}
         return set()
@@ -72,22 +71,14 @@ class Place:
             return bool(self._fs.get_file_info(self._path(name)).type != fs.FileType.NotFound)
 
     def read(self, name: str) -> bytes:
-        """A whole file.
-
-        Raises:
-            OSError: there is none, or it cannot be read.
-        """
+        """A whole file; OSError where there is none, or it cannot be read."""
         if self.local is not None:
             return read_regular(self.local / name)
         with self._fs.open_input_stream(self._path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file whole.
-
-        Raises:
-            SepoError: with the system's reason.
-        """
+        """Write a file whole."""
         if self.local is not None:
             write_bytes(self.local / name, data)
             return
@@ -146,11 +137,7 @@ class Place:
 
 
 def place_of(name: "str | Path | Place") -> Place:
-    """The place that a name or URI means.
-
-    Raises:
-        SepoError: a URI that pyarrow cannot open.
-    """
+    """The place that a name or URI means."""
     if isinstance(name, Place):
         return name
     if isinstance(name, Path) or not is_remote(name):
@@ -162,12 +149,9 @@ def place_of(name: "str | Path | Place") -> Place:
 
 
 def _followed(name: str) -> Path:
-    """A folder by a name that it can be renamed by: a link is followed, once, and ``.`` is the folder that it means.
-
-    Raises:
-        SepoError: manifests and cards, which are UTF-8, could not name it.
-    """
+    """A folder by a name that it can be renamed by: a link is followed, once, and ``.`` is the folder that it means."""
     try:
+        # Manifests and cards could not name it otherwise.
         name.encode()
     except UnicodeEncodeError as error:
         raise SepoError(f"the folder name {name!r} is not UTF-8", hint="give it another name") from error

@@ -50,11 +50,7 @@ class Input(NamedTuple):
 
 
 def refuse_own_input(place: "Place", inputs: Mapping[str, Input]) -> None:
-    """A run must not write into a folder, and so perhaps replace, what it reads.
-
-    Raises:
-        SepoError: an input is the folder or lies in it, by whatever name.
-    """
+    """A run must not write into a folder, and so perhaps replace, what it reads, by whatever name."""
     for name, given in inputs.items():
         if _holds(place, given.name):
             raise SepoError(
@@ -64,11 +60,7 @@ def refuse_own_input(place: "Place", inputs: Mapping[str, Input]) -> None:
 
 
 def refuse_own_input_file(file: Path, inputs: Mapping[str, Input], hint: str) -> None:
-    """A file that is written must not be, or become a part of, what was read.
-
-    Raises:
-        SepoError: it is one of the inputs' files, or would be read as one of a data set's the next time.
-    """
+    """A file that is written must not be an input's, nor be read as one of a data set's the next time."""
     for name, given in inputs.items():
         same = any(_same(file, path) or (given.data and _same(file.parent, path)) for path in meant(given.name))
         pattern = os.path.abspath(os.path.expanduser(_without_rows(given.name)))
@@ -81,9 +73,6 @@ def refuse_strangers(place: "Place", found: Mapping[str, Any], *, finished: bool
 
     Args:
         found: the manifest of the run, or what it had promised when it was interrupted.
-
-    Raises:
-        SepoError: naming what no run of sepo wrote.
     """
     stage = str(found.get("stage"))
     patterns = [*_EVERY_RUN, *_UNLISTED.get(stage, ()), *(() if finished else _UNFINISHED.get(stage, ()))]
@@ -100,9 +89,9 @@ def refuse_strangers(place: "Place", found: Mapping[str, Any], *, finished: bool
 
 
 def meant(name: str) -> list[Path]:
-    """Every path here that a name may mean: as it is, or less the rows or the split of a data set, or as a pattern.
+    """Every path that a name may mean, and the base of an adapter there.
 
-    With the base of an adapter.
+    As it is, or less the rows or the split of a data set, or as a pattern.
     """
     plain = _without_rows(name)
     spellings = [os.path.expanduser(each) for each in (name, plain, plain.rpartition(":")[0]) if each]
@@ -113,8 +102,7 @@ def meant(name: str) -> list[Path]:
 def files_meant(name: str) -> list[Path]:
     """Every file that a name may mean, with all that lie in its folders.
 
-    Raises:
-        FileNotFoundError: some of it is not here: a model of the hub, a data set on an object store.
+    FileNotFoundError where some of it is not here: a model of the hub, a data set on an object store.
     """
     paths = [] if is_remote(name) else meant(name)
     for path in paths:

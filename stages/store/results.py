@@ -42,11 +42,10 @@ def claim_results(
 ) -> dict[str, Any] | None:
     """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
 
+    What is there and not an evaluation's, or another one's, is refused, and so is an input.
+
     Args:
         samples: whether there will be a table of samples.
-
-    Raises:
-        SepoError: it, or a table beside it, is an input, is no evaluation or another one, or cannot be written.
     """
     if output is None:
         return None
@@ -77,11 +76,7 @@ def claim_results(
 
 
 def read_results(path: Path, remedy: str) -> dict[str, Any]:
-    """The report of a finished evaluation.
-
-    Raises:
-        SepoError: the file is none.
-    """
+    """The report of a finished evaluation."""
     found = _load(path)
     if found.get("stage") != "evaluate" or not isinstance(found.get("models"), dict):
         raise SepoError(f"{path} is no evaluation", hint=remedy)
@@ -133,11 +128,7 @@ def _tables_are_whole(path: Path, report: dict[str, Any]) -> bool:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """What a file holds, if it can be a report: an object, whose files are beside it.
-
-    Raises:
-        SepoError: it is a report that was altered since it was written.
-    """
+    """What a file holds, if it can be a report: an object, whose files are beside it, not altered since."""
     try:
         data = read_regular(path, MOST_JSON_BYTES)
         found = parse_json(data)

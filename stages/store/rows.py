@@ -38,9 +38,6 @@ def refuse_other_columns(where: str, schema: pa.Schema) -> None:
 
     Any width of integers will do for ids, and of numbers for scores; they are read as int32, if they all fit, and as
     float32. So will large lists. Nothing else is taken for what it is not: a float is no id.
-
-    Raises:
-        SepoError: a column is missing, there twice, or of another type; or the shard is of another format.
     """
     form = (schema.metadata or {}).get(b"sepo.format", str(FORMAT).encode())
     if form != str(FORMAT).encode():
@@ -79,14 +76,7 @@ def as_columns(rows: list[ScoredPair]) -> dict[str, list[Any]]:
 
 
 def rows_of(batch: pa.RecordBatch, where: str, ids_below: int | None) -> Iterator[ScoredPair]:
-    """The rows of a batch whose columns fit, each one checked.
-
-    Args:
-        ids_below: number of ids of the tokenizer, if it is known.
-
-    Raises:
-        SepoError: a row contradicts itself.
-    """
+    """The rows of a batch whose columns fit, each one checked; all ids are below `ids_below`, where that is known."""
     columns = {name: _arrays(batch[name]) for name in batch.schema.names if name in READ}
     absent = [None] * len(batch)
     for pair_id, *cells in zip(*(columns.get(name, absent) for name in READ), strict=True):

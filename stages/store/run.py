@@ -9,10 +9,10 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from stages.configs import content_defaults, content_settings
 from stages.errors import SepoError
@@ -33,18 +33,12 @@ from stages.store.manifest import (
 from stages.store.place import Place, place_of
 from stages.store.protect import Input, refuse_own_input, refuse_strangers
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 Sound = Callable[[Place, dict[str, Any]], bool]
 """whether what a manifest promises is there, and is what was written"""
 _NONE: Final[Mapping[str, Any]] = {}
-
-
-class Processes(Protocol):
-    """Those of one run, as an `accelerate.Accelerator` knows them."""
-
-    @property
-    def is_main_process(self) -> bool: ...
-
-    def main_process_first(self) -> AbstractContextManager[Any]: ...
 
 
 @dataclass
@@ -103,16 +97,20 @@ class Run:
         self.place.replaced().clear()
         self.finished = True
 
+    def claim(self, **sections: Any) -> None:
+        """Write down whose unfinished work the folder holds."""
+        self.place.write_json(UNFINISHED, with_checksum({**self.identity, **sections, "checksums": self.checksums}))
+
     def promise(self, files: list[str]) -> None:
         """Write down, before they are there, which files the stage is about to put into the folder itself."""
-        _claim(self.place, self.identity, self.checksums, files=files)
+        self.claim(files=files)
 
     def vouch(self, name: str) -> None:
         """Write down what the files of a folder in this one are, for a run that goes on from them."""
         paths = sorted(path for path in (self.folder / name).rglob("*") if path.is_file())
         names = [str(path.relative_to(self.folder)) for path in paths]
         self.checksums |= {each: checksum_of(self.place, each) for each in names}
-        _claim(self.place, self.identity, self.checksums)
+        self.claim()
 
     def keeps(self, name: str) -> bool:
         """Whether the files of a folder in this one are those that were written there, as far as that is known."""
@@ -125,11 +123,7 @@ class Run:
         return False
 
     def refuse_if_lost(self) -> None:
-        """Stop before writing into a folder that another run has taken, where no lock could keep it out.
-
-        Raises:
-            SepoError: the folder is claimed by another run, or was taken away.
-        """
+        """Stop before writing into a folder that another run has taken, where no lock could keep it out."""
         found = claimed_by(self.place)
         if found is None or found.get("fingerprint") != self.fingerprint:
             raise SepoError(f"another run has taken {self.place}", hint="give each run an --output-dir of its own")
@@ -142,7 +136,7 @@ def open_stage(
     inputs: dict[str, Input],
     *,
     reporter: Reporter | None = None,
-    processes: Processes | None = None,
+    processes: "Accelerator | None" = None,
     workers: int = 1,
     settings: Mapping[str, Any] = _NONE,
     sound: Sound | None = None,
@@ -154,9 +148,6 @@ def open_stage(
         workers: how many runs share the folder, each with a part of the work.
         settings: what decides the content beside, or in place of, the settings of `config`.
         sound: see `open_run`.
-
-    Raises:
-        SepoError: another run is at work there, or the reasons of `open_run`.
     """
     place = place_of(config.output_dir)
     if place.local is not None and not place.local.name:
@@ -206,9 +197,6 @@ def open_run(
         defaults: of the settings.
         lock: how this process holds the folder; without one it is taken to be alone.
         sound: whether what a manifest promises is there; without it, that the files exist and are what was written.
-
-    Raises:
-        SepoError: the folder cannot be written, or holds something else.
     """
     place = place_of(folder)
     refuse_own_input(place, inputs)
@@ -226,7 +214,16 @@ def open_run(
         place.delete(UNFINISHED)
         place.replaced().clear()
         return Run(place, identity, finished=True, manifest=found)
-    return _begun(place, identity, found.get("checksums", {}))
+    run = Run(place, identity, finished=False, checksums=dict(found.get("checksums", {})))
+    if place.local is not None:
+        probe_writable(place.local)
+        run.altered = altered_in(place, run.checksums) if place.has(FINISHED) else []
+    run.claim()
+    place.delete(FINISHED)
+    if place.local is not None:
+        with suppress(OSError):
+            _copy(place.local).unlink()
+    return run
 
 
 def _same_work(
@@ -257,29 +254,8 @@ def _same_work(
     return {}
 
 
-def _begun(place: Place, identity: dict[str, Any], checksums: dict[str, Checksum]) -> Run:
-    altered: list[str] = []
-    if place.local is not None:
-        probe_writable(place.local)
-        altered = altered_in(place, checksums) if place.has(FINISHED) else []
-    _claim(place, identity, checksums)
-    place.delete(FINISHED)
-    if place.local is not None:
-        with suppress(OSError):
-            _copy(place.local).unlink()
-    return Run(place, identity, finished=False, checksums=dict(checksums), altered=altered)
-
-
-def _claim(place: Place, identity: dict[str, Any], checksums: dict[str, Checksum], **sections: Any) -> None:
-    place.write_json(UNFINISHED, with_checksum({**identity, **sections, "checksums": checksums}))
-
-
 def _put_aside(place: Place, found: dict[str, Any]) -> None:
-    """Make room for another run; what is finished waits until that one has finished too.
-
-    Raises:
-        SepoError: the folder holds something of somebody else, or is the one that the user stands in.
-    """
+    """Make room for another run; what is finished waits until that one has finished too."""
     _refuse_removal(place, found)
     if place.has(FINISHED) or not place.replaced().names():
         place.move_to(place.replaced())
@@ -289,10 +265,7 @@ def _put_aside(place: Place, found: dict[str, Any]) -> None:
 
 
 def _refuse_removal(place: Place, found: dict[str, Any]) -> None:
-    """
-    Raises:
-        SepoError: the folder holds something of somebody else, or is the one that the user stands in.
-    """
+    """A folder that holds something of somebody else, or that the user stands in, is not removed."""
     refuse_strangers(place, found, finished=place.has(FINISHED))
     if place.local is not None and os.path.realpath(place.local) == os.getcwd():
         hint = "go to another folder, and give this one by its name"

@@ -57,34 +57,23 @@ class Scores(NamedTuple):
             raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
 
     def rows_within(self, max_length: int, reporter: Reporter) -> tuple[list[ScoredPair], int]:
-        """The rows whose pairs are at most so long, and how many others there are.
-
-        Raises:
-            SepoError: there is none.
-        """
+        """The rows whose pairs are at most so long, of which there must be one, and how many others there are."""
         kept: list[ScoredPair] = []
-        too_long = 0
-        with reporter.task(f"read {self.folder}", self.manifest["counts"]["kept"], "pairs") as task:
+        count = self.manifest["counts"]["kept"]
+        with reporter.task(f"read {self.folder}", count, "pairs") as task:
             for row in self.rows():
                 task.advance()
-                if longest(row.pair) > max_length:
-                    too_long += 1
-                else:
+                if longest(row.pair) <= max_length:
                     kept.append(row)
+        too_long = count - len(kept)
         if not kept:
-            raise SepoError(
-                f"{self.folder}: all {too_long:,} pairs are longer than {max_length:,} tokens",
-                hint="raise --max-length",
-            )
+            problem = f"{self.folder}: all {too_long:,} pairs are longer than {max_length:,} tokens"
+            raise SepoError(problem, hint="raise --max-length")
         return kept, too_long
 
 
 def open_scores(folder: str | Path) -> Scores:
-    """Open a finished folder of scores.
-
-    Raises:
-        SepoError: no manifest, a manifest of another stage, or shards that are not there.
-    """
+    """Open a finished folder of scores, in which every shard has to be."""
     place = place_of(folder)
     manifest = read_manifest(
         place, MADE_BY, f"{REMEDY}; docs/scores-format.md says what a folder of scores holds", NEEDED

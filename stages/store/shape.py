@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Final
 
 MOST_LEVELS: Final = 100
@@ -39,12 +40,8 @@ def _is_path(value: Any) -> bool:
     return short and sum(map(len, parts)) < LONGEST_PATH
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+def _is(*kinds: type) -> Holds:
+    return lambda value: isinstance(value, kinds)
 
 
 def _is_count(value: Any) -> bool:
@@ -55,10 +52,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
 
 
-def _or_null(holds: Holds) -> Holds:
-    return lambda value: value is None or holds(value)
-
-
 def _each(names: Holds, values: Holds) -> Holds:
     """Whether a value is an object of which all names and all values hold."""
     return lambda value: isinstance(value, dict) and all(map(names, value)) and all(map(values, value.values()))
@@ -67,21 +60,23 @@ def _each(names: Holds, values: Holds) -> Holds:
 def _checksum(*counts: str) -> Holds:
     """Whether a value is an object of a hash and these counts."""
     return lambda value: (
-        isinstance(value, dict) and _is_text(value.get("sha256")) and all(_is_count(value.get(each)) for each in counts)
+        isinstance(value, dict)
+        and isinstance(value.get("sha256"), str)
+        and all(_is_count(value.get(each)) for each in counts)
     )
 
 
 _CHECKSUMS: Final = "an object of checksums by names of files in the folder"
 _SHAPE: Final[tuple[tuple[str, Holds, tuple[str, ...]], ...]] = (
-    ("a text", _is_text, ("stage", "fingerprint", "tokenizer.vocabulary", "tokenizer.hash")),
-    ("a text or null", _or_null(_is_text), ("settings.columns", "settings.chat_template_kwargs")),
+    ("a text", _is(str), ("stage", "fingerprint", "tokenizer.vocabulary", "tokenizer.hash")),
+    ("a text or null", _is(str, NoneType), ("settings.columns", "settings.chat_template_kwargs")),
     ("a whole number from 0", _is_count, ("format", "counts.kept", "counts.held_out", "tokenizer.size")),
     ("a number", _is_number, ("settings.sft_epochs", "results.noise.p99")),
-    ("an object", _is_object, ("settings", "counts", "results", "tokenizer")),
-    ("an object or null", _or_null(_is_object), ("results.noise",)),
-    ("an object of texts", _each(_is_text, _is_text), ("inputs", "input_names")),
+    ("an object", _is(dict), ("settings", "counts", "results", "tokenizer")),
+    ("an object or null", _is(dict, NoneType), ("results.noise",)),
+    ("an object of texts", _each(_is(str), _is(str)), ("inputs", "input_names")),
     ("a path", _is_path, ("input_names.model", "input_names.scores", "input_names.tokenizer")),
-    ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value)), ("warnings",)),
+    ("a list of texts", lambda value: isinstance(value, list) and all(map(_is(str), value)), ("warnings",)),
     (
         "a list of names of different files in the folder",
         lambda value: isinstance(value, list) and all(map(is_inside, value)) and len({*value}) == len(value),
@@ -95,11 +90,7 @@ _MISSING: Final = object()
 
 
 def parse_json(data: bytes, *, finite: bool = True) -> Any:
-    """A JSON value that can be written again: no endless nesting, and, but for other people's, finite numbers.
-
-    Raises:
-        ValueError: it is none, and why.
-    """
+    """A JSON value that can be written again: not nested endlessly, numbers finite if asked for; else a ValueError."""
     try:
         number = _finite if finite else float
         value = json.loads(data.decode(), parse_constant=number, parse_float=number)

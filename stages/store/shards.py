@@ -47,19 +47,12 @@ def write_shard(
         fingerprint: of the run that makes the shard.
         tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
-
-    Raises:
-        SepoError: lengths differ or a score is not finite, naming the pair; or the place cannot be written.
     """
     for row in rows:
         check_row(row, name)
-    said = {
-        "sepo.format": str(FORMAT),
-        "sepo.fingerprint": fingerprint,
-        "sepo.tokenizer": tokenizer,
-        "sepo.shard": name,
-    }
-    table = pa.Table.from_pydict(as_columns(rows), schema=SCHEMA.with_metadata(said | dict(notes)))
+    said = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer}
+    schema = SCHEMA.with_metadata({**said, "sepo.shard": name, **notes})
+    table = pa.Table.from_pydict(as_columns(rows), schema=schema)
     place.write(name, parquet_bytes(table))
 
 
@@ -93,9 +86,6 @@ def read_shard(
         checksum: what the file has to be, if somebody said it.
         tokenizer: hash of the token->id map, if it is known.
         ids_below: number of ids of the tokenizer, if it is known.
-
-    Raises:
-        SepoError: damaged, not Parquet, of another run, columns of another kind, or a row that contradicts itself.
     """
     where = place.at(name)
     with borrowed(f"cannot read {where}", DAMAGED):

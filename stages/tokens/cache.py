@@ -59,13 +59,13 @@ class KeptFile(NamedTuple):
 
 
 def kept_files(folder: Path) -> list[KeptFile]:
-    """All files of ours in the cache's folder; none where it is not there."""
-    found = []
+    """All files of ours in the cache's folder; none where it is not there, and none to which a link leads."""
+    found, real = [], folder.resolve()
     for path in sorted([*folder.glob("*"), *folder.glob("hashes/*"), *folder.glob("finished/*")]):
         name = path.relative_to(folder).as_posix()
         kind = next((kind for kind, pattern in KINDS.items() if pattern.fullmatch(name)), None)
         with suppress(FileNotFoundError):
-            if kind is not None and path.is_file() and not path.is_symlink():
+            if kind is not None and path.is_file() and path.resolve() == real / name:
                 kind = "measurements of models" if KINDS[kind] is ENTRY and _holds_arrays(path) else kind
                 key = name[:64] if "/" not in name else ""
                 found.append(KeptFile(path, kind, key, path.stat().st_size, last_used(path)))
