@@ -69,8 +69,14 @@ def published(models: list[torch.nn.Module], pairs: list[TokenPair]) -> None:
             (taken[0] - taken[1])[0, len(pair.prompt_ids) - 1 :].tolist()
 
 
-def unshared(forwards: list[Forward], pairs: list[TokenPair], max_tokens: int, *, share: bool) -> None:
-    response_logps(forwards, pairs, max_tokens=max_tokens, device=CPU, task=Quiet(), share_prompts=share)
+def logps(forwards: list[Forward], pairs: list[TokenPair], max_tokens: int) -> None:
+    response_logps(forwards, pairs, max_tokens=max_tokens, device=CPU, task=Quiet())
+
+
+def apart(pairs: list[TokenPair]) -> list[TokenPair]:
+    """Each answer as a pair of its own, so that no two share a prompt."""
+    sides = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    return [TokenPair(number, pairs[number // 2].prompt_ids, ids, ids[:0]) for number, ids in enumerate(sides)]
 
 
 class Stage:
@@ -141,15 +147,15 @@ def main() -> None:
     models = exact if dtype == torch.float32 else [load_model(f, trust_remote_code=False, dtype=dtype) for f in folders]
     forwards = [find_paths(model, Quiet()) for model in models]
     if not (options.oracle / FILE).exists():
-        [logps] = response_logps([find_paths(exact[1], Quiet())], pairs, max_tokens=4096, device=CPU, task=Quiet())
-        write_logps(options.oracle, pairs, logps, model_hash(folders[1]))
+        [known] = response_logps([find_paths(exact[1], Quiet())], pairs, max_tokens=4096, device=CPU, task=Quiet())
+        write_logps(options.oracle, pairs, known, model_hash(folders[1]))
     stage = Stage(options.oracle, f"{options.dataset}[:{last + 1}]", options)
     stage.run(known=False)
     works = {
         "floor": lambda: floor(forwards, pairs, options.max_tokens),
         "ours": lambda: stage.run(known=False),
-        "unshared": lambda: unshared(forwards, pairs, options.max_tokens, share=False),
-        "shared": lambda: unshared(forwards, pairs, options.max_tokens, share=True),
+        "unshared": lambda: logps(forwards, apart(pairs), options.max_tokens),
+        "shared": lambda: logps(forwards, pairs, options.max_tokens),
         "published": lambda: published(exact, pairs),
     }
     if options.dtype == "float32":

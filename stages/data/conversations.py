@@ -8,7 +8,8 @@ each of them *one* blank after it, also where that blank stands in an answer who
 import re
 from typing import Any, Final
 
-from stages.data.read import Row, kind
+from stages.data.read import Row
+from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.types import Message
 
@@ -33,18 +34,8 @@ _TOOL_ROLES: Final = ("tool", "function", "ipython")
 # a way that nothing here can keep; keys that are in none of these lists are about the turn and not part of it.
 _CALLS: Final = {"tool_calls", "function_call"}
 _UNKEPT: Final = (
-    {
-        "reasoning_content",
-        "reasoning_details",
-        "thinking",
-        "reasoning",
-        "thoughts",
-        "thought",
-        "refusal",
-        "prefix",
-        "partial",
-        "prefill",
-    }
+    {"reasoning_content", "reasoning_details", "reasoning", "thinking", "thoughts", "thought"}
+    | {"refusal", "prefix", "partial", "prefill"}
     | {"image", "images", "image_url", "audio", "audios", "video", "videos", "files", "attachments", "documents"}
     | {"tool_call_id", "tool_responses", "tool_plan", "tools", "channel", "recipient", "mask", "masked", "train_detail"}
 )
@@ -84,10 +75,6 @@ def conversation(row: Row, column: str, hint: str) -> list[Message]:
     if turns is None:
         raise SepoError(f'{row.where}: no "prompt"', hint=hint)
     return [*turns, {"role": "assistant", "content": answer.removeprefix(blank)}]
-
-
-def conversation_list(row: Row, column: str, hint: str) -> list[Message]:
-    return turns_of(_value(row, column, hint), column, row.where, hint)
 
 
 def with_system(row: Row, turns: list[Message]) -> list[Message]:

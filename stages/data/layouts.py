@@ -36,16 +36,17 @@ from stages.data.conversations import (
     UnusableError,
     check_order,
     conversation,
-    conversation_list,
     is_dialogue,
     split,
+    turns_of,
     unread_keys,
     with_system,
 )
 from stages.data.published import PUBLISHED, DataLayout, Sides, as_number
-from stages.data.read import Row, kind, read_rows
+from stages.data.read import Row, read_rows
 from stages.data.template_arguments import COLUMNS as TEMPLATE_COLUMNS
 from stages.data.template_arguments import template_arguments
+from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.types import Dropped, Pair
 
@@ -92,9 +93,6 @@ def read_pairs(
             keep their names.
         on_layout: is told the layout of the first row in words before anything is made of it.
         on_remark: is told what is odd about a pair that is kept, and its number.
-
-    Raises:
-        SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
     for row, layout in _recognised_rows(dataset, columns, _PAIR_HINT, on_layout):
         try:
@@ -116,16 +114,13 @@ def read_conversations(
     A row holds, in this order of precedence, preference data (whose other side is not looked at), ``messages``, or
     ``prompt`` and ``completion``. Of ``messages`` *every* assistant turn becomes an answer to what precedes it, so a
     row can yield several items of one `pair_id`; of the others only the last turn is the answer.
-
-    Raises:
-        SepoError: the data set cannot be read, or a row has no known layout, two, or another than the first row.
     """
     for row, layout in _recognised_rows(dataset, columns, _CONVERSATION_HINT, on_layout):
         yield from _answers(row, layout)
 
 
 def look(dataset: str, columns: Mapping[str, str] | None = None) -> Look:
-    """What the columns of a preference data set's first row are taken for; arguments and errors as `read_pairs`."""
+    """What the columns of a preference data set's first row are taken for."""
     row = next(_renamed(dataset, columns))
     _recognised(row, columns, _PAIR_HINT)
     reads = _reads(row.columns, columns)
@@ -318,9 +313,10 @@ def _answers(row: Row, layout: DataLayout | None) -> Iterator[Pair | Dropped]:
         arguments = template_arguments(row)
         if layout in PUBLISHED:
             turns = layout.read(row)[0]
+        elif column == "messages":
+            turns = turns_of(row.columns[column], column, row.where, _CONVERSATION_HINT)
         else:
-            read = conversation_list if column == "messages" else conversation
-            turns = read(row, column, _CONVERSATION_HINT)
+            turns = conversation(row, column, _CONVERSATION_HINT)
         turns = with_system(row, turns)
         check_order(turns)
     except UnusableError as reason:

@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from stages.data.conversations import NO_ANSWER, UnusableError, conversation_list, turns_of
-from stages.data.read import Row, kind
+from stages.data.conversations import NO_ANSWER, UnusableError, turns_of
+from stages.data.read import Row
+from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.types import Message
 
@@ -65,7 +66,7 @@ def _sharegpt(row: Row) -> Sides:
 
 def _swift_response(row: Row) -> Sides:
     """``messages``: a whole conversation, its last turn the chosen answer; ``rejected_response``: the other answer."""
-    chosen = conversation_list(row, "messages", _HINT)
+    chosen = _turns(row, "messages")
     rejected = _text(row, "rejected_response")
     if not chosen or chosen[-1]["role"] != "assistant":
         raise UnusableError(NO_ANSWER)
@@ -74,14 +75,14 @@ def _swift_response(row: Row) -> Sides:
 
 def _swift_messages(row: Row) -> Sides:
     """``messages``, ``rejected_messages``: whole conversations."""
-    return conversation_list(row, "messages", _HINT), conversation_list(row, "rejected_messages", _HINT)
+    return _turns(row, "messages"), _turns(row, "rejected_messages")
 
 
 def _nemo(row: Row) -> Sides:
     """``context``: turns; ``completions``: a list of {rank, completion: turns}, the lowest rank is the best.
 
     The best completion is held against the worst; of several equal ones the first is taken."""
-    context = conversation_list(row, "context", _HINT)
+    context = _turns(row, "context")
     completions = row.columns["completions"]
     if not isinstance(completions, list):
         raise _fault(row, f'"completions" is {kind(completions)}, not a list')
@@ -110,6 +111,10 @@ def _user(text: str) -> Message:
 
 def _assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
+
+
+def _turns(row: Row, column: str) -> list[Message]:
+    return turns_of(row.columns[column], column, row.where, _HINT)
 
 
 def _text(row: Row, column: str) -> str:

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from stages.data.files import Wanted
-from stages.data.sources import File, Source, choose_split, find_source
-from stages.data.text_files import Placed, kind, unreadable
+from stages.data.sources import ALL_ROWS, File, Source, choose_split, find_source
+from stages.data.text_files import Placed, unreadable
 from stages.errors import SepoError, borrowed, one_line
 from stages.store.files import hash_bytes, hash_file
-
-__all__ = ["Row", "count_rows", "dataset_hash", "kind", "load_split", "read_rows", "refuse_changed"]
 
 
 class Row(NamedTuple):
@@ -32,14 +30,10 @@ class Row(NamedTuple):
 
 
 def read_rows(dataset: str, wanted: Wanted = list) -> Iterator[Row]:
-    """Every row of `dataset`, in its order, as a stream.
+    """Every row of `dataset`, in its order, as a stream; whatever is wrong with it is raised from the first row on.
 
     Args:
         wanted: which of the columns to read, of all that a file has; another one may be there without its value.
-
-    Raises:
-        SepoError: from the first row on, if the data set is missing, empty, damaged, of an unknown kind or out of
-            reach.
     """
     source = find_source(dataset)
     empty = True
@@ -55,9 +49,6 @@ def dataset_hash(dataset: str) -> str:
 
     Of one file its bytes; of several their names (from the folder that holds them all) and bytes, in the order they
     are read; of a hub data set its rows as canonical JSON. A slice enters with its bounds.
-
-    Raises:
-        SepoError: missing, of an unknown kind, or out of reach.
     """
     source = find_source(dataset)
     if not source.files:
@@ -69,19 +60,13 @@ def dataset_hash(dataset: str) -> str:
     else:
         root = os.path.commonpath([file.path.parent for file in source.files])
         found = _joined_hash(*((os.path.relpath(file.path, root), _file_hash(file)) for file in source.files))
-    if source.sliced:
+    if source.rows != ALL_ROWS:
         found = _joined_hash((found, source.rows.start, source.rows.stop))
     return found
 
 
 def refuse_changed(dataset: str, before: str) -> None:
-    """
-    Args:
-        before: hash of the data set, taken before it was read.
-
-    Raises:
-        SepoError: its files are others now. What `datasets` has taken from the hub is never written again.
-    """
+    """Refuse files that are others now than when `before`, their hash, was taken; those of the hub never change."""
     if find_source(dataset).files and dataset_hash(dataset) != before:
         raise SepoError(
             f"{dataset} was written to while it was read", hint="wait until it is whole, then run the same again"

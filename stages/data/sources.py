@@ -32,7 +32,7 @@ _SLICE: Final = re.compile(r"(?P<start>\d{0,15}):(?P<stop>\d{0,15})", re.ASCII)
 _SPLIT_WORD: Final = re.compile(r"(?<![a-z])(?:train|test|val|valid|validation|dev|eval)(?:_[a-z]+)*(?![a-z])")
 _KINDS: Final = ".jsonl, .json, .csv or .tsv (each may end in .gz or .zst), .parquet or .arrow"
 _PREFERRED_SPLITS: Final = ("train_prefs", "train")
-_ALL: Final = slice(0, sys.maxsize)
+ALL_ROWS: Final = slice(0, sys.maxsize)
 
 
 class File(NamedTuple):
@@ -53,19 +53,11 @@ class Source(NamedTuple):
     """in the order in which they are read; none: a name on the hub"""
     split: str | None = None
     """of a hub name"""
-    rows: slice = _ALL
-
-    @property
-    def sliced(self) -> bool:
-        return self.rows != _ALL
+    rows: slice = ALL_ROWS
 
 
 def find_source(dataset: str) -> Source:
-    """What `dataset` stands for; see above. Looks at names only, except for a folder of `datasets.save_to_disk`.
-
-    Raises:
-        SepoError: there is no such thing, or it is not clear which files are meant.
-    """
+    """What `dataset` stands for; see above. Looks at names only, except for a folder of `datasets.save_to_disk`."""
     # Unlike pathlib's, these functions never raise: a name may be too long, or lie in a folder that is closed to us.
     bracketed = None if os.path.exists(os.path.expanduser(dataset)) else _BRACKETS.fullmatch(dataset)
     if bracketed is None:

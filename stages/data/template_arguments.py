@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from stages.data.conversations import UnusableError, check_texts
-from stages.data.read import Row, kind
+from stages.data.read import Row
+from stages.data.text_files import kind
 from stages.errors import SepoError
 
 TOOLS: Final = "tools"
@@ -34,12 +35,7 @@ _TAKEN: Final = (
 
 
 def template_arguments(row: Row) -> dict[str, Any]:
-    """The arguments that a row has for `apply_chat_template`, ``tools`` among them; most rows have none.
-
-    Raises:
-        SepoError: a column of another type, or an argument that is not the row's to set.
-        UnusableError: a text in them that no tokenizer takes, or lists in lists in lists.
-    """
+    """The arguments that a row has for `apply_chat_template`, ``tools`` among them; most rows have none."""
     arguments = _value(row, KWARGS, _KWARGS_HINT) if row.columns.get(KWARGS) else {}
     if not isinstance(arguments, dict):
         raise SepoError(f'{row.where}: "{KWARGS}" is {kind(arguments)}, not an object', hint=_KWARGS_HINT)
@@ -59,11 +55,7 @@ def template_arguments(row: Row) -> dict[str, Any]:
 
 
 def given_arguments(text: str | None) -> dict[str, Any]:
-    """What ``--chat-template-kwargs`` gives the template for all rows.
-
-    Raises:
-        SepoError: an argument that is not a user's to set, or a text in them that no tokenizer takes.
-    """
+    """What ``--chat-template-kwargs`` gives the template for all rows."""
     option = "--" + KWARGS.replace("_", "-")
     try:
         return template_arguments(Row(0, option, {KWARGS: text}))
@@ -100,19 +92,13 @@ def _value(row: Row, column: str, hint: str) -> Any:
     return found
 
 
-def _refuse_deep(value: Any, column: str) -> None:
+def _refuse_deep(value: Any, column: str, levels: int = _DEEPEST) -> None:
     """Whoever walks it, here or in a template, would run out of stack."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return
-    raise UnusableError(f'"{column}" is nested more than {_DEEPEST} deep')
+    if not levels:
+        raise UnusableError(f'"{column}" is nested more than {_DEEPEST} deep')
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_deep(item, column, levels - 1)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -35,11 +35,7 @@ def unreadable(name: str, error: OSError) -> SepoError:
 
 
 def lines(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Where each line of a file stands, and the line, without a byte order mark; blank lines included.
-
-    Raises:
-        SepoError: the file is damaged or not UTF-8, or a line too long.
-    """
+    """Where each line of a file stands, and the line, without a byte order mark; blank lines included."""
     with opened(path, name) as file:
         number = 1
         line = file.readline(LONGEST + 1).removeprefix(codecs.BOM_UTF8)

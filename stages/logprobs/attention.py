@@ -33,8 +33,8 @@ class Span(NamedTuple):
 
     prompt: int
     chosen: int
-    rejected: int
-    """0 for a row with one response"""
+    rejected: int = 0
+    """none in SFT data"""
 
 
 class Layout:

@@ -100,7 +100,6 @@ def response_logps(
     max_tokens: int,
     device: torch.device,
     task: Task,
-    share_prompts: bool = True,
     accelerator: Accelerator | None = None,
 ) -> list[list[PairLogps]]:
     """Log-probs of every response token of every pair under each model.
@@ -111,7 +110,6 @@ def response_logps(
     Args:
         max_tokens: tokens of one forward pass (where rows are padded, rows x longest row).
         task: advanced by one for every pair that all models have seen.
-        share_prompts: False computes each prompt twice, once for each answer.
         accelerator: its processes divide the batches, and each of them gets all results; without one this process does
             all of them.
 
@@ -126,7 +124,7 @@ def response_logps(
     mine = worker.share(len(groups))
     for number in mine:
         chosen = [examples[place] for place in groups[number]]
-        batch = make_batch(chosen, device, packs=packs, share_prompts=share_prompts)
+        batch = make_batch(chosen, device, packs=packs)
         for forward, logps in zip(forwards, found, strict=True):
             forward.model.eval()
             memory = memory_for(chosen, batch[0].numel(), max_tokens, trains=False)
@@ -178,7 +176,6 @@ def make_batch(
     device: torch.device,
     *,
     packs: bool,
-    share_prompts: bool = True,
     every_token: bool = False,
 ) -> Packed | Batch:
     """Examples as the tensors of one row, where the models can take that, or of padded rows.
@@ -187,7 +184,7 @@ def make_batch(
         every_token: all response tokens are needed, not only those with a weight.
     """
     if packs:
-        return pack(examples, device, share_prompts=share_prompts, every_token=every_token)
+        return pack(examples, device, every_token=every_token)
     return collate(examples, device, every_token=every_token)
 
 

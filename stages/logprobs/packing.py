@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stages.logprobs.attention import Layout, Span
 from stages.logprobs.batches import references_of
-from stages.types import Example, Floats, Ids
+from stages.types import Example, Floats, Response
 
 
 class Packed(NamedTuple):
@@ -45,23 +45,9 @@ class Packed(NamedTuple):
     """float32 nats, divergence from a reference at every needed token, where it was asked for"""
 
 
-class _Response(NamedTuple):
-    """A response on its way into a row."""
-
-    row: int
-    """R"""
-    ids: Ids
-    """up to the last needed one"""
-    places: NDArray[np.int64]
-    """of the needed ones"""
-    weights: Floats
-    """of these"""
-    reference: float | None
-
-
 def unique_tokens(example: Example) -> int:
     """Tokens of an example in a packed row: the prompt counted once, responses up to their last weighted token."""
-    return len(example.pair.prompt_ids) + sum(map(_last, example.weights))
+    return len(example.pair.prompt_ids) + sum(_end(np.flatnonzero(weights)) for weights in example.weights)
 
 
 def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:
@@ -81,82 +67,65 @@ def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int
     return groups
 
 
-def pack(
-    examples: Sequence[Example], device: torch.device, *, share_prompts: bool = True, every_token: bool = False
-) -> Packed:
+def pack(examples: Sequence[Example], device: torch.device, *, every_token: bool = False) -> Packed:
     """Put examples into one row; where none has a rejected response (SFT), R is their number, else twice that.
 
     Args:
-        share_prompts: False computes the prompt for each answer apart, which is slower and gives the same.
         every_token: all response tokens are needed, not only those with a weight.
     """
-    parts = [
-        (example.pair.prompt_ids, _responses(row, example, len(examples), every_token))
-        for row, example in enumerate(examples)
-    ]
-    if not share_prompts:
-        parts = [(prompt, [response]) for prompt, responses in parts for response in responses]
-    ids, positions, sources, spans = _laid_out(parts)
-    responses = [response for _, responses in parts for response in responses]
-    weights_RW, needed_RW = _by_response(responses)
-    width = weights_RW.shape[1]
+    # Every chosen response, then every rejected one.
+    responses = [each for side in zip(*(example.responses for example in examples), strict=True) for each in side]
+    needed = [np.arange(len(each.ids)) if every_token else np.flatnonzero(each.weights) for each in responses]
+    width = max(map(len, needed))
+    ids, positions, sources, targets, places, spans = [], [], [], [], [], []
+    start = 0
+    for number, example in enumerate(examples):
+        prompt = example.pair.prompt_ids
+        ids.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        end = prompt_end = start + len(prompt)
+        lengths = []
+        for row in range(number, len(responses), len(examples)):
+            response, offsets = responses[row].ids, needed[row]
+            length = _end(offsets)
+            ids.append(response[:length])
+            positions.append(len(prompt) + np.arange(length))
+            # The logits of a first token stand at the last one of the prompt.
+            sources.append(np.where(offsets == 0, prompt_end - 1, end + offsets - 1))
+            targets.append(response[offsets])
+            places.append(row * width + np.arange(len(offsets)))
+            lengths.append(length)
+            end += length
+        spans.append(Span(len(prompt), *lengths))
+        start = end
+    weights_RW, needed_RW = _by_response(responses, needed, width)
     return Packed(
         ids_T=_integers(ids, device),
         positions_T=_integers(positions, device),
         layout=Layout(spans, device),
         sources_N=_integers(sources, device),
-        targets_N=_integers([each.ids[each.places] for each in responses], device),
-        places_N=_integers([each.row * width + np.arange(len(each.places)) for each in responses], device),
+        targets_N=_integers(targets, device),
+        places_N=_integers(places, device),
         weights_RW=torch.from_numpy(weights_RW).to(device),
-        reference_R=references_of([each.reference for each in sorted(responses, key=lambda each: each.row)], device),
+        reference_R=references_of([each.reference for each in responses], device),
         needed_RW=torch.from_numpy(needed_RW).to(device),
     )
 
 
-def _responses(row: int, example: Example, count: int, every_token: bool) -> list[_Response]:
-    responses = []
-    for number, (ids, weights, reference) in zip((row, count + row), example.responses, strict=False):
-        places = np.arange(len(ids)) if every_token else np.flatnonzero(weights)
-        end = len(ids) if every_token else _last(weights)
-        responses.append(_Response(number, ids[:end], places, weights[places], reference))
-    return responses
+def _end(offsets: NDArray[np.int64]) -> int:
+    """How many tokens of a response there are up to the last one that is needed."""
+    return int(offsets[-1]) + 1 if len(offsets) else 0
 
 
-def _laid_out(
-    parts: list[tuple[Ids, list[_Response]]],
-) -> tuple[list[Ids], list[NDArray[Any]], list[NDArray[Any]], list[Span]]:
-    """Prompts and their responses one behind the other: ids, positions, sources of each response, and spans."""
-    ids, positions, sources, spans = [], [], [], []
-    start = 0
-    for prompt, responses in parts:
-        ids.append(prompt)
-        positions.append(np.arange(len(prompt)))
-        end = prompt_end = start + len(prompt)
-        for each in responses:
-            ids.append(each.ids)
-            positions.append(len(prompt) + np.arange(len(each.ids)))
-            # The logits of a first token stand at the last one of the prompt.
-            sources.append(np.where(each.places == 0, prompt_end - 1, end + each.places - 1))
-            end += len(each.ids)
-        first = len(responses[0].ids)
-        spans.append(Span(len(prompt), first, end - prompt_end - first))
-        start = end
-    return ids, positions, sources, spans
-
-
-def _last(weights: Floats) -> int:
-    """How many tokens there are up to the last weighted one."""
-    places = np.flatnonzero(weights)
-    return int(places[-1]) + 1 if len(places) else 0
-
-
-def _by_response(responses: list[_Response]) -> tuple[Floats, NDArray[np.bool_]]:
+def _by_response(
+    responses: list[Response], needed: list[NDArray[np.int64]], width: int
+) -> tuple[Floats, NDArray[np.bool_]]:
     """weights_RW and needed_RW."""
-    rows, width = 1 + max(each.row for each in responses), max(len(each.places) for each in responses)
-    weights_RW, needed_RW = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.bool_)
-    for each in responses:
-        weights_RW[each.row, : len(each.places)] = each.weights
-        needed_RW[each.row, : len(each.places)] = True
+    weights_RW = np.zeros((len(responses), width), np.float32)
+    needed_RW = np.zeros((len(responses), width), np.bool_)
+    for row, (response, offsets) in enumerate(zip(responses, needed, strict=True)):
+        weights_RW[row, : len(offsets)] = response.weights[offsets]
+        needed_RW[row, : len(offsets)] = True
     return weights_RW, needed_RW
 
 

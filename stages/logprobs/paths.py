@@ -30,11 +30,7 @@ _NOISE: Final = 4.0
 
 @torch.no_grad()
 def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
-    """The model with the fastest paths that give its own log-probs.
-
-    Raises:
-        SepoError: a token's log-prob depends on later tokens.
-    """
+    """The model with the fastest paths that give its own log-probs; one that sees later tokens is refused."""
     training = model.training
     model.eval()
     examples = [whole(pair) for pair in trial_pairs(model)]

@@ -27,8 +27,6 @@ CONFIG: Final = "adapter_config.json"
 _REMEDY: Final = "save the adapter again, or merge it into its base"
 _BEFORE_THE_PROMPT: Final = ("PROMPT", "P_TUNING", "PREFIX", "CPT", "CARTRIDGE")
 """in the names of the kinds that put tokens of their own before a prompt; only peft's own forward knows those"""
-
-
 _ROWS: Final = 4096
 """of an embedding that are looked at together"""
 _SETS: Final = ("target_modules", "exclude_modules")
@@ -45,11 +43,7 @@ class Adapted(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter.
-
-    Raises:
-        SepoError: it holds a model too, and transformers would load the adapter's base in its stead.
-    """
+    """Whether a folder holds an adapter; a model beside it, in whose stead its base would be loaded, is refused."""
     adapter = (folder / CONFIG).is_file()
     if adapter and (folder / "config.json").exists():
         raise SepoError(
@@ -59,11 +53,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def base_of(folder: Path) -> str:
-    """The folder or hub name of an adapter's base.
-
-    Raises:
-        SepoError: the configuration cannot be read, names none, or is of a kind that cannot be read token by token.
-    """
+    """The folder or hub name of an adapter's base; kinds whose log-probs cannot be had token by token are refused."""
     config = read_object(folder / CONFIG, _REMEDY)
     kind = str(config.get("peft_type"))
     if any(part in kind for part in _BEFORE_THE_PROMPT):
@@ -108,11 +98,7 @@ def save(adapter: Any, folder: Path) -> None:
 
 
 def put_on(base: CausalLM, folder: Path) -> Adapted:
-    """The base with the adapter of a folder inside.
-
-    Raises:
-        SepoError: peft is not installed, or the adapter is not of this base.
-    """
+    """The base with the adapter of a folder inside."""
     before = _signature(base)
     attached = _attached(base, folder)
     with attached.disable_adapter():
@@ -125,9 +111,6 @@ def merge(base: CausalLM, folder: Path) -> Any:
 
     Some kinds cannot be merged; a layer that shares its weights, as a head with the embedding, would change both; and
     weights in few bits would be rounded again.
-
-    Raises:
-        SepoError: as `put_on`.
     """
     attached = _attached(base, folder)
     expected_N = trial_logps(attached.get_base_model())

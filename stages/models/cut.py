@@ -18,11 +18,7 @@ _NOT_OF_LAYERS: Final = ("architectures", "_token_id", "_token_ids", "_limit")
 
 
 def layers_of(folder: Path, *, trust_remote_code: bool) -> int:
-    """How many layers a model has; its weights are not loaded.
-
-    Raises:
-        SepoError: an adapter, or a model that does not say it.
-    """
+    """How many layers a model has; its weights are not loaded."""
     if is_adapter(folder):
         raise SepoError(f"{folder} is an adapter, which has no layers of its own", hint="merge it into its base first")
     count = getattr(load_config(folder, trust_remote_code=trust_remote_code), "num_hidden_layers", None)
@@ -35,14 +31,14 @@ def load_first_layers(folder: Path, layers: int, *, trust_remote_code: bool) -> 
     """A model with its embedding, its first layers, its last norm and its head, in the precision it was saved in.
 
     The weights of the other layers are never read: the model's own class builds it from a shorter configuration.
-
-    Raises:
-        SepoError: as `load_model`, or a family whose layers cannot be counted off like that.
     """
     model = load_model(
         folder, trust_remote_code=trust_remote_code, dtype="auto", change=partial(_shortened, layers=layers)
     )
-    _refuse_unshortened(model, folder, layers)
+    # A family that took the shorter configuration for something else shows it by its list of layers.
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists or len(lists[0]) != layers:
+        raise SepoError(f"{folder} is of a family that cannot be cut by its number of layers", hint=_HINT)
     return model
 
 
@@ -58,10 +54,3 @@ def _shortened(config: Any, layers: int) -> Any:
 
 def _is_per_layer(name: str, value: Any, layers: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == layers and not name.endswith(_NOT_OF_LAYERS)
-
-
-def _refuse_unshortened(model: CausalLM, folder: Path, layers: int) -> None:
-    """Refuse a family that took the shorter configuration for something else: its list of layers would show it."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists or len(lists[0]) != layers:
-        raise SepoError(f"{folder} is of a family that cannot be cut by its number of layers", hint=_HINT)

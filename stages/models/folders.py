@@ -50,9 +50,6 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
 
     Args:
         above: adapters whose base it is.
-
-    Raises:
-        SepoError: no such folder, a folder that holds no model, or a name that the hub cannot give.
     """
     folder = _resolved(name, _download, reporter, above)
     if not weight_files(folder):
@@ -65,11 +62,7 @@ def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -
 
 
 def resolve_without_weights(name: str, reporter: Reporter) -> Path:
-    """The folder of a model's configuration and tokenizer; its weights may be missing, and are not downloaded.
-
-    Raises:
-        SepoError: as `resolve_model`.
-    """
+    """The folder of a model's configuration and tokenizer; its weights may be missing, and are not downloaded."""
     return _resolved(name, lambda name: _fetched(name, _DESCRIPTION), reporter)
 
 
@@ -130,11 +123,7 @@ def _warnings_kept() -> Iterator[BufferingHandler]:
 
 
 def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """A model's configuration.
-
-    Raises:
-        SepoError: transformers does not know such a model, or it is no causal language model.
-    """
+    """A model's configuration; what is no causal language model is refused."""
     with borrowed(f"cannot load {folder} as a causal language model", _LOAD_REMEDY):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         described = config.to_dict()
@@ -153,7 +142,8 @@ def load_model(
 ) -> CausalLM:
     """A causal language model without dropout, every weight of it read from the folder.
 
-    An adapter is merged; where that would give another model it stays beside its base's weights.
+    An adapter is merged; where that would give another model it stays beside its base's weights. Weights that do not
+    fill the model (transformers would draw the rest by chance) and those that it does not take are refused.
 
     Args:
         dtype: "auto" takes that of the weights.
@@ -161,11 +151,6 @@ def load_model(
         held: more of `from_pretrained`, about where and in how many bits weights are held
             (`stages.models.quantization`).
         ordinary: it will be trained or saved as a model, which no adapter may be left in.
-
-    Raises:
-        SepoError: not a causal language model, an adapter that cannot be merged where it has to be, weights that do not
-            fill it (transformers would draw the rest by chance and only warn), or weights that it does not take
-            (transformers would leave them out).
     """
     if is_adapter(folder):
         load_base = partial(load_model, base_folder(folder), trust_remote_code=trust_remote_code, dtype=dtype)

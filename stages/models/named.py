@@ -13,9 +13,6 @@ def named_models(items: Iterable[str], reporter: Reporter, *, taken: Iterable[st
 
     Args:
         taken: names that no model may have.
-
-    Raises:
-        SepoError: two models of one name, one without a name, or what is no model folder.
     """
     names = set(taken)
     folders: dict[str, Path] = {}

@@ -34,11 +34,7 @@ def bits_of(config: dict[str, Any]) -> str | None:
 
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> CausalLM:
-    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full.
-
-    Raises:
-        SepoError: as `load_model`, or its checkpoint's weights let no gradient through.
-    """
+    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
     # Weights in few bits are packed as they are read: they are never whole on the device.
     held = {"quantization_config": _how(config.quantize), "device_map": {"": device}} if config.quantize else None
     ordinary, trust = config.quantize is None, config.trust_remote_code

@@ -36,7 +36,7 @@ class Frozen(NamedTuple):
 
 
 class RunContext(NamedTuple):
-    """Of a run that computes log-probs: which processes compute, and where they keep them."""
+    """Which processes compute the log-probs of a run, and where they keep them."""
 
     accelerator: Accelerator
     """its processes divide the work"""
@@ -53,11 +53,7 @@ def frozen(name: str, folder: Path, quantize: str | None = None) -> Frozen:
 
 
 def refuse_other_vocabulary(tokenizer: Tokenizer, scores: Scores, model: str) -> None:
-    """Refuse a model that gives the scored ids another meaning.
-
-    Args:
-        model: its name, as the user gave it.
-    """
+    """Refuse a model, by its name, that gives the scored ids another meaning."""
     theirs = scores.manifest["tokenizer"]
     if vocabulary_hash(tokenizer) == theirs["vocabulary"]:
         return
@@ -130,9 +126,6 @@ def kept_logps(
     Args:
         load: gives the model on this process's device; called only if something has to be computed.
         title: of the computation, for the user.
-
-    Raises:
-        SepoError: the file cannot be read back.
     """
     known = _known(model, pairs, context.folder, file)
     # One process that cannot read them needs the help of all.
@@ -180,10 +173,7 @@ def logps_of(model: CausalLM, pairs: list[TokenPair], context: RunContext, title
 
 
 def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> None:
-    """
-    Raises:
-        SepoError: a model, though its weights may be finite, says nothing of a pair.
-    """
+    """Refuse a model whose log-probs of a pair are not finite, though its weights may be."""
     # A model whose parts are spread over processes has to run in all of them at once.
     if not context.accelerator.is_fsdp2:
         _compute(find_paths(model, Quiet()), [pair], context, Quiet())

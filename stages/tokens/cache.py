@@ -134,9 +134,6 @@ def cached(
         read: opens an entry, which may be deleted while it is open.
         write: fills a new file; where the cache's disk fails, it is called again with a temporary one.
         name: of what the entry is made from, for messages.
-
-    Raises:
-        SepoError: what `write` raises, or there is no place at all to write to.
     """
     folder, key = cache_folder(), hash_json(key).removeprefix("sha256:")
     try:
@@ -193,10 +190,6 @@ def _find(folder: Path, key: str, name: str, reporter: Reporter) -> Path | None:
 
 
 def _make(folder: Path, key: str, write: Callable[[NewFile], None]) -> Path:
-    """
-    Raises:
-        UnwritableError: also where what was written is not what is there now.
-    """
     temporary = folder / f"{key}.tmp"
     file = NewFile(temporary)
     try:

@@ -149,10 +149,6 @@ class ChatTemplate:
 
         Args:
             arguments: what else the template is given, such as ``tools``.
-
-        Raises:
-            UnusableError: the template refuses the conversation, does not continue its own prompt, or does not write
-                the whole of an answer.
         """
         if prompt[0]["role"] == "system" and not self._takes_system:
             raise UnusableError(NO_SYSTEM)
@@ -230,10 +226,7 @@ def _prompt_ends(asked: str, wholes: list[str], form: _AnswerFormat) -> list[tup
 
 
 def _refuse_another_text(answer: str, text: str, form: _AnswerFormat) -> None:
-    """
-    Raises:
-        UnusableError: the text of a response is not the answer, whole; its beginning may stand in the prompt.
-    """
+    """Refuse a response whose text is not the answer, whole; its beginning may stand in the prompt."""
     body = text.removesuffix(form.after)
     if body.strip() == answer.strip():
         return

@@ -118,11 +118,7 @@ def load_pairs(
     sft: bool = False,
     reporter: Reporter,
 ) -> tuple[KeptPairs, Counts]:
-    """The pairs of a data set that a limit keeps, and what became of all rows; arguments as `tokenised`.
-
-    Raises:
-        SepoError: as `tokenised` and `apply_limit`, or no pair is left.
-    """
+    """The pairs of a data set that a limit keeps, at least one, and what became of all rows; see `tokenised`."""
     found = tokenised(dataset, encoder, columns=columns, sft=sft, reporter=reporter)
     pairs, counts = apply_limit(limit, found, dataset)
     reporter.say(f"{dataset}: {counts}")
@@ -144,9 +140,6 @@ def tokenised(
         dataset: files or a hub name; see `stages.data.sources`.
         columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``.
         sft: not preferences but conversations are read; every answer is a pair without a rejected response.
-
-    Raises:
-        SepoError: the data set cannot be read, or trusted; see `stages.data.layouts`.
     """
     if encoder.ignored_arguments:
         unknown = ", ".join(encoder.ignored_arguments)
@@ -233,14 +226,7 @@ def _open(entry: Path) -> Tokenised:
 
 
 def apply_limit(limit: LengthLimit, found: Tokenised, name: str) -> tuple[KeptPairs, Counts]:
-    """The pairs that a limit keeps, if any, and what became of all rows.
-
-    Args:
-        name: of the data set, for messages.
-
-    Raises:
-        SepoError: a pair is too long where that is an error.
-    """
+    """The pairs that a limit keeps, if any, and what became of all rows of the data set of this name."""
     counts = copy.deepcopy(found.counts)
     prompts, chosen, rejected = found.pairs.lengths.T
     keep = prompts + np.maximum(chosen, rejected) <= limit.max_length
@@ -257,10 +243,7 @@ def apply_limit(limit: LengthLimit, found: Tokenised, name: str) -> tuple[KeptPa
 
 
 def refuse_empty(counts: Counts, name: str) -> None:
-    """
-    Raises:
-        SepoError: no pair is left; the hint is by the reason that took most of the rows.
-    """
+    """The hint is by the reason that took most of the rows."""
     if not counts.kept:
         [(most, _)] = counts.dropped.most_common(1) or [("", 0)]
         other = "see the reasons: the data or the chat template has to change"
@@ -269,13 +252,7 @@ def refuse_empty(counts: Counts, name: str) -> None:
 
 
 def refuse_dropped(counts: Counts, name: str) -> None:
-    """
-    Args:
-        name: of the data set, for messages.
-
-    Raises:
-        SepoError: a row was dropped, for whatever reason.
-    """
+    """What ``--strict`` asks for."""
     if counts.dropped:
         reasons = [
             f"{count:,} {reason}" + (f" (first: {counts.examples[reason][0]})" if reason in counts.examples else "")
@@ -294,11 +271,7 @@ def refuse_recorded(counts: Any, name: str) -> None:
 
 
 def shorten(pair: TokenPair, limit: LengthLimit, name: str) -> TokenPair | Dropped:
-    """What becomes of a pair that is too long.
-
-    Raises:
-        SepoError: that is an error.
-    """
+    """What becomes of a pair that is too long."""
     if limit.overlong == "error":
         raise SepoError(
             f"{name}: pair {pair.pair_id} has {longest(pair):,} tokens, more than max_length {limit.max_length:,}",

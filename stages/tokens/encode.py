@@ -54,23 +54,12 @@ class _Rendered(NamedTuple):
     """of the prompt, from its last control token on"""
     responses: list[str]
 
-    def needed(self) -> list[str]:
-        """The texts whose ids are sure to be asked for, or nearly so."""
-        return [self.prompt, *(self.end + text for text in self.responses)]
-
 
 class Encoder:
     """A tokenizer, its end of turn, and the rule that makes a `TokenPair` of a `Pair`."""
 
     def __init__(self, tokenizer: Tokenizer, given: Mapping[str, Any] = _NO_ARGUMENTS) -> None:
-        """
-        Args:
-            given: what the chat template is told for every row that says nothing else
-                (`stages.data.template_arguments`).
-
-        Raises:
-            SepoError: a tokenizer or a template that spoils text, or arguments that spell a control token.
-        """
+        """Args: given: what the chat template is told for every row that says nothing else."""
         self._round_trip = RoundTrip(tokenizer)
         self._given = given
         self._tokenizer = tokenizer
@@ -132,7 +121,13 @@ class Encoder:
     def encode_all(self, pairs: Sequence[Pair]) -> list[TokenPair | Dropped]:
         """The same of every pair, in less time: their texts are tokenised in one call."""
         rendered = [self._render(pair) for pair in pairs]
-        self._prepare(text for item in rendered if isinstance(item, _Rendered) for text in item.needed())
+        texts = [
+            text
+            for item in rendered
+            if isinstance(item, _Rendered)
+            for text in (item.prompt, *(item.end + response for response in item.responses))
+        ]
+        self._prepare(texts)
         encoded = [item if isinstance(item, Dropped) else self._encode(item) for item in rendered]
         self._ready.clear()
         return encoded

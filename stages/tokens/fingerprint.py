@@ -89,17 +89,10 @@ def modules_hash(*packages: str) -> str:
 
 
 def _state(tokenizer: Tokenizer) -> Any:
-    return _backend_state(tokenizer) if tokenizer.is_fast else _slow_state(tokenizer)
-
-
-def _backend_state(tokenizer: Tokenizer) -> Any:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Every call sets these two anew.
-    return state | {"truncation": None, "padding": None}
-
-
-def _slow_state(tokenizer: Tokenizer) -> Any:
-    """Its vocabulary as it would save it (a SentencePiece model holds more than a list of tokens), and its options."""
+    if tokenizer.is_fast:
+        # Every call sets these two anew.
+        return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    # Its vocabulary as it would save it: a SentencePiece model holds more than a list of tokens.
     added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
     options = {name: repr(value) for name, value in tokenizer.init_kwargs.items() if name != "name_or_path"}
     return [tokenizer.get_vocab(), added, options, _saved_vocabulary(tokenizer)]

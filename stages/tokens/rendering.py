@@ -34,9 +34,6 @@ class Renderer:
         Args:
             tool: any; a tokenizer may have a template of its own for conversations with tools.
             given: arguments for every conversation that brings no other ones.
-
-        Raises:
-            SepoError: the tokenizer has several templates, and none that is the default.
         """
         self._tokenizer = tokenizer
         self._given = given
@@ -60,9 +57,7 @@ class Renderer:
     ) -> str:
         """The text of a prompt and what asks for an answer to it, or with an answer.
 
-        Raises:
-            RenderError: whatever the template, or a library below it, raises.
-            SepoError: the template takes too long.
+        Whatever the template, or a library below it, raises is a `RenderError`, and too long a time a `SepoError`.
         """
         turn = {"role": "assistant", "content": answer or "", **(thoughts or {})}
         messages = prompt if answer is None else [*prompt, turn]

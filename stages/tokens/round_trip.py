@@ -22,10 +22,6 @@ class RoundTrip:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """
-        Raises:
-            SepoError: the tokenizer fails on its first text, loses blanks, or spells out its special tokens.
-        """
         self._tokenizer = tokenizer
         with borrowed("the tokenizer fails on its first text", "give the tokenizer files that belong together"):
             back = self._decode(tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"])

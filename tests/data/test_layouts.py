@@ -290,7 +290,7 @@ def test_preference_data_gives_its_chosen_answers(tmp_path, layout):
     [
         ("no known layout in the columns text", CONVERSATION_HINT, {"text": "so"}),
         ('no "prompt"', CONVERSATION_HINT, {"completion": "so"}),
-        ('"messages" is null, not text or a list of turns', CONVERSATION_HINT, {"messages": None}),
+        ('"messages" is null, not a list of turns', CONVERSATION_HINT, {"messages": None}),
         ('"messages" is text, not a list of turns', CONVERSATION_HINT, {"messages": "so"}),
         ('"messages" turn 1 has no "role"', TURN_HINT, {"messages": [{"content": "why?"}]}),
     ],

@@ -46,7 +46,7 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_packed_shared_apart_padded_and_plain_are_one(family):
+def test_packed_padded_and_plain_are_one(family):
     model = tiny(family)
     said = Listens()
     forward = find_paths(model, said)
@@ -56,7 +56,6 @@ def test_packed_shared_apart_padded_and_plain_are_one(family):
     expected = plain(model, PAIRS)
     for max_tokens in (1, 40, 10_000):
         assert_close(read(forward, PAIRS, max_tokens), expected)
-    assert_close(read(forward, PAIRS, share_prompts=False), expected)
     assert_close(read(forward._replace(chunked=False), PAIRS), expected)
     assert_close(read(forward._replace(packs=False), PAIRS), expected)
     assert_close(read(forward._replace(packs=False, chunked=False), PAIRS), expected)
@@ -189,14 +188,6 @@ def test_pack_cuts_behind_the_last_weighted_token():
     assert packed.sources_N.tolist() == [1, 3, 5]
     assert packed.targets_N.tolist() == [3, 5, 8]
     assert packed.weights_RW.tolist() == [[1, 1], [1, 0]]
-
-
-def test_pack_apart_by_hand():
-    packed = pack([whole(token_pair(0, [1, 2], [3, 4], [6]))], CPU, share_prompts=False)
-    assert packed.ids_T.tolist() == [1, 2, 3, 4, 1, 2, 6]
-    assert packed.positions_T.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert packed.sources_N.tolist() == [1, 2, 5]
-    assert packed.targets_N.tolist() == [3, 4, 6]
 
 
 def test_pack_of_responses_without_another():
