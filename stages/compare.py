@@ -68,11 +68,7 @@ def run(config: CompareConfig, reporter: Reporter) -> Summary:
 
 
 def _check(config: CompareConfig) -> tuple[list[tuple[str, Path]], Runs, str]:
-    """The evaluations with the names of their recipes, what is in them, and the recipe to compare with.
-
-    Raises:
-        SepoError: evaluations of other prompts, answers or rewards, or two of one recipe by the same seed.
-    """
+    """The evaluations with the names of their recipes, what is in them, and the recipe to compare with."""
     files = [(name, Path(file).expanduser()) for name, _, file in (item.partition("=") for item in config.runs)]
     for name, path in files:
         if not path.is_file():
@@ -100,11 +96,7 @@ def _check(config: CompareConfig) -> tuple[list[tuple[str, Path]], Runs, str]:
 
 
 def _evaluation(file: Path) -> tuple[dict[str, Any], int, RunPath]:
-    """Of one file what must be the same in all, in the form of a manifest; the seed; and the models by step.
-
-    Raises:
-        SepoError: it is no evaluation on the demo, or something in it is missing or of another kind.
-    """
+    """Of one file what must be the same in all, in the form of a manifest; the seed; and the models by step."""
     report = read_results(file, REMEDY)
     with borrowed(f"{file} is not what `sepo evaluate` writes", REMEDY):
         settings, inputs = report["settings"], report["inputs"]

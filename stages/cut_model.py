@@ -21,11 +21,7 @@ STAGE: Final = "cut-model"
 
 
 def run(config: CutModelConfig, reporter: Reporter) -> Summary:
-    """Write the cut model as an ordinary model folder.
-
-    Raises:
-        SepoError: as many layers as the model has or more, no causal language model, an adapter, an unusable folder.
-    """
+    """Write the cut model as an ordinary model folder."""
     source = resolve_model(config.model_name, reporter)
     count = layers_of(source, trust_remote_code=config.trust_remote_code)
     if config.layers >= count:

@@ -39,11 +39,7 @@ REFERENCE: Final = "reference"
 
 
 def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
-    """Measure what is not measured yet, and say what it means.
-
-    Raises:
-        SepoError: unusable models, data or output; a model given twice; a reference of another vocabulary.
-    """
+    """Measure what is not measured yet, and say what it means."""
     started = time.monotonic()
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
@@ -65,11 +61,7 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
 
 
 def _check(config: EvaluateConfig, reporter: Reporter) -> tuple[dict[str, Path], dict[str, Input]]:
-    """The folders of the models, by name, and all that is read.
-
-    Raises:
-        SepoError: one of them is no model, or two are the same, or have the same name.
-    """
+    """The folders of the models, by name, and all that is read."""
     folders = named_models(config.models, reporter)
     inputs = {f"model {name}": Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     for first, second in combinations(folders, 2):

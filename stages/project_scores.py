@@ -18,20 +18,21 @@ from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
 from stages.errors import SepoError
-from stages.method.statistics import preference_accuracy
+from stages.method.statistics import implicit_margin, preference_accuracy
 from stages.models.folders import load_tokenizer, resolve_without_weights
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
+from stages.store.checksums import Checksum
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, is_sound, open_scores
 from stages.store.shape import lookup
-from stages.store.shards import OwnShard, own_shard, read_shard, shard_name, write_shard
+from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.tokens.projection import project_pair
-from stages.types import Dropped, Floats, Pair, PairLogps, ScoredPair, Tokenizer, TokenPair
+from stages.types import Dropped, Floats, Pair, ScoredPair, Tokenizer, TokenPair
 
 STAGE: Final = "project-scores"
 NOT_THERE: Final = "not in the data set"
@@ -53,14 +54,14 @@ class ProjectionJob(NamedTuple):
     settings: dict[str, Any]
     """those of the scores where no others were given"""
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Name of a shard -> name of the one that it is made of."""
+        return {shard_name(index): source for index, source in enumerate(self.scores.shards)}
+
 
 def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
-    """Write the scores as scores of the policy's tokens, one shard for each shard; those that are there are kept.
-
-    Raises:
-        SepoError: scores that never finished or need no projection, a tokenizer or a data set that is not theirs, an
-            unusable output folder, another run at work.
-    """
+    """Write the scores as scores of the policy's tokens, one shard for each shard; those that are there are kept."""
     job = _check(config, reporter)
     with open_stage(STAGE, config, job.inputs, settings=job.settings, sound=is_sound) as work:
         if work.finished:
@@ -72,42 +73,40 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
 
 def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
     scores = open_scores(config.scores)
-    theirs = scores.manifest["tokenizer"]["vocabulary"]
-    trust = config.trust_remote_code
-    folder = resolve_without_weights(config.model_name, reporter)
-    wanted = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
-    if vocabulary_hash(wanted) == theirs:
-        raise SepoError(
-            f"{config.model_name} has the tokenizer that {scores.folder} is of: there is nothing to project",
-            hint=f"sepo train-policy --model {config.model_name} --scores {scores.folder}",
-        )
-    name = _scored_name(config, scores)
-    folder = Path(name) if Path(name).is_dir() else resolve_without_weights(name, reporter)
-    scored = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
-    if vocabulary_hash(scored) != theirs:
-        raise SepoError(
-            f"the token->id map of {name} is not the one {scores.folder} was made with",
-            hint="give the oracle's tokenizer with --tokenizer",
-        )
-    for owner, tokenizer in ((name, scored), (config.model_name, wanted)):
+    name, tokenizers = _scored_name(config, scores), []
+    for owner in (name, config.model_name):
+        folder = Path(owner) if Path(owner).is_dir() else resolve_without_weights(owner, reporter)
+        tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
         if not tokenizer.is_fast:
             raise SepoError(
                 f"the tokenizer of {owner} cannot say which letters a token stands for",
                 hint='projection needs a "fast" tokenizer, which has a tokenizer.json',
             )
-    their_kwargs = lookup(scores.manifest, "settings.chat_template_kwargs")
-    kwargs = config.chat_template_kwargs or their_kwargs
+        tokenizers.append(tokenizer)
+    theirs, ours = map(vocabulary_hash, tokenizers)
+    if ours == scores.manifest["tokenizer"]["vocabulary"]:
+        raise SepoError(
+            f"{config.model_name} has the tokenizer that {scores.folder} is of: there is nothing to project",
+            hint=f"sepo train-policy --model {config.model_name} --scores {scores.folder}",
+        )
+    if theirs != scores.manifest["tokenizer"]["vocabulary"]:
+        raise SepoError(
+            f"the token->id map of {name} is not the one {scores.folder} was made with",
+            hint="give the oracle's tokenizer with --tokenizer",
+        )
+    given = lookup(scores.manifest, "settings.chat_template_kwargs")
     columns = config.columns or lookup(scores.manifest, "settings.columns")
-    before, after = Encoder(scored, given_arguments(their_kwargs)), Encoder(wanted, given_arguments(kwargs))
+    settings = {"columns": columns, "chat_template_kwargs": config.chat_template_kwargs or given}
+    scored = Encoder(tokenizers[0], given_arguments(given))
+    wanted = Encoder(tokenizers[1], given_arguments(settings["chat_template_kwargs"]))
     inputs = {
         "scores": Input(str(scores.folder), scores.fingerprint),
-        "scored tokenizer": Input(name, before.fingerprint),
-        "tokenizer": Input(config.model_name, after.fingerprint),
+        "scored tokenizer": Input(name, scored.fingerprint),
+        "tokenizer": Input(config.model_name, wanted.fingerprint),
         "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
     }
-    settings = {"columns": columns, "chat_template_kwargs": kwargs}
-    scores = scores._replace(ids_below=vocabulary_size(scored))
-    return ProjectionJob(reporter, scores, before, after, wanted, inputs, settings)
+    scores = scores._replace(ids_below=vocabulary_size(tokenizers[0]))
+    return ProjectionJob(reporter, scores, scored, wanted, tokenizers[1], inputs, settings)
 
 
 def _scored_name(config: ProjectScoresConfig, scores: Scores) -> str:
@@ -141,7 +140,7 @@ def _compute(job: ProjectionJob, work: Run, pairs: Iterator[Pair | Dropped]) -> 
     """Write the shards that are not there, whole, yet."""
     text = next(pairs, None)
     with job.reporter.task("project", int(job.scores.manifest["counts"]["kept"]), "pairs") as task:
-        for name, source in _shards(job.scores).items():
+        for name, source in job.sources.items():
             there = own_shard(work.place, name, work.fingerprint)
             if there is not None:
                 task.advance(there.checksum["rows"] + sum(json.loads(there.notes[_DROPPED]).values()))
@@ -164,85 +163,66 @@ def _compute(job: ProjectionJob, work: Run, pairs: Iterator[Pair | Dropped]) -> 
             write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer), notes)
 
 
-def _shards(scores: Scores) -> dict[str, str]:
-    """Name of a shard -> name of the one that it is made of."""
-    return {shard_name(index): source for index, source in enumerate(scores.shards)}
+def _read_back(job: ProjectionJob, work: Run) -> tuple[dict[str, Checksum], Counts, Scale, dict[str, Any]]:
+    """The shards beside those they were made of: what they are, and what was conserved (for the manifest's results)."""
+    checksums: dict[str, Checksum] = {}
+    counts, scale, before = Counts(), Scale(), Counter[str]()
+    margins, errors = [], [0.0]
+    rows, end_of_turn = job.scores.rows(), job.wanted.end_of_turn
+    for name in job.sources:
+        shard = own_shard(work.place, name, work.fingerprint)
+        if shard is None:
+            raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
+        checksums[name] = shard.checksum
+        counts.dropped.update(json.loads(shard.notes[_DROPPED]))
+        for row in read_shard(work.place, name, work.fingerprint, shard.checksum):
+            source = next(each for each in rows if each.pair.pair_id == row.pair.pair_id)
+            errors += map(_error, source.scores, row.scores)
+            before.update(_tokens(source.pair))
+            counts.tokens.update(_tokens(row.pair))
+            cut = any(ids[-1] != end_of_turn for ids in (row.pair.chosen_ids, row.pair.rejected_ids))
+            counts.truncated += cut and end_of_turn is not None
+            scale.add(row.scores)
+            margins.append(implicit_margin(row.scores))
+    counts.kept = len(margins)
+    counts.read = counts.kept + counts.dropped.total()
+    job.reporter.say(f"{job.scores.folder}: {counts}")
+    if not counts.kept:
+        raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
+    results = {
+        "accuracy": preference_accuracy(margins).as_json(),
+        "tokens_before": dict(before),
+        "largest_error": max(errors),
+        "source": {"fingerprint": job.scores.fingerprint, "results": job.scores.manifest.get("results")},
+    }
+    return checksums, counts, scale, results
 
 
 def _write(job: ProjectionJob, work: Run) -> Summary:
-    """Read it all back beside what it came from, and finish the run."""
-    scores, reporter = job.scores, job.reporter
-    shards = {name: _written(work, name) for name in _shards(scores)}
-    counts = Counts(kept=sum(shard.checksum["rows"] for shard in shards.values()))
-    for shard in shards.values():
-        counts.dropped.update(json.loads(shard.notes[_DROPPED]))
-    counts.read = counts.kept + counts.dropped.total()
-    reporter.say(f"{scores.folder}: {counts}")
-    if not counts.kept:
-        raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
+    checksums, counts, scale, results = _read_back(job, work)
     for reason, dropped in counts.dropped.items():
-        reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
-    scale = Scale()
-    results = _compare(job, work, shards, counts, scale)
+        job.reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
     warnings = alarms(scale, {})
-    warnings += [f"of the scores before projection: {text}" for text in scores.manifest.get("warnings") or []]
+    warnings += [f"of the scores before projection: {text}" for text in job.scores.manifest.get("warnings") or []]
     for warning in warnings:
-        reporter.warn(warning)
+        job.reporter.warn(warning)
     work.finish(
-        files=list(shards),
+        files=list(checksums),
         device="cpu",
         counts=counts.as_json(),
         results=results,
         warnings=warnings,
         tokenizer=tokenizer_section(job.tokenizer),
-        shards={name: shard.checksum for name, shard in shards.items()},
+        shards=checksums,
     )
-    tokens, before = (each["chosen"] + each["rejected"] for each in (counts.tokens, results["tokens_before"]))
+    before, now = (each["chosen"] + each["rejected"] for each in (results["tokens_before"], counts.tokens))
     rows = [
         ("pairs", str(counts)),
-        ("response tokens", f"{before:,} before, {tokens:,} now"),
+        ("response tokens", f"{before:,} before, {now:,} now"),
         ("implicit reward prefers chosen", f"{results['accuracy']['value']:.3f} of all pairs here"),
         ("largest error of a response's sum", f"{results['largest_error']:.1e} of the sum of its tokens' sizes"),
     ]
     return Summary(f"scores in {work.place}", rows)
-
-
-def _written(work: Run, name: str) -> OwnShard:
-    shard = own_shard(work.place, name, work.fingerprint)
-    if shard is None:
-        raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
-    return shard
-
-
-def _compare(
-    job: ProjectionJob, work: Run, shards: dict[str, OwnShard], counts: Counts, scale: Scale
-) -> dict[str, Any]:
-    """What was conserved, of the shards beside the scores they came from. Counts the tokens on the way."""
-    largest = 0.0
-    before: Counter[str] = Counter()
-    end_of_turn = job.wanted.end_of_turn
-
-    def rows() -> Iterator[PairLogps]:
-        nonlocal largest
-        sources = job.scores.rows()
-        for name, shard in shards.items():
-            for row in read_shard(work.place, name, work.fingerprint, shard.checksum):
-                source = next(each for each in sources if each.pair.pair_id == row.pair.pair_id)
-                largest = max(largest, *map(_error, source.scores, row.scores))
-                before.update(_tokens(source.pair))
-                counts.tokens.update(_tokens(row.pair))
-                scale.add(row.scores)
-                cut = any(ids[-1] != end_of_turn for ids in (row.pair.chosen_ids, row.pair.rejected_ids))
-                counts.truncated += cut and end_of_turn is not None
-                yield row.scores
-
-    accuracy = preference_accuracy(rows())
-    return {
-        "accuracy": accuracy.as_json(),
-        "tokens_before": dict(before),
-        "largest_error": largest,
-        "source": {"fingerprint": job.scores.fingerprint, "results": job.scores.manifest.get("results")},
-    }
 
 
 def _error(before: Floats, after: Floats) -> float:

@@ -7,7 +7,7 @@ side, is decided by `sepo train-policy`.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,9 +19,9 @@ from stages.data.template_arguments import given_arguments
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
-from stages.method.drift import Drift, DriftMeter
+from stages.method.drift import DriftMeter
 from stages.method.noise import Noise, measure_noise
-from stages.method.statistics import Interval, preference_accuracy
+from stages.method.statistics import implicit_margin, preference_accuracy
 from stages.models.folders import load_tokenizer, model_hash, resolve_model, usable_length
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer
@@ -37,7 +37,7 @@ from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs, tokenizer_section, vocabulary_hash, vocabulary_size
-from stages.types import PairLogps, Tokenizer, TokenPair
+from stages.types import Tokenizer, TokenPair
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
@@ -57,11 +57,7 @@ class ScoreJob(NamedTuple):
 
 
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
-    """Score every usable pair, or this worker's share; shards that are there already are kept.
-
-    Raises:
-        SepoError: an oracle that never finished, two tokenizers, unusable data or output folder, another run at work.
-    """
+    """Score every usable pair, or this worker's share; shards that are there already are kept."""
     job = _check(config, reporter)
     with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, sound=is_sound) as work:
         if work.finished:
@@ -146,14 +142,20 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
     if missing:
         return work.nothing_to_do("scores") if work.finished_by_another() else _unfinished(job, work, missing)
     noise = _noise(job, work, scorer, pairs, checksums)
-    accuracy, drift, scale = _read_back(work, checksums, vocabulary_size(job.tokenizer))
-    token = job.tokenizer.decode([drift.worst_id]) if drift.worst_id >= 0 else ""
+    meter, scale, margins = DriftMeter(vocabulary_size(job.tokenizer)), Scale(), []
+    # As the next stage will read them.
+    for name, checksum in checksums.items():
+        for row in read_shard(work.place, name, work.fingerprint, checksum):
+            meter.add(row)
+            scale.add(row.scores)
+            margins.append(implicit_margin(row.scores))
+    accuracy, drift = preference_accuracy(margins), meter.read(job.tokenizer.decode)
     results = {
         "accuracy": accuracy.as_json(),
-        "drift": {**drift._asdict(), "worst_token": token},
+        "drift": drift._asdict(),
         "noise": noise.as_json() if noise else None,
     }
-    warnings = alarms(scale, {**work.identity, "results": results}) + drift_warnings(drift, token)
+    warnings = alarms(scale, {**work.identity, "results": results}) + drift_warnings(drift)
     warnings += [*(noise_warnings(noise) if noise else []), *_rounded(job.models)]
     for warning in warnings:
         job.reporter.warn(warning)
@@ -170,7 +172,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
         ("pairs", f"{len(pairs):,}"),
         ("response tokens", f"{counts.tokens['chosen'] + counts.tokens['rejected']:,}"),
         ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
-        *drift_rows(drift, token),
+        *drift_rows(drift),
         *(noise_rows(noise) if noise else []),
         # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
         *(("warning", warning) for warning in warnings),
@@ -234,21 +236,6 @@ def _noise(
         if row.pair.pair_id in ids
     ]
     return measure_noise(measured, exact)
-
-
-def _read_back(work: Run, checksums: dict[str, Checksum], vocabulary: int) -> tuple[Interval, Drift, Scale]:
-    """What is in the shards, read as the next stage will; the interval is that of the implicit reward's accuracy."""
-    meter, scale = DriftMeter(vocabulary), Scale()
-
-    def scores() -> Iterator[PairLogps]:
-        for name, checksum in checksums.items():
-            for row in read_shard(work.place, name, work.fingerprint, checksum):
-                meter.add(row)
-                scale.add(row.scores)
-                yield row.scores
-
-    accuracy = preference_accuracy(scores())
-    return accuracy, meter.read(), scale
 
 
 def _rounded(models: Models) -> list[str]:

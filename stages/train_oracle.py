@@ -92,11 +92,7 @@ class OracleData(NamedTuple):
 
 
 def run(config: OracleConfig, reporter: Reporter) -> Summary:
-    """Train the reference and the oracle; go on where an interrupted run stopped.
-
-    Raises:
-        SepoError: unusable model, data or output folder, all found before training starts where that is possible.
-    """
+    """Train the reference and the oracle; go on where an interrupted run stopped."""
     job = _check(config, reporter)
     with open_stage(STAGE, config, job.inputs, processes=job.accelerator, reporter=reporter) as work:
         if work.finished:
@@ -198,7 +194,8 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
     if not data.held_out:
         return None
     oracle = logps_of(model, data.held_out, context, "oracle, held-out pairs")
-    return oracle_metrics(data.held_out, oracle, reference[:known], config.beta, embedding_rows(model))
+    rows, decode = embedding_rows(model), job.tokenizer.decode
+    return oracle_metrics(data.held_out, oracle, reference[:known], config.beta, rows, decode)
 
 
 def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
@@ -284,10 +281,9 @@ def _write(job: OracleJob, work: Run, counts: dict[str, Any], metrics: OracleMet
         reason = "all have one prompt" if config.eval_fraction else "eval_fraction 0"
         warnings = [f"no pair was held out ({reason}): nothing tells whether the oracle learnt"]
     else:
-        token = job.tokenizer.decode([metrics.drift.worst_id]) if metrics.drift.worst_id >= 0 else ""
-        warnings, results = oracle_warnings(metrics, token), metrics.as_json(token)
+        warnings, results = oracle_warnings(metrics), metrics.as_json()
         held_out = {"accuracy": metrics.accuracy.value, "reward margin": metrics.margin.value}
-        rows += oracle_rows(metrics, token)
+        rows += oracle_rows(metrics)
     for warning in warnings:
         job.reporter.warn(warning)
     warnings += training_warnings(folder)

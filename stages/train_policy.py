@@ -101,11 +101,7 @@ class Trained(NamedTuple):
 
 
 def run(config: PolicyConfig, reporter: Reporter) -> Summary:
-    """Train the policy and write it as an ordinary model folder.
-
-    Raises:
-        SepoError: scores that never finished, a model that gives ids another meaning, an unusable output folder.
-    """
+    """Train the policy and write it as an ordinary model folder."""
     job = _check(config.resolved(), reporter)
     first = job.accelerator.is_main_process
     with open_stage(STAGE, job.config, job.inputs, processes=job.accelerator, reporter=reporter) as work:

@@ -1,10 +1,10 @@
 """`sepo validate`: what the stages would make of a data set, and what that would cost, before any of it is spent.
 
-Reads the data set and the tokenizer, never a model's weights. Nothing is written but the cache of the tokenised pairs,
-which the stages find there.
+No weights are read. Nothing is written but the cache of the tokenised pairs, which the stages find there.
 """
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, Final
 
 import numpy as np
@@ -30,15 +30,11 @@ from stages.types import Pair, Tokenizer, TokenPair
 
 STAGE: Final = "validate"
 LOOKED_AT: Final = 1000
-"""rows from the beginning in which tools are looked for"""
+"""pairs from the beginning in which tools are looked for"""
 
 
 def run(config: ValidateConfig, reporter: Reporter) -> Summary:
-    """Look at everything; what is wrong comes back with the summary, as its `failure`.
-
-    Raises:
-        SepoError: an unknown layout, a file that cannot be trusted, no tokenizer or configuration.
-    """
+    """Look at everything; what is wrong comes back with the summary, as its `failure`."""
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     tokenizer, encoder, size = _check(config, reporter)
@@ -52,13 +48,22 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     for warning in warnings:
         reporter.warn(warning)
     failure = _failure(config, counts, report["max_length"]["pairs"])
-    report["example"] = {"pair": pair._asdict() if pair else None, "ids": _as_lists(ids) if ids else None}
+    lists = {part: values.tolist() for part, values in zip(ids._fields[1:], ids.parts, strict=True)} if ids else None
+    report["example"] = {"pair": pair._asdict() if pair else None, "ids": lists}
     report["warnings"] = [*found.remarks, *warnings]
     report["error"] = failure.message if failure else None
+    estimate = report["estimate"]
+    tables = [
+        pair_table(pair) if pair else None,
+        _dropped_table(counts),
+        spread_table(report["lengths"]) if report["lengths"] else None,
+        token_table(ids, tokenizer) if ids else None,
+        cost_table(estimate["stages"], size, estimate["memory"]) if estimate["stages"] else None,
+    ]
     return Summary(
         f"{config.dataset} for {config.model_name}",
         [*_data_rows(report, config.overlong), *_tokenizer_rows(report["tokenizer"])],
-        tables=tuple(_tables(report, counts, size, pair, token_table(ids, tokenizer) if ids else None)),
+        tables=tuple(table for table in tables if table),
         failure=failure,
         json=report if config.json else None,
     )
@@ -81,22 +86,16 @@ def _load(config: ValidateConfig, encoder: Encoder, reporter: Reporter) -> tuple
 
 
 def _example(config: ValidateConfig, found: Tokenised) -> tuple[Pair | None, TokenPair | None, bool]:
-    """The pair that is shown, the first that fits, as text and as ids; and whether any of the first rows brings tools.
+    """The pair that is shown, the first that fits, as text and as ids; and whether any of the first ones brings tools.
 
     Where none fits it is the first that has ids, and where none has any, the first that could be read.
     """
     fitting = np.flatnonzero(whole_lengths(found.pairs.lengths) <= config.max_length)
     ids = found.pairs[int(fitting[0]) if len(fitting) else 0] if len(found.pairs) else None
-    wanted = None
-    tools = False
-    for number, pair in enumerate(read_pairs(config.dataset, column_names(config.columns))):
-        if isinstance(pair, Pair):
-            tools = tools or TOOLS in pair.template_arguments
-            if wanted is None and (ids is None or pair.pair_id == ids.pair_id):
-                wanted = pair
-        if number + 1 >= LOOKED_AT and (wanted or ids is None):
-            break
-    return wanted, ids, tools
+    pairs = (pair for pair in read_pairs(config.dataset, column_names(config.columns)) if isinstance(pair, Pair))
+    first = list(islice(pairs, LOOKED_AT))
+    tools = any(TOOLS in pair.template_arguments for pair in first)
+    return next((pair for pair in chain(first, pairs) if ids is None or pair.pair_id == ids.pair_id), None), ids, tools
 
 
 def _compute(
@@ -126,10 +125,6 @@ def _compute(
         "chosen_longer": chosen_longer(pairs.lengths).as_json() if pairs else None,
         "estimate": {"memory": memory_of(device), "stages": costs},
     }
-
-
-def _as_lists(ids: TokenPair) -> dict[str, list[int]]:
-    return {name: values.tolist() for name, values in ids._asdict().items() if name != "pair_id"}
 
 
 def _tokenizer_facts(tokenizer: Tokenizer, encoder: Encoder, example: TokenPair | None) -> dict[str, Any]:
@@ -190,16 +185,29 @@ def _failure(config: ValidateConfig, counts: Counts, too_long: int) -> SepoError
     return None
 
 
+def _dropped_table(counts: Counts) -> Table | None:
+    rows = [
+        [reason, f"{count:,}", f"{count / counts.read:.1%}", ", ".join(counts.examples[reason])]
+        for reason, count in counts.dropped.most_common()
+    ]
+    return Table("Dropped rows (numbered from 0)", ["reason", "rows", "share", "the first"], rows) if rows else None
+
+
 def _data_rows(report: dict[str, Any], how: str) -> list[tuple[str, str]]:
     layout, rows, tokens = report["layout"], report["rows"], report["tokens_kept"]
     names = {ours: f"{theirs} as {ours}" if ours != theirs else ours for ours, theirs in layout["columns"].items()}
+    long, effect = report["max_length"], "no pair"
+    if long["pairs"]:
+        done = {"drop": "dropped", "truncate": "cut", "error": "an error"}[how]
+        truncating = f"{long['pairs'] - long['without_room']:,} of them and cuts {long['cut_tokens']:,} tokens"
+        effect = f"{long['pairs']:,} pairs with {long['tokens']:,} tokens: {done}; truncating keeps {truncating}"
     identical = sum(rows["dropped"][reason]["count"] for reason in (SAME, SAME_IDS) if reason in rows["dropped"])
     shown = [
         ("layout", layout["name"]),
         ("columns read", ", ".join(f"{name} ({layout['kinds'][ours]})" for ours, name in names.items())),
         ("columns not read", ", ".join(layout["not_read"]) or "none"),
         ("rows", f"{rows['read']:,} read = {rows['kept']:,} kept + {rows['read'] - rows['kept']:,} dropped"),
-        (f"longer than {report['max_length']['limit']:,}", _overlong_words(report["max_length"], how)),
+        (f"longer than {long['limit']:,}", effect),
         ("tokens kept", ", ".join(f"{side} {count:,}" for side, count in tokens.items())),
         ("chosen equals rejected", f"{identical:,} rows, dropped" if identical else "0 rows"),
     ]
@@ -212,16 +220,6 @@ def _data_rows(report: dict[str, Any], how: str) -> list[tuple[str, str]]:
     return shown
 
 
-def _overlong_words(long: dict[str, int], how: str) -> str:
-    """What the limit does, and what truncating does or would do."""
-    if not long["pairs"]:
-        return "no pair"
-    done = {"drop": "dropped", "truncate": "cut", "error": "an error"}[how]
-    kept, cut = long["pairs"] - long["without_room"], f"{long['cut_tokens']:,} tokens"
-    truncating = f"truncating keeps {kept:,} of them and cuts {cut}"
-    return f"{long['pairs']:,} pairs with {long['tokens']:,} tokens: {done}; {truncating}"
-
-
 def _tokenizer_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     template = "" if facts["chat_template"] else " (no chat template: prompts are plain text)"
     same = facts["pad"] and facts["pad"] == facts["eos"]
@@ -232,22 +230,3 @@ def _tokenizer_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("BOS", f"{facts['bos']}; the prompt below begins with {times}" if facts["bos"] else "none"),
         ("padding", (facts["pad"] or "none") + (", the same as eos: kept apart by masks, never by id" if same else "")),
     ]
-
-
-def _tables(
-    report: dict[str, Any], counts: Counts, size: ModelSize, pair: Pair | None, tokens: Table | None
-) -> Iterator[Table]:
-    if pair:
-        yield pair_table(pair)
-    if counts.dropped:
-        lines = [
-            [reason, f"{count:,}", f"{count / counts.read:.1%}", ", ".join(counts.examples[reason])]
-            for reason, count in counts.dropped.most_common()
-        ]
-        yield Table("Dropped rows (numbered from 0)", ["reason", "rows", "share", "the first"], lines)
-    if report["lengths"]:
-        yield spread_table(report["lengths"])
-    if tokens:
-        yield tokens
-    if report["estimate"]["stages"]:
-        yield cost_table(report["estimate"]["stages"], size, report["estimate"]["memory"])

@@ -22,31 +22,21 @@ class Point(NamedTuple):
 
 
 def budgets(recipes: Iterable[Iterable[Sequence[Point]]]) -> tuple[float, ...]:
-    """Two divergences at which to compare: the furthest that every run of the recipe in the middle reaches, and half.
+    """Two divergences at which to compare recipes by their runs: the furthest that all runs of the middle one reach,
+    and half of it; none where it never moved.
 
-    Recipes are in order of the furthest that all of their runs reach. Both are cut to two digits, never rounded up, so
-    that the recipe they are taken from reaches them. There are none where it never moved.
-
-    Args:
-        recipes: of each recipe, the paths of its runs.
+    Both are cut to two digits, never rounded up, so that the recipe they are taken from reaches them.
     """
     furthest = sorted(min(max(point.kl for point in path) for path in paths) for paths in recipes)
     middle = furthest[(len(furthest) - 1) // 2]
-    return (_cut(middle / 2), _cut(middle)) if middle > 0 else ()
-
-
-def _cut(value: float) -> float:
-    """The two leading digits."""
-    return float(Context(prec=2, rounding=ROUND_DOWN).create_decimal(repr(value)))
+    two_digits = Context(prec=2, rounding=ROUND_DOWN)
+    return tuple(float(two_digits.create_decimal(repr(kl))) for kl in (middle / 2, middle) if kl > 0)
 
 
 def reward_at(path: Sequence[Point], kl: float) -> float | None:
-    """The reward where a run first reaches a divergence, between its points; None if it never does.
+    """The reward where a run, from its reference on, first reaches a divergence; None if it never does.
 
     Lines are straight in the square root of KL, in which gains are nearly linear at first (arXiv 2210.10760 section 3).
-
-    Args:
-        path: the points of one run by step, the reference first (step 0, kl 0).
     """
     for before, after in itertools.pairwise(path):
         if before.kl <= kl <= after.kl:

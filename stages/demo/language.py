@@ -71,11 +71,7 @@ def true_reward(text: str, rewards: Mapping[str, float] = REWARDS) -> float:
 
 
 def load_rewards(demo: Path) -> dict[str, float]:
-    """Word -> planted reward, as a folder of `sepo make-demo` has it.
-
-    Raises:
-        SepoError: its truth.json cannot be read.
-    """
+    """Word -> planted reward, as a folder of `sepo make-demo` has it."""
     try:
         return {
             str(word): float(reward) for word, reward in parse_json(read_regular(demo / TRUTH, MOST_JSON_BYTES)).items()
@@ -104,11 +100,7 @@ def draw_splits(train_pairs: int, test_pairs: int, seed: int) -> tuple[list[dict
 
 
 def draw_pairs(prompts: Sequence[tuple[str, ...]], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """`count` labelled pairs for the prompts in turn, from the first again when they run out.
-
-    Args:
-        prompts: each an opener and its nouns.
-    """
+    """`count` labelled pairs for the prompts (an opener and nouns) in turn, from the first again when they run out."""
     return [_draw_pair(*prompt, rng=rng) for prompt in itertools.islice(itertools.cycle(prompts), count)]
 
 
@@ -124,13 +116,8 @@ def _draw_pair(opener: str, *nouns: str, rng: random.Random) -> dict[str, str]:
         first, second = _draw_response(nouns, rng), _draw_response(nouns, rng)
     if rng.random() >= preference_probability(first, second):
         first, second = second, first
-    return {"prompt": _prompt_text(opener, nouns), "chosen": first, "rejected": second}
-
-
-def _prompt_text(opener: str, nouns: Sequence[str]) -> str:
-    """``write about the cat and the dog .`` or ``write about the cat , the dog and the boat .``"""
     *early, last = [f"the {noun}" for noun in nouns]
-    return f"{opener} {' , '.join(early)} and {last} ."
+    return {"prompt": f"{opener} {' , '.join(early)} and {last} .", "chosen": first, "rejected": second}
 
 
 def _draw_response(nouns: Sequence[str], rng: random.Random) -> str:

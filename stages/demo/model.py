@@ -40,9 +40,7 @@ def build_demo_model(folder: Path, words: Sequence[str], seed: int, *, layers: i
     The same words and seed give the same bytes (under the same version of transformers).
 
     Args:
-        folder: replaced if it exists.
         words: every word the tokenizer shall know, without blanks in them; anything else becomes ``<unk>``.
-        seed: decides the weights; the caller's own random state is left as it was.
     """
     tokenizer = demo_tokenizer(words)
     config = LlamaConfig(

@@ -54,11 +54,7 @@ class Source(NamedTuple):
 
 
 def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, reporter: Reporter) -> list[str]:
-    """What of the held-out pairs each model has seen in training, as far as that can be known, as warnings.
-
-    Raises:
-        SepoError: what was given as training data cannot be read as such.
-    """
+    """What of the held-out pairs each model has seen in training, as far as that can be known, as warnings."""
     warnings: dict[str, None] = {}
     bases: dict[str, list[str]] = {}
     looked_into: dict[tuple[Source, str], Found] = {}
@@ -148,11 +144,7 @@ def _meant_by(name: str, run: Path) -> Iterator[Path]:
 
 
 def training_pairs(source: Source, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
-    """The pairs of a source, or why they cannot be compared.
-
-    Raises:
-        SepoError: it is neither a folder of `sepo score` or `train-oracle` nor a data set, or cannot be read.
-    """
+    """The pairs of a source, or why they cannot be compared."""
     name, policy, lost = source
     folder = _folder(name)
     if lost:

@@ -53,11 +53,7 @@ def scored_pairs(dataset: str) -> Scores | None:
 
 
 def truth_hash(demo: Path) -> str:
-    """Hash of the planted rewards of a folder of `sepo make-demo`.
-
-    Raises:
-        SepoError: it never finished, or is not as it was written.
-    """
+    """Hash of the planted rewards of a folder of `sepo make-demo`."""
     read_manifest(demo, "make-demo", "run `sepo make-demo` first")
     refuse_altered(demo)
     return hash_file(demo / TRUTH)
@@ -77,10 +73,6 @@ def read_held_out(name: str, tokenizer: Tokenizer, config: EvaluateConfig, repor
 
     Args:
         name: of the tokenizer's model.
-
-    Raises:
-        SepoError: it cannot be read, holds the ids of another tokenizer, or has fewer than two prompts: no interval
-            could be given.
     """
     dataset = str(config.dataset)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
@@ -121,11 +113,7 @@ def prompts_of(pairs: list[TokenPair]) -> NDArray[np.int64]:
 def prompts_for(
     name: str, pairs: list[TokenPair], positions: int | None, config: EvaluateConfig, reporter: Reporter
 ) -> list[Prompt]:
-    """The prompts to be answered by a model, which leave room for an answer in its positions.
-
-    Raises:
-        SepoError: fewer than two do.
-    """
+    """The prompts to be answered by a model, which leave room for an answer in its positions."""
     if not config.samples:
         return []
     prompts: dict[bytes, TokenPair] = {}

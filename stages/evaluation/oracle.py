@@ -1,11 +1,10 @@
 """What held-out pairs say of an oracle."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from stages.method.drift import Drift, DriftMeter
-from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.method.statistics import Interval, implicit_margin, mean_interval, preference_accuracy
 from stages.models.scorer import difference
 from stages.types import PairLogps, ScoredPair, TokenPair
 
@@ -19,22 +18,29 @@ class OracleMetrics(NamedTuple):
     """beta * (summed score of chosen - of rejected), mean over pairs, nats"""
     drift: Drift
 
-    def as_json(self, token: str) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {
-            "accuracy": self.accuracy.as_json(),
-            "reward_margin": self.margin.as_json(),
-            "drift": {**self.drift._asdict(), "worst_token": token},
-        }
+        margin, drift = self.margin.as_json(), self.drift._asdict()
+        return {"accuracy": self.accuracy.as_json(), "reward_margin": margin, "drift": drift}
 
 
 def oracle_metrics(
-    pairs: list[TokenPair], oracle: list[PairLogps], reference: list[PairLogps], beta: float, vocabulary_size: int
+    pairs: list[TokenPair],
+    oracle: list[PairLogps],
+    reference: list[PairLogps],
+    beta: float,
+    vocabulary_size: int,
+    decode: Callable[[list[int]], str],
 ) -> OracleMetrics:
-    """Accuracy, margin and drift of an oracle on pairs it has not seen."""
+    """
+    Args:
+        pairs: that the oracle was not trained on; `oracle` and `reference` are their log-probs.
+        decode: of the tokenizer.
+    """
     scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
     meter = DriftMeter(vocabulary_size)
     for pair, score in zip(pairs, scores, strict=True):
         meter.add(ScoredPair(pair, score, None))
-    margins = np.array([beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores])
-    return OracleMetrics(preference_accuracy(scores), mean_interval(margins), meter.read())
+    accuracy = preference_accuracy([implicit_margin(score) for score in scores])
+    margins = [beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores]
+    return OracleMetrics(accuracy, mean_interval(margins), meter.read(decode))

@@ -5,6 +5,7 @@ that is mostly drift ranks tokens by how common they are, not by how good they a
 """
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ MEDIAN_SAMPLE: Final = 1_000_000
 
 
 class Drift(NamedTuple):
-    """How far an oracle's scores moved where chosen and rejected agree, which DPO's loss cannot see. In nats."""
+    """In nats."""
 
     median: float
     spread: float
@@ -28,6 +29,8 @@ class Drift(NamedTuple):
     worst_id: int
     """the one of those types whose mean is farthest from 0"""
     worst: float
+    worst_token: str = ""
+    """that type as text"""
 
     @property
     def large(self) -> bool:
@@ -57,8 +60,8 @@ class DriftMeter:
                 self._sample.append(scores)
                 self._sampled += len(scores)
 
-    def read(self) -> Drift:
-        """The drift of what was added so far (at least one pair)."""
+    def read(self, decode: Callable[[list[int]], str]) -> Drift:
+        """The drift of what was added so far (at least one pair), its worst token decoded by the tokenizer."""
         counts = self._counts["chosen"] + self._counts["rejected"]
         tokens = int(counts.sum())
         mean = float(self._totals.sum()) / tokens
@@ -72,4 +75,5 @@ class DriftMeter:
         means = self._totals[types] / counts[types]
         worst = int(np.argmax(np.abs(means)))
         shared = float(self._totals[types].sum() / counts[types].sum())
-        return Drift(median, spread, shared, int(types[worst]), float(means[worst]))
+        worst_id = int(types[worst])
+        return Drift(median, spread, shared, worst_id, float(means[worst]), decode([worst_id]))

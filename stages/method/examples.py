@@ -29,9 +29,6 @@ def make_examples(
 
     Returns:
         the examples, and the counts for the manifest.
-
-    Raises:
-        SepoError: no pair is left.
     """
     examples: list[Example] = []
     empty = 0

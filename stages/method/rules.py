@@ -157,11 +157,7 @@ def _fewest(keys: Floats, noise: float, share: float) -> Mask:
 
 
 def column(inputs: RuleInputs) -> Selection:
-    """the weights in the shards' columns chosen_weights and rejected_weights
-
-    Raises:
-        SepoError: a row has none.
-    """
+    """the weights in the shards' columns chosen_weights and rejected_weights"""
     weights = []
     for row in inputs.rows:
         if row.weights is None:

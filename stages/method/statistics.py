@@ -1,7 +1,7 @@
 """Small statistics that a summary needs: intervals, and the accuracy of an implicit reward."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ def mean_interval(values: NDArray[np.floating] | Sequence[float], quantile: floa
 
 
 def student_interval(values: Sequence[float]) -> Interval:
-    """A mean with Student's 95% interval, for a few values."""
+    """A mean of a few values with Student's interval."""
     return mean_interval(values, student_95(len(values) - 1))
 
 
@@ -72,13 +72,10 @@ def student_95(freedom: int) -> float:
 
 
 def by_cluster(figures: Mapping[str, Ratio], clusters: NDArray[Any]) -> dict[str, Ratio]:
-    """The same figures with the items of each cluster added up to one, in the order of the clusters' numbers.
+    """The same figures with the items of each cluster (N,), such as a prompt's, added up to one.
 
     Only what is independent may be drawn again (Davison and Hinkley 1997, section 3.8): a prompt with all its answers,
     not an answer, where prompts differ more than the answers to one of them.
-
-    Args:
-        clusters: (N,) to which each item belongs, such as the number of its prompt.
     """
     _, places = np.unique(clusters, return_inverse=True)
     return {name: Ratio(*(np.bincount(places, weights=part) for part in ratio)) for name, ratio in figures.items()}
@@ -91,22 +88,16 @@ def bootstrap_intervals(figures: Mapping[str, Ratio], *, seed: int) -> dict[str,
 
 
 def bootstrap_differences(ours: Mapping[str, Ratio], theirs: Mapping[str, Ratio], *, seed: int) -> dict[str, Interval]:
-    """Ours minus theirs, for every figure of both, paired: the same items are drawn for both (Efron 1979).
-
-    Args:
-        ours: figures of n items.
-        theirs: figures of the same n items in the same order.
-    """
+    """Ours minus theirs, of the same items in the same order: the same ones are drawn for both (Efron 1979)."""
     names = [name for name in ours if name in theirs]
     first, second = (_resampled({name: some[name] for name in names}, seed) for some in (ours, theirs))
     return {name: _interval(ours[name].value - theirs[name].value, first[name] - second[name]) for name in names}
 
 
 def sign_test(differences: NDArray[Any]) -> float:
-    """Two-sided p of as lopsided a split of signs if both were as likely, exactly; those that are 0 are left out.
+    """Two-sided p of as lopsided a split of the signs of independent items (N,) if both were as likely, exactly.
 
-    Args:
-        differences: (N,) of independent items.
+    Those that are 0 are left out.
     """
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
     count = ups + downs
@@ -138,7 +129,11 @@ def _interval(value: float, draws: NDArray[np.float64]) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def preference_accuracy(scores: Iterable[PairLogps]) -> Interval:
-    """How often the implicit reward (the sum of a response's scores) prefers the chosen response; a tie counts half."""
-    margins = np.array([float(pair.chosen.sum()) - float(pair.rejected.sum()) for pair in scores])
-    return wilson(float((margins > 0).sum() + 0.5 * (margins == 0).sum()), len(margins))
+def implicit_margin(scores: PairLogps) -> float:
+    """By how much the implicit reward, the sum of a response's scores, prefers the chosen response."""
+    return float(scores.chosen.sum()) - float(scores.rejected.sum())
+
+
+def preference_accuracy(margins: Sequence[float]) -> Interval:
+    """The share of positive margins; one of 0 counts half."""
+    return wilson(sum((margin > 0) + 0.5 * (margin == 0) for margin in margins), len(margins))

@@ -42,11 +42,7 @@ class ModelSize(NamedTuple):
 
 
 def model_size(folder: Path, *, trust_remote_code: bool) -> ModelSize:
-    """Count a model's parameters from its configuration alone, without room for them.
-
-    Raises:
-        SepoError: transformers cannot make a causal language model of it.
-    """
+    """Count a model's parameters from its configuration alone, without room for them."""
     config = load_config(folder, trust_remote_code=trust_remote_code)
     with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
         model: CausalLM = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

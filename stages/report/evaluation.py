@@ -81,11 +81,7 @@ def build_report(
 
 
 def show_again(report: dict[str, Any], output: str) -> Summary:
-    """The summary of a report that was read from its file.
-
-    Raises:
-        SepoError: something is missing in it.
-    """
+    """The summary of a report that was read from its file."""
     # What trips over a damaged report is our own code; over a whole one it does so as well when the report is new.
     with borrowed(
         f"{output} is damaged: its report cannot be read",

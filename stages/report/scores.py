@@ -1,4 +1,4 @@
-"""What the figures of scores mean, in words: for summaries, and to read before the scores are trusted."""
+"""What the figures of scores mean: lines of a summary, and warnings."""
 
 from stages.evaluation.oracle import OracleMetrics
 from stages.method.drift import Drift
@@ -7,25 +7,22 @@ from stages.method.noise import Noise
 Rows = list[tuple[str, str]]
 
 
-def drift_rows(drift: Drift, token: str) -> Rows:
-    """
-    Args:
-        token: the drift's worst one as text.
-    """
-    shared = f"{drift.shared:+.3f} nats, farthest {token!r} {drift.worst:+.3f}"
+def drift_rows(drift: Drift) -> Rows:
+    shared = f"{drift.shared:+.3f} nats, farthest {drift.worst_token!r} {drift.worst:+.3f}"
     return [
         ("median score", f"{drift.median:+.3f} nats, spread {drift.spread:.3f}"),
         ("score of the tokens both sides share", shared),
     ]
 
 
-def drift_warnings(drift: Drift, token: str) -> list[str]:
+def drift_warnings(drift: Drift) -> list[str]:
     if not drift.large:
         return []
     return [
-        f"the oracle drifted: tokens that chosen and rejected share score {drift.shared:+.2g} nats on average "
-        f"({token!r} {drift.worst:+.2g}, median of all {drift.median:+.2g}) against a spread of {drift.spread:.2g}; "
-        "selection may follow the drift, not the preference; a lower --learning-rate or --sft-weight 1 reduces it"
+        f"the oracle drifted: tokens that chosen and rejected share score {drift.shared:+.2g} nats on average"
+        f" ({drift.worst_token!r} {drift.worst:+.2g}, median of all {drift.median:+.2g}) against a spread of"
+        f" {drift.spread:.2g}; selection may follow the drift, not the preference; a lower --learning-rate or"
+        " --sft-weight 1 reduces it"
     ]
 
 
@@ -45,17 +42,17 @@ def noise_warnings(noise: Noise) -> list[str]:
     ]
 
 
-def oracle_rows(metrics: OracleMetrics, token: str) -> Rows:
+def oracle_rows(metrics: OracleMetrics) -> Rows:
     return [
         ("held-out accuracy", f"{metrics.accuracy:.3f}"),
         ("held-out reward margin", f"{metrics.margin:+.3f}"),
-        *drift_rows(metrics.drift, token),
+        *drift_rows(metrics.drift),
     ]
 
 
-def oracle_warnings(metrics: OracleMetrics, token: str) -> list[str]:
+def oracle_warnings(metrics: OracleMetrics) -> list[str]:
     coin = (
         f"on held-out pairs the oracle is not shown to be better than a coin: accuracy {metrics.accuracy:.3f}; "
         "its scores may select noise (more data, a higher --learning-rate or more epochs may help)"
     )
-    return [coin] * (metrics.accuracy.low <= 0.5) + drift_warnings(metrics.drift, token)
+    return [coin] * (metrics.accuracy.low <= 0.5) + drift_warnings(metrics.drift)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from stages.method.drift import DriftMeter
-from stages.method.statistics import mean_interval, preference_accuracy, student_95, student_interval, wilson
+from stages.method.statistics import (
+    implicit_margin,
+    mean_interval,
+    preference_accuracy,
+    student_95,
+    student_interval,
+    wilson,
+)
 from stages.report.scores import drift_warnings
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
@@ -62,7 +69,7 @@ def test_one_run_tells_nothing_of_chance():
 
 def test_accuracy_compares_sums_and_counts_a_tie_half():
     pairs = [pair_logps([1, 1], [1.5]), pair_logps([0], [3, -1]), pair_logps([1], [0.5, 0.5])]
-    assert preference_accuracy(pairs).value == pytest.approx(1.5 / 3)
+    assert preference_accuracy([implicit_margin(pair) for pair in pairs]).value == pytest.approx(1.5 / 3)
 
 
 def meter_of(*rows):
@@ -74,17 +81,17 @@ def meter_of(*rows):
 
 def test_drift_sees_what_both_sides_share():
     """Token 3 stands in both responses at -8; tokens 4 and 5 on one side only."""
-    drift = meter_of(([4, 3], [5, 3], [1.0, -8.0], [-1.0, -8.0])).read()
+    drift = meter_of(([4, 3], [5, 3], [1.0, -8.0], [-1.0, -8.0])).read(str)
     assert drift.shared == pytest.approx(-8.0)
     assert (drift.worst_id, drift.worst) == (3, pytest.approx(-8.0))
     assert drift.median == pytest.approx(-4.5)
     assert drift.spread == pytest.approx(np.std([1, -8, -1, -8]))
     assert drift.large
-    assert "drifted" in drift_warnings(drift, ".")[0]
+    assert "drifted" in drift_warnings(drift)[0]
 
 
 def test_no_drift_where_shared_tokens_stay():
-    drift = meter_of(([4, 3], [5, 3], [1.0, 0.01], [-1.0, -0.01])).read()
+    drift = meter_of(([4, 3], [5, 3], [1.0, 0.01], [-1.0, -0.01])).read(str)
     assert drift.shared == pytest.approx(0.0)
     assert not drift.large
 
@@ -95,12 +102,12 @@ def test_one_drifting_type_among_many_is_enough():
     scores = [0.0] * 8 + [-1.0]
     for end, large in [(-1.0, True), (-0.1, False)]:
         scores[-1] = end
-        drift = meter_of(([*shared, 9], shared, [*scores, 1.0], scores)).read()
+        drift = meter_of(([*shared, 9], shared, [*scores, 1.0], scores)).read(str)
         assert (drift.worst_id, drift.worst) == (8, pytest.approx(end))
         assert abs(drift.shared) < 0.5 * drift.spread
         assert drift.large is large
 
 
 def test_drift_without_a_shared_token():
-    drift = meter_of(([4], [5], [1.0], [-1.0])).read()
+    drift = meter_of(([4], [5], [1.0], [-1.0])).read(str)
     assert (drift.worst_id, drift.shared) == (-1, 0.0)
