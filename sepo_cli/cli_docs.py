@@ -3,11 +3,11 @@
 import itertools
 from collections.abc import Iterator
 from types import NoneType
-from typing import Any, get_args
+from typing import get_args
 
 from sepo_cli.commands import COMMANDS, Command, description
 from sepo_cli.spelling import ALIASES, SWITCHES
-from stages.configs import Declared, declared, is_several
+from stages.configs import Declared, declared
 from stages.reporting import markdown
 
 HEAD = """# Every option of every command
@@ -33,18 +33,12 @@ def _sections(command: Command) -> Iterator[str]:
 
 
 def _row(each: Declared) -> list[str]:
-    kind = "" if each.kind is bool else markdown(each.metavar or _plain(each.kind).__name__)
+    # `str` of `str | None`
+    plain = next((part for part in get_args(each.kind) if part is not NoneType), each.kind)
+    kind = "" if each.kind is bool else markdown(each.metavar or plain.__name__)
     unset = each.required or each.default is False or each.default in (None, ())
     default = "" if unset else f"`{each.default}`".replace("True", "on")
     return [", ".join(f"`{flag}`" for flag in each.flags), kind, default, markdown(each.help)]
-
-
-def _plain(kind: Any) -> type:
-    """`str` of `str | None`, `tuple` of `tuple[str, ...]`."""
-    if is_several(kind):
-        return tuple
-    plain: type = next((part for part in get_args(kind) if part is not NoneType), kind)
-    return plain
 
 
 if __name__ == "__main__":

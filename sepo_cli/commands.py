@@ -16,23 +16,8 @@ from typer.core import TyperCommand
 from sepo_cli.config_file import use_config_file
 from sepo_cli.run import run_stage
 from sepo_cli.spelling import translated
-from stages.configs import (
-    CacheConfig,
-    CheckConfig,
-    CompareConfig,
-    CutModelConfig,
-    Declared,
-    DemoConfig,
-    DemoReportConfig,
-    EvaluateConfig,
-    OracleConfig,
-    PolicyConfig,
-    ProjectScoresConfig,
-    ScoreConfig,
-    ValidateConfig,
-    declared,
-    is_several,
-)
+from stages import configs
+from stages.configs import Declared, declared, is_several
 from stages.registry import OBJECTIVES, RULES
 
 PIPELINE: Final = "The pipeline"
@@ -50,35 +35,37 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = (
-    Command("validate", ValidateConfig, PIPELINE, "--model M --dataset pairs.jsonl"),
-    Command("train-oracle", OracleConfig, PIPELINE, "--model M --dataset pairs.jsonl --output-dir runs/oracle"),
-    Command("score", ScoreConfig, PIPELINE, "--oracle runs/oracle --dataset pairs.jsonl --output-dir runs/scores"),
-    Command("check", CheckConfig, PIPELINE, "runs/scores"),
-    Command("train-policy", PolicyConfig, PIPELINE, "--model P --scores runs/scores --output-dir runs/policy"),
+    Command("validate", configs.ValidateConfig, PIPELINE, "--model M --dataset pairs.jsonl"),
+    Command("train-oracle", configs.OracleConfig, PIPELINE, "--model M --dataset pairs.jsonl --output-dir runs/oracle"),
+    Command(
+        "score", configs.ScoreConfig, PIPELINE, "--oracle runs/oracle --dataset pairs.jsonl --output-dir runs/scores"
+    ),
+    Command("check", configs.CheckConfig, PIPELINE, "runs/scores"),
+    Command("train-policy", configs.PolicyConfig, PIPELINE, "--model P --scores runs/scores --output-dir runs/policy"),
     Command(
         "evaluate",
-        EvaluateConfig,
+        configs.EvaluateConfig,
         PIPELINE,
         "--model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
     ),
-    Command("cache", CacheConfig, PIPELINE, "prune --older-than 30"),
-    Command("cut-model", CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),
+    Command("cache", configs.CacheConfig, PIPELINE, "prune --older-than 30"),
+    Command("cut-model", configs.CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),
     Command(
         "project-scores",
-        ProjectScoresConfig,
+        configs.ProjectScoresConfig,
         WEAK_TO_STRONG,
         "--scores S --model P --dataset pairs.jsonl --output-dir runs/projected",
     ),
-    Command("make-demo", DemoConfig, DEMO, "--output-dir runs/demo"),
+    Command("make-demo", configs.DemoConfig, DEMO, "--output-dir runs/demo"),
     Command(
         "demo-report",
-        DemoReportConfig,
+        configs.DemoReportConfig,
         DEMO,
         "--demo D --scores S --reference R --model sepo=P --output-dir runs/report",
     ),
     Command(
         "compare",
-        CompareConfig,
+        configs.CompareConfig,
         DEMO,
         "--run sepo=sepo-1.json --run sepo=sepo-2.json --run dpo=dpo-1.json --output-dir runs/compare",
     ),

@@ -35,11 +35,7 @@ class Entry(NamedTuple):
 
 
 def use_config_file(context: typer.Context, path: Path | None) -> Path | None:
-    """The callback of `--config`, called before all other options are looked at.
-
-    Raises:
-        SepoError: the file cannot be read, is no mapping, or holds an unknown key, a key twice or a wrong type.
-    """
+    """The callback of `--config`, called before all other options are looked at."""
     if path is not None:
         context.default_map = _settings(path, context)
     return path

@@ -99,15 +99,10 @@ class Bars(Lines):
                 self._progress = None
 
 
-class Warnings(Quiet):
-    """The reporter of --quiet."""
+class Warnings(Lines):
+    """The reporter of --quiet: what is said, progress too, is dropped."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def warn(self, text: str) -> None:
-        _print(self._console, _labelled("warning:", "bold yellow", text))
+    def say(self, text: str) -> None: ...
 
 
 class _Work:

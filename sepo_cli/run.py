@@ -39,13 +39,7 @@ class MissingOptions(SepoError):
 def run_stage(
     context: typer.Context, config_class: type[Config], options: dict[str, Any], *, quiet: bool, verbose: bool
 ) -> None:
-    """Run the stage of a command.
-
-    Args:
-        options: as typer gives them, by the names of the fields.
-        quiet: show warnings and the result alone.
-        verbose: show what libraries have to say.
-    """
+    """Run the stage of a command with these options, as typer gives them, by the names of the fields."""
     command = str(context.info_name)
     if quiet and verbose:
         raise SepoError("--quiet and --verbose exclude each other", hint="leave out one of them")
@@ -59,7 +53,7 @@ def run_stage(
     missing = config_class.missing(settings)
     if missing:
         raise MissingOptions(
-            f"sepo {command} needs {_enumerated(missing)}",
+            f"sepo {command} needs {', '.join(missing)}",
             hint=f"`make all` runs the whole pipeline on the built-in demo; `sepo {command} --help` lists every option",
         )
     config, started = config_class(**settings), time.time_ns()
@@ -74,13 +68,10 @@ def run_stage(
     try:
         with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):
             summary = stage.run(config, make_reporter(quiet=quiet))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         # Here and not in `main`: typer would make an exit of it before `main` sees it.
         print_interrupted()
-        raise typer.Exit(130) from None
-    except Terminated:
-        print_interrupted()
-        raise typer.Exit(143) from None
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
     remember(command, config, summary.title, started)
     print_summary(summary)
     if summary.failure is not None:
@@ -113,7 +104,3 @@ def _handled(handlers: dict[int, Any]) -> Iterator[None]:
 
 def _terminate(number: int, frame: Any) -> None:
     raise Terminated
-
-
-def _enumerated(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

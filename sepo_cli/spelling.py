@@ -41,9 +41,6 @@ def translated(arguments: list[str], options: Collection[str]) -> list[str]:
 
     Args:
         options: those of the command, as ``--quantize``.
-
-    Raises:
-        typer.BadParameter: an option that means something else here.
     """
     found = []
     for argument in arguments:

@@ -244,10 +244,8 @@ class Weighted(Protocol):
 
     @property
     def weights_RW(self) -> Tensor: ...
-
     @property
     def reference_R(self) -> Tensor | None: ...
-
     @property
     def needed_RW(self) -> Tensor: ...
 

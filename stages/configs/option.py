@@ -135,11 +135,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The options of one command. All faults are collected and raised together, before any model loads.
-
-    Raises:
-        SepoError: an option outside its limit, or options that do not go together.
-    """
+    """The options of one command. All faults are collected and raised together, before any model loads."""
 
     @classmethod
     def missing(cls, given: Mapping[str, Any]) -> list[str]:

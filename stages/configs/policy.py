@@ -90,13 +90,8 @@ class PolicyConfig(OptimizerConfig):
 
     def resolved(self) -> "PolicyConfig":
         """The same with the defaults of this objective and this rule filled in; what they do not use stays None."""
-        used = {name: value for name, value in self.rule_options.items() if name not in self._voids}
+        used = {name: value for name, value in self.rule_options.items() if name not in OBJECTIVES[self.objective].void}
         return replace(self, select=self.rule, **self.objective_options, **used)
-
-    @property
-    def _voids(self) -> tuple[str, ...]:
-        """The selection rules' options that change nothing of the objective."""
-        return OBJECTIVES[self.objective].void
 
     def _options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
         return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
@@ -106,11 +101,9 @@ class PolicyConfig(OptimizerConfig):
         return value is not None and value is not False
 
     def _faults(self) -> list[str]:
-        named: list[tuple[str, str, Mapping[str, Any]]] = [
-            ("objective", self.objective, OBJECTIVES),
-            ("select", self.select or "all", RULES),
-        ]
-        wrong = [unknown(kind, name, entries) for kind, name, entries in named if name not in entries]
+        wrong = [] if self.objective in OBJECTIVES else [unknown("objective", self.objective, OBJECTIVES)]
+        if self.select not in (None, *RULES):
+            wrong.append(unknown("select", str(self.select), RULES))
         return super()._faults() + (wrong or self._useless())
 
     def _useless(self) -> list[str]:
@@ -123,7 +116,7 @@ class PolicyConfig(OptimizerConfig):
             for name in dict.fromkeys(option for entry in entries.values() for option in entry.options):
                 if self._given(name) and name not in used:
                     faults.append(f"{name} is no option of {kind}; {_have(users(name))} it")
-        void = [name for name in self._voids if self._given(name) and name in self.rule_options]
+        void = [name for name in OBJECTIVES[self.objective].void if self._given(name) and name in self.rule_options]
         faults += [f"{name} changes nothing of objective {self.objective}" for name in void]
         if self.reference_model and not self.needs & {"reference", "kl"}:
             faults.append(

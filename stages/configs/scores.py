@@ -45,9 +45,7 @@ class ScoreConfig(Config):
         faults = []
         apart = [name for name in ("oracle_model", "reference_model") if getattr(self, name)]
         if self.oracle and apart:
-            faults.append(
-                "oracle already names both models; oracle_model and reference_model are for models kept apart"
-            )
+            faults.append("oracle names both models; oracle_model and reference_model are for models kept apart")
         if not self.oracle and len(apart) < 2:
             faults.append("give oracle (a folder of `sepo train-oracle`), or both oracle_model and reference_model")
         return faults

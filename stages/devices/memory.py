@@ -15,14 +15,11 @@ class OutOfMemory(SepoError):
 
 @contextmanager
 def enough_memory(doing: str, hint: Callable[[], str]) -> Iterator[None]:
-    """Turn an allocation that fails inside into words.
+    """Turn an allocation that fails inside, on a GPU or a CPU, into `OutOfMemory`.
 
     Args:
         doing: what is done, as in ``out of memory in ...``.
         hint: says what to change.
-
-    Raises:
-        OutOfMemory: on a GPU or a CPU.
     """
     try:
         yield

@@ -29,11 +29,7 @@ def weights_of(precision: str) -> torch.dtype:
 
 
 def refuse_useless(precision: str, device: torch.device) -> None:
-    """Stop where a recipe would silently be float32.
-
-    Raises:
-        SepoError: the device has no such arithmetic.
-    """
+    """Stop where a device lacks a recipe's arithmetic, and it would silently be float32."""
     if precision == "tf32" and device.type != "cuda":
         raise SepoError(f"precision tf32 is for CUDA devices, not for {device.type}", hint="use --precision float32")
 

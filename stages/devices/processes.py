@@ -15,13 +15,11 @@ from torch.distributed.tensor import DTensor
 
 from stages.compat import forget_other_precision
 from stages.configs import worker_numbers
-from stages.devices.extras import refuse_missing_tracker
+from stages.devices.extras import refuse_without
 from stages.errors import SepoError, borrowed, one_line, shortened
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
-
-
 _NUMBERS: Final = {"RANK": -1, "LOCAL_RANK": -1, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 """variables of a launcher, and the least that they may be; -1: none"""
 _UNSET: Final = "unset what a launcher did not set (RANK, WORLD_SIZE, MASTER_PORT, ACCELERATE_... in the environment)"
@@ -58,24 +56,23 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
         folder: where a tracker that writes files puts them.
 
     Raises:
-        SepoError: several processes were started, but accelerate sees one: they would all write the same files; or an
-            engine was asked for that this loop does not know, or that this machine does not have; or the tracker is
-            not installed.
+        SepoError: several processes were started, but accelerate sees one: they would all write the same files; or the
+            engine or the tracker that was asked for is not to be had.
     """
     for name, least in _NUMBERS.items():
         value = os.environ.get(name, str(least))
         if not re.fullmatch(r"-?\d{1,6}", value, re.ASCII) or int(value) < least:
-            raise SepoError(
-                f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}", hint=_UNSET
-            )
+            problem = f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}"
+            raise SepoError(problem, hint=_UNSET)
     _refuse_unknown_host()
     for engine in ("DeepSpeed", "Megatron_LM"):
         if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
             raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
-    refuse_missing_tracker(report_to)
+    if report_to != "none":
+        # Every tracker is a package of its own name.
+        refuse_without(report_to, f"--report-to {report_to}", "report" if report_to == "tensorboard" else None)
     # It would fill the model in the first process only; until training begins, every process reads a whole one.
     disable_fsdp_ram_efficient_loading()
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
     log_with = report_to if folder is not None and report_to != "none" else None
     forget_other_precision(mixed_precision)
     with borrowed("accelerate cannot start", _UNSET):
@@ -83,7 +80,7 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             mixed_precision=mixed_precision,
             # A plain number would give way to the environment's, by which every gradient would be divided.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[patience],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
             log_with=log_with,
             project_dir=folder,
         )

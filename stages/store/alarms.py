@@ -35,11 +35,7 @@ class Scale:
 
 
 def alarms(scale: Scale, manifest: Mapping[str, Any]) -> list[str]:
-    """Why the scores cannot tell one token from another; nothing where they can, or where there is none.
-
-    Args:
-        manifest: of the folder, or of the run that is about to finish: its inputs, and the noise among its results.
-    """
+    """Why the scores cannot tell one token from another, by their manifest or one that is about to be written."""
     found = []
     oracle, reference = (lookup(manifest, f"inputs.{name}") for name in ("oracle", "reference"))
     if oracle is not None and oracle == reference:

@@ -74,9 +74,8 @@ def measured_budget(
     The longest pair is the one that is measured, and the one that is warned of if it does not fit alone.
     """
     if accelerator.is_fsdp2:
-        reporter.say(
-            f"micro-batches of up to {UNMEASURED:,} tokens, not measured: the weights are divided over devices"
-        )
+        divided = "not measured: the weights are divided over devices"
+        reporter.say(f"micro-batches of up to {UNMEASURED:,} tokens, {divided}")
         return UNMEASURED
     example = max(examples, key=lambda example: longest(example.pair))
     batch = make_batch([example], accelerator.device, packs=forward.packs, every_token=reference is not None)

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.stateful import Stateful
 
 from stages.compat import prepared_models
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
 from stages.store.checksums import fault_in, read_checksums, unlisted_in, write_checksums
-from stages.store.files import whole_folder, write_text, writing
+from stages.store.files import write_text, writing
 from stages.types import CausalLM
 
 FOLDER: Final = "checkpoints"
@@ -52,21 +53,11 @@ def _frozen_names(model: CausalLM) -> list[str]:
     return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
 
 
-class Stateful(Protocol):
-    """Something whose state goes into a checkpoint as JSON: a pickle could run code when it is loaded."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
 @dataclass
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
 
     Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
-
-    Its checksums say of which run it is, and that it is as it was written.
     """
 
     accelerator: Accelerator
@@ -77,7 +68,7 @@ class Checkpoints:
     fingerprint: str
     """of the run"""
     parts: Mapping[str, Stateful]
-    """what is saved beside the model, the optimiser and the random states, by name"""
+    """what else is saved, by name: as JSON, since a pickle could run code when it is loaded"""
     newest: int = 0
     """steps that are safe"""
 
@@ -85,19 +76,10 @@ class Checkpoints:
         self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
-        """Save after `step` steps, then let the oldest go.
-
-        Raises:
-            SepoError: it cannot be written; the older ones are still there.
-        """
+        """Save after `step` steps, then let the oldest go: where it cannot be written, they are still there."""
         target = self.folder / f"{self.phase}-{step:08d}"
         with _writing(target):
-            if self.accelerator.num_processes == 1:
-                with whole_folder(target) as temporary:
-                    self._write_parts(temporary)
-                    write_checksums(temporary, self.fingerprint)
-            else:
-                self._save_together(target)
+            self._write(target)
         self.newest = step
         if self.accelerator.is_main_process:
             for path in self._found()[: -self.keep]:
@@ -105,14 +87,7 @@ class Checkpoints:
                     shutil.rmtree(path)
 
     def resume(self, reporter: Reporter, steps: int) -> int:
-        """Load the newest sound checkpoint, if any, and return how many steps it holds.
-
-        Args:
-            steps: of the whole phase.
-
-        Raises:
-            SepoError: it is of another run, or cannot be loaded, as by other versions of the libraries.
-        """
+        """Load the newest sound checkpoint, if any, and return how many of the phase's `steps` it holds."""
         [name] = broadcast_object_list([self._newest_sound(reporter) if self.accelerator.is_main_process else ""])
         if name:
             path = self.folder / name
@@ -136,9 +111,8 @@ class Checkpoints:
         # What a library finds beside the files that it wrote may be what it prefers to load.
         unlisted = unlisted_in(path)
         if unlisted:
-            raise SepoError(
-                f"{path} holds {unlisted[0]}, which was not written with it", hint="remove it, and run the same again"
-            )
+            problem = f"{path} holds {unlisted[0]}, which was not written with it"
+            raise SepoError(problem, hint="remove it, and run the same again")
 
     def _refuse_other_weights(self, path: Path) -> None:
         """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
@@ -163,23 +137,22 @@ class Checkpoints:
             reporter.warn(f"{self.phase}: no sound checkpoint is left; it starts anew")
         return ""
 
-    def _write_parts(self, folder: Path) -> None:
-        """This process's part of a checkpoint."""
-        self.accelerator.save_state(str(folder), safe_serialization=False)
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        if self.accelerator.is_main_process:
-            write_text(folder / STATE, json.dumps(states))
-
-    def _save_together(self, target: Path) -> None:
+    def _write(self, target: Path) -> None:
         """Every process writes its part into one temporary folder; the first one renames it when all are done."""
         temporary = target.with_name(f".{target.name}.tmp")
-        self._write_parts(temporary)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            write_checksums(temporary, self.fingerprint)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(temporary), safe_serialization=False)
+            states = {name: part.state_dict() for name, part in self.parts.items()}
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                write_text(temporary / STATE, json.dumps(states))
+                write_checksums(temporary, self.fingerprint)
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
+            self.accelerator.wait_for_everyone()
+        finally:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
 
     def _partly_trained(self) -> bool:
         return any(_frozen_names(model) for model in prepared_models(self.accelerator))

@@ -49,10 +49,7 @@ class Trainee(NamedTuple):
         that the adapter was trained on.
 
         Args:
-            aside: where the adapter is kept if merging it does not give what was trained.
-
-        Raises:
-            SepoError: it did not.
+            aside: where the adapter is kept if merging it does not give what was trained, which is an error.
         """
         if not merged or self.adapter is None:
             return self.unmerged
@@ -71,14 +68,10 @@ class Trainee(NamedTuple):
 
 
 def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_base: bool) -> None:
-    """Stop before a model loads.
+    """Stop before a model loads, where the options do not fit it or a library is missing.
 
     Args:
         keeps_base: the adapter's base will be a folder that the stage writes itself.
-
-    Raises:
-        SepoError: a library is not installed, the adapter would have no base to be loaded on again, or the model's
-            weights are in few bits already.
     """
     held = quantized(model_folder)
     if held and not config.lora_rank:
@@ -113,10 +106,6 @@ def make_trainee(model: CausalLM, config: OptimizerConfig, base: str, reporter: 
     Args:
         base: folder or hub name of the model, on which the adapter will be loaded again.
         merged: it will be merged in the end.
-
-    Raises:
-        SepoError: the model has no such layers, or only kinds that peft cannot adapt; a rank that none of them has; a
-            layer that shares its weights and is to be merged.
     """
     if not config.lora_rank:
         return Trainee(model, None)
@@ -158,11 +147,9 @@ def make_trainee(model: CausalLM, config: OptimizerConfig, base: str, reporter: 
             f"{tied} shares its weights with another layer, which a merged adapter would change too",
             hint="leave it out of --lora-target-modules, or train an adapter that is never merged",
         )
-    for name in _stacked(adapter.get_base_model()):
-        reporter.warn(
-            f"{name} and its like are no linear layers (experts, stacked): the adapter leaves them as they are"
-        )
-        break
+    stacked = next(_stacked(adapter.get_base_model()), None)
+    if stacked:
+        reporter.warn(f"{stacked} and its like are no linear layers (experts): the adapter leaves them as they are")
     trained, every = adapter.get_nb_trainable_parameters()
     reporter.say(f"LoRA: {trained:,} weights of an adapter are trained, {every - trained:,} of the model are not")
     return Trainee(adapter.get_base_model(), adapter)

@@ -107,7 +107,6 @@ class MetricLog:
 
         Args:
             gradient_norm: None for a step that overflowed in fp16 and was not taken.
-            held_out: figures of pairs that are not trained on.
         """
         self._steps += 1
         self._pace.add(examples)
@@ -131,10 +130,9 @@ class MetricLog:
         self._sums, self._loss, self._pairs, self._steps = {}, 0.0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums since the last line, a row for each process: added up, they would round otherwise than they do.
+        """What was logged, and the sums since then, a row for each process: added up, they would round otherwise.
 
-        Also how many lines there are, what they are, and the last one's figures. The lines themselves are on the disk
-        when this ends: a checkpoint must not outlive them.
+        The lines are on the disk when this ends: a checkpoint must not outlive them.
         """
         if self._accelerator.is_main_process and self._path.exists():
             with self._path.open("rb+") as file:
@@ -147,9 +145,9 @@ class MetricLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
-        self._sums = dict(zip(map(_renamed, state["names"]), sums, strict=True))
+        self._sums = dict(zip((_RENAMED.get(name, name) for name in state["names"]), sums, strict=True))
         self._steps, self._lines = state["steps"], state["lines"]
-        self.last = {_renamed(name): value for name, value in state["last"].items()}
+        self.last = {_RENAMED.get(name, name): value for name, value in state["last"].items()}
         if "checksums" in state:
             self._vouched = frozenset(state["checksums"])
 
@@ -233,19 +231,14 @@ def training_warnings(folder: Path) -> list[str]:
 
 
 def _sound_lines(path: Path) -> tuple[list[_Line], int]:
-    """The lines that say what ours say, and how many whole ones do not; a killed run may leave half a line at the end.
-
-    Raises:
-        SepoError: the file cannot be read.
-    """
+    """The lines that say what ours say, and how many others there are, but for half a line that a kill left."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise SepoError(
-            f"cannot read {path}: {one_line(error)}", hint="move it away, and run the same again"
-        ) from error
+        hint = "move it away, and run the same again"
+        raise SepoError(f"cannot read {path}: {one_line(error)}", hint=hint) from error
     sound = [line for line in map(_line_of, lines) if line is not None]
     return sound, len(lines) - len(sound)
 
@@ -253,7 +246,7 @@ def _sound_lines(path: Path) -> tuple[list[_Line], int]:
 def _line_of(data: bytes) -> _Line | None:
     """A line by what it says of whom, numbers being all the rest of it; None for what is damaged."""
     try:
-        record = {_renamed(name): value for name, value in parse_json(data).items()}
+        record = {_RENAMED.get(name, name): value for name, value in parse_json(data).items()}
         phase, step = record["phase"], record["step"]
     except (ValueError, AttributeError, KeyError):
         return None
@@ -261,10 +254,6 @@ def _line_of(data: bytes) -> _Line | None:
     numbers = all(each is None or type(each) in (int, float) for name, each in record.items() if name != "phase")
     sound = isinstance(phase, str) and type(step) is int and step > 0 and numbers
     return _Line(record, data) if sound else None
-
-
-def _renamed(name: str) -> str:
-    return _RENAMED.get(name, name)
 
 
 def _append(path: Path, record: dict[str, Any]) -> str:
@@ -278,8 +267,7 @@ def _append(path: Path, record: dict[str, Any]) -> str:
 def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | None = None) -> tuple[list[_Line], int]:
     """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on, and damaged ones.
 
-    Args:
-        vouched: the checksums of the lines that there were at the checkpoint, if that is known.
+    Damaged is also what `vouched`, the checksums of the lines there were at the checkpoint, does not have.
 
     Returns:
         the lines that stay, and how many are damaged.

@@ -17,11 +17,7 @@ _OF_BITSANDBYTES: Final = {
 
 
 def refuse_useless_optimizer(config: OptimizerConfig, device: torch.device) -> None:
-    """Stop before a model loads.
-
-    Raises:
-        SepoError: the optimiser's library is not installed, or it can do nothing on this device.
-    """
+    """Stop before a model loads, where the optimiser's library is missing or it can do nothing on this device."""
     if config.optim in _OF_BITSANDBYTES:
         refuse_without("bitsandbytes", f"optim {config.optim}", "qlora")
     if config.optim.endswith("-paged") and device.type != "cuda":

@@ -73,11 +73,7 @@ def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, t
 
 
 def evaluate(engine: Engine, examples: Sequence[Example], size: float) -> dict[str, float]:
-    """Loss, accuracy and margin of pairs that are not trained on, the same in every process.
-
-    Args:
-        size: what their summed loss is divided by.
-    """
+    """Loss (a sum over `size`), accuracy and margin of pairs that are not trained on, the same in every process."""
     done = [loss for _, loss in backward(engine, examples, size, trains=False)]
     names = [name for name in ("accuracy", "reward_margin") if name in done[0].metrics]
     columns = [[loss.loss_B for loss in done], *([loss.metrics[name] for loss in done] for name in names)]
@@ -114,14 +110,11 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
 
 
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
-    """Make sure, with the other processes, that the step may be taken; the signal that one of them got, or 0.
+    """Make sure, with all processes, that loss and gradient are finite; the signal that one of them got, or 0.
 
     Args:
         norm: of the whole gradient.
         signal: that this process got, or 0.
-
-    Raises:
-        SepoError: in all of them, if the loss or the gradient is not finite.
     """
     loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
     row = torch.stack([loss, torch.tensor(float(signal), device=loss.device)])
@@ -143,19 +136,15 @@ def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, si
 
 
 def refuse_broken(accelerator: Accelerator, model: CausalLM, phase: str, step: int, safe: int) -> None:
-    """Weights that an optimiser's step has broken are neither kept nor saved as a model.
+    """Weights that an optimiser's step has broken, in any process, are neither kept nor saved as a model.
 
     Args:
         step: how many there were.
         safe: the number of steps after which there is a checkpoint.
-
-    Raises:
-        SepoError: in all processes, if a weight of one of them is not finite.
     """
     trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
     if not all(gather_object([all(bool(weight.isfinite().all()) for weight in here)])):
         kept = f"the checkpoint after step {safe:,} stays" if safe else "nothing of it was kept"
-        raise SepoError(
-            f"{phase}: step {step:,} has left weights that are not finite; {kept}", hint="lower --learning-rate"
-        )
+        problem = f"{phase}: step {step:,} has left weights that are not finite; {kept}"
+        raise SepoError(problem, hint="lower --learning-rate")

@@ -25,11 +25,7 @@ _READINGS: Final = 8
 
 
 def refuse_impossible(config: OptimizerConfig, device: torch.device) -> None:
-    """Stop where a device has no such arithmetic.
-
-    Raises:
-        SepoError: fp16 without a GPU.
-    """
+    """Stop where a device has no such arithmetic."""
     if config.mixed_precision == "fp16" and device.type == "cpu":
         raise SepoError("mixed_precision fp16 needs a GPU", hint="use --mixed-precision bf16, or no")
 
@@ -76,9 +72,6 @@ def refuse_noise(model: CausalLM) -> None:
 
     Preference losses compare log-probs: a policy that starts as its reference has to give the same ones. The run's
     random numbers stay as they were.
-
-    Raises:
-        SepoError: it does, and nothing that is known to make noise is left to be switched off.
     """
     training = model.training
     model.eval()

@@ -80,7 +80,7 @@ def test_models_in_a_configuration_file(sepo, run, world, tmp_path):
 def test_what_is_missing(sepo, world):
     code, _, err = sepo("evaluate")
     assert code == 2
-    assert "sepo evaluate needs --model and --dataset (or --demo)" in err
+    assert "sepo evaluate needs --model, --dataset (or --demo)" in err
     assert sepo("evaluate", "--model", world / "policy")[2].count("needs --dataset (or --demo)") == 1
 
 

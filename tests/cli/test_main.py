@@ -98,13 +98,13 @@ def test_a_flag_that_repeats_the_default_still_beats_the_file(sepo, stage, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        (["train-oracle"], "--model, --dataset and --output-dir"),
+        (["train-oracle"], "--model, --dataset, --output-dir"),
         (["train-oracle", "--model-name-or-path", "m", "--dataset_name", "d"], "--output-dir"),
-        (["score"], "--dataset, --output-dir and --oracle (or --oracle-model and --reference-model)"),
+        (["score"], "--dataset, --output-dir, --oracle (or --oracle-model and --reference-model)"),
         (["score", "--dataset", "d", "--output-dir", "o", "--oracle-model", "m"], "--reference-model"),
-        (["train-policy", "--model", ""], "--model, --scores and --output-dir"),
+        (["train-policy", "--model", ""], "--model, --scores, --output-dir"),
         (["make-demo"], "--output-dir"),
-        (["demo-report"], "--demo, --scores, --model, --reference and --output-dir"),
+        (["demo-report"], "--demo, --scores, --model, --reference, --output-dir"),
     ],
 )
 def test_all_that_is_missing_is_named_at_once(sepo, arguments, missing):
