@@ -177,8 +177,7 @@ _CONVERSATIONS: Final = {"prompt", "messages", "completion", "chosen", "rejected
 def _fitting(columns: Iterable[str], named: frozenset[str]) -> list[DataLayout]:
     """The layouts whose columns are all there, without those that are part of another one.
 
-    Args:
-        named: the columns that the user named; a layout made of only such columns is the one that is meant.
+    A layout made of only such columns as the user `named` is the one that is meant.
     """
     present = frozenset(columns)
     fits = [layout for layout in (*PUBLISHED, *_GENERAL) if layout.needs <= present]

@@ -30,11 +30,7 @@ class Row(NamedTuple):
 
 
 def read_rows(dataset: str, wanted: Wanted = list) -> Iterator[Row]:
-    """Every row of `dataset`, in its order, as a stream; whatever is wrong with it is raised from the first row on.
-
-    Args:
-        wanted: which of the columns to read, of all that a file has; another one may be there without its value.
-    """
+    """Every row of `dataset`, in its order, as a stream; columns that are not `wanted` may be without their value."""
     source = find_source(dataset)
     empty = True
     for number, (where, columns) in (_file_rows if source.files else _hub_rows)(source, wanted):

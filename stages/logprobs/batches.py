@@ -10,11 +10,7 @@ from stages.types import Batch, Example, PairLogps, PairWeights, ReferenceSums, 
 
 
 def whole(pair: TokenPair, reference: PairLogps | None = None) -> Example:
-    """An example in which every response token has weight 1.
-
-    Args:
-        reference: log-probs of its tokens under the reference.
-    """
+    """An example in which every response token has weight 1, perhaps with log-probs under the reference."""
     weights = PairWeights(*(np.ones(len(ids), np.float32) for ids in (pair.chosen_ids, pair.rejected_ids)))
     sums = reference and ReferenceSums(*(float(side.sum(dtype=np.float64)) for side in reference))
     return Example(pair, weights, sums)
@@ -42,11 +38,8 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
     """Pad on the right with id 0, which the attention mask hides; no id is ever taken to mean padding.
 
     Rows are every chosen response, then every rejected one; examples without rejected ids (SFT) give chosen rows only.
-
-    Args:
-        every_token: all response tokens are needed, not only those with a weight.
+    With `every_token` all response tokens are needed, not only those with a weight.
     """
-    # Every chosen response, then every rejected one.
     responses = [each for side in zip(*(example.responses for example in examples), strict=True) for each in side]
     prompts = [example.pair.prompt_ids for example in examples] * (len(responses) // len(examples))
     rows = list(zip(prompts, responses, strict=True))

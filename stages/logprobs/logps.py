@@ -156,7 +156,7 @@ def response_kl(
         task: advanced by one for every pair.
     """
     packs = forward.packs and other.packs
-    forward, reference = forward._replace(packs=packs), Reference(other._replace(packs=packs), kl_from_reference)
+    forward, reference = forward._replace(packs=packs), Reference(other, kl_from_reference).packed(packs)
     for model in (forward.model, other.model):
         model.eval()
     examples = [whole(pair) for pair in pairs]
@@ -172,17 +172,9 @@ def response_kl(
 
 
 def make_batch(
-    examples: list[Example],
-    device: torch.device,
-    *,
-    packs: bool,
-    every_token: bool = False,
+    examples: list[Example], device: torch.device, *, packs: bool, every_token: bool = False
 ) -> Packed | Batch:
-    """Examples as the tensors of one row, where the models can take that, or of padded rows.
-
-    Args:
-        every_token: all response tokens are needed, not only those with a weight.
-    """
+    """Examples as the tensors of one row, where the models can take that, or of padded rows; see `pack`, `collate`."""
     if packs:
         return pack(examples, device, every_token=every_token)
     return collate(examples, device, every_token=every_token)

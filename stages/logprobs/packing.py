@@ -68,11 +68,7 @@ def packed_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int
 
 
 def pack(examples: Sequence[Example], device: torch.device, *, every_token: bool = False) -> Packed:
-    """Put examples into one row; where none has a rejected response (SFT), R is their number, else twice that.
-
-    Args:
-        every_token: all response tokens are needed, not only those with a weight.
-    """
+    """Put examples into one row; with `every_token` all response tokens are needed, not only those with a weight."""
     # Every chosen response, then every rejected one.
     responses = [each for side in zip(*(example.responses for example in examples), strict=True) for each in side]
     needed = [np.arange(len(each.ids)) if every_token else np.flatnonzero(each.weights) for each in responses]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.logps import Forward, pair_by_pair, weighted_logps
-from stages.types import CausalLM, Ids, TokenPair
+from stages.types import CausalLM, TokenPair
 
 TOLERANCE: Final = {torch.float32: 5e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
 """nats, mean over the trial's tokens; in half precision rounding alone moves a log-prob by hundredths"""
@@ -74,11 +74,7 @@ def same(found_N: Tensor, expected_N: Tensor, dtype: torch.dtype) -> bool:
 
 
 def sees_later_tokens(model: CausalLM, expected_N: Tensor) -> bool:
-    """Whether log-probs move when the last token of their row is another one.
-
-    Args:
-        expected_N: what `trial_logps` gives.
-    """
+    """Whether the log-probs that `trial_logps` gives move when the last token of their row is another one."""
     pairs = trial_pairs(model)
     found_N = trial_logps(model, [_last_changed(pair, model) for pair in pairs])
     lengths = [len(side) for pair in pairs for side in (pair.chosen_ids, pair.rejected_ids)]
@@ -95,11 +91,8 @@ def rounds_as(model: CausalLM) -> torch.dtype:
 
 def _last_changed(pair: TokenPair, model: CausalLM) -> TokenPair:
     high = int(model.get_input_embeddings().weight.shape[0])
-
-    def changed(ids: Ids) -> Ids:
-        return np.append(ids[:-1], (ids[-1:] + 1) % high).astype(np.int32)
-
-    return pair._replace(chosen_ids=changed(pair.chosen_ids), rejected_ids=changed(pair.rejected_ids))
+    chosen, rejected = (np.append(ids[:-1], (ids[-1:] + 1) % high).astype(np.int32) for ids in pair.parts[1:])
+    return pair._replace(chosen_ids=chosen, rejected_ids=rejected)
 
 
 def _of(table: Mapping[torch.dtype, float], dtype: torch.dtype) -> float:

@@ -82,12 +82,7 @@ def refuse_impossible_depth(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_other_weights(folder: Path, kind: str, info: Mapping[str, Any], *, cut: bool) -> None:
-    """Refuse weights that are not those of the model, by the report of `from_pretrained`.
-
-    Args:
-        kind: the model's class.
-        cut: the model was given fewer layers than the folder holds.
-    """
+    """Refuse weights that are not the model's, by the report of `from_pretrained`; a cut model leaves layers out."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise SepoError(f"{folder} lacks {len(missing)} of its weights, such as {missing[0]}", hint=REMEDY)

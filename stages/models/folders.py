@@ -44,12 +44,9 @@ Weights = dict[str, torch.Tensor] | None
 
 
 def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
-    """The folder of a model: a local one as it is, a hub name downloaded (or found in the cache).
+    """The folder of a model, perhaps the base of adapters `above`: local as it is, or a hub name, downloaded once.
 
     Only safetensors weights are downloaded, unless the repository has none.
-
-    Args:
-        above: adapters whose base it is.
     """
     folder = _resolved(name, _download, reporter, above)
     if not weight_files(folder):
@@ -148,8 +145,7 @@ def load_model(
     Args:
         dtype: "auto" takes that of the weights.
         change: of the configuration, before the model is built from it: the folder may hold more layers than it takes.
-        held: more of `from_pretrained`, about where and in how many bits weights are held
-            (`stages.models.quantization`).
+        held: more of `from_pretrained`: where, and in how many bits, weights are held (`stages.models.quantization`).
         ordinary: it will be trained or saved as a model, which no adapter may be left in.
     """
     if is_adapter(folder):
@@ -191,9 +187,7 @@ def _load_adapter(folder: Path, load_base: Callable[[], CausalLM], *, ordinary: 
 def save_model(model: CausalLM, tokenizer: Tokenizer, folder: Path, weights: Weights = None) -> None:
     """Write an ordinary save_pretrained folder with tokenizer and chat template, whole or not at all.
 
-    Args:
-        model: a model, or peft's wrapper around one, of which the adapter alone is written.
-        weights: those of a model that holds only a part of them here.
+    Of peft's wrapper the adapter alone is written; `weights` are those of a model that holds only a part of them here.
     """
     with whole_folder(folder) as temporary:
         _write(model, tokenizer, temporary, weights)
@@ -207,11 +201,7 @@ def save_model_into(
     *,
     promise: Callable[[list[str]], None],
 ) -> list[str]:
-    """The same into a folder that holds other files too; returns the names written. A reader checks the manifest.
-
-    Args:
-        promise: called with these names before there is anything of them.
-    """
+    """The same into a folder that holds other files too; returns the names written, as it first gave to `promise`."""
     with whole_folder(folder / ".model") as temporary:
         _write(model, tokenizer, temporary, weights)
         names = sorted(path.name for path in temporary.iterdir())

@@ -9,15 +9,11 @@ from stages.reporting import Reporter
 
 
 def named_models(items: Iterable[str], reporter: Reporter, *, taken: Iterable[str] = ()) -> dict[str, Path]:
-    """``NAME=FOLDER`` or a plain folder, which is named by its last part, as name -> model folder.
-
-    Args:
-        taken: names that no model may have.
-    """
+    """``NAME=FOLDER`` or a plain folder, named by its last part, as name -> model folder; no name may be `taken`."""
     names = set(taken)
     folders: dict[str, Path] = {}
     for item in items:
-        name, folder = split_name(item)
+        name, folder = _split(item)
         if not name:
             raise SepoError(f"the model {item!r} has no name", hint="give --model NAME=FOLDER, or the folder alone")
         if name in names:
@@ -27,7 +23,7 @@ def named_models(items: Iterable[str], reporter: Reporter, *, taken: Iterable[st
     return folders
 
 
-def split_name(item: str) -> tuple[str, str]:
+def _split(item: str) -> tuple[str, str]:
     """Name and folder of ``NAME=FOLDER``, or of a folder alone."""
     name, equals, folder = item.partition("=")
     if equals and not Path(item).expanduser().exists():

@@ -96,23 +96,13 @@ def logps_of_rows(
     """Log-probs of every response token of the rows of some scores under a model, in their order.
 
     From the shards where the scores' reference is that very model, to the bit, in float32; else from `kept_logps`.
-
-    Args:
-        load: gives the model on this process's device; called only if something has to be computed.
     """
     in_shards = _in_shards(model, rows, scores)
     if in_shards is not None:
         context.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
         return in_shards
-
     pairs = [row.pair for row in rows]
-
-    def load_fitting() -> CausalLM:
-        loaded = load()
-        refuse_unknown_ids(loaded, pairs, model.name)
-        return loaded
-
-    return kept_logps(model, load_fitting, pairs, context, file=file, title=f"log-probs under {model.name}")
+    return kept_logps(model, load, pairs, context, file=file, title=f"log-probs under {model.name}")
 
 
 def kept_logps(
@@ -157,7 +147,9 @@ def _make_parts(
     if len(missing) < len(parts):
         context.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
     if missing:
-        forward = find_paths(load(), context.reporter)
+        loaded = load()
+        refuse_unknown_ids(loaded, pairs, model.name)
+        forward = find_paths(loaded, context.reporter)
         with context.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
             for name in missing:
                 logps = _compute(forward, parts[name], context, task)

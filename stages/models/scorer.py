@@ -38,32 +38,24 @@ class Scorer:
         self._forwards: dict[Path, Forward] = {}
 
     def score(self, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
-        """Oracle minus reference log-prob of every response token, in the order of the pairs.
-
-        Args:
-            task: advanced by one for every pair.
-        """
+        """Oracle minus reference log-prob of every response token, in the order of the pairs, each a step of `task`."""
         known = [self._known.find(pair) if self._known else None for pair in pairs]
-        fresh = [place for place, logps in enumerate(known) if logps is None]
-        done = [place for place, logps in enumerate(known) if logps is not None]
-        reference = dict(zip(done, filter(None, known), strict=True))
+        reference = {index: logps for index, logps in enumerate(known) if logps is not None}
         oracle: dict[int, PairLogps] = {}
+        done, fresh = [*reference], [index for index, logps in enumerate(known) if logps is None]
         if fresh:
-            [ours, theirs] = self._logps([*self.models], [pairs[place] for place in fresh], task)
+            [ours, theirs] = self._logps([*self.models], [pairs[index] for index in fresh], task)
             oracle |= zip(fresh, ours, strict=True)
             reference |= zip(fresh, theirs, strict=True)
         if done:
-            [ours] = self._logps([self.models.oracle], [pairs[place] for place in done], task)
+            [ours] = self._logps([self.models.oracle], [pairs[index] for index in done], task)
             oracle |= zip(done, ours, strict=True)
         return [ScoredPair(pair, difference(oracle[n], reference[n]), reference[n]) for n, pair in enumerate(pairs)]
 
     def exact(self, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
         """Scores in float32, one pair at a time, by the models' own forward and nothing of ours that is fast.
 
-        One model is in memory at a time; those that `score` used are let go.
-
-        Args:
-            task: advanced by one for every model.
+        One model is in memory at a time, each a step of `task`; those that `score` used are let go.
         """
         self._forwards.clear()
         logps = []

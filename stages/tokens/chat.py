@@ -145,11 +145,7 @@ class ChatTemplate:
         return self._tried(_QUESTION, {TOOLS: [_PROBE_TOOL]}) != self._tried(_QUESTION, {})
 
     def split(self, prompt: list[Message], answers: list[str], arguments: Arguments = _NONE) -> tuple[str, list[str]]:
-        """The text of the prompt, and of every answer what follows it (with its end of turn and what comes after).
-
-        Args:
-            arguments: what else the template is given, such as ``tools``.
-        """
+        """The text of the prompt, and of every answer what follows it (with its end of turn and what comes after)."""
         if prompt[0]["role"] == "system" and not self._takes_system:
             raise UnusableError(NO_SYSTEM)
         try:
@@ -190,15 +186,11 @@ class ChatTemplate:
     def _learn(self, arguments: Arguments) -> _AnswerFormat:
         before, found, after = self._render(_QUESTION, arguments, _ANSWER).rpartition(_ANSWER)
         asked = self._render(_QUESTION, arguments)
-        return _AnswerFormat(asked, before if found else "", after, self._between(arguments), self._thinks(arguments))
-
-    def _between(self, arguments: Arguments) -> str:
         following = [*_QUESTION, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _FOLLOWING}]
-        return self._tried(following, arguments).rpartition(_ANSWER)[2].partition(_FOLLOWING)[0]
-
-    def _thinks(self, arguments: Arguments) -> str:
+        between = self._tried(following, arguments).rpartition(_ANSWER)[2].partition(_FOLLOWING)[0]
         thoughts = {"reasoning_content": _THOUGHT, "thinking": _THOUGHT}
-        return self._tried(_QUESTION, arguments, _ANSWER, thoughts).partition(_THOUGHT)[0]
+        thinks = self._tried(_QUESTION, arguments, _ANSWER, thoughts).partition(_THOUGHT)[0]
+        return _AnswerFormat(asked, before if found else "", after, between, thinks)
 
     def _tried(self, *conversation: Any) -> str:
         """What the template makes of a conversation, "" where it refuses it."""

@@ -191,7 +191,7 @@ class Encoder:
             return Dropped(pair_id, str(reason))
         if chosen == rejected:
             return Dropped(pair_id, SAME_IDS)
-        return TokenPair(pair_id, *map(_ids, (self._before + prompt, chosen, rejected)))
+        return TokenPair(pair_id, *(np.array(ids, np.int32) for ids in (self._before + prompt, chosen, rejected)))
 
     def _end_of_prompt(self, rendered: _Rendered, ids: list[int]) -> Context:
         """The prompt from its last control token on: a tokenizer does not look across one, and the rest is longer.
@@ -270,7 +270,3 @@ def _before_a_text(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that a tokenizer puts before a text (those behind it would end the turn before the answer)."""
     whole, bare = list(tokenizer("0")["input_ids"]), list(tokenizer("0", add_special_tokens=False)["input_ids"])
     return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
-
-
-def _ids(values: list[int]) -> Ids:
-    return np.asarray(values, dtype=np.int32)

@@ -27,12 +27,7 @@ Borders = NDArray[np.float64]
 
 
 def project_pair(row: ScoredPair, pair: Pair | Dropped, scored: Encoder, wanted: Encoder) -> ScoredPair | Dropped:
-    """A row of the scored tokens as one of the wanted tokenizer's.
-
-    Args:
-        pair: the text of the row.
-        scored: what makes ids of text as the scorer did.
-    """
+    """A row of the scored tokens as one of the wanted tokenizer's, by way of its text."""
     if isinstance(pair, Dropped):
         return pair
     before, after = scored.offsets(pair), wanted.offsets(pair)
@@ -54,11 +49,7 @@ def project_pair(row: ScoredPair, pair: Pair | Dropped, scored: Encoder, wanted:
 def _project_response(
     ids: Ids, scores: Floats, scored: ResponseOffsets, wanted: ResponseOffsets
 ) -> tuple[Ids, Floats] | str:
-    """A response's ids and scores in the other tokenizer, or why there are none.
-
-    Args:
-        ids: what was scored: all that the text makes, or its beginning if the response was cut.
-    """
+    """A response's ids and scores in the other tokenizer, or why there are none; what was scored may have been cut."""
     count = len(ids)
     if not np.array_equal(ids, scored.ids[:count]):
         return OTHER_TEXT

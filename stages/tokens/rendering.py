@@ -27,14 +27,10 @@ class _TooLongError(Exception):
 
 
 class Renderer:
-    """Renders conversations with the chat template of a tokenizer."""
+    """Renders conversations with the chat template of a tokenizer, or with its template for those with tools."""
 
     def __init__(self, tokenizer: Tokenizer, tool: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-        """
-        Args:
-            tool: any; a tokenizer may have a template of its own for conversations with tools.
-            given: arguments for every conversation that brings no other ones.
-        """
+        """Args: tool: any; given: arguments for every conversation that brings no other ones."""
         self._tokenizer = tokenizer
         self._given = given
         try:

@@ -26,11 +26,7 @@ _SCHEMA: Final = pa.schema(
 
 
 def write_table(file: NewFile, batches: Iterable[Sequence[TokenPair]], summary: Mapping[str, Any]) -> None:
-    """
-    Args:
-        batches: of pairs, in the order of the data set.
-        summary: a JSON object about them, read once all of them were drawn.
-    """
+    """Write pairs in the order of the data set, and a JSON object about them, read once all of them were drawn."""
     with pa.ipc.new_file(file, _SCHEMA) as writer:
         for pairs in batches:
             writer.write_batch(_record_batch(pairs))
