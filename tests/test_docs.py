@@ -4,7 +4,6 @@ import re
 import runpy
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,14 +82,8 @@ def test_a_scorer_of_ones_own_makes_what_training_reads(world, tmp_path):
 
     dataset = tmp_path / "pairs.jsonl"
     dataset.write_text('{"prompt": "hello there", "chosen": "the quick fox", "rejected": "a dog"}\n' * 4)
-    example = [
-        sys.executable,
-        ROOT / "examples/own_scorer.py",
-        world / "oracle/reference",
-        dataset,
-        tmp_path / "scores",
-    ]
-    subprocess.run(example, check=True, capture_output=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    main = runpy.run_path(str(ROOT / "examples/own_scorer.py"))["main"]
+    main(str(world / "oracle/reference"), str(dataset), str(tmp_path / "scores"))
     assert check_scores(place_of(tmp_path / "scores"), None, Quiet()).failure is None
     config = PolicyConfig(
         model=str(world / "oracle/reference"),

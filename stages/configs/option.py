@@ -76,7 +76,8 @@ def required(nothing: Any = None) -> Any:
     return field(default=nothing, metadata={"required": True})
 
 
-def declared(config_class: type[Any]) -> list[Declared]:
+@cache
+def declared(config_class: type[Any]) -> tuple[Declared, ...]:
     """The options of a command, by panel."""
     hints, below = get_type_hints(config_class, include_extras=True), _docstrings(config_class)
     found = []
@@ -91,7 +92,7 @@ def declared(config_class: type[Any]) -> list[Declared]:
             # Each objective and rule has a default of its own.
             text += f" Default: {defaults_in_words(each.name)}."
         found.append(Declared(each.name, kind, option, each.default, each.metadata.get("required", False), text))
-    return sorted(found, key=lambda one: PANELS.index(one.option.panel))
+    return tuple(sorted(found, key=lambda one: PANELS.index(one.option.panel)))
 
 
 def _docstrings(config_class: type[Any]) -> dict[str, str]:

@@ -12,7 +12,13 @@ from stages.errors import SepoError
 from tests.faults.harness import assert_one_line, outcome
 
 CONFIGS = [each for each in (getattr(configs, name) for name in configs.__all__) if is_dataclass(each)]
-FIELDS = [(each, field.name) for each in CONFIGS for field in fields(each)]
+NUMBERS = [
+    (each, field.name, kind)
+    for each in CONFIGS
+    for field in fields(each)
+    for kind in get_args(get_type_hints(each)[field.name]) or [get_type_hints(each)[field.name]]
+    if kind in (int, float)
+]
 HUGE = 10**4400
 """more digits than Python writes"""
 
@@ -36,7 +42,7 @@ FILES = {
     "a list in a list": (b"output_dir: [[a]]", "output_dir takes no list or mapping"),
     "a list that holds itself": (b"seed: &a [*a]", "seed takes no list or mapping"),
     "a mapping that holds itself": (b"&a\nseed: *a", "seed takes no list or mapping"),
-    "brackets in brackets": (b"seed: " + b"[" * 5_000, "nested too deep"),
+    "brackets in brackets": (b"seed: " + b"[" * 1_500, "nested too deep"),
     "blocks in blocks": (b"".join(b" " * at + b"a:\n" for at in range(300)), "unknown key a"),
     "an object of Python": (b"seed: !!python/object/apply:os.getpid []", ":1: seed takes no list"),
     "a boolean that is none": (b"overwrite: !!bool perhaps", ":1: overwrite: "),
@@ -93,13 +99,10 @@ def test_what_is_no_configuration_file(folder, make):
     assert "run.yaml" in assert_one_line(outcome("make-demo", "--config", "run.yaml", "--output-dir", "out"))
 
 
-@pytest.mark.parametrize(("config", "name"), FIELDS, ids=lambda each: each if isinstance(each, str) else each.__name__)
-def test_no_number_is_without_a_limit(config, name):
+@pytest.mark.parametrize(("config", "name", "kind"), NUMBERS, ids=lambda each: getattr(each, "__name__", each))
+def test_no_number_is_without_a_limit(config, name, kind):
     """A seed has 64 bits, a count 32, and NaN passes no comparison."""
-    kind = get_type_hints(config)[name]
-    kinds = get_args(kind) or (kind,)
-    values = [nan, inf, -inf] * (float in kinds) + [2**63, -(2**64), HUGE] * (int in kinds)
-    for value in values:
+    for value in [nan, inf, -inf] if kind is float else [2**63, -(2**64), HUGE]:
         with pytest.raises(SepoError) as caught:
             config(**{name: value})
         assert f"{name} must be " in caught.value.message

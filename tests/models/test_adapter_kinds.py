@@ -96,6 +96,12 @@ def bases(tmp_path_factory):
     return found
 
 
+@pytest.fixture(autouse=True)
+def no_cards(monkeypatch):
+    """Of peft, whose template takes longer than the model."""
+    monkeypatch.setattr(peft.PeftModel, "create_or_update_model_card", lambda model, folder: None)
+
+
 def as_trained(folder, base, case):
     torch.manual_seed(0)
     model = peft.get_peft_model(copy.deepcopy(base), CASES[case]()).eval()
