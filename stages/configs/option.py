@@ -10,7 +10,7 @@ import ast
 import inspect
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import pairwise
@@ -76,11 +76,18 @@ def required(nothing: Any = None) -> Any:
     return field(default=nothing, metadata={"required": True})
 
 
-@cache
-def declared(config_class: type[Any]) -> tuple[Declared, ...]:
-    """The options of a command, by panel."""
+_DECLARED: Final[dict[type[Any], list[Declared]]] = {}
+
+
+def declared(config_class: type[Any]) -> list[Declared]:
+    """The options of a command, by panel; read once a process."""
+    if config_class not in _DECLARED:
+        _DECLARED[config_class] = sorted(_fields(config_class), key=lambda one: PANELS.index(one.option.panel))
+    return _DECLARED[config_class]
+
+
+def _fields(config_class: type[Any]) -> Iterator[Declared]:
     hints, below = get_type_hints(config_class, include_extras=True), _docstrings(config_class)
-    found = []
     for each in fields(config_class):
         kind, option = get_args(hints[each.name])
         text = option.help or below[each.name]
@@ -91,8 +98,7 @@ def declared(config_class: type[Any]) -> tuple[Declared, ...]:
         elif users(each.name) and each.default is None:
             # Each objective and rule has a default of its own.
             text += f" Default: {defaults_in_words(each.name)}."
-        found.append(Declared(each.name, kind, option, each.default, each.metadata.get("required", False), text))
-    return tuple(sorted(found, key=lambda one: PANELS.index(one.option.panel)))
+        yield Declared(each.name, kind, option, each.default, each.metadata.get("required", False), text)
 
 
 def _docstrings(config_class: type[Any]) -> dict[str, str]:
