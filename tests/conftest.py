@@ -79,6 +79,16 @@ def cache(tmp_path_factory):
     os.environ["SEPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def sketched():
+    """Training draws no picture; tests/report looks at pictures, and `make all` draws those of all stages."""
+    from tests.world import sketch_curves
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.report.card.draw_curves", sketch_curves)
+        yield
+
+
 @pytest.fixture(scope="session")
 def chatml():
     """Like SmolLM2's: the end-of-turn token is eos and pad at once, a newline follows it, and there is no BOS."""

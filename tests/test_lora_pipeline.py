@@ -51,7 +51,7 @@ def test_an_oracle_is_an_adapter_on_its_reference_which_is_an_ordinary_folder(lo
 def test_scores_are_those_of_the_merged_oracle_with_one_model_in_memory(lora_world, tmp_path, monkeypatch):
     loaded, load = [], scorer.load_model
     monkeypatch.setattr(scorer, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
-    run_score(lora_world, output=tmp_path / "again", noise_check=0.0)
+    run_score(lora_world, output=tmp_path / "again")
     assert set(loaded) <= {"reference"}
     oracle, base = (
         load_model(lora_world / "oracle" / name, trust_remote_code=False) for name in ("oracle", "reference")
@@ -125,7 +125,7 @@ def test_an_oracle_on_4_bits_starts_as_its_reference_and_keeps_its_log_probs_to_
     run_oracle(lora_world, chat_folder, output=tmp_path / "oracle", quantize="4bit", **LORA)
     lines = [json.loads(line) for line in (tmp_path / "oracle/metrics.jsonl").read_text().splitlines()]
     assert next(line["loss"] for line in lines if line["phase"] == "dpo") == pytest.approx(np.log(2), abs=1e-4)
-    run_score(tmp_path, dataset=lora_world / "pairs.jsonl", noise_check=0.0)
+    run_score(tmp_path, dataset=lora_world / "pairs.jsonl")
     base = load_model(tmp_path / "oracle/reference", trust_remote_code=False)
     row = next(open_scores(tmp_path / "scores").rows())
     theirs = reference.response_logps(base, row.pair.prompt_ids, row.pair.chosen_ids)

@@ -32,7 +32,7 @@ KILLS = 50
 
 def config(world, output, **options):
     settings = {"oracle": str(world / "oracle"), "dataset": str(world / "pairs.jsonl"), "max_length": 128, **options}
-    return ScoreConfig(output_dir=str(output), **{"shard_size": 16, **settings})
+    return ScoreConfig(output_dir=str(output), **{"shard_size": 16, "noise_check": 0.0, **settings})
 
 
 def contents(folder):
@@ -74,7 +74,7 @@ def test_fifty_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
     chance = random.Random(7)
     landed, first_seen = Counter(), {}
     folder = tmp_path / "killed"
-    lives.start(config(world, tmp_path / "warm", **small)).join()
+    lives.start(config(world, tmp_path / "warm")).join()
     for number in range(KILLS):
         life = lives.start(config(world, folder, **small), 0 if number % 2 else chance.randint(1, 30))
         if number % 2:
@@ -231,7 +231,7 @@ def test_a_clock_that_runs_backwards_changes_nothing(world, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_in_seconds_and_says_how_to_go_on(world, tmp_path, sent, code):
-    write_lines(tmp_path / "pairs.jsonl", word_rows(4000))
+    write_lines(tmp_path / "pairs.jsonl", word_rows(1000))
     arguments = ["--oracle", world / "oracle", "--dataset", tmp_path / "pairs.jsonl", "--output-dir", tmp_path / "s"]
     [run] = lives.run_module("sepo_cli", "score", *arguments, "--shard-size", "1", folder=tmp_path)
     while run.alive() and not list((tmp_path / "s").glob("*.parquet")):

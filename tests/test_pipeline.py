@@ -88,8 +88,6 @@ def test_sepo_on_all_tokens_is_simpo_to_the_bit(world, chat_folder, tmp_path):
         {"rejected_ratio": 0.6},
         {"gamma": 1.0},
         {"margin": 1.5},
-        {"select": "random"},
-        {"objective": "simpo"},
         {"seed": 7},
         {"max_length": 22},
     ],

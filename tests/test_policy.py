@@ -137,17 +137,15 @@ def test_every_rule_changes_the_training(world, chat_folder, tmp_path, option):
 @pytest.mark.parametrize(
     ("base", "option"),
     [
-        ({"objective": "dpo"}, {"beta": 0.9}), ({"objective": "tdpo"}, {"alpha": 0.0}), ({"objective": "r-dpo", "select": "threshold"}, {"alpha": 0.9}),
-        ({"objective": "slic"}, {"margin": 9.0}), ({"objective": "sepo-hinge"}, {"margin": 9.0}),
-        ({"select": "threshold"}, {"threshold": -0.05}), ({"select": "soft"}, {"soft_mu": 5.0}),
-        ({"select": "soft", "objective": "dpo"}, {"soft_k": 5.0}), ({"select": "soft"}, {"soft_low": -0.01}),
-        ({"select": "soft"}, {"soft_high": 0.0}), ({"select": "auto"}, {"auto_share": 0.2}),
-        ({"select": "earliest"}, {"chosen_ratio": 0.9}), ({"select": "confidence"}, {"rejected_ratio": 0.9}),
+        ({"objective": "tdpo"}, {"alpha": 0.0}), ({"objective": "r-dpo", "select": "threshold"}, {"threshold": -0.05}),
+        ({"select": "soft", "objective": "dpo"}, {"soft_k": 5.0}), ({"select": "auto"}, {"auto_share": 0.2}),
+        ({"select": "confidence"}, {"rejected_ratio": 0.9}),
     ],
 )  # fmt: skip
-def test_every_option_of_an_objective_or_rule_changes_the_training(world, chat_folder, tmp_path, base, option):
+def test_an_option_of_an_objective_or_rule_changes_the_training(world, chat_folder, tmp_path, base, option):
+    """They reach their function by one way; what each does is tested where that function is."""
     for name, more in (("a", {}), ("b", option)):
-        run_policy(world, chat_folder, output=tmp_path / name, max_steps=3, **base, **more)
+        run_policy(world, chat_folder, output=tmp_path / name, max_steps=2, **base, **more)
     assert losses(tmp_path / "a") != losses(tmp_path / "b")
 
 

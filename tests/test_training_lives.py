@@ -15,8 +15,8 @@ from tests import lives
 from tests.world import FAST, files, repeatable, run_oracle, run_policy
 
 KILLS = 20
-# 40 pairs = 20 steps x 4 epochs; a checkpoint lies between two lines of the log.
-STEPS = {**FAST, "batch_size": 2, "num_train_epochs": 4, "save_steps": 2, "save_total_limit": 2, "logging_steps": 3}
+# 40 pairs = 20 steps x 3 epochs; a checkpoint lies between two lines of the log.
+STEPS = {**FAST, "batch_size": 2, "num_train_epochs": 3, "save_steps": 2, "save_total_limit": 2, "logging_steps": 3}
 
 
 def policy(world, model, output, **options):
@@ -119,16 +119,17 @@ def test_an_oracle_killed_in_both_phases_is_that_of_an_untouched_run(world, chat
 
 
 def test_no_resume_starts_anew_and_leaves_a_finished_run_alone(world, chat_folder, tmp_path):
-    run_policy(world, chat_folder, output=tmp_path / "whole", **STEPS)
-    config = policy(world, chat_folder, tmp_path / "p")
+    short = {**STEPS, "max_steps": 6}
+    run_policy(world, chat_folder, output=tmp_path / "whole", **short)
+    config = policy(world, chat_folder, tmp_path / "p", **short)
     life = lives.start(config)
     wait_for_a_new_checkpoint(tmp_path / "p", life)
     life.kill()
     life.join()
     (tmp_path / "p/checkpoints/stray").write_text("of the interrupted run")
-    assert run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh
+    assert run_policy(world, chat_folder, output=tmp_path / "p", **short, resume=False).fresh
     same(tmp_path / "p", tmp_path / "whole")
-    assert not run_policy(world, chat_folder, output=tmp_path / "p", **STEPS, resume=False).fresh
+    assert not run_policy(world, chat_folder, output=tmp_path / "p", **short, resume=False).fresh
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -8,6 +8,7 @@ from stages import score, train_oracle, train_policy
 from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
 from stages.models.folders import load_model
 from stages.reporting import Quiet
+from stages.store.files import write_text
 
 FAST = {"batch_size": 8, "learning_rate": 3e-3, "warmup_ratio": 0.1, "max_length": 128}
 MODEL_FILES = {
@@ -19,6 +20,11 @@ OWN_FILES = {"manifest.json", "timing.jsonl"}
 """what holds times; a card names its folder"""
 
 
+def sketch_curves(records, path, title):
+    """In place of a card's picture, which takes as long to draw as the model to train: what would be drawn."""
+    write_text(path, json.dumps([title, *records]))
+
+
 def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **options):
     settings = {**FAST, "sft_batch_size": 8, "sft_learning_rate": 3e-3, "eval_fraction": 0.2, "beta": 0.5, **options}
     config = OracleConfig(
@@ -28,7 +34,7 @@ def run_oracle(root, model, reporter=None, output="oracle", dataset=None, **opti
 
 
 def run_score(root, reporter=None, output="scores", dataset=None, output_dir=None, **options):
-    settings = {"shard_size": 16, "max_length": 128, "oracle": str(root / "oracle"), **options}
+    settings = {"shard_size": 16, "max_length": 128, "noise_check": 0.0, "oracle": str(root / "oracle"), **options}
     output_dir = output_dir or str(root / output)
     config = ScoreConfig(dataset=str(dataset or root / "pairs.jsonl"), output_dir=output_dir, **settings)
     return score.run(config, reporter or Quiet())
