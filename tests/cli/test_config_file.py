@@ -97,29 +97,6 @@ def test_all_faults_are_told_at_once(tmp_path):
     assert hint.startswith("did you mean beta?")
 
 
-def test_two_spellings_are_one_key(tmp_path):
-    assert refused(tmp_path, "max_steps: 1\nmax-steps: 2")[0] == "run.yaml:2: max-steps is given twice"
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("- beta", "run.yaml is not a mapping of option names to values"),
-        ("beta", "run.yaml is not a mapping of option names to values"),
-        ("beta: 1\nseed: [1", "run.yaml:2: not valid YAML"),
-        ("beta: 1\n\tseed: 1", "run.yaml:2: not valid YAML"),
-        ("beta: !!python/object:os.system x", "run.yaml:1: beta: "),
-        ("beta: 1\n---\nbeta: 2", "run.yaml:2: not valid YAML"),
-        ("model: *nobody", "run.yaml:1: not valid YAML"),
-        ("model: \x00", "run.yaml: not valid YAML"),
-        (b"model: \xff", "run.yaml is not UTF-8 text"),
-        ("? [a, b]\n: 1", "run.yaml:1: a key has to be a single word"),
-    ],
-)
-def test_what_is_no_mapping_is_refused(tmp_path, text, complaint):
-    assert refused(tmp_path, text)[0].startswith(complaint)
-
-
 def test_a_missing_file_and_a_folder_are_refused(tmp_path, sepo):
     for path, complaint in ((tmp_path / "none.yaml", "there is no configuration file"), (tmp_path, "cannot read")):
         assert sepo("score", "--config", path)[2].startswith(f"error: {complaint}")

@@ -130,8 +130,6 @@ def test_too_little_data(refused, world, rows, said):
     [
         (["--samples", 1], "samples must be 0 (none) or at least 2, got 1"),
         (["--max-new-tokens", 0], "max_new_tokens must be at least 1, got 0"),
-        (["--seed", -1], "seed must be at least 0 and finite, got -1"),
-        (["--overlong", "cut"], "overlong must be one of drop, truncate, error, got 'cut'"),
         (
             ["--samples", 0, "--demo", "d"],
             "demo tells the true reward of samples: samples must be at least 2 with it, got 0",

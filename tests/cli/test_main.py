@@ -47,16 +47,6 @@ def test_version(sepo):
     assert out.startswith("sepo 0.")
 
 
-@pytest.mark.parametrize(
-    "command", ["train-oracle", "score", "train-policy", "cut-model", "project-scores", "make-demo", "demo-report"]
-)
-def test_help_of_a_command_ends_with_an_example(sepo, command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    code, out, _ = sepo(command, "--help")
-    assert code == 0
-    assert f"sepo {command} --" in out.rstrip().splitlines()[-1]
-
-
 def test_make_demo_runs_and_a_second_time_has_nothing_to_do(sepo, tmp_path):
     code, out, err = sepo("make-demo", "--output-dir", tmp_path / "demo", *SMALL)
     assert (code, out.splitlines()[0]) == (0, f"demo in {tmp_path}/demo")
@@ -114,22 +104,6 @@ def test_all_that_is_missing_is_named_at_once(sepo, arguments, missing):
         f"error: sepo {arguments[0]} needs {missing}",
         f"hint:  `make all` runs the whole pipeline on the built-in demo; `sepo {arguments[0]} --help` lists every option",
     ]
-
-
-def test_a_fault_in_the_file_ends_in_a_line_and_a_hint(sepo, tmp_path):
-    file = tmp_path / "[my] run.yaml"
-    file.write_text("train_pair: 9\n")
-    code, out, err = sepo("make-demo", "--config", file)
-    assert (code, out) == (1, "")
-    error, hint = err.splitlines()
-    assert error == f"error: {file}:1: unknown key train_pair"
-    assert hint.startswith("hint:  did you mean train_pairs? ")
-
-
-def test_an_option_out_of_range_is_a_users_mistake(sepo):
-    code, _, err = sepo("make-demo", "--output-dir", "x", "--train-pairs", "0")
-    assert code == 1
-    assert err.startswith("error: train_pairs must be at least 1, got 0\nhint:  ")
 
 
 def test_an_unknown_option_is_a_usage_error_that_suggests_the_near_one(sepo):

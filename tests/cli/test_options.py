@@ -71,6 +71,7 @@ def test_help_shows_what_was_declared_to_the_letter(command, sepo, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")
     code, out, _ = sepo(command.name, "--help")
     assert code == 0
+    assert f"sepo {command.name} {command.example}" in out.rstrip().splitlines()[-1]
     for each in declared(command.config):
         assert all(f" {flag}" in out for flag in each.flags), each.name
         assert each.help in out, each.name

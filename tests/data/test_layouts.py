@@ -103,6 +103,7 @@ LAYOUTS = {
 def test_every_layout_of_one_pair_gives_the_same_pair(tmp_path, layout):
     prompt, name, row = LAYOUTS[layout]
     assert pairs_of(tmp_path, row) == [Pair(0, prompt, "so", "no")]
+    assert conversations_of(tmp_path, row) == [Pair(0, prompt, "so", "")]
     assert describe_layout(row) == name
 
 
@@ -160,41 +161,31 @@ def text_row(prompt="why?", chosen="so", rejected="no"):
 
 UNUSABLE = [
     ("empty prompt", text_row(prompt="")),
-    ("empty prompt", text_row(prompt=" \n\t")),
     ("empty prompt", text_row(prompt=[])),
     ("empty prompt", text_row(prompt=[system("be kind")])),
-    ("empty prompt", text_row(prompt=[user("hi"), bot("hello"), user(" ")])),
     ("empty prompt", {"chosen": [bot("so")], "rejected": [bot("no")]}),
-    ("empty prompt", {"chosen": "\n\nAssistant: so", "rejected": "\n\nAssistant: no"}),
     ("empty prompt", {"chosen": "\n\nHuman:\n\nAssistant: so", "rejected": "\n\nHuman:\n\nAssistant: no"}),
     ("empty response", text_row(chosen="")),
-    ("empty response", text_row(rejected=" \n")),
     ("empty response", text_row(rejected="\u00a0")),
     ("empty response", text_row(chosen=[bot("")], rejected=[bot("no")])),
-    ("empty response", text_row(chosen="", rejected="")),
     ("empty response", {"chosen": f"{LONG_TEXT}\n\nAssistant: ", "rejected": f"{LONG_TEXT}\n\nAssistant: no"}),
     ("chosen equals rejected", text_row(rejected="so")),
     ("chosen equals rejected", text_row(chosen=[bot("so")], rejected="so")),
     ("chosen equals rejected", {"chosen": f"{LONG_TEXT}\n\nAssistant: so", "rejected": f"{LONG_TEXT}\n\nAssistant: so"}),
     ("prompts differ", {"chosen": [user("why?"), bot("so")], "rejected": [user("how?"), bot("no")]}),
     ("prompts differ", {"chosen": [system("a"), user("why?"), bot("so")], "rejected": [system("b"), user("why?"), bot("no")]}),
-    ("prompts differ", {"chosen": [system("a"), user("why?"), bot("so")], "rejected": [system("a"), user("how?"), bot("no")]}),
     ("prompts differ", {"chosen": [system("a"), user("why?"), bot("so")], "rejected": [user("why?"), bot("no")]}),
-    ("prompts differ", text_row(chosen=[user("how?"), bot("so")], rejected=[user("how?"), bot("no")])),
     ("prompts differ", text_row(prompt=[user("hi"), bot("hey"), user("why?")], chosen=[*LONG, bot("so")], rejected=[*LONG, bot("no")])),
     ("prompts differ", text_row(prompt=LONG, chosen=[user("why?"), bot("so")], rejected=[user("why?"), bot("no")])),
-    ("prompts differ", text_row(prompt="so", chosen=[user("why?"), bot("so")], rejected=[user("why?"), bot("no")])),
     ("prompts differ", text_row(chosen="\n\nHuman: how?\n\nAssistant: so")),
     ("more than one turn differs", {"chosen": [user("why?"), bot("a"), user("?"), bot("so")], "rejected": [user("why?"), bot("b"), user("?"), bot("no")]}),
     ("more than one turn differs", {"chosen": [*LONG, bot("so")], "rejected": [user("hi"), bot("hello")]}),
     ("more than one turn differs", text_row(chosen=[bot("a"), user("?"), bot("so")], rejected=[bot("so")])),
     ("no assistant turn at the end", {"chosen": LONG, "rejected": [*LONG, bot("no")]}),
     ("no assistant turn at the end", {"chosen": [*LONG, bot("so")], "rejected": LONG_TEXT}),
-    ("no assistant turn at the end", {"chosen": [], "rejected": [*LONG, bot("no")]}),
     ("no assistant turn at the end", text_row(chosen=[], rejected=[bot("no")])),
     ("roles out of order", text_row(prompt=[user("hi"), user("why?")])),
     ("roles out of order", text_row(prompt=[user("why?"), system("be kind")])),
-    ("roles out of order", text_row(prompt=[system("a"), system("b"), user("why?")])),
     ("roles out of order", text_row(prompt=[user("why?"), bot("Well,")])),
     ("roles out of order", {"chosen": [bot("hi"), user("why?"), bot("so")], "rejected": [bot("hi"), user("why?"), bot("no")]}),
     ("roles out of order", {"chosen": f"{LONG_TEXT}\n\nAssistant: a\n\nAssistant: so", "rejected": f"{LONG_TEXT}\n\nAssistant: no"}),
@@ -277,12 +268,6 @@ def test_conversations(tmp_path, row, expected):
 def test_all_answers_of_a_row_bear_its_number(tmp_path):
     read = conversations_of(tmp_path, {"messages": LONG}, {"messages": [*LONG, bot("so")]}, {"messages": LONG})
     assert [item.pair_id for item in read] == [0, 1, 1, 2]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_preference_data_gives_its_chosen_answers(tmp_path, layout):
-    prompt, _, row = LAYOUTS[layout]
-    assert conversations_of(tmp_path, row) == [Pair(0, prompt, "so", "")]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 import os
-import random
 from types import SimpleNamespace
 
 import datasets
@@ -110,17 +109,10 @@ FAULTS = {
     "cut off": ("a.jsonl", LINES + b'{"prompt":\n', "a.jsonl:4: broken JSON: Expecting value (column 11)", JSON_HINT),
     "pretty": ("a.json", json.dumps(ROWS[0], indent=1).encode(), "a.json:1: broken JSON: Expecting property name enclosed in double quotes (column 2)", JSON_HINT),
     "list": ("a.json", b'[{"n": 1},\n{"n" 2}]', "a.json:2: broken JSON: Expecting ':' delimiter (column 6)", JSON_HINT),
-    "open list": ("a.json", b'[{"n": 1},\n{"n": 2}\n', "a.json:3: broken JSON: Expecting ',' delimiter (column 1)", JSON_HINT),
     "line is null": ("a.jsonl", b"null\n", "a.jsonl:1: null, not an object", JSON_HINT),
-    "line is a boolean": ("a.jsonl", b"true\n", "a.jsonl:1: a boolean, not an object", JSON_HINT),
-    "item is a number": ("a.json", b'[{"n": 1}, 2.5]', "a.json row 1: a number, not an object", JSON_HINT),
-    "item is text": ("a.json", b'["x"]', "a.json row 0: text, not an object", JSON_HINT),
     "latin-1": ("a.jsonl", LINES + b'{"prompt": "caf\xe9"}\n', "a.jsonl:4: not UTF-8 at byte 16", "save the file as UTF-8"),
-    "latin-1 list": ("a.json", b'["\xe9"]', "a.json: not UTF-8 in or after line 1", "save the file as UTF-8"),
-    "rotten gzip": ("a.jsonl.gz", gzip.compress(LINES)[:10] + b"\xff" * 40, "a.jsonl.gz: damaged gzip data: Error -3", DAMAGED_HINT),
     "empty parquet": ("a.parquet", b"", "a.parquet: damaged Parquet data: Parquet file size is 0 bytes", DAMAGED_HINT),
     "empty": ("a.jsonl", b"", "a.jsonl: no rows", "give a data set with at least one row"),
-    "blank": ("a.json", b"\n \n", "a.json: no rows", "give a data set with at least one row"),
     "unknown": ("a.txt", LINES, "a.txt: unknown kind of file", KINDS_HINT),
     "unknown gz": ("a.parquet.gz", LINES, "a.parquet.gz: unknown kind of file", KINDS_HINT),
 }  # fmt: skip
@@ -136,22 +128,6 @@ def test_a_file_that_cannot_be_trusted_stops_the_run(folder, fault):
     assert message.startswith(expected)
     if any(words in expected for words in ("not an object", "not UTF-8", "no rows", "unknown", "too early")):
         assert message == expected
-
-
-def test_a_damaged_page_of_parquet(folder):
-    rng = random.Random(0)
-    pq.write_table(pa.table({"prompt": [rng.randbytes(64).hex() for _ in range(1000)]}), "a.parquet")
-    data = bytearray((folder / "a.parquet").read_bytes())
-    data[2000:40_000] = bytes(38_000)
-    (folder / "a.parquet").write_bytes(data)
-    message, hint = error_of("a.parquet")
-    assert message.startswith("a.parquet: damaged Parquet data: ")
-    assert hint == DAMAGED_HINT
-
-
-def test_parquet_without_rows(folder):
-    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), "a.parquet")
-    assert error_of("a.parquet")[0] == "a.parquet: no rows"
 
 
 @pytest.mark.parametrize("name", ["gone.jsonl", "data/gone.json.gz", "org/gone.parquet", "./gone", "/gone/x", "~/gone", "gone", "a/b/c", ".", "x" * 5000])  # fmt: skip

@@ -9,7 +9,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
-from stages.logprobs.head import Head, _HeadLogps
 from stages.logprobs.logps import Forward, _logits, attention_for, make_batch
 from stages.logprobs.paths import find_paths
 from stages.logprobs.trial import trial_logps
@@ -110,15 +109,3 @@ def test_logits_of_a_models_own_head_are_float32_under_autocast(packs):
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
     assert "forward" not in vars(model.lm_head)
-
-
-def test_targets_on_both_sides_of_a_chunks_border_have_the_plain_gradient():
-    torch.manual_seed(0)
-    weight, hidden = torch.randn(4100, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    targets = torch.tensor([0, 2047, 2048, 4095, 4096, 4099])
-    head = Head(weight, None, 1.0, None)
-    _HeadLogps.apply(hidden, weight, None, targets, head).sum().backward()
-    found = weight.grad.clone(), hidden.grad.clone()
-    weight.grad = hidden.grad = None
-    (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).sum().backward()
-    torch.testing.assert_close(found, (weight.grad, hidden.grad), atol=1e-5, rtol=1e-5)

@@ -122,22 +122,6 @@ def test_a_window_that_no_layer_tells_of_is_not_packed():
     assert not find_paths(model, Quiet()).packs
 
 
-def test_the_answers_of_a_packed_pair_do_not_see_each_other_nor_the_next_pair():
-    """Another chosen response must leave every rejected log-prob as it was, and the pairs beside it."""
-    forward, _ = fast("llama")
-    changed = [PAIRS[0]._replace(chosen_ids=(PAIRS[0].chosen_ids + 1) % VOCABULARY), *PAIRS[1:]]
-    before, after = read(forward, PAIRS, 10_000), read(forward, changed, 10_000)
-    assert not np.allclose(before[0], after[0])
-    assert_close(after[1:], before[1:])
-
-
-def test_the_order_of_the_pairs_is_kept_whatever_their_lengths():
-    forward = find_paths(tiny("llama"), Quiet())
-    forward, backward = read(forward, PAIRS, 30), read(forward, PAIRS[::-1], 30)
-    turned = [side for place in range(len(PAIRS) - 1, -1, -1) for side in backward[2 * place : 2 * place + 2]]
-    assert_close(forward, turned)
-
-
 def test_the_models_own_attention_comes_back():
     model = tiny("llama")
     before = model.config._attn_implementation

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stages.method.objectives import sft
-from stages.method.rewards import selected_rewards
 from stages.registry import OBJECTIVES
 from stages.types import Batch
 from tests import reference
@@ -237,14 +236,6 @@ def test_the_kl_term_counts_unselected_tokens_too():
     assert difference.item() == pytest.approx(1.25, rel=1e-5)
 
 
-def test_soft_weights_are_normalised_by_their_sum():
-    """Weights 1 and 3 on -1 and -2: (-1 - 6) / 4, times gamma 2."""
-    _, batch = batch_of(Side([-1.0, -2.0], weights=[1.0, 3.0]), Side([-1.0]))
-    logps = torch.tensor([[0, 0, -1.0, -2.0], [0, 0, -1.0, 0]])
-    rewards = selected_rewards(logps, batch, gamma=2.0, anchor_margin=False)
-    assert rewards.tolist() == pytest.approx([-3.5, -2.0])
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_pair_has_its_own_loss(name):
     """Of two pairs in one batch, the losses are those of each alone."""
@@ -266,14 +257,6 @@ def test_dpo_is_ln_2_where_policy_and_reference_agree():
     assert loss.loss_B.item() == pytest.approx(math.log(2))
     assert loss.metrics["accuracy"].item() == 0.5
     assert "sft_loss" not in loss.metrics
-
-
-def test_sft_weight_adds_the_mean_negative_logp_of_chosen():
-    """Chosen -1 -2 -0.5 -4: mean 1.875; twice that beside ln 2."""
-    logps, batch = batch_of(Side(CHOSEN, CHOSEN), Side(REJECTED, REJECTED))
-    loss = dpo(logps, batch, beta=0.1, sft_weight=2.0)
-    assert loss.loss_B.item() == pytest.approx(math.log(2) + 2 * 1.875)
-    assert loss.metrics["sft_loss"].item() == pytest.approx(1.875)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -57,18 +57,6 @@ def test_selection_equals_the_reference(values, ratio):
     assert [np.flatnonzero(mask).tolist() for mask in masks] == expected
 
 
-def test_random_selection_has_the_same_size_and_its_own_seed():
-    scores = PairLogps(np.arange(40, dtype=np.float32), np.arange(30, dtype=np.float32))
-    draw = [
-        select_by_keys(random_keys(scores, seed=seed, pair_id=pair_id), 0.3, 0.1)
-        for seed, pair_id in [(0, 5), (0, 5), (1, 5), (0, 6)]
-    ]
-    assert [(c.sum(), r.sum()) for c, r in draw] == [(12, 3)] * 4
-    assert (draw[0][0] == draw[1][0]).all()
-    assert (draw[0][0] != draw[2][0]).any()
-    assert (draw[0][0] != draw[3][0]).any()
-
-
 def test_random_selection_does_not_look_at_the_scores():
     rising = PairLogps(np.arange(40, dtype=np.float32), np.arange(40, dtype=np.float32))
     falling = PairLogps(-rising.chosen, -rising.rejected)

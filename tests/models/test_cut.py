@@ -102,12 +102,6 @@ def test_no_more_layers_than_there_are(layers, chat_folder, tmp_path):
     assert not (tmp_path / "cut").exists()
 
 
-@pytest.mark.parametrize("layers", [0, -1])
-def test_at_least_one_layer(layers, chat_folder, tmp_path):
-    with pytest.raises(SepoError, match=f"layers must be at least 1, got {layers}"):
-        cut(chat_folder, tmp_path / "cut", layers)
-
-
 def test_an_adapter_has_no_layers(chat_folder, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()

@@ -133,6 +133,7 @@ def test_other_widths_are_read_as_what_is_promised(tmp_path, table):
     assert [row.pair.pair_id for row in rows] == [0, 1, 2, 3]
     for row, ids in zip(rows, [*IDS, *IDS], strict=True):
         assert row.pair.chosen_ids.tolist() == ids
+        assert row.reference is None
         assert {part.dtype for part in row.pair[1:]} == {np.dtype(np.int32)}
         assert {part.dtype for part in row.scores} == {np.dtype(np.float32)}
     assert check_scores(place_of(folder), None, Quiet()).failure is None

@@ -157,12 +157,6 @@ def test_a_folder_of_other_things_is_never_touched(tmp_path, overwrite):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SepoError, match=r"cannot write to .*file/out: Not a directory"):
-        claim(tmp_path / "file/out")
-
-
 def test_reading_an_unfinished_or_foreign_stage(tmp_path):
     with pytest.raises(SepoError, match="there is no folder"):
         read_manifest(tmp_path / "none", "score", "run it")

@@ -108,32 +108,6 @@ def test_a_row_that_contradicts_itself_is_refused_in_both_directions(tmp_path, r
         list(read_shard(place_of(tmp_path), "foreign.parquet", "sha256:f"))
 
 
-def test_a_foreign_scorer_needs_six_columns_only(tmp_path):
-    table = pa.table(
-        {
-            "pair_id": [0],
-            "prompt_ids": [[1]],
-            "chosen_ids": [[2, 3]],
-            "rejected_ids": [[4]],
-            "chosen_scores": [[0.5, -1.0]],
-            "rejected_scores": [[0.25]],
-        }
-    ).replace_schema_metadata({"sepo.fingerprint": "mine"})
-    pq.write_table(table, tmp_path / "s.parquet")
-    [row] = read_shard(place_of(tmp_path), "s.parquet", "mine")
-    assert row.scores.chosen.tolist() == [0.5, -1.0]
-    assert row.reference is None
-
-
-def test_a_missing_column_and_a_foreign_fingerprint(tmp_path):
-    table = pa.table({"pair_id": [0], "prompt_ids": [[1]]}).replace_schema_metadata({"sepo.fingerprint": "mine"})
-    pq.write_table(table, tmp_path / "s.parquet")
-    with pytest.raises(SepoError, match="has no column chosen_ids"):
-        list(read_shard(place_of(tmp_path), "s.parquet", "mine"))
-    with pytest.raises(SepoError, match="is of another run"):
-        list(read_shard(place_of(tmp_path), "s.parquet", "yours"))
-
-
 def flip(data, place):
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 

@@ -128,18 +128,6 @@ def test_plain_text_is_the_prompt_then_the_answer_then_eos(family):
     assert pair.prompt_ids.tolist() == tokenizer("what is it?\n")["input_ids"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("template", [*WELL_DEFINED, "bos", "dated", None])
-def test_exactly_one_bos(family, template):
-    """Where the template writes one; for plain text, where the tokenizer does."""
-    tokenizer = dress(FAMILIES[family](), template)
-    pair = Encoder(tokenizer).encode(Pair(0, QUESTION, "It is", "sorry"))
-    plain = template is None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
-    wanted = 1 if plain or template in ("bos", "llama2", "gemma") else 0
-    assert pair.prompt_ids.tolist().count(tokenizer.bos_token_id) == wanted
-    assert tokenizer.bos_token_id not in [*pair.chosen_ids, *pair.rejected_ids]
-
-
 @pytest.mark.parametrize("family", LOSSLESS)
 @pytest.mark.parametrize("template", ["chatml", "bos", "phi3", "no_thoughts_in_prompt", None])
 def test_any_text_round_trips(family, template):
