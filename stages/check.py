@@ -32,7 +32,12 @@ def run(config: CheckConfig, reporter: Reporter) -> Summary:
 def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Reporter) -> Summary:
     """As `run`, with the hash and the size of the token->id map that the ids should be of, if it is known."""
     faults: dict[str, list[str]] = defaultdict(list)
-    manifest = _check_manifest(place, faults["manifest"])
+    try:
+        manifest = read_manifest(place, MADE_BY, REMEDY)
+        faults["manifest"] += [f"it has no {path}" for path in NEEDED if lookup(manifest, path) is None]
+    except SepoError as fault:
+        faults["manifest"].append(fault.message)
+        manifest = {}
     present = _check_names(place, manifest, faults["shards"])
     scale = Scale()
     rows = _read_rows(place, manifest, present, vocabulary, scale, faults["rows"], reporter)
@@ -63,20 +68,9 @@ def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Rep
 def _table(faults: dict[str, list[str]], sound: dict[str, str]) -> Table:
     rows = []
     for kind, said in sound.items():
-        found = faults[kind][:SHOWN] or [said]
-        more = len(faults[kind]) - SHOWN
-        rows += [[kind, each] for each in [*found, *([f"and {more:,} more"] if more > 0 else [])]]
+        rows += [[kind, each] for each in faults[kind][:SHOWN] or [said]]
+        rows += [[kind, f"and {len(faults[kind]) - SHOWN:,} more"]] if len(faults[kind]) > SHOWN else []
     return Table("Findings", ["what", "found"], rows)
-
-
-def _check_manifest(place: Place, faults: list[str]) -> dict[str, Any]:
-    try:
-        manifest = read_manifest(place, MADE_BY, REMEDY)
-    except SepoError as fault:
-        faults.append(fault.message)
-        return {}
-    faults += [f"it has no {path}" for path in NEEDED if lookup(manifest, path) is None]
-    return manifest
 
 
 def _check_names(place: Place, manifest: dict[str, Any], faults: list[str]) -> list[str]:

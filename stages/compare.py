@@ -74,13 +74,13 @@ def _check(config: CompareConfig) -> tuple[list[tuple[str, Path]], Runs, str]:
         if not path.is_file():
             raise SepoError(f"there is no evaluation {path} (run {name})", hint=REMEDY)
     runs: Runs = {}
-    (_, first), *_ = files
-    wanted, _, _ = _evaluation(first)
+    wanted: dict[str, Any] = {}
     for name, file in files:
         decided_by, seed, points = _evaluation(file)
+        wanted = wanted or decided_by
         if decided_by != wanted:
             raise SepoError(
-                f"{file} cannot be compared with {first}: {'; '.join(differences(wanted, decided_by, {}))}",
+                f"{file} cannot be compared with {files[0][1]}: {'; '.join(differences(wanted, decided_by, {}))}",
                 hint="evaluate all runs on the same demo and from the same reference, in the same way",
             )
         if seed in runs.setdefault(name, {}):

@@ -4,7 +4,6 @@ What is kept is the embedding, the first layers, the last norm and the head, whi
 the result speaks nonsense until it is fine-tuned. It has the whole model's tokenizer, and so can be its oracle.
 """
 
-from pathlib import Path
 from typing import Final
 
 from stages.configs import CutModelConfig
@@ -13,9 +12,8 @@ from stages.models.cut import layers_of, load_first_layers
 from stages.models.folders import load_tokenizer, model_hash, resolve_model, save_model_into
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input
-from stages.store.run import Run, open_stage
+from stages.store.run import open_stage
 from stages.tokens.fingerprint import tokenizer_inputs
-from stages.types import Tokenizer
 
 STAGE: Final = "cut-model"
 
@@ -30,30 +28,21 @@ def run(config: CutModelConfig, reporter: Reporter) -> Summary:
             hint="to use the whole model as the oracle, give it to `sepo train-oracle` as it is",
         )
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    inputs = {
-        "model": Input(config.model_name, model_hash(source)),
-        **tokenizer_inputs(config.model_name, tokenizer),
-    }
+    inputs = {"model": Input(config.model_name, model_hash(source)), **tokenizer_inputs(config.model_name, tokenizer)}
     with open_stage(STAGE, config, inputs) as work:
-        return (
-            work.nothing_to_do("model") if work.finished else _write(config, work, source, count, tokenizer, reporter)
+        if work.finished:
+            return work.nothing_to_do("model")
+        model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
+        files = save_model_into(model, tokenizer, work.folder, promise=work.promise)
+        warning = (
+            "a model that was cut speaks nonsense until it is fine-tuned: give it to `sepo train-oracle` with SFT"
+            " (--sft-epochs 1 or more), and to nothing before that"
         )
-
-
-def _write(
-    config: CutModelConfig, work: Run, source: Path, count: int, tokenizer: Tokenizer, reporter: Reporter
-) -> Summary:
-    model = load_first_layers(source, config.layers, trust_remote_code=config.trust_remote_code)
-    files = save_model_into(model, tokenizer, work.folder, promise=work.promise)
-    warning = (
-        "a model that was cut speaks nonsense until it is fine-tuned: give it to `sepo train-oracle` with SFT"
-        " (--sft-epochs 1 or more), and to nothing before that"
-    )
-    reporter.warn(warning)
-    work.finish(files=files, device="cpu", warnings=[warning])
-    rows = [
-        ("layers", f"{config.layers} of {count}"),
-        ("parameters", f"{model.num_parameters():,}"),
-        ("next", f"sepo train-oracle --model {work.folder} --dataset D --output-dir O"),
-    ]
-    return Summary(f"model in {work.folder}", rows)
+        reporter.warn(warning)
+        work.finish(files=files, device="cpu", warnings=[warning])
+        rows = [
+            ("layers", f"{config.layers} of {count}"),
+            ("parameters", f"{model.num_parameters():,}"),
+            ("next", f"sepo train-oracle --model {work.folder} --dataset D --output-dir O"),
+        ]
+        return Summary(f"model in {work.folder}", rows)

@@ -1,7 +1,5 @@
-"""`sepo demo-report`: what the planted truth says about selection, and about the policies it led to.
-
-Because the demo's token rewards are known, two tables can be made that no real data set allows: how many of the
-planted key tokens a selection found, and how much true reward a policy gained for how much divergence.
+"""`sepo demo-report`: how many of the planted key tokens a selection found, and how much true reward a policy gained
+for how much divergence, which no real data set can tell.
 """
 
 from pathlib import Path
@@ -18,7 +16,7 @@ from stages.devices.processes import join_processes, refuse_several
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.figures import sample_ratios
 from stages.evaluation.held_out import HeldOut, Prompt, truth_hash
-from stages.method.selection import Mask, random_keys, select_by_keys, signed
+from stages.method.selection import random_keys, select_by_keys, signed
 from stages.method.statistics import Ratio, by_cluster
 from stages.models.folders import load_tokenizer, model_hash, resolve_model
 from stages.models.named import named_models
@@ -112,25 +110,21 @@ def _recall(scores: Scores, rewards_V: NDArray[np.float64], seed: int) -> dict[s
     }
     recall = {}
     for ratio in RATIOS:
-        by_score = [select_by_keys(signed(row.scores), ratio, ratio) for row in rows]
-        draws = [random_keys(row.scores, seed=seed, pair_id=row.pair.pair_id) for row in rows]
-        by_chance = [select_by_keys(draw, ratio, ratio) for draw in draws]
+        draws = (random_keys(row.scores, seed=seed, pair_id=row.pair.pair_id) for row in rows)
+        selected = {
+            "oracle": [select_by_keys(signed(row.scores), ratio, ratio) for row in rows],
+            "chance": [select_by_keys(draw, ratio, ratio) for draw in draws],
+        }
         for place, (side, keys) in enumerate(planted.items()):
-            oracle, chance = ([masks[place] for masks in selected] for selected in (by_score, by_chance))
             totals = np.array([key.sum() for key in keys])
-            found = {
-                "oracle": _hits(keys, oracle),
-                "chance": _hits(keys, chance),
-                "limit": np.minimum(totals, [mask.sum() for mask in oracle]),
-            }
-            ratios = {name: Ratio(hits, totals) for name, hits in found.items()}
+            ratios = {}
+            for name, by_row in selected.items():
+                hits = [(key & masks[place]).sum() for key, masks in zip(keys, by_row, strict=True)]
+                ratios[name] = Ratio(np.array(hits), totals)
+            most = np.minimum(totals, [masks[place].sum() for masks in selected["oracle"]])
+            ratios["limit"] = Ratio(most, totals)
             recall[f"{side}, k = {ratio}"] = {"side": side, "ratio": ratio, "figures": figures_json(ratios, seed)}
     return recall
-
-
-def _hits(planted: list[Mask], selected: list[Mask]) -> NDArray[np.int64]:
-    """How many of the planted tokens were selected, by response."""
-    return np.array([(key & mask).sum() for key, mask in zip(planted, selected, strict=True)])
 
 
 def _evaluate(

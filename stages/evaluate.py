@@ -17,14 +17,7 @@ from stages.errors import SepoError
 from stages.evaluation.contamination import contamination, source_hash
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.figures import FEWEST, Measured, figures_of, table_of
-from stages.evaluation.held_out import (
-    HeldOut,
-    prompts_for,
-    prompts_of,
-    read_held_out,
-    scored_pairs,
-    truth_hash,
-)
+from stages.evaluation.held_out import HeldOut, prompts_for, prompts_of, read_held_out, scored_pairs, truth_hash
 from stages.models.folders import load_tokenizer, model_hash, most_positions, resolve_model
 from stages.models.named import named_models
 from stages.report.evaluation import build_report, show_again, summarise
@@ -90,11 +83,12 @@ def _load(
 ) -> tuple[list[Candidate], Candidate | None]:
     """The models with the pairs in their ids, and the reference: it comes first, unless it is one of them already."""
     base = resolve_model(config.reference_model, reporter) if config.reference_model else None
-    theirs = _tokenizer(base, config, reporter) if base else None
+    trust = config.trust_remote_code
+    theirs = load_tokenizer(base, trust_remote_code=trust, reporter=reporter) if base else None
     read: dict[tuple[str, int], HeldOut] = {}
     candidates = []
     for name, folder in folders.items():
-        tokenizer = _tokenizer(folder, config, reporter)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
         if theirs is not None and vocabulary_hash(tokenizer) != vocabulary_hash(theirs):
             raise SepoError(
                 f"{name} and the reference {config.reference_model} do not share a token->id map"
@@ -102,7 +96,7 @@ def _load(
                 hint="give the model that it was trained from, or leave out --reference-model",
             )
         # The reference reads the same rows.
-        positions = most_positions(folder, *([base] if base else []), trust_remote_code=config.trust_remote_code)
+        positions = most_positions(folder, *([base] if base else []), trust_remote_code=trust)
         most = min(config.max_length, positions or config.max_length)
         if most < config.max_length:
             reporter.say(f"{name}: no row may be longer than the {most:,} positions that it was made for")
@@ -121,10 +115,6 @@ def _load(
     # Without a name of its own it is asked in the words of the first model: the ids are the same.
     reference = candidates[0]._replace(name=REFERENCE, folder=base, hash=inputs[REFERENCE].hash)
     return [reference, *candidates], reference
-
-
-def _tokenizer(folder: Path, config: EvaluateConfig, reporter: Reporter) -> Any:
-    return load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
 
 
 def _warnings(config: EvaluateConfig, candidates: list[Candidate], reporter: Reporter) -> list[str]:
@@ -178,10 +168,6 @@ def _write(
     measured: dict[str, Measured],
     record: dict[str, Any],
 ) -> Summary:
-    """
-    Args:
-        record: what else is to be known of this evaluation.
-    """
     about = {
         model.name: {
             "folder": str(model.folder),

@@ -5,7 +5,6 @@ and, where the oracle shall be weaker than the policy, D/oracle-model/.
 """
 
 import json
-from pathlib import Path
 from typing import Final
 
 from stages.configs import DemoConfig
@@ -13,7 +12,7 @@ from stages.demo.language import REWARDS, VOCABULARY, draw_splits
 from stages.demo.model import build_demo_model
 from stages.reporting import Reporter, Summary
 from stages.store.files import write_json, write_text
-from stages.store.run import Run, open_stage
+from stages.store.run import open_stage
 
 STAGE: Final = "make-demo"
 
@@ -21,36 +20,29 @@ STAGE: Final = "make-demo"
 def run(config: DemoConfig, reporter: Reporter) -> Summary:
     """Write the demo; the same seed writes the same bytes."""
     with open_stage(STAGE, config, {}) as work:
-        return work.nothing_to_do("demo") if work.finished else _write(config, work, reporter)
-
-
-def _write(config: DemoConfig, work: Run, reporter: Reporter) -> Summary:
-    train, test = draw_splits(config.train_pairs, config.test_pairs, config.seed)
-    for name, rows in (("train.jsonl", train), ("test.jsonl", test)):
-        _write_lines(work.folder / name, rows)
-    write_json(work.folder / "truth.json", REWARDS)
-    reporter.say(
-        f"{len(train):,} pairs to train on, {len(test):,} with other prompts, {len(REWARDS)} words with a reward"
-    )
-    build_demo_model(work.folder / "model", VOCABULARY, config.seed)
-    models = [work.folder / "model"]
-    if config.oracle_size == "small":
-        models.append(work.folder / "oracle-model")
-        # A sixth of the parameters.
-        build_demo_model(models[1], VOCABULARY, config.seed, layers=1, width=32)
-    files = ["train.jsonl", "test.jsonl", "truth.json"]
-    files += [f"{model.name}/{path.name}" for model in models for path in sorted(model.iterdir())]
-    work.finish(files=files, device="cpu")
-    summary = [
-        ("train pairs", f"{len(train):,} in {work.folder / 'train.jsonl'}"),
-        ("test pairs", f"{len(test):,} in {work.folder / 'test.jsonl'}"),
-        ("planted rewards", str(work.folder / "truth.json")),
-        ("model", str(work.folder / "model")),
-    ]
-    if config.oracle_size == "small":
-        summary.append(("weaker model for the oracle", str(work.folder / "oracle-model")))
-    return Summary(f"demo in {work.folder}", summary)
-
-
-def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if work.finished:
+            return work.nothing_to_do("demo")
+        train, test = draw_splits(config.train_pairs, config.test_pairs, config.seed)
+        for name, pairs in (("train.jsonl", train), ("test.jsonl", test)):
+            write_text(work.folder / name, "".join(json.dumps(pair) + "\n" for pair in pairs))
+        write_json(work.folder / "truth.json", REWARDS)
+        reporter.say(
+            f"{len(train):,} pairs to train on, {len(test):,} with other prompts, {len(REWARDS)} words with a reward"
+        )
+        build_demo_model(work.folder / "model", VOCABULARY, config.seed)
+        rows = [
+            ("train pairs", f"{len(train):,} in {work.folder / 'train.jsonl'}"),
+            ("test pairs", f"{len(test):,} in {work.folder / 'test.jsonl'}"),
+            ("planted rewards", str(work.folder / "truth.json")),
+            ("model", str(work.folder / "model")),
+        ]
+        models = [work.folder / "model"]
+        if config.oracle_size == "small":
+            models.append(work.folder / "oracle-model")
+            # A sixth of the parameters.
+            build_demo_model(models[1], VOCABULARY, config.seed, layers=1, width=32)
+            rows.append(("weaker model for the oracle", str(models[1])))
+        files = ["train.jsonl", "test.jsonl", "truth.json"]
+        files += [f"{model.name}/{path.name}" for model in models for path in sorted(model.iterdir())]
+        work.finish(files=files, device="cpu")
+        return Summary(f"demo in {work.folder}", rows)

@@ -1,8 +1,7 @@
 """`sepo project-scores`: scores carried over to the tokens of a policy whose tokenizer is not the oracle's.
 
-The text is what both have in common. Every pair of the original data set is encoded twice, as the scorer did and as the
-policy does, and `stages.tokens.projection` carries a response's scores from the one's tokens to the other's. A response
-keeps its summed score; there are no reference log-probs, which were of other tokens.
+Every pair of the original data set is encoded as the scorer did and as the policy does, and `stages.tokens.projection`
+carries a response's scores over. It keeps its summed score; reference log-probs there are none, of other tokens.
 """
 
 import json
@@ -61,7 +60,7 @@ class ProjectionJob(NamedTuple):
 
 
 def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
-    """Write the scores as scores of the policy's tokens, one shard for each shard; those that are there are kept."""
+    """Write the scores as scores of the policy's tokens, a shard for each shard; those that are there are kept."""
     job = _check(config, reporter)
     with open_stage(STAGE, config, job.inputs, settings=job.settings, sound=is_sound) as work:
         if work.finished:

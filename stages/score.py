@@ -19,9 +19,9 @@ from stages.data.template_arguments import given_arguments
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
-from stages.method.drift import DriftMeter
+from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
-from stages.method.statistics import implicit_margin, preference_accuracy
+from stages.method.statistics import Interval, implicit_margin, preference_accuracy
 from stages.models.folders import load_tokenizer, model_hash, resolve_model, usable_length
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer
@@ -142,19 +142,8 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
     if missing:
         return work.nothing_to_do("scores") if work.finished_by_another() else _unfinished(job, work, missing)
     noise = _noise(job, work, scorer, pairs, checksums)
-    meter, scale, margins = DriftMeter(vocabulary_size(job.tokenizer)), Scale(), []
-    # As the next stage will read them.
-    for name, checksum in checksums.items():
-        for row in read_shard(work.place, name, work.fingerprint, checksum):
-            meter.add(row)
-            scale.add(row.scores)
-            margins.append(implicit_margin(row.scores))
-    accuracy, drift = preference_accuracy(margins), meter.read(job.tokenizer.decode)
-    results = {
-        "accuracy": accuracy.as_json(),
-        "drift": drift._asdict(),
-        "noise": noise.as_json() if noise else None,
-    }
+    accuracy, drift, scale = _read_back(job, work, checksums)
+    results = {"accuracy": accuracy.as_json(), "drift": drift._asdict(), "noise": noise._asdict() if noise else None}
     warnings = alarms(scale, {**work.identity, "results": results}) + drift_warnings(drift)
     warnings += [*(noise_warnings(noise) if noise else []), *_rounded(job.models)]
     for warning in warnings:
@@ -186,6 +175,17 @@ def _unfinished(job: ScoreJob, work: Run, missing: list[str]) -> Summary:
     title = f"worker {job.worker} done; {len(missing):,} shards of others are missing in {work.place}"
     rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
     return Summary(title, rows, every_process=True)
+
+
+def _read_back(job: ScoreJob, work: Run, checksums: dict[str, Checksum]) -> tuple[Interval, Drift, Scale]:
+    """What the shards say, read as the next stage will; the interval is that of the implicit reward's accuracy."""
+    meter, scale, margins = DriftMeter(vocabulary_size(job.tokenizer)), Scale(), []
+    for name, checksum in checksums.items():
+        for row in read_shard(work.place, name, work.fingerprint, checksum):
+            meter.add(row)
+            scale.add(row.scores)
+            margins.append(implicit_margin(row.scores))
+    return preference_accuracy(margins), meter.read(job.tokenizer.decode), scale
 
 
 def _shards(pairs: Sequence[TokenPair], size: int) -> dict[str, slice]:

@@ -47,7 +47,7 @@ from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
-from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
+from stages.tokens.dataset import KeptPairs, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
@@ -130,14 +130,11 @@ def _check(config: OracleConfig, reporter: Reporter) -> OracleJob:
 
 def _load(job: OracleJob, work: Run) -> OracleData:
     """The pairs, split, and the conversations of the SFT data set, where there is one."""
-    config, reporter, encoder = job.config, job.reporter, job.encoder
+    config, reporter = job.config, job.reporter
     trust = config.trust_remote_code
     max_length = usable_length([job.model_folder], config.max_length, trust_remote_code=trust, reporter=reporter)
     limit = LengthLimit(max_length, config.overlong)
-    columns = column_names(config.columns)
-    with job.accelerator.main_process_first():
-        pairs, counts = load_pairs(config.dataset, encoder, limit, columns=columns, reporter=reporter)
-    _refuse_changed_or_dropped(job, work, "dataset", counts)
+    pairs, read = _read(job, work, "dataset", limit, column_names(config.columns))
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
     train, held_out = ([pairs[index] for index in part] for part in split)
     left_out = len(pairs) - len(held_out) - len(train)
@@ -146,24 +143,24 @@ def _load(job: OracleJob, work: Run) -> OracleData:
         + (f" + {left_out:,} left out by data_fraction {config.data_fraction}" if left_out else "")
     )
     sft: Sequence[TokenPair] = train
-    all_counts = {"dataset": counts.as_json(), "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
+    counts = {"dataset": read, "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
     if config.sft_dataset and config.sft_epochs:
-        with job.accelerator.main_process_first():
-            sft, counts = load_pairs(config.sft_dataset, encoder, limit, sft=True, reporter=reporter)
-        _refuse_changed_or_dropped(job, work, "sft_dataset", counts)
-        all_counts["sft_dataset"] = counts.as_json()
-    return OracleData(train, held_out, sft, all_counts)
+        sft, counts["sft_dataset"] = _read(job, work, "sft_dataset", limit)
+    return OracleData(train, held_out, sft, counts)
 
 
-def _refuse_changed_or_dropped(job: OracleJob, work: Run, name: str, counts: Counts) -> None:
-    """
-    Args:
-        name: of the data set's option.
-    """
-    dataset = str(getattr(job.config, name))
-    refuse_changed(dataset, work.identity["inputs"][name])
-    if job.config.strict:
+def _read(
+    job: OracleJob, work: Run, option: str, limit: LengthLimit, columns: dict[str, str] | None = None
+) -> tuple[KeptPairs, dict[str, Any]]:
+    """The pairs of the data set that an option names, with their counts."""
+    config, dataset = job.config, str(getattr(job.config, option))
+    sft = option == "sft_dataset"
+    with job.accelerator.main_process_first():
+        pairs, counts = load_pairs(dataset, job.encoder, limit, columns=columns, sft=sft, reporter=job.reporter)
+    refuse_changed(dataset, work.identity["inputs"][option])
+    if config.strict:
         refuse_dropped(counts, dataset)
+    return pairs, counts.as_json()
 
 
 def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | None:

@@ -84,21 +84,6 @@ class PolicyJob(NamedTuple):
     def context(self, work: Run) -> RunContext:
         return RunContext(self.accelerator, work.folder, self.config.tokens_read, self.reporter)
 
-    @property
-    def chosen_only(self) -> bool:
-        """Whether the chosen responses are trained on without the rejected ones."""
-        return OBJECTIVES[self.config.objective].chosen_only
-
-
-class Trained(NamedTuple):
-    """The policy behind its last step."""
-
-    trainee: Trainee
-    counts: dict[str, Any]
-    """of pairs and selected tokens"""
-    last: dict[str, float]
-    """averages of the last logged steps"""
-
 
 def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     """Train the policy and write it as an ordinary model folder."""
@@ -113,8 +98,8 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         work.earlier_seconds = seconds_spent(work.folder)
         model, rows, dropped = _load(job)
         warnings = _warnings(job, rows)
-        trained = _compute(job, work, model, rows, dropped)
-        return _write(job, work, trained, [*warnings, *training_warnings(work.folder)])
+        trainee, counts, last = _compute(job, work, model, rows, dropped)
+        return _write(job, work, trainee, counts, last, [*warnings, *training_warnings(work.folder)])
 
 
 def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
@@ -172,8 +157,10 @@ def _warnings(job: PolicyJob, rows: list[ScoredPair]) -> list[str]:
     return found
 
 
-def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]) -> Trained:
-    """Select tokens and train on them."""
+def _compute(
+    job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]
+) -> tuple[Trainee, dict[str, Any], dict[str, float]]:
+    """Select tokens and train on them; returns also the counts, and the averages of the last logged steps."""
     config, reporter, entry = job.config, job.reporter, OBJECTIVES[job.config.objective]
     examples, counts = _select(job, work, model, rows, dropped)
     held_out: list[Example] = []
@@ -196,13 +183,13 @@ def _compute(job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair],
         folder=work.folder,
         reporter=reporter,
         fingerprint=work.fingerprint,
-        size=lambda example: float(example.weights.chosen.sum()) if job.chosen_only else 1.0,
+        size=lambda example: float(example.weights.chosen.sum()) if entry.chosen_only else 1.0,
         reference=reference,
         held_out=held_out,
         after_step=partial(_keep_snapshot, job, work, trainee),
     )
     refuse_not_finite(trainee.model, rows[0].pair, job.context(work))
-    return Trained(trainee, counts, last)
+    return trainee, counts, last
 
 
 def _select(
@@ -222,7 +209,8 @@ def _select(
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     inputs = RuleInputs(rows, start_logps, lookup(job.scores.manifest, "results.noise.p99"), config.seed)
     selection = RULES[config.rule].load()(inputs, **config.rule_options)
-    examples, counts = make_examples(rows, selection, references, dropped, alone=job.chosen_only)
+    alone = OBJECTIVES[config.objective].chosen_only
+    examples, counts = make_examples(rows, selection, references, dropped, alone=alone)
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
@@ -248,8 +236,9 @@ def _keep_snapshot(job: PolicyJob, work: Run, trainee: Trainee, steps: int) -> N
     job.accelerator.wait_for_everyone()
 
 
-def _write(job: PolicyJob, work: Run, trained: Trained, warnings: list[str]) -> Summary:
-    trainee, counts, last = trained
+def _write(
+    job: PolicyJob, work: Run, trainee: Trainee, counts: dict[str, Any], last: dict[str, float], warnings: list[str]
+) -> Summary:
     config, accelerator, folder = job.config, job.accelerator, work.folder
     weights = gather_weights(trainee.model)
     if accelerator.is_main_process:

@@ -37,10 +37,7 @@ _CHAT_TEMPLATE: Final = (
 def build_demo_model(folder: Path, words: Sequence[str], seed: int, *, layers: int = 2, width: int = 64) -> None:
     """Write a `save_pretrained` folder: random float32 weights, tokenizer, chat template.
 
-    The same words and seed give the same bytes (under the same version of transformers).
-
-    Args:
-        words: every word the tokenizer shall know, without blanks in them; anything else becomes ``<unk>``.
+    The same words and seed give the same bytes (under the same version of transformers). A word has no blanks.
     """
     tokenizer = demo_tokenizer(words)
     config = LlamaConfig(

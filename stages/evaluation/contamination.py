@@ -97,11 +97,7 @@ def _look_into(source: Source, held_out: HeldOut, config: EvaluateConfig, report
 
 
 def training_history(model: Path) -> tuple[list[Source], str]:
-    """Follow a model, which may be a snapshot of a policy, to the pairs that it and those behind it were trained on.
-
-    Returns:
-        those pairs, and the model with which the walk ended: nothing tells how it was made.
-    """
+    """The pairs that a model and those behind it were trained on, and the one of which nothing is known."""
     sources: list[Source] = []
     name = str(model)
     seen: set[Path] = set()
@@ -211,11 +207,7 @@ def _manifest(folder: Path, stage: str | tuple[str, ...]) -> dict[str, Any] | No
 
 
 def _unlike(manifest: dict[str, Any], theirs: str | None, held_out: HeldOut, config: EvaluateConfig) -> str:
-    """Why the ids behind a manifest cannot be compared with ours; nothing where they can.
-
-    Args:
-        theirs: hash of the tokenizer that made them.
-    """
+    """Why the ids behind a manifest, of a tokenizer of the hash `theirs`, cannot be compared with ours, if so."""
     if theirs != held_out.tokenizer_hash:
         return "its tokenizer or chat template is another one"
     given, ours = lookup(manifest, "settings.chat_template_kwargs"), config.chat_template_kwargs

@@ -1,8 +1,7 @@
 """What is measured of models, one after another: log-probs and KL of pairs, and samples of their own.
 
-It is kept in the cache as soon as it is there (`stages.tokens.cache`), under a hash of the model, the ids and the
-settings that decide it: an interrupted evaluation goes on, and a model that was measured once is not measured again
-when it is compared with others.
+Each is cached at once (`stages.tokens.cache`) under a hash of the model, the ids and the settings that decide it: an
+interrupted evaluation goes on, and a model that is compared with others again is not measured again.
 """
 
 from collections.abc import Callable, Mapping

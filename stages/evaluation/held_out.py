@@ -69,11 +69,7 @@ def content_of(pairs: list[TokenPair]) -> str:
 
 
 def read_held_out(name: str, tokenizer: Tokenizer, config: EvaluateConfig, reporter: Reporter) -> HeldOut:
-    """The data set (files, a hub name, or a folder of `sepo score`) in the ids of a tokenizer.
-
-    Args:
-        name: of the tokenizer's model.
-    """
+    """The data set (files, a hub name, or a folder of `sepo score`) in the ids of the tokenizer of a model."""
     dataset = str(config.dataset)
     encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
     scores = scored_pairs(dataset)

@@ -32,11 +32,7 @@ def oracle_metrics(
     vocabulary_size: int,
     decode: Callable[[list[int]], str],
 ) -> OracleMetrics:
-    """
-    Args:
-        pairs: that the oracle was not trained on; `oracle` and `reference` are their log-probs.
-        decode: of the tokenizer.
-    """
+    """What pairs that an oracle was not trained on say of it by their log-probs; `decode` is the tokenizer's."""
     scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
     meter = DriftMeter(vocabulary_size)
     for pair, score in zip(pairs, scores, strict=True):

@@ -24,11 +24,8 @@ def make_examples(
 
     Args:
         references: log-probs under the reference, a row each, where the objective has one.
-        too_long: reason -> pairs that were left out before for it, for the counts.
+        too_long: reason -> pairs that were left out before for it, for the counts (of the manifest).
         alone: the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted.
-
-    Returns:
-        the examples, and the counts for the manifest.
     """
     examples: list[Example] = []
     empty = 0

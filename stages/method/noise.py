@@ -1,6 +1,6 @@
 """How far measured scores are from exact ones, and whether that moves the selection."""
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,15 +21,12 @@ class Noise(NamedTuple):
     """its 99th percentile, nats"""
     median_score: float
     """median |exact score|, nats: what the noise is to be compared with"""
-    agreement: dict[float, float]
+    agreement: dict[str, float]
     """selection ratio -> share of selected tokens that agree: those selected both times / those selected either time"""
 
     @property
     def large(self) -> bool:
         return min(self.agreement.values()) < LEAST_AGREEMENT
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "agreement": {str(ratio): share for ratio, share in self.agreement.items()}}
 
 
 def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
@@ -41,7 +38,7 @@ def measure_noise(measured: list[PairLogps], exact: list[PairLogps]) -> Noise:
         mean=float(differences.mean()),
         p99=float(np.quantile(differences, 0.99)),
         median_score=float(np.median(np.abs(theirs))),
-        agreement={ratio: _agreement(measured, exact, ratio) for ratio in RATIOS},
+        agreement={str(ratio): _agreement(measured, exact, ratio) for ratio in RATIOS},
     )
 
 

@@ -33,10 +33,8 @@ def selected_rewards(logps_RW: Tensor, batch: Weighted, *, gamma: float, anchor_
     """u(y) = gamma / |selected| * sum over selected of log pi_theta(y_i | q, y_<i), (R,).
 
     Source: arXiv 2408.13518 Eq. 11, normalised by the number of tokens really selected. With every weight 1 it is
-    SimPO's length-normalised reward (arXiv 2405.14734 Eq. 4, beta = gamma).
-
-    Args:
-        anchor_margin: count log-probs from the reference's, log pi_theta - log pi_ref.
+    SimPO's length-normalised reward (arXiv 2405.14734 Eq. 4, beta = gamma). With `anchor_margin` log-probs are counted
+    from the reference's, log pi_theta - log pi_ref.
     """
     sums_R = log_ratios(logps_RW, batch) if anchor_margin else weighted_sum(logps_RW, batch)
     return gamma * sums_R / batch.weights_RW.sum(-1)

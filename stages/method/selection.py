@@ -64,16 +64,10 @@ def select_highest_as_authors(keys: Floats, ratio: float) -> Mask:
 def select_by_keys(
     keys: PairLogps, chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool = False
 ) -> tuple[Mask, Mask]:
-    """In both responses of a pair the share of tokens with the highest keys.
+    """Masks (C,) and (J,) of the share of tokens with the highest keys in the chosen and in the rejected response.
 
     Of `signed` scores this is SePO's rule (arXiv 2408.13518 section 3.3): the best of the chosen response, the worst of
     the rejected one.
-
-    Args:
-        authors_rule: `select_highest_as_authors` instead of `select_highest`.
-
-    Returns:
-        masks over the chosen tokens (C,) and over the rejected ones (J,).
     """
     pick = select_highest_as_authors if authors_rule else select_highest
     return pick(keys.chosen, chosen_ratio), pick(keys.rejected, rejected_ratio)
@@ -134,14 +128,7 @@ def by_pair(masks: Sequence[Mask]) -> list[PairWeights]:
 
 
 def never_empty(masks: Sequence[Mask], keys: Sequence[Floats], where: str) -> tuple[list[Mask], dict[str, int]]:
-    """Give a response of which nothing was selected its token with the highest key.
-
-    Args:
-        where: none was found, as in ``in the share``.
-
-    Returns:
-        the masks, and the note of how many those were.
-    """
+    """Masks in which a response with no token `where` it should be has its best one, and the note of how many."""
     found = [mask if mask.any() else _first(key, 1) for mask, key in zip(masks, keys, strict=True)]
     empty = sum(not mask.any() for mask in masks)
     return found, {f"responses with no token {where}, whose best one was taken": empty} if empty else {}

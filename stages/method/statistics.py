@@ -63,9 +63,7 @@ def student_interval(values: Sequence[float]) -> Interval:
 
 
 def student_95(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, to four digits; beyond the table by its expansion around the normal quantile
-    (Abramowitz and Stegun, 26.7.5).
-    """
+    """The 97.5% quantile of Student's t, to four digits; beyond the table by Abramowitz and Stegun, 26.7.5."""
     if freedom < len(T_95):
         return T_95[freedom]
     return Z_95 + 2.37227 / freedom + 2.8225 / freedom**2 + 2.55585 / freedom**3

@@ -26,11 +26,7 @@ class Made(NamedTuple):
 
 
 def write_policy_card(folder: Path, made: Made, last: dict[str, float]) -> None:
-    """Write README.md and the curves of a policy.
-
-    Args:
-        last: averages of the last logged step.
-    """
+    """Write README.md and the curves of a policy; `last` are averages of the last logged step."""
     assert isinstance(made.config, PolicyConfig)
     counts = made.counts
     shares = [f"{counts['selected'][side]:,} of {tokens:,} {side}" for side, tokens in counts["tokens"].items()]
@@ -58,11 +54,7 @@ def write_reference_card(folder: Path, run: Path, made: Made) -> None:
 
 
 def write_oracle_card(folder: Path, run: Path, made: Made, held_out: dict[str, float]) -> None:
-    """Write README.md and the curves of an oracle, which lies in the folder `run`.
-
-    Args:
-        held_out: what the pairs say that it was not trained on.
-    """
+    """The same of the oracle; `held_out` is what the pairs say that it was not trained on."""
     what = (
         "An oracle by `sepo train-oracle`: trained by DPO, its log-probs minus those of its reference score the tokens"
         " of responses (arXiv 2408.13518 section 3.2). It is made to score, not to be talked to."

@@ -61,10 +61,8 @@ def stage_costs(size: ModelSize, pairs: int, tokens: Mapping[str, int]) -> list[
     """The cost of every stage with its default settings, if this model is both oracle and policy.
 
     Of each ``stage`` the ``tokens`` that a model sees over all epochs, the ``steps`` of the optimiser (None where
-    nothing is trained), ``operations``, and ``memory`` in bytes, at the least.
-
-    Args:
-        tokens: of all pairs: ``prompt``, ``chosen`` and ``rejected``. A prompt is computed once for both answers.
+    nothing is trained), ``operations``, and ``memory`` in bytes, at the least. `tokens` are those of all prompts
+    (each computed once for both answers), chosen and rejected responses.
     """
     oracle, policy, total = OracleConfig(), PolicyConfig(), sum(tokens.values())
     share = 1 - oracle.eval_fraction
@@ -93,11 +91,7 @@ def stage_costs(size: ModelSize, pairs: int, tokens: Mapping[str, int]) -> list[
 
 
 def cost_table(costs: list[dict[str, Any]], size: ModelSize, memory: int) -> Table:
-    """The costs in units for people.
-
-    Args:
-        memory: bytes that are there.
-    """
+    """The costs in units for people, beside the bytes of memory that are there."""
     rows = [
         [
             cost["stage"],

@@ -64,8 +64,7 @@ def build_report(
     """Every figure of every model with its interval, and every difference of two models with its own.
 
     Args:
-        figures: of ``pairs`` and of ``samples``, by model.
-        about: what else there is to say of each model, such as its folder.
+        figures: of ``pairs`` and of ``samples``, by model; `about` is what else to say of each, such as its folder.
     """
     return {
         "models": {name: about[name] | _model(found, seed) for name, found in figures.items()},
@@ -73,7 +72,7 @@ def build_report(
             _comparison(
                 later,
                 earlier,
-                {items: compare(figures[later][items], figures[earlier][items], seed) for items in figures[later]},
+                *(compare(figures[later][items], figures[earlier][items], seed) for items in ("pairs", "samples")),
             )
             for earlier, later in combinations(figures, 2)
         ],
@@ -142,8 +141,7 @@ def _model(figures: Mapping[str, Figures], seed: int) -> dict[str, Any]:
     }
 
 
-def _comparison(ours: str, theirs: str, by_items: Mapping[str, Comparison]) -> dict[str, Any]:
-    pairs, samples = by_items["pairs"], by_items["samples"]
+def _comparison(ours: str, theirs: str, pairs: Comparison, samples: Comparison) -> dict[str, Any]:
     claims = [("pairs", pairs, *next((claim for claim in CLAIMS if claim[0] in pairs.differences), CLAIMS[-1]))]
     claims += [("samples", samples, *TRUTH)] if TRUTH[0] in samples.differences else []
     return {
@@ -169,19 +167,15 @@ def figures_json(ratios: Mapping[str, Ratio], seed: int) -> dict[str, Any]:
 def figure_table(
     title: str, first: str, rows: Iterable[tuple[str, Any]], columns: Sequence[Column], items: Sequence[str] = ()
 ) -> Table:
-    """A line for each named row, with those figures that any has.
-
-    Args:
-        first: title of the names.
-        items: what else to count in each row, where the rows have different numbers of it.
-    """
+    """A line for each named row: the figures that any has, and how many of the `items` where that differs."""
     rows = list(rows)
     there = [column for column in columns if any(column.figure in row["figures"] for _, row in rows)]
     counted = [name for name in items if there and len({row[name] for _, row in rows}) > 1]
-    lines = [
-        [name, *(f"{row[each]:,}" for each in counted), *(_cell(row["figures"], column) for column in there)]
-        for name, row in rows
-    ]
+    lines = []
+    for name, row in rows:
+        found = [(row["figures"].get(column.figure), column.form) for column in there]
+        cells = [format(Interval(**figure), form) if figure else "" for figure, form in found]
+        lines.append([name, *(f"{row[each]:,}" for each in counted), *cells])
     return Table(title, [first, *counted, *(column.title for column in there)], lines)
 
 
@@ -189,8 +183,3 @@ def _span(counts: list[int]) -> str:
     """How many items the models have: tokenizers may drop different rows."""
     fewest, most = min(counts), max(counts)
     return f"{fewest:,} to {most:,}" if fewest < most else f"{most:,}" if most else "none"
-
-
-def _cell(figures: Mapping[str, Any], column: Column) -> str:
-    found = figures.get(column.figure)
-    return format(Interval(**found), column.form) if found else ""

@@ -20,7 +20,7 @@ def test_noise_by_hand():
     assert noise.mean == pytest.approx(2 / 20)
     assert noise.p99 == pytest.approx(np.quantile([2.0] + [0.0] * 19, 0.99))
     assert noise.median_score == 0.0
-    assert noise.agreement == {0.1: 1.0, 0.3: pytest.approx(5 / 7)}
+    assert noise.agreement == {"0.1": 1.0, "0.3": pytest.approx(5 / 7)}
     assert "at k = 0.3 only 0.71" in noise_warnings(noise)[0]
     assert "0.714 at k = 0.3" in noise_rows(noise)[1][1]
 
@@ -28,7 +28,7 @@ def test_noise_by_hand():
 def test_exact_scores_have_no_noise():
     exact = logps([1, 2, 3], [3, 2])
     noise = measure_noise([exact], [exact])
-    assert (noise.mean, noise.p99, noise.agreement) == (0.0, 0.0, {0.1: 1.0, 0.3: 1.0})
+    assert (noise.mean, noise.p99, noise.agreement) == (0.0, 0.0, {"0.1": 1.0, "0.3": 1.0})
     assert noise_warnings(noise) == []
     assert noise.median_score == 2.0
 
@@ -36,4 +36,4 @@ def test_exact_scores_have_no_noise():
 def test_rejected_tokens_agree_by_their_lowest():
     """Raising the highest rejected score changes nothing of what is selected there."""
     noise = measure_noise([logps([1], [-5, 0, 0, 9])], [logps([1], [-5, 0, 0, 1])])
-    assert noise.agreement[0.1] == 1.0
+    assert noise.agreement["0.1"] == 1.0
