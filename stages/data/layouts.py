@@ -2,17 +2,11 @@
 
 Preference data, for `read_pairs`: the layouts of `stages.data.published`, and
 
-====================================  ==============================================================================
-columns                               what is read
-====================================  ==============================================================================
-prompt, chosen, rejected: text        the prompt is one user turn
-prompt, and answers as turns          the turns answer the prompt, or are whole conversations that hold it (a system
-                                      turn may come first), such as ``HuggingFaceH4/ultrafeedback_binarized``
-chosen, rejected: turns               whole conversations; the prompt is their common beginning
-chosen, rejected: dialogues as text   the same, written like HH-RLHF (see `stages.data.conversations`)
-prompt: a dialogue as text, and       the dialogue's turns are the prompt
-answers as text
-====================================  ==============================================================================
+- prompt, chosen, rejected as text: the prompt is one user turn, or the turns of a dialogue written like HH-RLHF;
+- prompt, and answers as turns, which answer it or are whole conversations that hold it (a system turn may come first),
+  such as ``HuggingFaceH4/ultrafeedback_binarized``;
+- chosen, rejected as turns: whole conversations, the prompt is their common beginning;
+- chosen, rejected as dialogues in text: the same, written like HH-RLHF (see `stages.data.conversations`).
 
 A row that fits two layouts is refused, unless the columns of one of them are among the other's; then the one with more
 columns is meant. So is a row whose layout is not that of the first row.

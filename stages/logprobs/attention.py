@@ -52,9 +52,7 @@ class Layout:
     def causal_mask(self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What may be seen by `queries` tokens behind a prompt, (Q, S): 0, or minus infinity for what may not.
 
-        Args:
-            prompt: position of the first query; the keys are positions 0 to `keys`.
-            window: a token sees itself and so many less one before it.
+        Within a window a token sees itself and so many less one before it.
         """
         key = (prompt, queries, keys, window, dtype)
         if key not in self._masks:

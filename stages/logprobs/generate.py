@@ -26,10 +26,6 @@ def sample(
 
     What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it. The
     same seed, prompts and batch size give the same answers; torch's global generator is left as it was.
-
-    Args:
-        max_new_tokens: where an answer that has not ended is cut.
-        task: advanced by one for every answer.
     """
     answers: list[Ids] = []
     how = GenerationConfig(
@@ -52,7 +48,8 @@ def sample(
                 generation_config=how,
             )
             for row in generated_BT[:, ids_BT.shape[1] :].cpu().numpy():
-                answers.append(_until(row, end_of_turn))
+                ends = np.flatnonzero(row == end_of_turn)
+                answers.append(row[: ends[0] + 1] if len(ends) else row)
                 task.advance()
     return answers
 
@@ -85,8 +82,3 @@ def _pad_left(prompts: list[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
         ids_BT[row, width - len(prompt) :] = prompt
         attention_BT[row, width - len(prompt) :] = 1
     return torch.from_numpy(ids_BT), torch.from_numpy(attention_BT)
-
-
-def _until(answer: Ids, end_of_turn: int | None) -> Ids:
-    ends = np.flatnonzero(answer == end_of_turn)
-    return answer[: ends[0] + 1] if len(ends) else answer

@@ -46,11 +46,11 @@ def _shortened(config: Any, layers: int) -> Any:
     """The configuration with so many layers, and every list that has one entry a layer cut to them."""
     before = config.num_hidden_layers
     values: Mapping[str, Any] = config.to_dict()
-    cut = {name: value[:layers] for name, value in values.items() if _is_per_layer(name, value, before)}
+    cut = {
+        name: value[:layers]
+        for name, value in values.items()
+        if isinstance(value, (list, tuple)) and len(value) == before and not name.endswith(_NOT_OF_LAYERS)
+    }
     own_name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     with borrowed(f"the configuration does not fit {layers} layers", _HINT):
         return type(config).from_dict({**values, **cut, own_name: layers})
-
-
-def _is_per_layer(name: str, value: Any, layers: int) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == layers and not name.endswith(_NOT_OF_LAYERS)

@@ -80,12 +80,10 @@ def last_used(path: Path) -> float:
 
 def _holds_arrays(entry: Path) -> bool:
     """Whether it is one of `cached_arrays`; looking at it is no use of it."""
-
-    def opener(path: str, flags: int) -> int:
-        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
-
-    with suppress(PermissionError), open(entry, "rb", opener=opener) as file:
-        return file.read(2) == b"PK"
+    with suppress(PermissionError):
+        file = os.open(entry, os.O_RDONLY | getattr(os, "O_NOATIME", 0))
+        with open(file, "rb") as opened:
+            return opened.read(2) == b"PK"
     return False
 
 

@@ -55,10 +55,12 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     More than `tokenizer_hash`, which tells whether two models give the same meaning to an id.
     """
     kind = type(tokenizer)
+    # A tokenizer may come with its model.
+    foreign = not kind.__module__.startswith("transformers.")
     return hash_json(
         {
             "class": f"{kind.__module__}.{kind.__qualname__}",
-            "code": _foreign_code(kind),
+            "code": inspect.getsource(sys.modules[kind.__module__]) if foreign else "",
             "state": _state(tokenizer),
             "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             "splits_special": bool(tokenizer.split_special_tokens),
@@ -105,10 +107,3 @@ def _saved_vocabulary(tokenizer: Tokenizer) -> dict[str, str]:
         except NotImplementedError:
             return {}
         return {path.name: hash_file(path) for path in Path(folder).iterdir()}
-
-
-def _foreign_code(kind: type) -> str:
-    """The source of a tokenizer that came with its model."""
-    if kind.__module__.startswith("transformers."):
-        return ""
-    return inspect.getsource(sys.modules[kind.__module__])
