@@ -91,7 +91,10 @@ class Bars(Lines):
         if self._progress is not None:
             yield self._progress
             return
-        with Progress(*_columns(), console=self._console, speed_estimate_period=HOUR) as progress:
+        narrow = Column(no_wrap=True, overflow="ellipsis", max_width=40)
+        title = TextColumn("{task.description}", markup=False, table_column=narrow)
+        columns = (title, BarColumn(bar_width=20), _Figures())
+        with Progress(*columns, console=self._console, speed_estimate_period=HOUR) as progress:
             self._progress = progress
             try:
                 yield progress
@@ -141,11 +144,6 @@ class _Figures(ProgressColumn):
 
     def render(self, task: Row) -> Text:
         return Text(figures(task), no_wrap=True, overflow="ellipsis")
-
-
-def _columns() -> list[ProgressColumn]:
-    narrow = Column(no_wrap=True, overflow="ellipsis", max_width=40)
-    return [TextColumn("{task.description}", markup=False, table_column=narrow), BarColumn(bar_width=20), _Figures()]
 
 
 def print_summary(summary: Summary) -> None:

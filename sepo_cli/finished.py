@@ -38,9 +38,7 @@ def recalled(command: str, config: Config) -> Summary | None:
 def remember(command: str, config: Config, title: str, started: int) -> None:
     """Note that a run is finished, if it is.
 
-    Args:
-        title: of its summary.
-        started: when the command did, in nanoseconds: an input that changed since may not be the one that was taken.
+    An input that changed since the command `started`, in nanoseconds, may not be the one that was taken.
     """
     # A run that finished is none the worse for a note that could not be written.
     with suppress(Exception):

@@ -3,52 +3,28 @@
 May import: errors, reporting, types and registry. On disk it touches nothing, and it loads nothing heavy.
 """
 
-from stages.configs.demo import CompareConfig, DemoConfig, DemoReportConfig
-from stages.configs.evaluation import EvaluateConfig
-from stages.configs.fields import (
-    NAMED_TRACKERS,
-    PRECISIONS,
-    column_names,
-    is_remote,
-    module_names,
-    worker_numbers,
-)
-from stages.configs.option import Config, Declared, content_defaults, content_settings, declared, is_several
-from stages.configs.policy import PolicyConfig
-from stages.configs.scores import (
-    CacheConfig,
-    CheckConfig,
-    CutModelConfig,
-    ProjectScoresConfig,
-    ScoreConfig,
-    ValidateConfig,
-)
-from stages.configs.training import OptimizerConfig, OracleConfig
-
-__all__ = [
-    "NAMED_TRACKERS",
-    "PRECISIONS",
-    "CacheConfig",
-    "CheckConfig",
-    "CompareConfig",
-    "Config",
-    "CutModelConfig",
-    "Declared",
-    "DemoConfig",
-    "DemoReportConfig",
-    "EvaluateConfig",
-    "OptimizerConfig",
-    "OracleConfig",
-    "PolicyConfig",
-    "ProjectScoresConfig",
-    "ScoreConfig",
-    "ValidateConfig",
-    "column_names",
-    "content_defaults",
-    "content_settings",
-    "declared",
-    "is_remote",
-    "is_several",
-    "module_names",
-    "worker_numbers",
-]
+from stages.configs.demo import CompareConfig as CompareConfig
+from stages.configs.demo import DemoConfig as DemoConfig
+from stages.configs.demo import DemoReportConfig as DemoReportConfig
+from stages.configs.evaluation import EvaluateConfig as EvaluateConfig
+from stages.configs.fields import NAMED_TRACKERS as NAMED_TRACKERS
+from stages.configs.fields import PRECISIONS as PRECISIONS
+from stages.configs.fields import column_names as column_names
+from stages.configs.fields import is_remote as is_remote
+from stages.configs.fields import module_names as module_names
+from stages.configs.fields import worker_numbers as worker_numbers
+from stages.configs.option import Config as Config
+from stages.configs.option import Declared as Declared
+from stages.configs.option import content_defaults as content_defaults
+from stages.configs.option import content_settings as content_settings
+from stages.configs.option import declared as declared
+from stages.configs.option import is_several as is_several
+from stages.configs.policy import PolicyConfig as PolicyConfig
+from stages.configs.scores import CacheConfig as CacheConfig
+from stages.configs.scores import CheckConfig as CheckConfig
+from stages.configs.scores import CutModelConfig as CutModelConfig
+from stages.configs.scores import ProjectScoresConfig as ProjectScoresConfig
+from stages.configs.scores import ScoreConfig as ScoreConfig
+from stages.configs.scores import ValidateConfig as ValidateConfig
+from stages.configs.training import OptimizerConfig as OptimizerConfig
+from stages.configs.training import OracleConfig as OracleConfig

@@ -15,12 +15,7 @@ class OutOfMemory(SepoError):
 
 @contextmanager
 def enough_memory(doing: str, hint: Callable[[], str]) -> Iterator[None]:
-    """Turn an allocation that fails inside, on a GPU or a CPU, into `OutOfMemory`.
-
-    Args:
-        doing: what is done, as in ``out of memory in ...``.
-        hint: says what to change.
-    """
+    """Turn an allocation that fails inside, on a GPU or a CPU, into `OutOfMemory`: ``out of memory in DOING``."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -32,13 +27,7 @@ def enough_memory(doing: str, hint: Callable[[], str]) -> Iterator[None]:
 def memory_for(
     examples: Sequence[Example], tokens: int, max_tokens: int, *, trains: bool = True
 ) -> AbstractContextManager[None]:
-    """`enough_memory` for a micro-batch.
-
-    Args:
-        tokens: of the micro-batch that is computed.
-        max_tokens: its budget.
-        trains: there is a backward pass.
-    """
+    """`enough_memory` for a micro-batch of so many tokens; `trains`: with a backward pass."""
     size = f"a micro-batch of {len(examples):,} pairs with {tokens:,} tokens (budget {max_tokens:,})"
     return enough_memory(size, lambda: _remedy(examples, tokens, trains))
 

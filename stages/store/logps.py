@@ -1,10 +1,8 @@
-"""Log-probs that were computed once, for whoever needs them next: `sepo train-oracle` writes those of the reference,
-`sepo score` reads them; `sepo train-policy` keeps its own for a run that goes on.
+"""Log-probs that were computed once: `sepo train-oracle` writes those of the reference, `sepo score` reads them;
+`sepo train-policy` keeps its own for a run that goes on.
 
 One Parquet file, a row a pair, found again by the hash of the pair's ids (`stages.types.content_hash`): it does not
 matter from which data set, or in which order, the pairs come the next time.
-
-A file that is altered in a single bit is known to be (`stages.store.parquet`), and its numbers are computed again.
 """
 
 from collections.abc import Iterable
@@ -60,11 +58,7 @@ class KnownLogps:
 def write_logps(
     folder: Path, pairs: Iterable[TokenPair], logps: Iterable[PairLogps], model: str, name: str = FILE
 ) -> None:
-    """Write the log-probs of pairs, whole or not at all.
-
-    Args:
-        model: hash of the model that gave them (`stages.models.folders.model_hash`), in float32.
-    """
+    """Write what the model of this hash (`stages.models.folders.model_hash`) gave pairs, whole or not at all."""
     rows = list(zip(pairs, logps, strict=True))
     columns = {
         "content_hash": [content_hash(pair) for pair, _ in rows],
@@ -87,10 +81,7 @@ def forget_parts(folder: Path, name: str) -> None:
 
 
 def read_logps(folder: Path, model: str, name: str = FILE) -> KnownLogps | None:
-    """The log-probs under the model with this hash; None if there are none, or they cannot be read.
-
-    Nothing is lost with a damaged file: its numbers are computed again.
-    """
+    """The log-probs under the model with this hash; None if none are there whole: they are computed again."""
     table = read_whole_table(folder / name)
     if table is None:
         return None

@@ -43,9 +43,6 @@ def claim_results(
     """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
 
     What is there and not an evaluation's, or another one's, is refused, and so is an input.
-
-    Args:
-        samples: whether there will be a table of samples.
     """
     if output is None:
         return None

@@ -44,7 +44,6 @@ def write_shard(
     """Check the rows and write them as one shard, whole or not at all.
 
     Args:
-        fingerprint: of the run that makes the shard.
         tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
     """
@@ -80,12 +79,11 @@ def read_shard(
     tokenizer: str | None = None,
     ids_below: int | None = None,
 ) -> Iterator[ScoredPair]:
-    """The rows of a shard, each one checked: the file and a thousand rows are in memory at a time.
+    """The rows of a shard, each one checked by what is known: the file and a thousand rows are in memory at a time.
 
     Args:
-        checksum: what the file has to be, if somebody said it.
-        tokenizer: hash of the token->id map, if it is known.
-        ids_below: number of ids of the tokenizer, if it is known.
+        tokenizer: hash of the token->id map.
+        ids_below: number of ids of the tokenizer.
     """
     where = place.at(name)
     with borrowed(f"cannot read {where}", DAMAGED):

@@ -48,8 +48,7 @@ class Trainee(NamedTuple):
         Merging takes the trainee apart. Weights that were held in few bits are ordinary ones first, with the values
         that the adapter was trained on.
 
-        Args:
-            aside: where the adapter is kept if merging it does not give what was trained, which is an error.
+        Where merging does not give what was trained, that is an error, and the adapter is kept `aside`.
         """
         if not merged or self.adapter is None:
             return self.unmerged

@@ -30,7 +30,7 @@ class Schedule(NamedTuple):
         return f"{epoch}{total}{stop}, {self.warmup_steps:,} of them warm-up"
 
     def step_of(self, order: list[int], step: int) -> list[int]:
-        """The places of the pairs of one step (from 0), given the order of its epoch."""
+        """The indices of the pairs of one step (from 0), given the order of its epoch."""
         start = step % math.ceil(self.pairs / self.batch_size) * self.batch_size
         return order[start : start + self.batch_size]
 

@@ -110,12 +110,7 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
 
 
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
-    """Make sure, with all processes, that loss and gradient are finite; the signal that one of them got, or 0.
-
-    Args:
-        norm: of the whole gradient.
-        signal: that this process got, or 0.
-    """
+    """Make sure, with all processes, that loss and gradient norm are finite; the signal that one of them got, or 0."""
     loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
     row = torch.stack([loss, torch.tensor(float(signal), device=loss.device)])
     losses, signals = accelerator.gather(row[None]).T.tolist()
@@ -136,12 +131,7 @@ def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, si
 
 
 def refuse_broken(accelerator: Accelerator, model: CausalLM, phase: str, step: int, safe: int) -> None:
-    """Weights that an optimiser's step has broken, in any process, are neither kept nor saved as a model.
-
-    Args:
-        step: how many there were.
-        safe: the number of steps after which there is a checkpoint.
-    """
+    """Weights that an optimiser's step has broken, in any process, are not saved; after `safe` steps there are some."""
     trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
     if not all(gather_object([all(bool(weight.isfinite().all()) for weight in here)])):

@@ -11,7 +11,7 @@ from stages import configs
 from stages.errors import SepoError
 from tests.faults.harness import assert_one_line, outcome
 
-CONFIGS = [each for each in (getattr(configs, name) for name in configs.__all__) if is_dataclass(each)]
+CONFIGS = [each for each in vars(configs).values() if is_dataclass(each)]
 NUMBERS = [
     (each, field.name, kind)
     for each in CONFIGS

@@ -49,6 +49,15 @@ def test_a_sound_checkpoint_is_gone_on_from(resume):
     assert resume(part=Part()) == 2
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    of_run = (Accelerator(cpu=True), tmp_path / "checkpoints", "t", 1, "sha256:one")
+    part = Part()
+    part.state_dict = raises(OSError("no room")).load
+    with pytest.raises(SepoError, match=r"cannot write .*t-00000002: no room"):
+        Checkpoints(*of_run, {"part": part}).save(2)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_too_little_memory_is_not_the_checkpoints_fault(resume, tmp_path):
     """An allocation that no machine can make."""
     with pytest.raises(OutOfMemory, match=r"out of memory in loading .*t-00000002: .*allocate") as caught:
