@@ -84,8 +84,6 @@ def test_unusable_rows_are_dropped_counted_and_shown(sepo, chat_folder, tmp_path
         ("--data-fraction", "0", "data_fraction must be in (0, 1], got 0.0"),
         ("--eval-fraction", "1", "eval_fraction must be in [0, 1), got 1.0"),
         ("--beta", "-1", "beta must be above 0 and finite, got -1.0"),
-        ("--learning-rate", "nan", "learning_rate must be above 0 and finite, got nan"),
-        ("--learning-rate", "inf", "learning_rate must be above 0 and finite, got inf"),
         ("--batch-size", "0", "batch_size must be at least 1, got 0"),
         ("--num-train-epochs", "0", "num_train_epochs must be at least 1, got 0"),
         ("--warmup-ratio", "2", "warmup_ratio must be in [0, 1], got 2.0"),
@@ -126,13 +124,6 @@ def test_a_policy_option_out_of_range(ends_well, world, chat_folder, tmp_path, o
 def test_several_faults_are_told_at_once(ends_well, chat_folder, tmp_path):
     message = ends_well(*oracle(chat_folder, "any.jsonl", tmp_path, "--beta", "0", "--max-length", "0"))
     assert message == "max_length must be at least 2, got 0; beta must be above 0 and finite, got 0.0"
-
-
-def test_a_policy_with_another_vocabulary(ends_well, world, tmp_path):
-    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
-    save_model(tiny_llama(len(other)), other, tmp_path / "other")
-    arguments = ["--model", tmp_path / "other", "--scores", world / "scores", "--output-dir", tmp_path / "out"]
-    assert "the token->id map of" in ends_well("train-policy", *arguments)
 
 
 def test_an_oracle_and_a_reference_with_two_vocabularies(ends_well, world, tmp_path):

@@ -165,9 +165,3 @@ def test_training_data_that_is_none(refused, world, demo_folder, tmp_path):
 def demo_folder(sepo, tmp_path):
     assert sepo("make-demo", "--output-dir", tmp_path / "demo", "--train-pairs", 2, "--test-pairs", 2)[0] == 0
     return tmp_path / "demo"
-
-
-def test_an_output_that_cannot_be_written(refused, world, tmp_path):
-    (tmp_path / "file").touch()
-    message, _ = refused("--output", tmp_path / "file/e.json", models=[world / "policy"])
-    assert f"cannot write to {tmp_path / 'file'}" in message

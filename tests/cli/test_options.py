@@ -129,12 +129,6 @@ def test_the_page_of_options_is_not_stale():
     assert (Path(__file__).parents[2] / "docs/cli.md").read_text() == page()
 
 
-def test_limits_are_checked_where_a_value_is_given():
-    assert OneMore(shade=1).shade == 1
-    with pytest.raises(SepoError, match="shade must be at least 1, got -1"):
-        OneMore(shade=-1)
-
-
 _NAMES = {"model": "m", "dataset": "d", "output_dir": "o"}
 _CONFIGS = {
     ValidateConfig: {"model": "m", "dataset": "d"},

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, Gemma3TextConfig, T5Config
-from transformers import T5ForConditionalGeneration as T5
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig
 
 from stages import cut_model
 from stages.configs import CutModelConfig
@@ -110,22 +109,6 @@ def test_an_adapter_has_no_layers(chat_folder, tmp_path):
     (folder / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(SepoError, match="is an adapter, which has no layers of its own"):
         cut(folder, tmp_path / "cut")
-
-
-def test_an_encoder_decoder_is_refused(chatml, tmp_path):
-    sizes = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    T5(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
-    chatml.save_pretrained(tmp_path / "t5")
-    with pytest.raises(SepoError, match="is an encoder-decoder model"):
-        cut(tmp_path / "t5", tmp_path / "cut")
-
-
-def test_a_model_without_a_head_is_refused(chatml, tmp_path):
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    BertModel(BertConfig(num_attention_heads=4, **sizes)).save_pretrained(tmp_path / "bert")
-    chatml.save_pretrained(tmp_path / "bert")
-    with pytest.raises(SepoError, match="is a BertModel; sepo needs a causal language model"):
-        cut(tmp_path / "bert", tmp_path / "cut")
 
 
 def test_a_configuration_that_contradicts_itself_once_cut_is_a_line_and_no_traceback():

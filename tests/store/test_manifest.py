@@ -120,16 +120,6 @@ def test_another_stage_is_never_overwritten(tmp_path):
     assert (tmp_path / "out/a.txt").exists()
 
 
-@pytest.mark.parametrize("place", ["out", "out/inside"])
-def test_a_run_never_replaces_its_own_input(tmp_path, place):
-    finish(claim(tmp_path / "out"))
-    (tmp_path / place).mkdir(exist_ok=True)
-    inputs = {"model": Input(str(tmp_path / place), "sha256:cc")}
-    with pytest.raises(SepoError, match="holds the model it would be made from"):
-        claim(tmp_path / "out", inputs=inputs, overwrite=True)
-    assert (tmp_path / "out/a.txt").exists()
-
-
 def test_a_claim_that_made_nothing_does_not_stand_in_the_way(tmp_path):
     claim(tmp_path / "out")
     assert not claim(tmp_path / "out", {"max_length": 1}).finished

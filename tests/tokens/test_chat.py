@@ -134,13 +134,6 @@ def test_the_day_does_not_matter(monkeypatch):
     assert texts(defined)[0].startswith("2031<|im_start|>")
 
 
-def test_a_template_among_several_is_the_default_one():
-    tokenizer = dress(byte_level())
-    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ 1 / 0 }}"}
-    pair = Encoder(tokenizer).encode(Pair(0, [user("what?")], "It is", ""))
-    assert tokenizer.decode(pair.chosen_ids) == "It is<|im_end|>"
-
-
 def test_no_more_than_three_renderings_a_pair(monkeypatch):
     tokenizer = dress(byte_level(), "default_system")
     encoder = Encoder(tokenizer)
