@@ -1,7 +1,7 @@
 """`sepo cut-model`: the first layers of a model as a model of its own, to make a weak oracle of.
 
-What is kept is the embedding, the first layers, the last norm and the head, which has never read so early a layer:
-the result speaks nonsense until it is fine-tuned. It has the whole model's tokenizer, and so can be its oracle.
+The head has never read so early a layer: the result speaks nonsense until it is fine-tuned. It has the whole model's
+tokenizer, and so can be its oracle.
 """
 
 from typing import Final

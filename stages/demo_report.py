@@ -1,6 +1,4 @@
-"""`sepo demo-report`: how many of the planted key tokens a selection found, and how much true reward a policy gained
-for how much divergence, which no real data set can tell.
-"""
+"""`sepo demo-report`: how many planted key tokens a selection found, and a policy's true reward and divergence."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -96,8 +94,7 @@ def _load(
 def _reward_of_ids(rewards: dict[str, float], tokenizer: Tokenizer) -> NDArray[np.float64]:
     """Planted reward of every token id; one word of the demo is one token."""
     rewards_V = np.zeros(len(tokenizer))
-    for word, reward in rewards.items():
-        rewards_V[tokenizer.convert_tokens_to_ids(word)] = reward
+    rewards_V[tokenizer.convert_tokens_to_ids(list(rewards))] = list(rewards.values())
     return rewards_V
 
 

@@ -1,7 +1,7 @@
 """`sepo make-demo`: preference pairs in a language whose token rewards are known, and a tiny model to learn it.
 
-Writes D/train.jsonl, D/test.jsonl (prompts that train has not), D/truth.json (word -> planted reward), D/model/,
-and, where the oracle shall be weaker than the policy, D/oracle-model/.
+Writes train.jsonl, test.jsonl (other prompts), truth.json (word -> planted reward), model/, and perhaps a weaker
+oracle-model/.
 """
 
 import json

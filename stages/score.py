@@ -203,9 +203,8 @@ def _written(work: Run, shards: dict[str, slice]) -> dict[str, Checksum]:
 def _known_logps(job: ScoreJob) -> KnownLogps | None:
     """The reference log-probs that `sepo train-oracle` left beside its models.
 
-    They are no input: where they are lost they are computed, to the same numbers but for the rounding of sums in
-    another order, since the pairs of a forward pass are others here. They are float32: beside an oracle in another
-    precision they would add noise that otherwise cancels in part.
+    They are no input: where they are lost they are computed, to the same numbers but for the rounding of sums. They are
+    float32: beside an oracle in another precision they would add noise that otherwise cancels in part.
     """
     folder = job.config.oracle
     if not folder or job.config.precision != "float32":

@@ -1,8 +1,7 @@
 """Which held-out pairs a model was trained on, as the manifests of the stages that made it tell.
 
-Pairs are found again by the hash of their ids (`stages.types.content_hash`), so only those of the same tokenizer and
-chat template. Fine-tuning on a data set of its own (`--sft-dataset`) and the oracle behind a policy's scores are not
-looked at.
+Pairs are found again by the hash of their ids, so only those of the same tokenizer and chat template. Fine-tuning on a
+data set of its own (`--sft-dataset`) and the oracle behind a policy's scores are not looked at.
 """
 
 import os

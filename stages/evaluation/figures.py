@@ -1,5 +1,4 @@
-"""What held-out pairs and samples say of a model: figures that are sums over items, so that any two models can be
-compared on the same ones.
+"""What held-out pairs and samples say of a model: sums over items, so that any two are compared on the same ones.
 
 Shapes: ``N`` pairs, ``S`` samples; log-probs and KL in nats.
 """
@@ -159,9 +158,8 @@ def compare(ours: Figures, theirs: Figures, seed: int) -> Comparison:
 def verdict(difference: Interval, sign_p: float = 0.0) -> str:
     """``better``, ``worse``, or that the two are not told apart, for a figure of which more is better.
 
-    Args:
-        sign_p: of an accuracy. Two models mostly agree, so its interval rests on the few prompts on which they do not:
-            four that all speak for one model leave a bootstrap nothing else to draw, and are a chance of 1 in 8.
+    An accuracy needs its `sign_p` too: its interval rests on the few prompts on which two models differ, and four that
+    all speak for one of them leave a bootstrap nothing else to draw, and are a chance of 1 in 8.
     """
     if sign_p > SIGNIFICANT or difference.low <= 0 <= difference.high:
         return "not told apart"

@@ -46,12 +46,7 @@ def sequence_kl(batch: Weighted) -> Tensor:
 
 
 def pair_loss(loss_B: Tensor, chosen_B: Tensor, rejected_B: Tensor, **terms: tuple[float, Tensor]) -> PairLoss:
-    """A loss, its metrics, and what is added to it.
-
-    Args:
-        chosen_B: reward of each chosen response; with `rejected_B`, for the metrics alone.
-        terms: name -> (weight, values (B,)), added to the loss and logged.
-    """
+    """A loss, metrics of the responses' rewards (B,), and terms (weight, values (B,)) that are added and logged."""
     margin_B = (chosen_B - rejected_B).detach()
     metrics = {
         # A tie counts half.

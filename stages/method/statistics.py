@@ -93,10 +93,7 @@ def bootstrap_differences(ours: Mapping[str, Ratio], theirs: Mapping[str, Ratio]
 
 
 def sign_test(differences: NDArray[Any]) -> float:
-    """Two-sided p of as lopsided a split of the signs of independent items (N,) if both were as likely, exactly.
-
-    Those that are 0 are left out.
-    """
+    """Two-sided p, exactly, of so lopsided a split of independent items (N,) above and below 0 by a fair coin."""
     ups, downs = int((differences > 0).sum()), int((differences < 0).sum())
     count = ups + downs
     ways = tail = 1

@@ -1,8 +1,7 @@
 """What the stages will cost, estimated from a model's configuration and the number of tokens.
 
-A token costs 2 floating-point operations a parameter forward, and 6 forward and backward (arXiv 2001.08361 section
-2.1); attention over long contexts comes on top. Memory is what has to fit at least: weights, and what the smallest
-micro-batch leaves behind.
+A token costs 2 floating-point operations a parameter forward, and 6 with backward (arXiv 2001.08361 section 2.1), more
+in long contexts. Memory is what has to fit at least: weights, and what the smallest micro-batch leaves behind.
 """
 
 from collections.abc import Mapping

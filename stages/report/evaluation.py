@@ -61,10 +61,9 @@ TRUTH: Final = ("true_reward", "true reward")
 def build_report(
     figures: Mapping[str, Mapping[str, Figures]], about: Mapping[str, dict[str, Any]], seed: int
 ) -> dict[str, Any]:
-    """Every figure of every model with its interval, and every difference of two models with its own.
+    """Every figure of ``pairs`` and ``samples`` by model with its interval, and every difference of two models.
 
-    Args:
-        figures: of ``pairs`` and of ``samples``, by model; `about` is what else to say of each, such as its folder.
+    `about` is what else there is to say of each model, such as its folder.
     """
     return {
         "models": {name: about[name] | _model(found, seed) for name, found in figures.items()},
