@@ -58,7 +58,7 @@ def byte_level_tokenizer(template, **special):
     return fast
 
 
-LONGEST = ("makefile", "processes", "never_lost", "training_lives", "engines", "policy", "lora_pipeline", "reruns")
+LONGEST = ("processes", "never_lost", "training_lives", "engines", "policy", "makefile", "lora_pipeline", "figures", "reruns")
 """files that take longest, which start first, so that none of them is alone at the end"""
 
 

@@ -145,7 +145,7 @@ def test_every_rule_changes_the_training(world, chat_folder, tmp_path, option):
 def test_an_option_of_an_objective_or_rule_changes_the_training(world, chat_folder, tmp_path, base, option):
     """They reach their function by one way; what each does is tested where that function is."""
     for name, more in (("a", {}), ("b", option)):
-        run_policy(world, chat_folder, output=tmp_path / name, max_steps=2, **base, **more)
+        run_policy(world, chat_folder, output=tmp_path / name, max_steps=3, **base, **more)
     assert losses(tmp_path / "a") != losses(tmp_path / "b")
 
 
