@@ -58,7 +58,7 @@ def byte_level_tokenizer(template, **special):
     return fast
 
 
-LONGEST = ("processes", "never_lost", "training_lives", "engines", "policy", "makefile", "lora_pipeline", "figures", "reruns")
+LONGEST = ("processes", "never_lost", "training_lives", "engines", "policy", "makefile", "lora_pipeline")
 """files that take longest, which start first, so that none of them is alone at the end"""
 
 

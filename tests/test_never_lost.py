@@ -3,10 +3,8 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 
@@ -198,28 +196,6 @@ def test_only_the_faulty_shard_is_made_again(world, tmp_path, fault, finished):
     assert run_score(world, output=folder).fresh
     assert other.stat().st_mtime_ns == before
     assert contents(folder) == contents(world / "scores")
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(world, tmp_path):
-    """A limit on the size of a file, which fails a write in its middle as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    smallest = min(path.stat().st_size for path in (world / "scores").glob("*.parquet"))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (smallest - 1, before[1]))
-    try:
-        with pytest.raises(SepoError, match=r"cannot write .*scores-00000\.parquet: File too large"):
-            run_score(world, output=tmp_path / "s")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list((tmp_path / "s").glob("*.parquet"))
-    run_score(world, output=tmp_path / "s")
-    assert contents(tmp_path / "s") == contents(world / "scores")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder that nobody can write, not even root")
-def test_a_read_only_folder_is_one_line(world):
-    with pytest.raises(SepoError, match="cannot write to /proc/sepo") as caught:
-        score.run(config(world, "/proc/sepo"), Quiet())
-    assert caught.value.hint == "choose another --output-dir"
 
 
 def test_a_clock_that_runs_backwards_changes_nothing(world, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """The three stages on a tiny real model: what they compute, write and refuse."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from stages.errors import SepoError
 from stages.models.folders import load_model, save_model
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
-from stages.tokens.fingerprint import vocabulary_hash
 from stages.training.metrics import read_metrics
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama, token_pair, word_rows, write_lines
@@ -222,16 +219,6 @@ def test_the_oracle_reports_its_accuracy_and_warns_of_a_coin(world, chat_folder,
     assert manifest(tmp_path / "o")["warnings"] == reporter.warnings
 
 
-def test_a_policy_with_another_vocabulary_is_refused(world, tmp_path):
-    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
-    save_model(tiny_llama(len(other)), other, tmp_path / "other")
-    with pytest.raises(
-        SepoError, match=r"the token->id map of .*other is not the one .*scores was made with \(\d+ and \d+ tokens\)"
-    ):
-        run_policy(world, tmp_path / "other", output=tmp_path / "p")
-    assert not (tmp_path / "p").exists()
-
-
 def test_a_padded_head_is_no_other_vocabulary(world, chatml, tmp_path):
     """Qwen2.5's heads have 151,936 or 152,064 rows for one and the same tokenizer."""
     save_model(tiny_llama(len(chatml) + 64), chatml, tmp_path / "padded")
@@ -295,38 +282,3 @@ def test_every_setting_that_matters_is_in_the_manifest(world):
         recorded = manifest(world / stage)["settings"]
         options = [(each.name, each.option) for each in declared(config)]
         assert set(recorded) == {name for name, option in options if option.content}
-
-
-def test_a_foreign_scorer_needs_six_columns_and_a_small_manifest(world, chat_folder, chatml, tmp_path):
-    """As the README describes it: other scores for the same ids, written by nothing of ours."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder = tmp_path / "scores"
-    folder.mkdir()
-    ids = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
-    columns = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), ([part] * 3 for part in ids), strict=True))
-    columns |= {
-        "pair_id": [0, 1, 2],
-        "chosen_scores": [[0.1, 0.9, -3.0, 0.2]] * 3,
-        "rejected_scores": [[-1.0, 4.0]] * 3,
-    }
-    metadata = {"sepo.format": "1", "sepo.fingerprint": "mine", "sepo.tokenizer": vocabulary_hash(chatml)}
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "scores-00000.parquet")
-    written = {"format": 1, "stage": "score", "fingerprint": "mine", "files": ["scores-00000.parquet"]}
-    written |= {"counts": {"kept": 3}, "tokenizer": {"vocabulary": vocabulary_hash(chatml), "size": len(chatml)}}
-    (folder / "manifest.json").write_text(json.dumps(written))
-    run_policy(tmp_path, chat_folder)
-    counts = manifest(tmp_path / "policy")["counts"]
-    assert counts["selected"] == {"chosen": 6, "rejected": 3}
-
-
-def test_columns_of_other_names(world, tmp_path):
-    rows = [{"q": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in word_rows(40)]
-    dataset = write_lines(tmp_path / "p.jsonl", rows)
-    with pytest.raises(SepoError, match="no known layout in the columns q, good, bad") as caught:
-        run_score(world, output=tmp_path / "s", dataset=dataset)
-    assert "--columns" in caught.value.hint
-    run_score(world, output=tmp_path / "t", dataset=dataset, columns="prompt=q,chosen=good,rejected=bad")
-    ours, theirs = (list(open_scores(folder).rows()) for folder in (tmp_path / "t", world / "scores"))
-    assert all((a.scores.chosen == b.scores.chosen).all() for a, b in zip(ours, theirs, strict=True))

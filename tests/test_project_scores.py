@@ -25,6 +25,7 @@ from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Dropped, PairLogps, ScoredPair
 from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.tokenizers_zoo import FAMILIES, dress
+from tests.training.fits import Killed, KilledAfter
 from tests.world import run_policy, run_score
 
 
@@ -78,6 +79,7 @@ def carried(world, strong, tmp_path_factory):
 def test_the_policy_trains_on_scores_that_it_refused_before(world, strong, carried, tmp_path):
     with pytest.raises(SepoError, match="is not the one") as refused:
         run_policy(tmp_path, strong, scores_dir=str(world / "scores"))
+    assert not (tmp_path / "policy").exists()
     assert "sepo project-scores" in refused.value.hint
     run_policy(tmp_path, strong, scores_dir=str(carried))
     assert manifest_of(tmp_path / "policy")["counts"]["kept"] == 40
@@ -214,29 +216,14 @@ def test_the_planted_words_are_still_found_in_pieces(family, demo, tmp_path):
 # --- interrupted, damaged, changed ---
 
 
-class Stopped(Exception):
-    pass
-
-
-class StoppedAfter(Quiet):
-    def __init__(self, count):
-        super().__init__()
-        self.left = count
-
-    def advance(self, amount=1, note=""):
-        self.left -= amount
-        if self.left < 0:
-            raise Stopped
-
-
 def shards(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(world, strong, carried, tmp_path):
     arguments = (world / "scores", strong, world / "pairs.jsonl", tmp_path / "out")
-    with pytest.raises(Stopped):
-        carry(*arguments, StoppedAfter(20))
+    with pytest.raises(Killed):
+        carry(*arguments, KilledAfter(20))
     there = tmp_path / "out/scores-00000.parquet"
     made = there.stat().st_mtime_ns
     assert not (tmp_path / "out/manifest.json").exists()

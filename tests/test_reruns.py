@@ -8,6 +8,7 @@ from stages.errors import SepoError
 from stages.models.folders import save_model
 from stages.reporting import Quiet
 from tests.conftest import tiny_llama, word_rows, write_lines
+from tests.training.fits import Killed, KilledIn
 from tests.world import files, manifest, repeatable, run_oracle, run_policy, run_score
 
 
@@ -50,18 +51,6 @@ def test_settings_that_do_not_decide_the_content_may_change(world, chat_folder):
     assert not run_oracle(world, chat_folder, save_steps=1, logging_steps=3, max_tokens_per_device=512).fresh
 
 
-def test_only_a_missing_shard_is_made_again(world, tmp_path):
-    run_score(world, output=tmp_path / "scores")
-    whole = {name: (tmp_path / "scores" / name).read_bytes() for name in files(tmp_path / "scores")}
-    times = {name: (tmp_path / "scores" / name).stat().st_mtime_ns for name in whole}
-    (tmp_path / "scores/scores-00001.parquet").unlink()
-    assert run_score(world, output=tmp_path / "scores").fresh
-    for name in set(whole) - {"manifest.json"}:
-        assert (tmp_path / "scores" / name).read_bytes() == whole[name]
-        redone = (tmp_path / "scores" / name).stat().st_mtime_ns != times[name]
-        assert redone == (name == "scores-00001.parquet")
-
-
 def test_stages_share_what_was_tokenised(world, chat_folder, tmp_path, monkeypatch):
     write_lines(tmp_path / "p.jsonl", word_rows(12))
     run_oracle(tmp_path, chat_folder, dataset=tmp_path / "p.jsonl", max_steps=1)
@@ -69,29 +58,7 @@ def test_stages_share_what_was_tokenised(world, chat_folder, tmp_path, monkeypat
     run_score(tmp_path, dataset=tmp_path / "p.jsonl")
 
 
-class Killed(Exception):
-    pass
-
-
-class KilledIn(Quiet):
-    """Ends the run like a power cut once a task of some title has advanced so far."""
-
-    def __init__(self, title, after):
-        super().__init__()
-        self.title, self.after, self.current = title, after, ""
-
-    def task(self, title, total, unit):
-        self.current = title
-        return super().task(title, total, unit)
-
-    def advance(self, amount=1, note=""):
-        if self.current == self.title:
-            self.after -= amount
-            if self.after < 0:
-                raise Killed
-
-
-@pytest.mark.parametrize(("title", "after"), [("sft", 2), ("reference", 0), ("dpo", 3), ("oracle, held-out pairs", 0)])
+@pytest.mark.parametrize(("title", "after"), [("reference", 0), ("oracle, held-out pairs", 0)])
 def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_path, title, after):
     with pytest.raises(Killed):
         run_oracle(world, chat_folder, KilledIn(title, after), output=tmp_path / "o", save_steps=2)
@@ -100,18 +67,6 @@ def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_
     assert files(tmp_path / "o") == files(world / "oracle")
     for name in repeatable(world / "oracle"):
         assert (tmp_path / "o" / name).read_bytes() == (world / "oracle" / name).read_bytes(), name
-
-
-@pytest.mark.parametrize("after", [0, 17, 33])
-def test_a_killed_scorer_keeps_its_shards(world, tmp_path, after):
-    with pytest.raises(Killed):
-        run_score(world, KilledIn("score", after), output=tmp_path / "s")
-    done = files(tmp_path / "s")
-    assert "manifest.json" not in done
-    assert len([name for name in done if name.endswith(".parquet")]) == after // 16
-    run_score(world, output=tmp_path / "s")
-    for name in files(world / "scores") - {"manifest.json"}:
-        assert (tmp_path / "s" / name).read_bytes() == (world / "scores" / name).read_bytes()
 
 
 @pytest.mark.parametrize("changed", ["dataset", "model", "sft_dataset"])

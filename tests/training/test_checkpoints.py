@@ -1,38 +1,22 @@
 """A training run that ended early goes on from its checkpoints to the same bits."""
 
-import resource
 import signal
 
 import pytest
 import torch
 
-from stages.configs import OptimizerConfig
-from stages.errors import SepoError
-from stages.logprobs.batches import whole
 from stages.training.checkpoints import Checkpoints, forget_checkpoints
-from stages.training.loop import fit
 from stages.training.metrics import read_metrics
-from tests.conftest import Listens, random_pairs, tiny_llama
-from tests.training.fits import SETTINGS, Asks, Killed, KilledAfter, objective, train, weights
+from tests.conftest import Listens
+from tests.training.fits import Asks, Killed, KilledAfter, train, weights
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4)])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, steps, every):
     """Also where a checkpoint lies between two lines of the log: what was summed up is part of it."""
     untouched = train(tmp_path / "a", save_steps=2, logging_steps=every)
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2, "logging_steps": every})
-    (tmp_path / "b").mkdir()
     with pytest.raises(Killed):
-        fit(
-            tiny_llama(50),
-            examples,
-            objective,
-            config,
-            phase="test",
-            folder=tmp_path / "b",
-            reporter=KilledAfter(steps),
-        )
+        train(tmp_path / "b", reporter=KilledAfter(steps), save_steps=2, logging_steps=every)
     resumed = train(tmp_path / "b", save_steps=2, logging_steps=every)
     assert torch.equal(weights(resumed), weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
@@ -42,10 +26,8 @@ def test_a_run_really_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     saved = []
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), save(self, step)))
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
     with pytest.raises(Killed):
-        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(4))
+        train(tmp_path, reporter=KilledAfter(4), save_steps=2)
     assert saved == [2, 4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000004"]
     train(tmp_path, save_steps=2)
@@ -63,10 +45,8 @@ def test_a_trained_model_that_was_not_saved_is_not_trained_again(tmp_path):
 
 
 def test_half_a_line_of_metrics_does_not_stop_a_resume(tmp_path):
-    config = OptimizerConfig(**{**SETTINGS, "save_steps": 2})
-    examples = [whole(pair) for pair in random_pairs(10, 50)]
     with pytest.raises(Killed):
-        fit(tiny_llama(50), examples, objective, config, phase="test", folder=tmp_path, reporter=KilledAfter(3))
+        train(tmp_path, reporter=KilledAfter(3), save_steps=2)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"phase": "test", "ste')
     train(tmp_path, save_steps=2)
@@ -109,15 +89,3 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, fault
         assert reporter.warnings[1] == "test: no sound checkpoint is left; it starts anew"
     assert torch.equal(weights(again), weights(untouched))
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
-
-
-def test_a_full_disk_at_a_checkpoint_is_one_line(tmp_path):
-    """A limit on the size of a file, which fails a write in its middle as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        with pytest.raises(SepoError, match=r"cannot write .*test-00000002"):
-            train(tmp_path, save_steps=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    train(tmp_path, save_steps=2)

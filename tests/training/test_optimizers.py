@@ -7,7 +7,7 @@ from stages.configs import OptimizerConfig
 from stages.errors import SepoError
 from stages.training.optimizers import make_optimizer, refuse_useless_optimizer
 from tests.conftest import tiny_llama
-from tests.training.fits import Killed, KilledAfter, train, weights
+from tests.training.fits import train, weights
 
 EIGHT = {"optim": "adamw-8bit"}
 
@@ -55,16 +55,6 @@ def test_an_embedding_of_any_size_keeps_its_moments_in_32_bits():
     optimizer.step()
     assert optimizer.state[embedding[0].weight]["state1"].dtype == torch.float32
     assert optimizer.state[embedding[1].weight]["state1"].dtype == torch.uint8
-
-
-def test_a_killed_run_in_8_bits_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    untouched = train(tmp_path / "a", model=wide(), save_steps=2, **EIGHT)
-    monkeypatch.setattr("tests.training.fits.Quiet", lambda: KilledAfter(3))
-    with pytest.raises(Killed):
-        train(tmp_path / "b", model=wide(), save_steps=2, **EIGHT)
-    monkeypatch.undo()
-    resumed = train(tmp_path / "b", model=wide(), save_steps=2, **EIGHT)
-    assert torch.equal(weights(resumed), weights(untouched))
 
 
 @pytest.mark.parametrize("optim", ["adamw-paged", "adamw-8bit-paged"])
