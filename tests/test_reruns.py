@@ -1,13 +1,17 @@
-"""Stages that are run again: finished, killed, with other settings, or on other inputs."""
+"""Stages that are run again: finished, killed, with other settings, on other inputs, or with files lost."""
 
 import json
+import shutil
 
 import pytest
 
 from stages.errors import SepoError
 from stages.models.folders import save_model
 from stages.reporting import Quiet
+from stages.store.manifest import FINISHED
+from stages.training.metrics import read_times
 from tests.conftest import tiny_llama, word_rows, write_lines
+from tests.faults.harness import assert_one_line, outcome, unharmed
 from tests.training.fits import Killed, KilledIn
 from tests.world import files, manifest, repeatable, run_oracle, run_policy, run_score
 
@@ -137,3 +141,66 @@ def test_a_data_set_that_changes_between_its_hash_and_its_reading_is_refused(wor
     with pytest.raises(SepoError, match=r"p\.jsonl was written to while it was read$"):
         run[stage](reporter=Changes(), output=tmp_path / "out", dataset=tmp_path / "p.jsonl")
     assert not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "train-oracle", "evaluate"])
+def test_a_finished_run_that_dropped_rows_is_refused_by_strict(world, tmp_path, command):
+    write_lines(tmp_path / "pairs.jsonl", [*word_rows(8), {"prompt": "what?", "chosen": "It is", "rejected": "It is"}])
+    one, other = world / "oracle/reference", world / "oracle/oracle"
+    given = {
+        "score": ("--oracle-model", other, "--reference-model", one, "--output-dir", tmp_path / "out"),
+        "train-oracle": ("--model", one, "--sft-epochs", 0, "--eval-fraction", 0, "--output-dir", tmp_path / "out"),
+        "evaluate": ("--model", one, "--samples", 0, "--output", tmp_path / "out.json"),
+    }[command]
+    run = (command, *given, "--dataset", tmp_path / "pairs.jsonl")
+    assert outcome(*run).code == 0
+    assert "nothing to do" in outcome(*run).out
+    with unharmed(tmp_path):
+        assert "1 of 9 rows" in assert_one_line(outcome(*run, "--strict"))
+
+
+def test_a_policy_is_not_trained_again_for_its_card_its_log_or_its_logps(world, chat_folder, tmp_path):
+    options = {"objective": "dpo", "select": "confidence", "max_steps": 1, "save_steps": 1}
+    options["reference_model"] = str(world / "oracle/oracle")
+    run_policy(world, chat_folder, output=tmp_path / "p", **options)
+    kept = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    kept |= {"generation_config.json", FINISHED}
+    lost = {path.name for path in (tmp_path / "p").iterdir()} - kept
+    assert {"README.md", "metrics.jsonl", "reference-logps.parquet", "start-logps.parquet"} <= lost
+    before = (tmp_path / "p/model.safetensors").stat().st_ino
+    for name in lost:
+        (tmp_path / "p" / name).unlink()
+    assert not run_policy(world, chat_folder, output=tmp_path / "p", **options).fresh
+    assert (tmp_path / "p/model.safetensors").stat().st_ino == before
+    (tmp_path / "p/model.safetensors").unlink()
+    assert run_policy(world, chat_folder, output=tmp_path / "p", **options).fresh
+
+
+def test_an_oracle_stays_finished_without_its_log_and_makes_its_logps_anew(world, chat_folder, tmp_path):
+    """Those tell which pairs it was trained on, and spare `sepo score` their computation."""
+    shutil.copytree(world / "oracle", tmp_path / "oracle")
+    (tmp_path / "oracle/metrics.jsonl").unlink()
+    again = {"root": world, "model": chat_folder, "output": tmp_path / "oracle"}
+    assert not run_oracle(**again).fresh
+    models = {path: path.stat().st_ino for path in (tmp_path / "oracle").glob("*/model.safetensors")}
+    (tmp_path / "oracle/reference-logps.parquet").unlink()
+    assert run_oracle(**again).fresh
+    assert {path: path.stat().st_ino for path in models} == models
+    logps = [folder / "oracle/reference-logps.parquet" for folder in (tmp_path, world)]
+    assert logps[0].read_bytes() == logps[1].read_bytes()
+    assert not run_oracle(**again).fresh
+
+
+@pytest.mark.parametrize(("run", "phase", "lines"), [(run_policy, "sepo", 4), (run_oracle, "dpo", 8)])
+def test_the_seconds_of_a_run_are_those_of_all_its_lives(world, chat_folder, tmp_path, run, phase, lines):
+    """The first life's log is made to say that every step took 1000 seconds; of its last step there is no checkpoint."""
+    options = {"output": tmp_path / "out", "max_steps": 4, "save_steps": 3, "logging_steps": 1}
+    with pytest.raises(Killed):
+        run(world, chat_folder, reporter=KilledIn(phase, 3), **options)
+    long = [line | {"seconds": 1000.0} for line in read_times(tmp_path / "out")]
+    assert len(long) == lines
+    (tmp_path / "out/timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in long))
+    run(world, chat_folder, **options)
+    made_by = json.loads((tmp_path / "out/manifest.json").read_text())["made_by"]
+    assert lines * 1000 < made_by["seconds"] < lines * 1000 + 900
+    assert made_by["peak_host_memory_mb"] > 50
