@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 from numpy.typing import NDArray
 
 from stages.method.statistics import Interval
-from stages.reporting import Reporter
 from stages.report.token_selection import TokenSelector
+from stages.reporting import Reporter
 from stages.store.scores import Scores
 
 STEPS: Final = 20

@@ -29,7 +29,7 @@ SCHEMA: Final = pa.schema(
 WEIGHTS: Final = ("chosen_weights", "rejected_weights")
 """list<float32>, which another scorer may add: a weight for every response token"""
 READ: Final = (*SCHEMA.names, *WEIGHTS)
-_ID_BOUND: Final = 1 << 31
+ID_BOUND: Final = 1 << 31
 _REMEDY: Final = "docs/scores-format.md says what a folder of scores holds"
 
 
@@ -111,7 +111,7 @@ def check_row(row: ScoredPair, where: str, ids_below: int | None = None) -> None
     if pair.pair_id is None or not 0 <= pair.pair_id < 1 << 63:
         raise SepoError(f"{prefix} no row number for a pair_id", hint="number the rows of the data set from 0")
     for name, ids in zip(SCHEMA.names[1:4], pair.parts, strict=True):
-        _check_ids(prefix, name, ids, min(ids_below or _ID_BOUND, _ID_BOUND))
+        _check_ids(prefix, name, ids, min(ids_below or ID_BOUND, ID_BOUND))
     for what, sides in (("scores", row.scores), ("reference_logps", row.reference), ("weights", row.weights)):
         for side, ids, values in zip(SIDES, pair.parts[1:], sides or (), strict=sides is not None):
             _check_values(prefix, side, what, ids, values)

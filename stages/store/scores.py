@@ -10,9 +10,10 @@ from typing import Any, Final, NamedTuple
 from stages.errors import SepoError
 from stages.reporting import Reporter
 from stages.store.checksums import altered_in
+from stages.store.columns import ScoreColumns, columns_of
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.place import Place, place_of
-from stages.store.shards import REMEDY, read_shard
+from stages.store.shards import REMEDY, read_shard, shard_batches
 from stages.types import ScoredPair, longest
 
 MADE_BY: Final = ("score", "project-scores")
@@ -52,8 +53,21 @@ class Scores(NamedTuple):
             for row in self.rows_of(name):
                 count += 1
                 yield row
-        if count != self.manifest["counts"]["kept"]:
-            kept = self.manifest["counts"]["kept"]
+        self._refuse_other_count(count)
+
+    def columns(self) -> Iterator[ScoreColumns]:
+        """The same a thousand rows at a time, as flat columns."""
+        count, vocabulary = 0, self.manifest["tokenizer"]["vocabulary"]
+        for name in self.shards:
+            checksum = self.manifest.get("shards", {}).get(name)
+            for batch in shard_batches(self.folder, name, self.fingerprint, checksum, tokenizer=vocabulary):
+                yield columns_of(batch, name, self.ids_below, count)
+                count += len(batch)
+        self._refuse_other_count(count)
+
+    def _refuse_other_count(self, count: int) -> None:
+        kept = self.manifest["counts"]["kept"]
+        if count != kept:
             raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
 
     def rows_within(self, max_length: int, reporter: Reporter) -> tuple[list[ScoredPair], int]:

@@ -79,11 +79,22 @@ def read_shard(
     tokenizer: str | None = None,
     ids_below: int | None = None,
 ) -> Iterator[ScoredPair]:
-    """The rows of a shard, each one checked by what is known: the file and a thousand rows are in memory at a time.
+    """The rows of a shard, each one checked by what is known.
+
+    Args:
+        ids_below: number of ids of the tokenizer.
+    """
+    for batch in shard_batches(place, name, fingerprint, checksum, tokenizer=tokenizer):
+        yield from rows_of(batch, name, ids_below)
+
+
+def shard_batches(
+    place: Place, name: str, fingerprint: str, checksum: Checksum | None = None, *, tokenizer: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """A shard whose file and columns are checked, but not its cells: it and a thousand rows are in memory at a time.
 
     Args:
         tokenizer: hash of the token->id map.
-        ids_below: number of ids of the tokenizer.
     """
     where = place.at(name)
     with borrowed(f"cannot read {where}", DAMAGED):
@@ -100,7 +111,7 @@ def read_shard(
     columns = [column for column in READ if column in schema.names]
     batches = parquet.iter_batches(ROWS_IN_MEMORY, columns=columns)
     while batch := _next_of(batches, where):
-        yield from rows_of(batch, name, ids_below)
+        yield batch
 
 
 def _next_of(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.method.selection import (
+    cuts_ties,
+    order_within,
     random_keys,
+    ranked,
     select_by_keys,
     select_highest,
     selected_count,
     signed,
+    tie_notes,
 )
 from stages.types import PairLogps
 from tests import reference
@@ -66,3 +70,28 @@ def test_random_selection_does_not_look_at_the_scores():
         strict=True,
     ):
         assert (ours == theirs).all()
+
+
+KEYS = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-40, -1e-40, 3.4e38, -3.4e38, float("inf"), -float("inf")])
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(*[st.lists(KEYS, min_size=1, max_size=9)] * 2), min_size=1, max_size=4),
+       st.sampled_from([0.1, 0.3, 0.5, 1.0]), st.booleans())  # fmt: skip
+def test_many_responses_together_are_selected_from_as_one_alone_is(pairs, ratio, authors_rule):
+    keys = [PairLogps(*(np.array(side, np.float32) for side in pair)) for pair in pairs]
+    found = ranked(keys, ratio, 0.4, authors_rule=authors_rule)
+    alone = [select_by_keys(key, ratio, 0.4, authors_rule=authors_rule) for key in keys]
+    assert [[*map(list, pair)] for pair in found.weights] == [[*map(list, masks)] for masks in alone]
+    ties = [cuts_ties(side[authors_rule:], mask[authors_rule:])
+            for key, masks in zip(keys, alone, strict=True) for side, mask in zip(key, masks, strict=True)]  # fmt: skip
+    assert found.notes == tie_notes(sum(ties))
+
+
+def test_what_does_not_fit_into_one_number_is_sorted_in_another_way():
+    """A million responses, empty but for the last, whose 4,096 tokens would need 13 bits more."""
+    keys = np.random.default_rng(0).integers(0, 50, 1 << 12).astype(np.float32)
+    offsets = np.array([0, len(keys)])
+    many = np.r_[np.zeros(1 << 20, np.int64), len(keys)]
+    np.testing.assert_array_equal(order_within(keys, many), order_within(keys, offsets))
+    np.testing.assert_array_equal(order_within(keys, offsets), np.argsort(-keys, kind="stable"))
