@@ -130,7 +130,10 @@ def _select_in_each(keys: Floats, offsets: NDArray[np.int64], ratio: float, *, a
     return mask, int((keys[order[ends - 1]] == keys[order[ends]]).sum())
 
 
-def order_within(keys: Floats, offsets: NDArray[np.int64], last: Sequence[int] | NDArray[np.int64] = ()) -> Order:
+_NONE: Final[Order] = np.empty(0, np.int64)
+
+
+def order_within(keys: Floats, offsets: NDArray[np.int64], last: Order = _NONE) -> Order:
     """The tokens of each of some responses from its highest key to its lowest, the earlier one of equals first.
 
     One sort of whole numbers, which is many times quicker than a sort of each response's floats: response, key and
