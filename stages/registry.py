@@ -40,6 +40,8 @@ class Rule(NamedTuple):
     """option -> its default"""
     needs: tuple[str, ...] = ()
     """of "start_logps", "weights" """
+    whole_data: bool = False
+    """whether what it takes of a pair depends on the other pairs"""
 
     def load(self) -> Callable[..., Any]:
         """The function, with its options at their defaults."""
@@ -80,8 +82,8 @@ RULES: Final = {
         Rule("earliest", _RATIOS),
         Rule("latest", _RATIOS),
         Rule("confidence", _RATIOS, needs=("start_logps",)),
-        Rule("symmetric", _RATIOS),
-        Rule("dataset-share", _RATIOS),
+        Rule("symmetric", _RATIOS, whole_data=True),
+        Rule("dataset-share", _RATIOS, whole_data=True),
         Rule("threshold", {"threshold": 0.0}),
         Rule("soft", {"soft_k": 1.0, "soft_mu": 1.0, "soft_low": -0.5, "soft_high": 1.5}),
         Rule("auto", {"auto_share": 0.8}),

@@ -1,25 +1,58 @@
 """Which tokens a rule of `sepo train-policy` takes, without a model and without holding all pairs where it need not."""
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
+from stages.method.selection import Mask, RuleInputs, Selection
+from stages.registry import RULES
+from stages.reporting import Quiet, Reporter
 from stages.store.columns import ScoreColumns
 from stages.store.scores import Scores
+from stages.store.shape import lookup
+from stages.types import PairWeights, ScoredPair
+
+MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs)
+"""the rules that need no model"""
 
 
 class TokenSelector:
     """A rule with its options, ready for the rows of one folder.
 
+    A rule that looks at all pairs together is given all of their scores at once, which are held in memory.
+
     Args:
-        rule: a name of `stages.registry.RULES` that needs no model.
-        options: of the rule, where they are not its defaults.
+        rule: one of `MODEL_FREE`.
+        options: of rules; those of another rule are left aside, those that are missing have this one's defaults.
     """
 
-    def __init__(self, scores: Scores, rule: str, options: Mapping[str, Any], seed: int) -> None:
-        raise NotImplementedError
+    def __init__(
+        self, scores: Scores, rule: str, options: Mapping[str, Any], seed: int, reporter: Reporter | None = None
+    ) -> None:
+        entry = RULES[rule]
+        self.notes: Counter[str] = Counter()
+        """what the rule says that happened, and how often, in the rows that were asked for"""
+        self._select = partial(entry.load(), **{name: options[name] for name in entry.options if name in options})
+        self._noise = lookup(scores.manifest, "results.noise.p99")
+        self._seed = seed
+        self._all: list[PairWeights] | None = None
+        if entry.whole_data and scores.manifest["counts"]["kept"]:
+            (reporter or Quiet()).say(f"select {rule} looks at all pairs together: their scores are held in memory")
+            self._all = self._selected([row for columns in scores.columns() for row in columns.rows()]).weights
 
-    def masks(self, columns: ScoreColumns) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Which chosen tokens, (T,) bool, and which rejected ones it takes of some rows of the folder, flat."""
-        raise NotImplementedError
+    def masks(self, columns: ScoreColumns) -> tuple[Mask, Mask]:
+        """Which chosen tokens, (T,), and which rejected ones it takes of some rows of the folder, flat."""
+        if self._all is not None:
+            weights = self._all[columns.start : columns.start + len(columns.pair_ids)]
+        else:
+            weights = self._selected(columns.rows()).weights
+        chosen, rejected = (np.concatenate(side) > 0 for side in zip(*weights, strict=True))
+        return chosen, rejected
+
+    def _selected(self, rows: list[ScoredPair]) -> Selection:
+        selection: Selection = self._select(RuleInputs(rows, (), self._noise, self._seed))
+        self.notes.update(selection.notes)
+        return selection

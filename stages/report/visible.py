@@ -4,11 +4,13 @@ Among tokens a blank is ``·``, a newline ``⏎`` and a tab ``⇥``; what cannot
 stands in ``«»``. Several tokens that make one character together show ``\ufffd``, and the last of them the character.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from stages.data.template_arguments import TOOLS
 from stages.reporting import Table, printable
+from stages.tokens.parts import UNFINISHED, text_parts
 from stages.types import Ids, Pair, Tokenizer, TokenPair
 
 BORDER: Final = "│"
@@ -18,7 +20,6 @@ LETTERS_SHOWN: Final = (400, 150)
 TURNS_SHOWN: Final = (3, 3)
 
 _SIGNS: Final = {" ": "·", "\n": "⏎", "\t": "⇥"}
-_UNFINISHED: Final = "\ufffd"
 
 
 def pair_table(pair: Pair) -> Table:
@@ -66,21 +67,20 @@ def visible(text: str) -> str:
 
 
 def _texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """Each token's part of the text of all: alone, some tokens would lose a blank or be no character."""
     # An added token that is a blank is text (GPT-NeoX has some).
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
-    special = added | set(tokenizer.all_special_ids)
-    texts, before = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
-        finished = text.rstrip(_UNFINISHED)
-        if ids[end - 1] in special:
-            texts.append(f"«{visible(tokenizer.convert_ids_to_tokens(ids[end - 1]))}»")
-        else:
-            texts.append(visible(finished[len(before) :]) or _UNFINISHED)
-        # A byte that begins a character can make all bytes before it unreadable, until the character is whole.
-        before = max(before, finished, key=len)
-    return texts
+    special = {id_: tokenizer.convert_ids_to_tokens(id_) for id_ in added | set(tokenizer.all_special_ids)}
+    return visible_parts(ids, partial(tokenizer.decode, clean_up_tokenization_spaces=False), special)
+
+
+def visible_parts(ids: Sequence[int], decode: Callable[[list[int]], str], control: Mapping[int, str]) -> list[str]:
+    """Each token's part of the text of all, visibly.
+
+    Args:
+        control: id -> name of the control tokens.
+    """
+    parts = zip(ids, text_parts(ids, decode), strict=True)
+    return [f"«{visible(control[id_])}»" if id_ in control else visible(part) or UNFINISHED for id_, part in parts]
 
 
 def _argument_rows(pair: Pair) -> list[list[str]]:
