@@ -220,28 +220,34 @@ class _SideSums:
     def add(self, side: Side, mask: Mask) -> Ids:
         """Add some responses; returns of each (P,) the type of its most wanted token."""
         lengths, starts = side.lengths, side.offsets[:-1]
-        length_of = np.repeat(lengths, lengths)
-        position = np.arange(len(mask)) - np.repeat(starts, lengths)
-        self.histogram.add(side.scores)
+        # Position in the response, or in the order of what is wanted, as a step of its length.
+        step = (np.arange(len(mask)) - np.repeat(starts, lengths)) * STEPS // np.repeat(lengths, lengths)
         keys = self._sign * side.scores
         order = order_within(keys, side.offsets)
-        step, ranked = position * STEPS // length_of, keys[order]
+        ranked = keys[order]
+        self.histogram.add(side.scores)
         self.net += np.bincount(step, ranked, STEPS)
         self._wanted += np.bincount(step, np.maximum(ranked, 0), STEPS)
-        self._positions += _sums(position * POSITIONS // length_of, mask, side.scores, POSITIONS)
-        self._lengths += _sums(np.log2(length_of).astype(np.int64), mask, side.scores, _LONGEST)
-        share = np.repeat(np.add.reduceat(mask, starts, dtype=np.int64) / lengths, lengths)
-        self._add_types(side, mask, share)
+        self._positions += _sums(step * POSITIONS // STEPS, mask, side.scores, POSITIONS)
+        selected, totals = (np.add.reduceat(each, starts, dtype=np.float64) for each in (mask, side.scores))
+        doublings = np.log2(lengths).astype(np.int64)
+        self._lengths += [np.bincount(doublings, each, _LONGEST) for each in (lengths, selected, totals)]
+        self._add_types(side, mask, selected / lengths)
         self._responses += len(lengths)
         self._last_selected += int(mask[side.offsets[1:] - 1].sum())
         return side.ids[order[starts]]
 
     def _add_types(self, side: Side, mask: Mask, share: NDArray[np.float64]) -> None:
+        """
+        Args:
+            share: (P,) that was selected of each response.
+        """
         size = max(self._types.shape[1], int(side.ids.max()) + 1)
-        self._types = np.pad(self._types, ((0, 0), (0, size - self._types.shape[1])))
+        if size > self._types.shape[1]:
+            self._types = np.pad(self._types, ((0, 0), (0, size - self._types.shape[1])))
         self._types[:3] += _sums(side.ids, mask, side.scores, size)
-        self._types[3] += np.bincount(side.ids, share, size)
-        self._types[4] += np.bincount(side.ids, share * (1 - share), size)
+        self._types[3] += np.bincount(side.ids, np.repeat(share, side.lengths), size)
+        self._types[4] += np.bincount(side.ids, np.repeat(share * (1 - share), side.lengths), size)
 
     def statistics(self, classes: NDArray[Any] | None) -> SideStatistics:
         tokens, selected = (int(row.sum()) for row in self._types[:2])
