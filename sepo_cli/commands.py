@@ -41,6 +41,7 @@ COMMANDS: Final = (
         "score", configs.ScoreConfig, PIPELINE, "--oracle runs/oracle --dataset pairs.jsonl --output-dir runs/scores"
     ),
     Command("check", configs.CheckConfig, PIPELINE, "runs/scores"),
+    Command("inspect", configs.InspectConfig, PIPELINE, "runs/scores --sort wrong"),
     Command("train-policy", configs.PolicyConfig, PIPELINE, "--model P --scores runs/scores --output-dir runs/policy"),
     Command(
         "evaluate",

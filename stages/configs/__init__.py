@@ -23,6 +23,7 @@ from stages.configs.policy import PolicyConfig as PolicyConfig
 from stages.configs.scores import CacheConfig as CacheConfig
 from stages.configs.scores import CheckConfig as CheckConfig
 from stages.configs.scores import CutModelConfig as CutModelConfig
+from stages.configs.scores import InspectConfig as InspectConfig
 from stages.configs.scores import ProjectScoresConfig as ProjectScoresConfig
 from stages.configs.scores import ScoreConfig as ScoreConfig
 from stages.configs.scores import ValidateConfig as ValidateConfig

@@ -6,7 +6,11 @@ from typing import Annotated, Any
 
 from stages.configs import limits, shared
 from stages.configs.fields import PRECISIONS
-from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
+from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
+from stages.registry import RULES
+
+_MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs)
+"""the rules that need no model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,58 @@ class CheckConfig(Config):
     def _faults(self) -> list[str]:
         unused = self.trust_remote_code and not self.model
         return ["trust_remote_code needs model: without it no code of a model is run"] if unused else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(Config):
+    """Look at scores: what an oracle rewards in all pairs, or every token of some.
+
+    Without --pair, --search, --sort and --limit a summary of the folder.
+    """
+
+    scores: Annotated[str, Option(REQUIRED, "SCORES", content=False, flags=("SCORES",))] = required()
+    """Folder to look at, or its URI."""
+    pair: Annotated[int | None, Option(DATA, "N", limit=limits.not_negative, content=False)] = None
+    """Show the pair whose pair_id this is."""
+    search: Annotated[str | None, Option(DATA, "TEXT", content=False)] = None
+    """Show pairs whose prompt or response has this text, in capital or small letters."""
+    sort: Annotated[str | None, Option(DATA, choices=("margin", "wrong", "noise", "length"), content=False)] = None
+    """Show first the pairs of the highest margin; the wrong ones, whose margin is the lowest below 0; those with the
+    largest share of tokens within the scorer's noise; or the longest. Without it they stay in order."""
+    limit: Annotated[int | None, Option(DATA, limit=limits.at_least_one, content=False)] = None
+    """Pairs to show. Default: 5."""
+    tokenizer: Annotated[str | None, Option(DATA, "FOLDER|NAME", content=False)] = None
+    """Tokenizer that the scores were made with; without it, the one that the scores' manifest names."""
+    select: Annotated[str, Option(METHOD, choices=_MODEL_FREE, content=False)] = "oracle"
+    """Rule of `sepo train-policy` whose tokens are called selected."""
+    chosen_ratio: Annotated[float | None, Option(METHOD, limit=limits.share, content=False)] = None
+    """Share k of a chosen response's tokens to select."""
+    rejected_ratio: Annotated[float | None, Option(METHOD, limit=limits.share, content=False)] = None
+    """Share k of a rejected response's tokens to select."""
+    seed: shared.Seed = 42
+    json: Annotated[bool, Option(OUTPUT, content=False)] = False
+    """Print one JSON object for programs, and nothing else, on stdout."""
+
+    @property
+    def shows_pairs(self) -> bool:
+        """Whether pairs are asked for, and not a summary."""
+        return any(value is not None for value in (self.pair, self.search, self.sort, self.limit))
+
+    @property
+    def rule_options(self) -> dict[str, Any]:
+        """The options of the rule that were given."""
+        given = {"chosen_ratio": self.chosen_ratio, "rejected_ratio": self.rejected_ratio}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _faults(self) -> list[str]:
+        faults = [
+            f"{name} is no option of select {self.select}"
+            for name in self.rule_options
+            if name not in RULES[self.select].options
+        ]
+        if self.pair is not None and (self.search is not None or self.sort is not None):
+            faults.append("pair names what to show; search and sort are for other pairs")
+        return faults
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,6 @@ from stages.store.scores import Scores
 from stages.store.shape import lookup
 from stages.types import PairWeights, ScoredPair
 
-MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs)
-"""the rules that need no model"""
-
 
 class TokenSelector:
     """A rule with its options, ready for the rows of one folder.
@@ -25,7 +22,7 @@ class TokenSelector:
     A rule that looks at all pairs together is given all of their scores at once, which are held in memory.
 
     Args:
-        rule: one of `MODEL_FREE`.
+        rule: a name of `RULES` that needs no log-probs of a model.
         options: of rules; those of another rule are left aside, those that are missing have this one's defaults.
     """
 
