@@ -4,6 +4,7 @@ Texts are never wrapped, never read as markup (a path may hold [brackets]), and 
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
+from sepo_cli.heat_map import print_heat_map
 from stages.errors import SepoError
-from stages.reporting import Quiet, Reporter, Summary, Table, printable
+from stages.reporting import HeatMap, Quiet, Reporter, Summary, Table, printable
 from stages.store.files import json_text
 
 SECONDS_BETWEEN_LINES: Final = 10.0
@@ -159,14 +161,23 @@ def print_summary(summary: Summary) -> None:
         _print(console, _text(title, "bold"))
         console.print(_grid(summary))
         for table in summary.tables:
-            console.print(_grid_with_columns(table))
+            if isinstance(table, HeatMap):
+                print_heat_map(console, table)
+            else:
+                console.print(_grid_with_columns(table))
         return
     rows = [(printable(label), printable(value)) for label, value in summary.rows]
     width = max((len(label) for label, _ in rows), default=0)
     lines = [printable(title), *(f"  {label:<{width}}  {value}" for label, value in rows)]
-    lines += ["\n" + table.markdown().rstrip("\n") for table in summary.tables]
-    # Flushed here, where a reader that has gone away is noticed and forgiven.
-    print("\n".join(lines), flush=True)
+    print("\n".join(lines))
+    for table in summary.tables:
+        print()
+        if isinstance(table, HeatMap):
+            print_heat_map(console, table)
+        else:
+            print(table.markdown(), end="")
+    # Where a reader that has gone away is noticed and forgiven.
+    sys.stdout.flush()
 
 
 def print_error(error: SepoError) -> None:

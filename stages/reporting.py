@@ -68,13 +68,31 @@ class Table(NamedTuple):
         return f"{markdown(self.title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+class Span(NamedTuple):
+    """A piece of a text, such as a token, as it is to be shown."""
+
+    text: str
+    level: int = 0
+    """step on a diverging scale of colours, from -10 to 10"""
+    marked: bool = False
+
+
+class HeatMap(NamedTuple):
+    """Texts whose pieces have colours, beside each other where there is room."""
+
+    title: str
+    texts: tuple[tuple[str, list[Span]], ...]
+    """each with its heading"""
+    legend: list[Span]
+
+
 class Summary(NamedTuple):
     """The end of a stage: a title and (label, value) rows for a table; not `fresh` where nothing was to be done."""
 
     title: str
     rows: list[tuple[str, str]]
     fresh: bool = True
-    tables: tuple[Table, ...] = ()
+    tables: tuple[Table | HeatMap, ...] = ()
     failure: SepoError | None = None
     """what is wrong in spite of a summary, to be raised once it was shown"""
     json: dict[str, Any] | None = None

@@ -118,14 +118,18 @@ class InspectConfig(Config):
 
     @property
     def rule_options(self) -> dict[str, Any]:
-        """The options of the rule that were given."""
+        """The rule's options, by name."""
+        return {**RULES[self.select].options, **self._given}
+
+    @property
+    def _given(self) -> dict[str, float]:
         given = {"chosen_ratio": self.chosen_ratio, "rejected_ratio": self.rejected_ratio}
         return {name: value for name, value in given.items() if value is not None}
 
     def _faults(self) -> list[str]:
         faults = [
             f"{name} is no option of select {self.select}"
-            for name in self.rule_options
+            for name in self._given
             if name not in RULES[self.select].options
         ]
         if self.pair is not None and (self.search is not None or self.sort is not None):

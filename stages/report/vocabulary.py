@@ -14,6 +14,8 @@ from stages.store.files import hash_json
 from stages.store.shape import lookup
 
 FILE: Final = "tokenizer.json"
+MOST_IDS: Final = 1 << 24
+"""of a tokenizer; no model has embeddings for more"""
 _REMEDY: Final = f"give a folder that holds the {FILE} of the model that was scored with: --tokenizer FOLDER"
 
 
@@ -35,7 +37,11 @@ class Vocabulary:
 
     def texts(self) -> list[str]:
         """Every id's text alone, (V,)."""
-        found: list[str] = self._tokenizer.decode_batch([[id_] for id_ in range(self.size)], skip_special_tokens=False)
+        return self.decoded([[id_] for id_ in range(self.size)])
+
+    def decoded(self, rows: list[list[int]]) -> list[str]:
+        """The text of each row, control tokens by their names."""
+        found: list[str] = self._tokenizer.decode_batch(rows, skip_special_tokens=False)
         return found
 
     def parts(self, ids: Sequence[int]) -> list[str]:
@@ -48,10 +54,6 @@ class Vocabulary:
             return f"«{visible(self.control[id_])}»"
         alone, twice = self._decode([id_]), self._decode([id_, id_])
         return visible(twice[len(alone) :] if twice.startswith(alone) else alone)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of tokens as a whole, control tokens by their names."""
-        return str(self._decode([*ids]))
 
 
 def open_vocabulary(manifest: Mapping[str, Any], given: str | None) -> Vocabulary | str:
