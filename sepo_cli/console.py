@@ -19,7 +19,7 @@ from rich.table import Column
 from rich.table import Table as Grid
 from rich.text import Text
 
-from sepo_cli.heat_map import print_heat_map
+from sepo_cli.heat_map import in_order, print_heat_map
 from stages.errors import SepoError
 from stages.reporting import HeatMap, Quiet, Reporter, Summary, Table, printable
 from stages.store.files import json_text
@@ -159,7 +159,8 @@ def print_summary(summary: Summary) -> None:
     title = summary.title if summary.fresh else f"nothing to do: {summary.title}"
     if console.is_terminal:
         _print(console, _text(title, "bold"))
-        console.print(_grid(summary))
+        if summary.rows:
+            console.print(_grid(summary))
         for table in summary.tables:
             if isinstance(table, HeatMap):
                 print_heat_map(console, table)
@@ -212,7 +213,7 @@ def _grid_with_columns(table: Table) -> Grid:
     for number, column in enumerate(table.columns):
         grid.add_column(_text(column), justify="right" if number and not table.texts else "left", overflow="fold")
     for row in table.rows:
-        grid.add_row(*map(_text, row))
+        grid.add_row(*(_text(cell) if cell.isascii() else Text(in_order(printable(cell))) for cell in row))
     return grid
 
 

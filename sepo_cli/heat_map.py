@@ -18,6 +18,8 @@ BESIDE: Final = 120
 BRACKETS: Final = "⟦", "⟧"
 _NEUTRAL, _LOW, _HIGH = (150, 150, 150), (255, 140, 0), (70, 150, 255)
 """of one brightness, on which black can be read; orange and blue are two colours to every eye"""
+_BLACK: Final = Color.from_rgb(0, 0, 0)
+"""the terminal's own black is grey where it is bold"""
 _STEPS: Final = 10
 _LEFT_TO_RIGHT: Final = "\u200e"
 _BREAK: Final = "⏎"
@@ -31,14 +33,14 @@ def style_of(span: Span) -> Style:
         return marked
     end, share = _LOW if span.level < 0 else _HIGH, abs(span.level) / _STEPS
     background = (round(one + (other - one) * share) for one, other in zip(_NEUTRAL, end, strict=True))
-    return marked + Style(color="black", bgcolor=Color.from_rgb(*background))
+    return marked + Style(color=_BLACK, bgcolor=Color.from_rgb(*background))
 
 
 def print_heat_map(console: Console, heat: HeatMap) -> None:
     """On a terminal as wide as that is; elsewhere each text is one line."""
     coloured = console.color_system is not None and not console.no_color
     width = console.width if console.is_terminal else None
-    console.print(Text(printable(heat.title), "bold"), soft_wrap=True)
+    console.print(Text("\n" + printable(heat.title), "bold"), soft_wrap=True)
     texts = [(printable(heading), spans) for heading, spans in heat.texts]
     beside = width is not None and width >= BESIDE
     for heading, spans in texts[: -2 if beside else None]:
@@ -76,7 +78,7 @@ def _lines(spans: list[Span], width: int | None, coloured: bool) -> Iterator[Tex
             if width and used + cell_len(piece) > width:
                 yield line
                 line, used = Text(), 0
-            line.append(_in_order(piece), style)
+            line.append(in_order(piece), style)
             used += cell_len(piece)
             if width and piece.rstrip(BRACKETS[1]).endswith(_BREAK):
                 yield line
@@ -85,7 +87,7 @@ def _lines(spans: list[Span], width: int | None, coloured: bool) -> Iterator[Tex
         yield line
 
 
-def _in_order(text: str) -> str:
-    """A terminal that turns right-to-left letters around turns them within their token."""
+def in_order(text: str) -> str:
+    """A terminal that turns right-to-left letters around turns them within these alone."""
     turned = any(unicodedata.bidirectional(letter) in ("R", "AL", "AN") for letter in text)
     return f"{_LEFT_TO_RIGHT}{text}{_LEFT_TO_RIGHT}" if turned else text

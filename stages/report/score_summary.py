@@ -1,6 +1,7 @@
 """What was found in a folder of scores, in words, tables and colours, and for programs."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, Final
@@ -27,29 +28,30 @@ Name = Callable[[int], str]
 def summary_rows(found: ScoreStatistics) -> list[tuple[str, str]]:
     """The figures of a folder that are no table."""
     scores, margin, drifting, edges = found.scores, found.margin, found.drifting, found.histogram.edges
-    noise = "not measured" if found.noise is None else f"{found.noise:.2g} nats (99th percentile)"
-    if found.within_noise is not None:
-        noise += f"; {found.within_noise:.1%} of the scores are nearer to the median"
     correlation = "none" if margin.length_correlation is None else f"{margin.length_correlation:+.2f}"
-    prompts, chosen, rejected = (
-        f"{count:,}" for count in (found.prompt_tokens, found.chosen.tokens, found.rejected.tokens)
+    prompts, firsts, seconds = (
+        f"{side:,}" for side in (found.prompt_tokens, found.chosen.tokens, found.rejected.tokens)
     )
-    return [
+    rows = [
         ("pairs", f"{found.pairs:,}"),
-        ("tokens", f"{prompts} prompt, {chosen} chosen, {rejected} rejected"),
+        ("tokens", f"{prompts} prompt, {firsts} chosen, {seconds} rejected"),
         ("scores", f"median {scores.median:+.3f}, mean {scores.mean:+.3f}, spread {scores.spread:.3f} nats"),
         ("", f"from {scores.low:+.3f} to {scores.high:+.3f}; 98% within {scores.far:.3f} of the median"),
         ("chosen", f"[{_bars(found.histogram.chosen)}]"),
         ("rejected", f"[{_bars(found.histogram.rejected)}]"),
-        ("", f"{edges[0]:+.3f} to {edges[-1]:+.3f} nats, the rest at the ends; heights are square roots"),
-        ("noise", noise),
+        ("", f"from below {edges[0]:+.3f} to above {edges[-1]:+.3f}; square roots"),
+        ("noise", "not measured" if found.noise is None else f"{found.noise:.2g} nats (99th percentile)"),
         ("margin of a pair", f"{margin.mean:+.3f} nats"),
-        ("its accuracy", f"{margin.accuracy:.3f}; the longer response is chosen in {margin.longer_accuracy:.3f}"),
-        ("its correlation", f"{correlation} with chosen minus rejected length"),
-        ("drift", f"best chosen and worst rejected token are of one type in {drifting.same:.3f}"),
-        ("", f"of the pairs; {drifting.expected:.3f} if pairs were mixed"),
+        ("its accuracy", f"{margin.accuracy:.3f}"),
+        ("that of length", f"{margin.longer_accuracy:.3f} (the longer response is the chosen one)"),
+        ("margin and length", f"correlation {correlation} (with chosen minus rejected length)"),
+        ("drift", f"{drifting.same:.3f} of the pairs have one type as best"),
+        ("", f"chosen and worst rejected token; {drifting.expected:.3f} if pairs were mixed"),
         *(("of the selection", f"{count:,} {what}") for what, count in found.notes.items()),
     ]  # fmt: skip
+    if found.within_noise is not None:
+        rows.insert(8, ("", f"{found.within_noise:.1%} of the scores are nearer than that to the median"))
+    return rows
 
 
 def summary_tables(found: ScoreStatistics, name: Name) -> list[Table]:
@@ -66,8 +68,8 @@ def summary_tables(found: ScoreStatistics, name: Name) -> list[Table]:
         *_part_rows("{}", chosen.by_class, rejected.by_class),
         *_part_rows("{} tokens", chosen.by_length, rejected.by_length, lambda part: (len(part), part)),
     ]
-    ends = " and ".join(f"{side.last_selected.value:.1%}" for side in (chosen, rejected)) + " of the last tokens"
-    title = f"What is selected, by position, class and length ({ends})"
+    last = " and ".join(f"{side.last_selected.value:.1%}" for side in (chosen, rejected))
+    title = f"What is selected (of last tokens {last}), and mean scores"
     types = [
         [*_type_cells(one, name), *_type_cells(other, name)] for one, other in zip_longest(chosen.types, rejected.types)
     ]
@@ -76,7 +78,11 @@ def summary_tables(found: ScoreStatistics, name: Name) -> list[Table]:
     tables = [
         Table("What the top tokens hold", ["top", "of the gap", "of chosen reward", "of rejected reward"], top),
         Table(title, ["part", "chosen", "selected", "mean", "rejected", "selected", "mean"], parts),
-        Table("Token types selected most above chance", ["chosen", *columns, "rejected", *columns], types),
+        Table(
+            "Token types selected most above chance, by z: standard deviations",
+            ["chosen", *columns, "rejected", *columns],
+            types,
+        ),
         Table("Types that are both best chosen and worst rejected token of a pair", ["type", "pairs"], same),
     ]
     return [table for table in tables if table.rows]
@@ -101,7 +107,7 @@ def heat_map(view: PairView, scale: Scale) -> HeatMap:
     return HeatMap(
         f"Pair {view.pair_id:,}: margin {view.margin:+.3f} nats{verdict}",
         (
-            ("prompt", [Span(shortened(view.prompt))]),
+            ("prompt", [*map(Span, re.split(r"(?<= )", shortened(view.prompt)))]),
             *((_heading(side, tokens), [Span(each.text, each.level, each.selected) for each in tokens])
               for side, tokens in sides),
         ),
