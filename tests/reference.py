@@ -180,3 +180,39 @@ def bootstrap(figure, draws):
     """
     values = [figure(draw) for draw in draws]
     return quantile(values, 0.025), quantile(values, 0.975)
+
+
+def token_parts(ids, decode):
+    """Each token's part of the text of all, by decoding every beginning of it."""
+    parts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        finished = decode(list(ids[:end])).rstrip("\ufffd")
+        parts.append(finished[len(before) :])
+        before = max(before, finished, key=len)
+    return parts
+
+
+def side_statistics(responses, sign, steps):
+    """Of one side: [(ids, scores, selected)], lists of plain numbers.
+
+    Returns:
+        sums of max(0, sign * score) and of sign * score by step; tokens, selected ones and sum of scores by tenth; by id
+        the same and the expected number of selected ones with its variance.
+    """
+    wanted, net, tenths, types = [0.0] * steps, [0.0] * steps, [[0, 0, 0.0] for _ in range(10)], {}
+    for ids, scores, selected in responses:
+        count = len(ids)
+        order = sorted(range(count), key=lambda i: (-sign * scores[i], i))
+        for rank, i in enumerate(order):
+            wanted[rank * steps // count] += max(0.0, sign * scores[i])
+            net[rank * steps // count] += sign * scores[i]
+        share = sum(selected) / count
+        for i in range(count):
+            of_type = types.setdefault(ids[i], [0, 0, 0.0, 0.0, 0.0])
+            for sums in (tenths[i * 10 // count], of_type):
+                sums[0] += 1
+                sums[1] += int(selected[i])
+                sums[2] += scores[i]
+            of_type[3] += share
+            of_type[4] += share * (1 - share)
+    return wanted, net, tenths, types

@@ -12,7 +12,11 @@ from tests.conftest import token_pair
 
 ENGLISH = ("What is it?", "It is 42, of course.\n\nI think.", "I do not know, sorry.")
 FOREIGN = ("日本の首都は?", "東京です。🙂👩‍👩‍👧 café", "مرحبا بالعالم، كيف الحال؟")
-HOSTILE = ("<script>alert(1)</script>", "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\u202eevil\u2028", "[link=file:///etc]|y|`z`\r\x9b31m")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\x1b[2J\x1b]0;owned\x07[bold]x[/bold]\u202eevil\u2028",
+    "[link=file:///etc]|y|`z`\r\x9b31m",
+)
 
 
 def encoded(tokenizer, text):
@@ -40,7 +44,13 @@ def score_folder(folder, rows, tokenizer=None, *, noise=None, shards=1):
     manifest |= {"tokenizer": {"vocabulary": vocabulary}, "results": {} if noise is None else {"noise": {"p99": noise}}}
     manifest["files"] = [shard_name(index) for index in range(shards)]
     for index, name in enumerate(manifest["files"]):
-        write_shard(place_of(folder), name, rows[index * len(rows) // shards : (index + 1) * len(rows) // shards], "sha256:f", vocabulary)
+        write_shard(
+            place_of(folder),
+            name,
+            rows[index * len(rows) // shards : (index + 1) * len(rows) // shards],
+            "sha256:f",
+            vocabulary,
+        )
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -48,6 +58,6 @@ def score_folder(folder, rows, tokenizer=None, *, noise=None, shards=1):
 def text_folder(folder, tokenizer, texts, **options):
     """The same of triples of texts; every response ends with </s>, which the tokenizer has to have."""
     end = [tokenizer.token_to_id("</s>")]
-    rows = [scored_pair(number, encoded(tokenizer, q), encoded(tokenizer, w) + end, encoded(tokenizer, l) + end)
-            for number, (q, w, l) in enumerate(texts)]  # fmt: skip
+    rows = [scored_pair(number, encoded(tokenizer, asked), encoded(tokenizer, good) + end, encoded(tokenizer, bad) + end)
+            for number, (asked, good, bad) in enumerate(texts)]  # fmt: skip
     return score_folder(folder, rows, tokenizer, **options)

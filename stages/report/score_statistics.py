@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages.method.fine_histogram import FineHistogram
 from stages.method.selection import Mask, order_within
-from stages.method.statistics import Interval, mean_interval, wilson
+from stages.method.statistics import Interval, mean_interval, preference_accuracy, wilson
 from stages.report.token_classes import CLASSES
 from stages.report.token_selection import TokenSelector
 from stages.reporting import Reporter
@@ -314,9 +314,9 @@ class _PairSums:
         drawn = np.sort(np.random.default_rng(0).permutation(len(margins))[:PAIRS_SAMPLED])
         return MarginStatistics(
             mean=mean_interval(margins),
-            accuracy=_wins(margins),
+            accuracy=preference_accuracy(margins.tolist()),
             length_correlation=float(np.corrcoef(margins, longer)[0, 1]) if varies else None,
-            longer_accuracy=_wins(longer),
+            longer_accuracy=preference_accuracy(longer.tolist()),
             sample=np.stack([longer[drawn], margins[drawn], drawn], 1),
         )
 
@@ -356,8 +356,3 @@ def _shares(steps: NDArray[np.float64]) -> list[float]:
 def _edges(low: float, high: float) -> NDArray[np.float64]:
     """Of bins from one score to another; of some width where all scores are one."""
     return np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
-
-
-def _wins(differences: NDArray[Any]) -> Interval:
-    """How often a difference is above 0; a tie counts half."""
-    return wilson(float((differences > 0).sum() + 0.5 * (differences == 0).sum()), len(differences))

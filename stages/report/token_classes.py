@@ -11,12 +11,13 @@ from stages.report.vocabulary import Vocabulary
 CLASSES: Final = ("control", "blank", "digits", "punctuation", "stop word", "other")
 """control: special tokens such as the end of turn; digits: numbers of any script; punctuation: also symbols; stop word:
 of English; other: also parts of a character"""
-_STOP_WORDS: Final = (
-    " a about after all also am an and any are as at be because been before being but by can could d did do does for"
+_ENGLISH: Final = (
+    "a about after all also am an and any are as at be because been before being but by can could d did do does for"
     " from had has have he her here him his how i if in into is it its just ll m me more most my no not of on one only"
     " or other our out over re s she should so some such t than that the their them then there these they this those"
-    " to too up us ve very was we were what when where which who why will with would you your yours "
+    " to too up us ve very was we were what when where which who why will with would you your yours"
 )
+_STOP_WORDS: Final = frozenset(_ENGLISH.split())
 
 
 def classes_of(vocabulary: Vocabulary) -> NDArray[np.int8]:
@@ -36,4 +37,4 @@ def class_of(text: str) -> str:
         return "digits"
     if all(unicodedata.category(letter)[0] in "PS" and letter != "\ufffd" for letter in bare):
         return "punctuation"
-    return "stop word" if f" {bare.lower()} " in _STOP_WORDS else "other"
+    return "stop word" if bare.lower() in _STOP_WORDS else "other"
