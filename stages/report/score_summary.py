@@ -1,6 +1,5 @@
 """What was found in a folder of scores, in words, tables and colours, and for programs."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from itertools import zip_longest
@@ -177,10 +176,9 @@ def _number(value: float | None) -> str:
 
 def _plain(value: Any) -> Any:
     """Dataclasses and named tuples as objects, arrays as lists."""
-    if dataclasses.is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {name: _plain(each) for name, each in value._asdict().items()}
+    names: tuple[str, ...] = getattr(value, "__match_args__", ())
+    if names:
+        return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, list | tuple):
         return [*map(_plain, value)]
     return value.tolist() if isinstance(value, np.ndarray) else value

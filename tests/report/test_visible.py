@@ -7,7 +7,9 @@ import pytest
 
 from stages.report.visible import BORDER, pair_table, shortened, token_table, token_texts, visible
 from stages.tokens.encode import Encoder
+from stages.tokens.parts import text_parts
 from stages.types import Pair
+from tests import reference
 from tests.conftest import token_pair
 from tests.data.turns import bot, system, user
 from tests.tokenizers_zoo import FAMILIES, LOSSLESS, byte_level, dress, with_added_tokens
@@ -88,3 +90,33 @@ def test_of_many_tokens_the_first_and_the_last_are_shown():
     assert len(texts) == 131
     assert texts[100] == f" ... {len(ids) - 130:,} tokens ... "
     assert token_table(token_pair(0, ids, [5], [6]), tokenizer).rows[0][0] == f"prompt {len(ids):,}"
+
+
+MANY = "It is 日本語 🙂 👩‍👩‍👧 مرحبا\n\n  naïve\x00\ufffd end"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", [MANY, " what is\n it?" * 9, "日本" * 20])
+def test_parts_are_those_of_decoding_every_beginning(family, text):
+    tokenizer = FAMILIES[family]()
+    ids = [2, *tokenizer.encode(text, add_special_tokens=False).ids, 4, *tokenizer.encode(text).ids]
+
+    def decode(some):
+        return tokenizer.decode(some, skip_special_tokens=False)
+
+    assert text_parts(ids, decode) == reference.token_parts(ids, decode)
+
+
+def test_bytes_that_never_become_a_character_do_not_make_it_slow():
+    tokenizer = byte_level()
+    begins = tokenizer.encode("日", add_special_tokens=False).ids[0]
+    longest = 0
+
+    def decode(some):
+        nonlocal longest
+        longest = max(longest, len(some))
+        return tokenizer.decode(some, skip_special_tokens=False)
+
+    found = text_parts([begins] * 500 + tokenizer.encode("so", add_special_tokens=False).ids, decode)
+    assert "".join(found[500:]).endswith("so")
+    assert longest <= 40
