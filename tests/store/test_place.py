@@ -7,8 +7,10 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from stages.configs import is_remote
+from stages import inspect
+from stages.configs import InspectConfig, is_remote
 from stages.errors import SepoError
+from stages.reporting import Quiet
 from stages.store.manifest import Input
 from stages.store.place import Place, place_of
 from stages.store.run import open_run
@@ -49,6 +51,8 @@ def test_scores_on_an_object_store_are_the_local_ones(world, chat_folder, bucket
     for shard in (world / "scores").glob("*.parquet"):
         assert body(bucket, f"runs/scores/{shard.name}") == shard.read_bytes()
     assert not run_score(world, output_dir="s3://bucket/runs/scores").fresh
+    looks = [InspectConfig(scores=each, json=True) for each in ("s3://bucket/runs/scores", str(world / "scores"))]
+    assert inspect.run(looks[0], Quiet()) == inspect.run(looks[1], Quiet())
     run_policy(world, chat_folder, output=tmp_path / "p", scores_dir="s3://bucket/runs/scores")
     assert (tmp_path / "p/model.safetensors").read_bytes() == (world / "policy/model.safetensors").read_bytes()
 
