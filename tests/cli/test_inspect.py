@@ -70,7 +70,9 @@ def test_every_token_of_a_pair_with_its_text_and_what_was_selected(sepo, folder)
         assert sorted(token["rank"] for token in pair[side]) == [*range(1, len(pair[side]) + 1)]
         assert [token["reference"] for token in pair[side]] == getattr(rows[1].reference, side).tolist()
     best = max(pair["chosen"], key=lambda token: token["score"])
+    worst = min(pair["rejected"], key=lambda token: token["score"])
     assert (best["rank"], best["selected"], best["level"] > 0) == (1, True, True)
+    assert (worst["rank"], worst["selected"], worst["level"] < 0) == (1, True, True)
 
 
 def test_pairs_are_found_and_sorted(sepo, scores):
@@ -90,7 +92,7 @@ def test_pairs_are_found_and_sorted(sepo, scores):
         (r for r in order if margins[r] < 0), key=lambda r: margins[r]
     )
     assert pairs(sepo, scores, "--limit", 2) == [0, 1]
-    assert pairs(sepo, scores, "--search", "SORRY") == [0, 3]
+    assert pairs(sepo, scores, "--search", "SORRY") == pairs(sepo, scores, "--search", "it is 42") == [0, 3]
     assert pairs(sepo, scores, "--search", "東京") == [1]
     assert pairs(sepo, scores, "--search", "is it?", "--sort", "length", "--limit", "1") == [0]
     assert shown(sepo, scores, "--search", "nowhere").startswith("0 of 0 pairs")
@@ -133,7 +135,7 @@ def terminal(heat, width=80, **options):
 HEAT = HeatMap(
     "t [bold]",
     (("prompt", [Span("a " * 70)]), ("chosen", [Span("日本語", -10), Span("·[red]good", 7, True), Span("x⏎")] * 9),
-     ("rejected", [Span("🙂مرحبا", 3), Span("é" * 100, 0, True)])),
+     ("rejected", [Span("🙂مرحبا", 3), Span("\x1b[2J"), Span("é" * 100, 0, True)])),
     [Span("0")],
 )  # fmt: skip
 
@@ -155,6 +157,8 @@ def test_colours_and_marks():
     assert "\x1b[1;4;38;2;0;0;0;48;2;94;150;224m·[red]good" in text
     assert "\x1b[1;4m" + "é" * 20 in text
     assert "\u200e🙂مرحبا\u200e" in text
+    assert "\\x1b[2J" in text
+    assert "\x1b[2J" not in text
     # Not a level that was shown above: rich remembers how a style was written.
     few = terminal(HeatMap("", (("", [Span("low", -9), Span("high", 9)]),), []), color_system="256")
     assert re.search(r"48;5;208mlow.*48;5;69mhigh", few), few
