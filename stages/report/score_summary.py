@@ -42,7 +42,7 @@ def summary_rows(found: ScoreStatistics) -> list[tuple[str, str]]:
         ("noise", "not measured" if found.noise is None else f"{found.noise:.2g} nats (99th percentile)"),
         ("margin of a pair", f"{margin.mean:+.3f} nats"),
         ("its accuracy", f"{margin.accuracy:.3f}"),
-        ("that of length", f"{margin.longer_accuracy:.3f} (the longer response is the chosen one)"),
+        ("that of length", f"{margin.longer_accuracy:.3f} (the longer one is chosen)"),
         ("margin and length", f"correlation {correlation} (with chosen minus rejected length)"),
         ("drift", f"{drifting.same:.3f} of the pairs have one type as best"),
         ("", f"chosen and worst rejected token; {drifting.expected:.3f} if pairs were mixed"),
@@ -75,14 +75,18 @@ def summary_tables(found: ScoreStatistics, name: Name) -> list[Table]:
     columns = ["selected", "of", "z"]
     same = [[name(id_), f"{count:,}"] for id_, count in found.drifting.types[:5]]
     tables = [
-        Table("What the top tokens hold", ["top", "of the gap", "of chosen reward", "of rejected reward"], top),
+        Table(
+            "What the top tokens hold; above 100% what is left out is against the gap",
+            ["top", "of the gap", "of chosen reward", "of rejected reward"],
+            top,
+        ),
         Table(title, ["part", "chosen", "selected", "mean", "rejected", "selected", "mean"], parts),
         Table(
             "Token types selected most above chance, by z: standard deviations",
             ["chosen", *columns, "rejected", *columns],
             types,
         ),
-        Table("Types that are both best chosen and worst rejected token of a pair", ["type", "pairs"], same),
+        Table("Best and worst at once", ["type", "pairs"], same),
     ]
     return [table for table in tables if table.rows]
 

@@ -1,6 +1,7 @@
 """The tokenizer of a folder of scores, to read tokens with and not to make any: the library tokenizers, no torch."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -73,6 +74,8 @@ def open_vocabulary(manifest: Mapping[str, Any], given: str | None) -> Vocabular
         wanted = lookup(manifest, "tokenizer.vocabulary")
         if found.hash != wanted:
             raise SepoError(f"the tokenizer of {name} is not that of the scores: its token->id map differs", _REMEDY)
+        if found.size > MOST_IDS:
+            raise SepoError(f"the tokenizer of {name} has the id {found.size - 1:,}", _REMEDY)
         return found
     except SepoError as fault:
         if given:
@@ -88,9 +91,11 @@ def _read(name: str, *, fetch: bool) -> Tokenizer:
     path = Path(name).expanduser() / FILE
     if not path.parent.is_dir():
         repository, _, revision = name.partition("@")
-        with borrowed(f"there is no folder {name}, nor a {FILE} of that name from the hub", _REMEDY):
+        # What no cache holds is said below, in fewer words than the hub's.
+        refused = borrowed(f"there is no folder {name}, and the hub has no {FILE} of that name", _REMEDY)
+        with refused if fetch else suppress(Exception):
             path = Path(hf_hub_download(repository, FILE, revision=revision or None, local_files_only=not fetch))
     if not path.exists():
-        raise SepoError(f"{path.parent} holds no {FILE}", hint=_REMEDY)
+        raise SepoError(f"there is no {FILE} in {path.parent}", hint=_REMEDY)
     with borrowed(f"cannot read {path}", _REMEDY):
         return Tokenizer.from_file(str(path))

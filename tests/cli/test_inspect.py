@@ -203,7 +203,7 @@ def test_a_folder_without_rows_and_a_pair_that_is_not_there(sepo, scores, tmp_pa
         (["--pair", "1", "--sort", "margin"], "pair names what to show"),
         (["--select", "confidence"], "select must be one of"),
         (["--select", "column"], "comes without weights"),
-        (["--tokenizer", "."], "holds no tokenizer.json"),
+        (["--tokenizer", "."], "there is no tokenizer.json in ."),
     ],
 )
 def test_what_cannot_be_shown_is_said_in_a_line(sepo, scores, options, said):

@@ -43,7 +43,7 @@ def test_whose_it_is(tmp_path):
     assert isinstance(open_vocabulary(wanted, str(tmp_path / "ours")), Vocabulary)
     for manifest, said in zip(
         [wanted, *named[1:]],
-        ["names no tokenizer", "is not that of the scores", "cannot read", "there is no folder"],
+        ["names no tokenizer", "is not that of the scores", "cannot read", "there is no tokenizer.json in"],
         strict=True,
     ):
         why = open_vocabulary(manifest, None)
