@@ -6,7 +6,7 @@ Texts are never wrapped, never read as markup (a path may hold [brackets]), and 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
@@ -20,12 +20,15 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from sepo_cli.heat_map import in_order, print_heat_map
+from sepo_cli.panel import Panel, figures_text
 from stages.errors import SepoError
 from stages.reporting import HeatMap, Quiet, Reporter, Summary, Table, printable
 from stages.store.files import json_text
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 HOUR: Final = 3600.0
+REFRESHES_A_SECOND: Final = 2
+"""of a terminal: each one takes a moment from the work"""
 
 
 def make_reporter(*, quiet: bool = False) -> Reporter:
@@ -73,7 +76,7 @@ class Lines:
 class Bars(Lines):
     """The reporter for a terminal: a live bar for each task, and messages above it."""
 
-    _progress: Progress | None = None
+    _progress: Panel | None = None
 
     @contextmanager
     def task(self, title: str, total: int, unit: str) -> Iterator["_Work"]:
@@ -88,7 +91,7 @@ class Bars(Lines):
                     progress.update(work.row.id, total=work.row.completed or 1, completed=work.row.completed or 1)
 
     @contextmanager
-    def _display(self) -> Iterator[Progress]:
+    def _display(self) -> Iterator[Panel]:
         """A task within a task shares the display of the outer one: a console has one live display."""
         if self._progress is not None:
             yield self._progress
@@ -96,12 +99,18 @@ class Bars(Lines):
         narrow = Column(no_wrap=True, overflow="ellipsis", max_width=40)
         title = TextColumn("{task.description}", markup=False, table_column=narrow)
         columns = (title, BarColumn(bar_width=20), _Figures())
-        with Progress(*columns, console=self._console, speed_estimate_period=HOUR) as progress:
+        timing = {"speed_estimate_period": HOUR, "refresh_per_second": REFRESHES_A_SECOND}
+        with Panel(*columns, console=self._console, **timing) as progress:
             self._progress = progress
             try:
                 yield progress
             finally:
                 self._progress = None
+
+    def warn(self, text: str) -> None:
+        super().warn(text)
+        if self._progress is not None:
+            self._progress.warning = text
 
 
 class Warnings(Lines):
@@ -116,33 +125,37 @@ class _Work:
     def __init__(
         self, progress: Progress, title: str, total: int, unit: str, show: Callable[[Row], None] = lambda row: None
     ) -> None:
-        id_ = progress.add_task(printable(title), total=total or None, unit=unit, note="")
+        id_ = progress.add_task(printable(title), total=total or None, unit=unit, figures={})
         self.row = next(row for row in progress.tasks if row.id == id_)
         self._progress = progress
         self._show = show
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._progress.update(self.row.id, advance=amount, note=printable(note) or self.row.fields["note"])
+    def advance(self, amount: int = 1, figures: Mapping[str, float] | None = None) -> None:
+        if figures and isinstance(self._progress, Panel):
+            self._progress.plot(figures)
+        elif figures:
+            self.row.fields["figures"] = figures
+        self._progress.advance(self.row.id, amount)
         self._show(self.row)
 
 
 def figures(row: Row) -> str:
-    """Such as ``128/640 pairs, 12.3 pairs/s, 0:00:10 passed, 0:00:42 left, loss 0.65``.
+    """Such as ``128/640 pairs, 12.3/s, 0:00:10 passed, 0:00:42 left, loss 0.65``.
 
     The rate is rich's, from the end of the first `advance`: what a resumed run brings along was done by another run.
     """
-    unit, note = row.fields["unit"], row.fields["note"]
+    unit = row.fields["unit"]
     parts = [f"{row.completed:,.0f}{'' if row.total is None else f'/{row.total:,.0f}'} {unit}"]
     if row.speed:
-        parts.append(f"{row.speed:{',.0f' if row.speed >= 100 else '.3g'}} {unit}/s")
+        parts.append(f"{row.speed:{',.0f' if row.speed >= 100 else '.3g'}}/s")
     parts.append(f"{timedelta(seconds=round(row.elapsed or 0))} passed")
     if row.time_remaining:
         parts.append(f"{timedelta(seconds=round(row.time_remaining))} left")
-    return ", ".join([*parts, note] if note else parts)
+    return ", ".join([*parts, *figures_text(row.fields["figures"])])
 
 
 class _Figures(ProgressColumn):
-    """Done, rate, times and note."""
+    """Done, rate and times."""
 
     def render(self, task: Row) -> Text:
         return Text(figures(task), no_wrap=True, overflow="ellipsis")

@@ -1,7 +1,7 @@
 """What a stage tells its user while it runs, and what it returns; how that looks is the command line's business."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -35,8 +35,8 @@ def markdown(text: str) -> str:
 class Task(Protocol):
     """A piece of long work in progress."""
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        """`amount` more units are done; `note` is a short live figure such as ``loss 0.652``."""
+    def advance(self, amount: int = 1, figures: Mapping[str, float] | None = None) -> None:
+        """`amount` more units are done; `figures` are the live ones by name, such as ``loss``."""
 
 
 class Reporter(Protocol):
@@ -116,4 +116,4 @@ class Quiet:
     def task(self, title: str, total: int, unit: str) -> Iterator["Quiet"]:
         yield self
 
-    def advance(self, amount: int = 1, note: str = "") -> None: ...
+    def advance(self, amount: int = 1, figures: Mapping[str, float] | None = None) -> None: ...

@@ -99,7 +99,7 @@ def fit(
             rate = training.update(norm)
             figures = training.held_out_figures(held_out, step)
             log.end_step(step, batch, rate, norm, figures, last=step + 1 == schedule.steps)
-            task.advance(1, log.note)
+            task.advance(1, log.live)
             save = training.is_to_be_saved(step, interrupted)
             if save or step + 1 == schedule.steps:
                 refuse_broken(accelerator, model, phase, step + 1, checkpoints.newest)

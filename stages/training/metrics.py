@@ -23,6 +23,17 @@ from stages.types import Example, PairLoss
 
 FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
+LIVE: Final = {
+    "loss": "loss",
+    "reward_margin": "margin",
+    "accuracy": "accuracy",
+    "eval_loss": "held-out loss",
+    "eval_reward_margin": "held-out margin",
+    "eval_accuracy": "held-out accuracy",
+    "chosen_logp": "chosen logp",
+    "rejected_logp": "rejected logp",
+}
+"""what is shown of a logged step while training goes on, and its name there"""
 _RENAMED: Final = {"kl_estimate": "log_ratio"}
 """what logs and checkpoints of sepo 0.1.0 call otherwise"""
 
@@ -80,11 +91,11 @@ class MetricLog:
                 self._reporter.warn(f"{path} had {count:,} damaged lines, which are left out")
 
     @property
-    def note(self) -> str:
-        """The live figures of the progress line."""
-        shown = {"loss": "loss {:.4f}", "accuracy": "accuracy {:.3f}", "reward_margin": "margin {:+.3f}"}
-        parts = [text.format(self.last[name]) for name, text in shown.items() if name in self.last]
-        return ", ".join([*parts, *self._pace.figures()])
+    def live(self) -> dict[str, float]:
+        """What the progress display shows of the step that was just closed: nothing if it was not logged."""
+        if self._steps:
+            return {}
+        return {name: self.last[key] for key, name in LIVE.items() if key in self.last} | self._pace.figures()
 
     def add(self, loss: PairLoss, step_size: float) -> None:
         """One micro-batch of a step whose losses are divided by `step_size`."""
@@ -194,10 +205,9 @@ class _Pace:
         self._since, self._pairs, self._tokens = now, 0, 0
         return self._last
 
-    def figures(self) -> list[str]:
-        if not self._last:
-            return []
-        return [f"{self._last['tokens_per_second']:,.0f} tokens/s", f"{self._last['peak_memory_gb']:.1f} GB"]
+    def figures(self) -> dict[str, float]:
+        names = {"tokens_per_second": "tokens/s", "peak_memory_gb": "memory, GB"}
+        return {name: self._last[key] for key, name in names.items() if self._last}
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -32,9 +32,9 @@ def test_figures_are_done_rate_and_time_left(clock):
         # What a resumed run brings along does not count as speed.
         work.advance(900)
         clock.now += 10
-        work.advance(10, "loss 0.6")
+        work.advance(10, {"loss": 0.6})
         work.advance(10)
-        assert figures(work.row) == "920/1,000 steps, 2 steps/s, 0:00:10 passed, 0:00:40 left, loss 0.6"
+        assert figures(work.row) == "920/1,000 steps, 2/s, 0:00:10 passed, 0:00:40 left, loss 0.6"
 
 
 def test_an_unknown_total_has_no_time_left(clock):
@@ -42,7 +42,7 @@ def test_an_unknown_total_has_no_time_left(clock):
         work.advance(1000)
         clock.now += 2
         work.advance(5000)
-        assert figures(work.row) == "6,000 rows, 2,500 rows/s, 0:00:02 passed"
+        assert figures(work.row) == "6,000 rows, 2,500/s, 0:00:02 passed"
 
 
 def test_a_log_gets_a_line_every_ten_seconds_and_the_last(clock):
@@ -90,11 +90,11 @@ def test_a_terminal_gets_a_bar_that_ends_full():
     reporter = Bars(screen)
     with reporter.task("read [x]", 0, "rows") as outer, reporter.task("dpo", 2, "steps") as inner:
         outer.advance(7)
-        inner.advance(2, "loss 0.5")
+        inner.advance(2, {"loss": 0.5})
         reporter.say("between")
     shown = screen.file.getvalue()
     assert "2/2 steps" in shown
-    assert "loss 0.5" in shown
+    assert "loss                     0.5  ▁" in shown
     assert "read [x]" in shown
     assert "between" in shown
     assert screen._live_stack == []

@@ -30,7 +30,7 @@ class Watched(Quiet):
         self.totals.append(total)
         return super().task(title, total, unit)
 
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         if self.computed >= self.most:
             raise Killed
         self.computed += amount

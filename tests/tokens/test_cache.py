@@ -90,7 +90,7 @@ class Meddles(Listens):
         super().__init__()
         self.act = act
 
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         act, self.act = self.act, lambda: None
         act()
 

@@ -261,7 +261,7 @@ def test_a_damaged_entry_is_made_again(chatml, monkeypatch, damage):
 
 
 class PowerCut(Quiet):
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -286,7 +286,7 @@ def test_two_processes_at_once_make_one_entry(chatml):
     begun, go_on = os.pipe(), os.pipe()
 
     class Slow(Quiet):
-        def advance(self, amount=1, note=""):
+        def advance(self, amount=1, figures=None):
             os.write(begun[1], b".")
             os.read(go_on[0], 1)
 
@@ -303,7 +303,7 @@ def test_two_processes_at_once_make_one_entry(chatml):
             if "waiting for it" in text:
                 os.write(go_on[1], b".")
 
-        def advance(self, amount=1, note=""):
+        def advance(self, amount=1, figures=None):
             raise AssertionError("tokenised again")
 
     assert len(make(chatml, reporter=Waits()).pairs) == 30

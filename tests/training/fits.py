@@ -45,7 +45,7 @@ class KilledAfter(Quiet):
         super().__init__()
         self.left = steps
 
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         self.left -= amount
         if self.left < 0:
             raise Killed
@@ -62,9 +62,9 @@ class KilledIn(KilledAfter):
         self.title = title
         return super().task(title, total, unit)
 
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         if self.title == self.phase:
-            super().advance(amount, note)
+            super().advance(amount, figures)
 
 
 class Asks(Quiet):
@@ -77,7 +77,7 @@ class Asks(Quiet):
     def say(self, text):
         self.said.append(text)
 
-    def advance(self, amount=1, note=""):
+    def advance(self, amount=1, figures=None):
         self.after -= amount
         if self.after == 0:
             signal.raise_signal(self.number)

@@ -56,6 +56,30 @@ def test_the_loss_of_sft_is_a_mean_over_tokens(tmp_path):
     assert records[0]["eval_loss"] == pytest.approx(4, abs=1.5)
 
 
+class Watches(Quiet):
+    """Remembers the live figures."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def advance(self, amount=1, figures=None):
+        self.seen.append(dict(figures or {}))
+
+
+def test_the_live_figures_are_those_of_the_step_that_was_just_logged(tmp_path):
+    reporter = Watches()
+    train(tmp_path, reporter=reporter, held_out=HELD_OUT, eval_steps=4, logging_steps=2)
+    # What a resumed run brings along comes first.
+    shown, records = reporter.seen[1:], read_metrics(tmp_path)
+    assert [bool(figures) for figures in shown] == [False, True] * 3
+    assert [figures["loss"] for figures in shown[1::2]] == [record["loss"] for record in records]
+    assert [figures.get("held-out accuracy") for figures in shown[1::2]] == [
+        record.get("eval_accuracy") for record in records
+    ]
+    assert {"margin", "chosen logp", "rejected logp", "tokens/s", "memory, GB"} < set(shown[1])
+
+
 @pytest.mark.parametrize("steps", [3, 5])
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, steps):
     settings = {"held_out": HELD_OUT, "eval_steps": 2, "logging_steps": 2, "save_steps": 3}
