@@ -38,7 +38,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> No
     # Nothing is laid out by itself (margins, titles' heights) and ticks are few: most of the time went into them.
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=100)
     figure.subplots_adjust(0.16 / columns, 0.5 / (3.2 * rows), 1 - 0.04 / columns, 1 - 0.25 / rows, 0.25, 0.4)
-    figure.suptitle(_label(title))
+    figure.suptitle(plain_label(title))
     for number, (panel, lines) in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
         for name, label in lines.items():
@@ -70,7 +70,9 @@ def draw_frontiers(runs: Mapping[str, Sequence[Sequence[Point]]], path: Path) ->
         colour, ends = f"C{number % 10}", "o" if number < 10 else "s"
         for run, points in enumerate(paths):
             kl, reward = [point.kl for point in points], [point.reward for point in points]
-            axes.plot(kl, reward, color=colour, linewidth=1.1, marker=".", label=_label(name) if run == 0 else None)
+            axes.plot(
+                kl, reward, color=colour, linewidth=1.1, marker=".", label=plain_label(name) if run == 0 else None
+            )
             axes.plot(kl[-1:], reward[-1:], color=colour, marker=ends)
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
@@ -88,7 +90,7 @@ def _save(figure: Any, path: Path) -> None:
         write_whole(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def _label(text: str) -> str:
+def plain_label(text: str) -> str:
     """A name as matplotlib shows it: no formula, not so long that it leaves no room for axes, and never left out."""
     shown = printable(text)
     shown = shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 3]}..."

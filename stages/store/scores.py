@@ -86,7 +86,7 @@ class Scores(NamedTuple):
         return kept, too_long
 
 
-def open_scores(folder: str | Path) -> Scores:
+def open_scores(folder: str | Path | Place) -> Scores:
     """Open a finished folder of scores, in which every shard has to be."""
     place = place_of(folder)
     manifest = read_manifest(

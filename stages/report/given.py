@@ -1,0 +1,142 @@
+"""What a page is made of: folders and files of any command, recognised by what they say of themselves."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from stages.errors import SepoError, one_line
+from stages.store.files import read_object
+from stages.store.manifest import FINISHED, load_manifest
+from stages.store.place import Place, place_of
+from stages.store.results import read_results
+from stages.store.scores import MADE_BY, Scores, open_scores
+from stages.store.shape import parse_json
+
+TRAINING: Final = ("train-oracle", "train-policy")
+EVALUATIONS: Final = {"compare": "compare.json", "demo-report": "report.json"}
+"""by the stage that writes a folder of figures, the file that they are in"""
+HINT: Final = (
+    "give folders of score, project-scores, train-oracle, train-policy, compare or demo-report, or JSON files of"
+    " evaluate"
+)
+
+
+class Run(NamedTuple):
+    """The logged steps of one phase of a training."""
+
+    name: str
+    phase: str
+    records: list[dict[str, Any]]
+
+
+class Evaluation(NamedTuple):
+    """Figures of models."""
+
+    name: str
+    stage: str
+    report: dict[str, Any]
+
+
+class Given(NamedTuple):
+    """All that a page is made of."""
+
+    scores: Scores | None
+    runs: list[Run]
+    evaluations: list[Evaluation]
+    manifests: dict[str, dict[str, Any]]
+    """by name, in the order given"""
+
+
+def open_given(names: tuple[str, ...]) -> Given:
+    """Open what was named; a folder that has no manifest stands for those in it that have one.
+
+    Raises:
+        SepoError: something that no command wrote, or that is not finished, or two folders of scores.
+    """
+    places = [place for name in names for place in _expanded(name)]
+    given = Given(None, [], [], {})
+    for name, place in zip(_short_names(places), places, strict=True):
+        given = _with(given, name, place)
+    return given
+
+
+def _expanded(name: str) -> list[Place | Path]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    place = place_of(name)
+    if not place.has(FINISHED) and path.is_dir():
+        inside = [each for each in sorted(path.iterdir()) if (each / FINISHED).is_file()]
+        if inside:
+            return [place_of(str(each)) for each in inside]
+    return [place]
+
+
+def _short_names(places: list[Place | Path]) -> list[str]:
+    """The last part of each name; more of it where two would be the same."""
+    full = [str(place).rstrip("/") for place in places]
+    short = [os.path.basename(each) for each in full]
+    return [full[at] if short.count(each) > 1 else each for at, each in enumerate(short)]
+
+
+def _with(given: Given, name: str, place: Place | Path) -> Given:
+    if isinstance(place, Path):
+        report = read_results(place, HINT)
+        given.manifests[name] = report
+        return given._replace(evaluations=[*given.evaluations, Evaluation(name, "evaluate", report)])
+    manifest = _manifest(place)
+    stage = manifest.get("stage")
+    given.manifests[name] = manifest
+    if stage in MADE_BY:
+        if given.scores is not None:
+            raise SepoError(
+                f"{given.scores.folder} and {place} are both scores, and a page shows one folder of them",
+                hint="give one of them, and make a page for the other",
+            )
+        return given._replace(scores=open_scores(place))
+    if stage in TRAINING:
+        return given._replace(runs=[*given.runs, *_runs(name, place)])
+    if stage in EVALUATIONS and place.local is not None:
+        report = read_object(place.local / EVALUATIONS[stage], f"run `sepo {stage}` again")
+        return given._replace(evaluations=[*given.evaluations, Evaluation(name, str(stage), report)])
+    return given
+
+
+def _manifest(place: Place) -> dict[str, Any]:
+    try:
+        manifest = load_manifest(place)
+    except FileNotFoundError:
+        what = "has no manifest.json" if place.names() else "is not there, or is empty"
+        raise SepoError(f"{place} {what}: there is nothing to show of it", hint=HINT) from None
+    if not isinstance(manifest.get("stage"), str):
+        raise SepoError(f"{place}: its manifest does not say which command wrote it", hint=HINT)
+    return manifest
+
+
+def _runs(name: str, place: Place) -> list[Run]:
+    """The phases of a training in the order they were trained."""
+    phases: dict[str, list[dict[str, Any]]] = {}
+    for record in _logged(place):
+        phases.setdefault(record["phase"], []).append(record)
+    return [Run(name, phase, records) for phase, records in phases.items()]
+
+
+def _logged(place: Place) -> Iterator[dict[str, Any]]:
+    """The sound lines of metrics.jsonl, read without what trains, which loads torch."""
+    try:
+        lines = place.read("metrics.jsonl").split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SepoError(f"cannot read {place.at('metrics.jsonl')}: {one_line(error)}", hint=HINT) from error
+    for line in lines:
+        with suppress(ValueError):
+            record = parse_json(line)
+            if isinstance(record, dict) and isinstance(record.get("phase"), str) and type(record.get("step")) is int:
+                yield {key: value for key, value in record.items() if key == "phase" or _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
