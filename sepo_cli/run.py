@@ -64,7 +64,7 @@ def run_stage(
     # Read when the library is first imported, by whichever stage.
     with borrowed("huggingface_hub does not load", hint="look at HF_ENDPOINT and the other HF_... variables"):
         importlib.import_module("huggingface_hub.hf_api")
-    stage = importlib.import_module("stages." + command.replace("-", "_"))
+    stage = importlib.import_module(module_of(command))
     try:
         with _handled({signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _terminate}):
             summary = stage.run(config, make_reporter(quiet=quiet))
@@ -78,6 +78,11 @@ def run_stage(
         raise summary.failure
     if summary.json is not None:
         _refuse_lost()
+
+
+def module_of(command: str) -> str:
+    """The module of a command, which has its name, unless a room of `stages` has it."""
+    return "stages." + {"report": "report_page"}.get(command, command.replace("-", "_"))
 
 
 def _refuse_lost() -> None:

@@ -4,6 +4,7 @@ Among tokens a blank is ``·``, a newline ``⏎`` and a tab ``⇥``; what cannot
 stands in ``«»``. Several tokens that make one character together show ``\ufffd``, and the last of them the character.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -73,14 +74,28 @@ def _texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     return visible_parts(ids, partial(tokenizer.decode, clean_up_tokenization_spaces=False), special)
 
 
-def visible_parts(ids: Sequence[int], decode: Callable[[list[int]], str], control: Mapping[int, str]) -> list[str]:
+def readable(text: str) -> str:
+    """As `visible`, for prose: a single blank is a blank, and a line ends where it ends."""
+    if text.isprintable() and "  " not in text:
+        return text
+    lines = (re.sub(" {2,}", lambda blanks: visible(blanks[0]), line) for line in text.split("\n"))
+    return "⏎\n".join("".join(" " if each == " " else visible(each) for each in line) for line in lines)
+
+
+def visible_parts(
+    ids: Sequence[int],
+    decode: Callable[[list[int]], str],
+    control: Mapping[int, str],
+    shown: Callable[[str], str] = visible,
+) -> list[str]:
     """Each token's part of the text of all, visibly.
 
     Args:
         control: id -> name of the control tokens.
+        shown: `visible` or `readable`.
     """
     parts = zip(ids, text_parts(ids, decode), strict=True)
-    return [f"«{visible(control[id_])}»" if id_ in control else visible(part) or UNFINISHED for id_, part in parts]
+    return [f"«{visible(control[id_])}»" if id_ in control else shown(part) or UNFINISHED for id_, part in parts]
 
 
 def _argument_rows(pair: Pair) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """The tokenizer of a folder of scores, to read tokens with and not to make any: the library tokenizers, no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -45,9 +45,9 @@ class Vocabulary:
         found: list[str] = self._tokenizer.decode_batch(rows, skip_special_tokens=False)
         return found
 
-    def parts(self, ids: Sequence[int]) -> list[str]:
+    def parts(self, ids: Sequence[int], shown: Callable[[str], str] = visible) -> list[str]:
         """Each token's part of the text of all, visibly; as `stages.report.visible` has it."""
-        return visible_parts(ids, self._decode, self.control)
+        return visible_parts(ids, self._decode, self.control, shown)
 
     def type_text(self, id_: int) -> str:
         """A token type visibly, with the blank that it may begin with, which some decoders drop from a beginning."""
