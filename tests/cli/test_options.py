@@ -10,6 +10,7 @@ import pytest
 from sepo_cli import main as program
 from sepo_cli.cli_docs import page
 from sepo_cli.commands import COMMANDS, Command, TranslatingCommand, function_of
+from sepo_cli.run import module_of
 from stages import make_demo
 from stages.configs import (
     Config,
@@ -88,7 +89,7 @@ def test_help_shows_first_what_the_chosen_objective_and_rule_use(sepo):
 
 @by_name
 def test_a_command_is_a_stage_and_its_example_calls_it(command):
-    assert callable(importlib.import_module("stages." + command.name.replace("-", "_")).run)
+    assert callable(importlib.import_module(module_of(command.name)).run)
     given = (
         program.typer.main.get_command(program.app)
         .commands[command.name]
