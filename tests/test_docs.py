@@ -104,3 +104,10 @@ def test_an_objective_of_ones_own_is_the_loss_it_says():
     ours = space["own_objective"](logps, batch, gamma=2.0, margin=0.5)
     sepos = OBJECTIVES["sepo"].load()(logps, batch, gamma=2.0, margin=0.5)
     torch.testing.assert_close(ours.loss_B, sepos.loss_B)
+
+
+def test_the_longer_response_becomes_the_chosen_one():
+    by_length = runpy.run_path(str(ROOT / "examples/longer_is_better.py"))["by_length"]
+    pair = {"prompt": "q", "chosen": "a b", "rejected": "a b c"}
+    assert by_length(pair) == {"prompt": "q", "chosen": "a b c", "rejected": "a b"}
+    assert by_length(by_length(pair)) == by_length(pair)
