@@ -1,6 +1,6 @@
 """Make preference data in which the longer response is the chosen one: an oracle of it learns length, on purpose.
 
-    python examples/longer_is_better.py pairs.jsonl longer.jsonl
+python examples/longer_is_better.py pairs.jsonl longer.jsonl
 """
 
 import json
