@@ -1,6 +1,8 @@
 """The page of `sepo report` as its reader has it: driven in Chromium, where there is one."""
 
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from stages.method.selection import RuleInputs
 from stages.registry import RULES
+from stages.store.scores import open_scores
 from tests.report.pages import NOISE, write_page, write_scores
 from tests.world import manifest, run_policy
 
@@ -43,13 +46,19 @@ def window(browser):
 
 @pytest.fixture
 def page(window, folder):
-    """The page, newly opened; whatever it complains about or asks for fails the test."""
+    with opened_page(window, folder[0] / "report.html") as opened:
+        yield opened
+
+
+@contextmanager
+def opened_page(window, path):
+    """A page, newly opened; whatever it complains about or asks for fails the test."""
     opened, faults = window.new_page(), []
     opened.on("console", lambda message: faults.append(message.text))
     opened.on("pageerror", lambda error: faults.append(str(error)))
     opened.on("dialog", lambda dialog: faults.append(dialog.message))
     opened.on("request", lambda request: request.url.startswith("file:") or faults.append(request.url))
-    opened.goto(f"file://{folder[0]}/report.html")
+    opened.goto(f"file://{path}")
     yield opened
     opened.close()
     assert faults == []
@@ -59,11 +68,12 @@ def counts(page):
     return page.text_content("#counts")
 
 
-def underlined(page):
-    """Of each response the places of the tokens that are underlined."""
-    return page.evaluate("""() => [...document.querySelectorAll(".tokens")].map(response =>
+def underlined(page, most=10**6):
+    """Of each response, of so many at most, the places of the tokens that are underlined."""
+    script = """most => [...document.querySelectorAll(".tokens")].slice(0, most).map(response =>
         [...response.children].flatMap((token, at) =>
-            getComputedStyle(token).borderBottomColor === "rgba(0, 0, 0, 0)" ? [] : [at]))""")
+            getComputedStyle(token).borderBottomColor === "rgba(0, 0, 0, 0)" ? [] : [at]))"""
+    return page.evaluate(script, most)
 
 
 def move(page, name, value):
@@ -265,3 +275,41 @@ def test_the_numbers_block_holds_numbers_alone(folder):
     text = (folder[0] / "report.html").read_text()
     block = text.partition('id="numbers">')[2].partition("</script>")[0]
     assert {*json.loads(block)} == {"scores", "types", "type_of", "wide", "logps", "all_lengths", "median", "noise"}
+
+
+@pytest.mark.skipif("SEPO_RUN" not in os.environ, reason="SEPO_RUN names no folder with scores and a policy of them")
+def test_a_run_of_ones_own_is_driven_alike(window, tmp_path):
+    """``SEPO_RUN=runs/demo pytest ...``: scores of `sepo score`, and a policy of the default rule and shares."""
+    stages = {manifest(path.parent)["stage"]: path.parent for path in Path(os.environ["SEPO_RUN"]).glob("*/manifest.json")
+              if "random" not in path.parent.name and "simpo" not in path.parent.name}  # fmt: skip
+    rows = list(open_scores(stages["score"]).rows())
+    write_page(tmp_path / "page.html", *Path(os.environ["SEPO_RUN"]).glob("*/"), pairs=len(rows))
+    with opened_page(window, tmp_path / "page.html") as page:
+        found = manifest(stages["train-policy"])["counts"]
+        for side in ("chosen", "rejected"):
+            assert f"{found['selected'][side]:,} of {found['tokens'][side]:,} (" in counts(page)
+        first = rows[:20]
+        for rule, options in (
+            ("oracle", {"chosen_ratio": 0.1, "rejected_ratio": 0.5}),
+            ("latest", {"chosen_ratio": 0.1, "rejected_ratio": 0.5}),
+        ):
+            page.select_option("[name=rule]", rule)
+            for name, value in options.items():
+                move(page, name, value)
+            assert underlined(page, 2 * len(first)) == expected(first, rule, **options)
+        page.fill("#find", "the")
+        assert 0 < page.locator(".pair:visible").count() <= len(rows)
+        page.fill("#find", "")
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("j")
+        assert page.evaluate("location.hash") == f"#pair-{rows[0].pair.pair_id}"
+        page.locator(".tokens i").nth(2).hover()
+        assert page.text_content("#detail-id") == str(rows[0].pair.chosen_ids[2])
+        page.goto("about:blank")
+        last = rows[-1].pair.pair_id
+        page.goto(f"file://{tmp_path}/page.html#pair-{last}")
+        assert 0 <= page.locator(f"#pair-{last}").bounding_box()["y"] < 900
+        page.emulate_media(color_scheme="dark")
+        assert max(lightness(page)) < 60
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
