@@ -44,9 +44,11 @@ class Panel(Progress):
         super().__init__(*columns, **options)  # type: ignore[arg-type]
 
     def plot(self, figures: Mapping[str, float]) -> None:
-        self._last |= figures
-        for name, value in figures.items():
-            self._curves.setdefault(name, Curve()).add(value)
+        # Not while the thread that draws looks at them.
+        with self._lock:
+            for name, value in figures.items():
+                self._last[name] = value
+                self._curves.setdefault(name, Curve()).add(value)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -60,17 +62,20 @@ class Panel(Progress):
     def _courses(self) -> Text:
         # One text and no table: a table takes five times as long to lay out, several times a second.
         text = Text(no_wrap=True, overflow="crop", end="")
-        for name, value in list(self._last.items()):
-            text.append(f"{name:<18}", "cyan")
-            text.append(f"{figure(value):>10}  {sparkline(self._curves[name].means)}\n")
+        # Where there is little room its course has fewer bars, or none, but ends with the last value.
+        width = self.console.width
+        with self._lock:
+            for name, value in self._last.items():
+                text.append(f"{name:<18}"[: max(1, width - 11)], "cyan")
+                text.append(f"{figure(value):>10}  {sparkline(self._curves[name].means, width - 30)}\n")
         return text
 
 
-def sparkline(values: list[float]) -> str:
+def sparkline(values: list[float], room: int = COLUMNS) -> str:
     """Values as a row of bars, the least the lowest and the greatest the highest; at most `COLUMNS` of them."""
-    if not values:
+    count = min(len(values), COLUMNS, room)
+    if count <= 0:
         return ""
-    count = min(len(values), COLUMNS)
     shown = [values[(index + 1) * len(values) // count - 1] for index in range(count)]
     least, span = min(shown), max(shown) - min(shown)
     return "".join(_BARS[round((value - least) / span * 7) if span else 0] for value in shown)

@@ -2,12 +2,13 @@
 
 import io
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
 
 from sepo_cli.console import Bars
-from sepo_cli.panel import COLUMNS, Curve, figure, sparkline
+from sepo_cli.panel import COLUMNS, Curve, Panel, figure, sparkline
 
 
 def test_a_curve_keeps_means_of_equally_many_values():
@@ -56,6 +57,32 @@ def test_a_terminal_shows_the_last_values_their_course_and_the_last_warning():
         "held-out accuracy        0.5  ▁",
         "warning: it collapses [bold]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("width", "line"), [(20, "loss            0.5"), (40, "loss                     0.5  ▁█▁█▁█▁█▁▅")]
+)
+def test_a_narrow_terminal_shows_the_figure_and_its_whole_course(width, line):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with Bars(screen).task("dpo", 3, "steps") as task:
+        for step in range(COLUMNS):
+            task.advance(1, {"loss": float(step // 4 % 2)})
+        task.advance(1, {"loss": 0.5})
+    assert [row.rstrip() for row in screen.file.getvalue().splitlines() if row.startswith("loss")][-1] == line
+
+
+def test_the_thread_that_draws_sees_no_figure_without_its_course():
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with Panel(console=screen, auto_refresh=False) as panel, ThreadPoolExecutor() as drawing:
+
+        class Figures(dict):
+            def items(self):
+                seen.append(drawing.submit(lambda: [*panel.get_renderables()]))
+                yield from super().items()
+
+        seen = []
+        panel.plot(Figures({f"figure {number}": 0.0 for number in range(1000)}))
+        assert len(seen[0].result()[-1].plain.splitlines()) == 1000
 
 
 def test_without_figures_there_is_the_bar_alone():
