@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Final
 
 from rich.cells import cell_len, chop_cells
@@ -25,15 +26,16 @@ _LEFT_TO_RIGHT: Final = "\u200e"
 _BREAK: Final = "⏎"
 
 
-def style_of(span: Span) -> Style:
+@cache
+def style_of(level: int, marked: bool) -> Style:
     """Near the middle none; beyond, a background that is the stronger the farther the score, and what is marked
     underlined."""
-    marked = Style(underline=span.marked, bold=span.marked)
-    if span.level == 0:
-        return marked
-    end, share = _LOW if span.level < 0 else _HIGH, abs(span.level) / _STEPS
+    plain = Style(underline=marked, bold=marked)
+    if level == 0:
+        return plain
+    end, share = _LOW if level < 0 else _HIGH, abs(level) / _STEPS
     background = (round(one + (other - one) * share) for one, other in zip(_NEUTRAL, end, strict=True))
-    return marked + Style(color=_BLACK, bgcolor=Color.from_rgb(*background))
+    return plain + Style(color=_BLACK, bgcolor=Color.from_rgb(*background))
 
 
 def print_heat_map(console: Console, heat: HeatMap) -> None:
@@ -73,7 +75,7 @@ def _lines(spans: list[Span], width: int | None, coloured: bool) -> Iterator[Tex
         text = printable(span.text)
         if span.marked and not coloured:
             text = text.join(BRACKETS)
-        style = style_of(span)
+        style = style_of(span.level, span.marked)
         for piece in chop_cells(text, width) if width and cell_len(text) > width else [text]:
             if width and used + cell_len(piece) > width:
                 yield line
