@@ -55,10 +55,15 @@ def run(config: InspectConfig, reporter: Reporter) -> Summary:
 
 def _check(config: InspectConfig, reporter: Reporter) -> Look:
     scores = open_scores(config.scores)
+    if config.sort == "noise" and lookup(scores.manifest, "results.noise.p99") is None:
+        raise SepoError(
+            f"{scores.folder} says nothing of its scores' noise, which sort noise goes by",
+            hint="score with --noise-check above 0, or sort by margin, wrong or length",
+        )
     vocabulary = open_vocabulary(scores.manifest, config.tokenizer)
     if isinstance(vocabulary, str):
         if config.search is not None:
-            raise SepoError(f"search needs the text of tokens: {vocabulary}")
+            raise SepoError("search needs the text of tokens", hint=vocabulary)
         reporter.warn(vocabulary)
         return Look(config, _bounded(scores, lookup(scores.manifest, "tokenizer.size")), None, reporter)
     return Look(config, _bounded(scores, vocabulary.size), vocabulary, reporter)

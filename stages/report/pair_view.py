@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.errors import SepoError
 from stages.method.fine_histogram import FineHistogram
 from stages.method.selection import Mask, order_within
 from stages.report.heat import levels
@@ -109,21 +108,13 @@ def index_pairs(
 
 
 def shares_within_noise(scores: Scores, scale: Scale, reporter: Reporter) -> NDArray[np.float64]:
-    """(P,) of each pair's response tokens the share whose scores are nearer to the median than the scorer's noise.
-
-    Raises:
-        SepoError: it was not measured.
-    """
-    if scale.noise is None:
-        raise SepoError(
-            f"{scores.folder} says nothing of its scores' noise, which sort noise goes by",
-            hint="score with --noise-check above 0, or sort by margin, wrong or length",
-        )
+    """(P,) of each pair's response tokens the share whose scores are nearer to the median than the scorer's noise."""
+    assert scale.noise is not None
     shares = []
     for columns in _read(scores, reporter):
         within = np.zeros(len(columns.pair_ids))
         for side in (columns.chosen, columns.rejected):
-            near = np.abs(side.scores - scale.median) < scale.noise
+            near = np.abs(side.scores.astype(np.float64) - scale.median) < scale.noise
             within += np.add.reduceat(near, side.offsets[:-1], dtype=np.int64)
         shares.append(within / (columns.chosen.lengths + columns.rejected.lengths))
     return np.concatenate(shares)
