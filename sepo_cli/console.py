@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.progress import Task as Row
 from rich.table import Column
@@ -27,6 +29,10 @@ from stages.store.files import json_text
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 HOUR: Final = 3600.0
+WIDE: Final = 1000
+"""columns, more than a table has"""
+LONGEST_FIGURE: Final = 10
+"""of what is not torn in a table; names of tokens may be longer"""
 REFRESHES_A_SECOND: Final = 2
 """of a terminal: each one takes a moment from the work"""
 
@@ -178,7 +184,7 @@ def print_summary(summary: Summary) -> None:
             if isinstance(table, HeatMap):
                 print_heat_map(console, table)
             else:
-                console.print(_grid_with_columns(table))
+                print_table(console, table)
         return
     rows = [(printable(label), printable(value)) for label, value in summary.rows]
     width = max((len(label) for label, _ in rows), default=0)
@@ -221,10 +227,24 @@ def _grid(summary: Summary) -> Grid:
     return grid
 
 
+def print_table(console: Console, table: Table) -> None:
+    """As a grid, or as in a file where the terminal is so narrow that figures would be torn."""
+    grid = _grid_with_columns(table)
+    least = Measurement.get(console, console.options.update(width=WIDE), grid).minimum
+    if least > console.width:
+        _print(console, Text(table.markdown()))
+    else:
+        console.print(grid)
+
+
 def _grid_with_columns(table: Table) -> Grid:
     grid = Grid(title=_text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
-        grid.add_column(_text(column), justify="right" if number and not table.texts else "left", overflow="fold")
+        figures = bool(number) and not table.texts
+        widths = (cell_len(word) for row in table.rows for word in row[number].split() if figures)
+        justify: Literal["left", "right"] = "right" if figures else "left"
+        least = min(LONGEST_FIGURE, max(widths, default=1))
+        grid.add_column(_text(column), justify=justify, overflow="fold", min_width=least)
     for row in table.rows:
         grid.add_row(*(_text(cell) if cell.isascii() else Text(in_order(printable(cell))) for cell in row))
     return grid

@@ -101,7 +101,7 @@ def as_json(found: ScoreStatistics, name: Name) -> dict[str, Any]:
 
 def heat_map(view: PairView, scale: Scale) -> HeatMap:
     """A pair in colours."""
-    verdict = "" if view.margin > 0 else ", which is wrong"
+    verdict = ", which is wrong" if view.margin < 0 else "" if view.margin else ", a tie"
     sides = [("chosen", view.chosen), ("rejected", view.rejected)]
     legend = [
         Span(f" {scale.median + scale.far * level / COLOURS:+.3f} ", level) for level in range(-COLOURS, COLOURS + 1, 5)

@@ -6,15 +6,18 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from sepo_cli.console import print_table
 from sepo_cli.heat_map import BRACKETS, print_heat_map
 from stages.method.selection import RuleInputs
 from stages.registry import RULES
-from stages.reporting import HeatMap, Span
+from stages.reporting import HeatMap, Span, Table
 from stages.store.scores import open_scores
+from stages.types import PairLogps
 from tests.scored import ENGLISH, FOREIGN, HOSTILE, score_folder, scored_pair, text_folder
 from tests.tokenizers_zoo import byte_level, sentencepiece
 
@@ -169,6 +172,27 @@ def test_a_terminal_without_colours_has_brackets(environment):
     text = terminal(HEAT, environment=environment)
     assert "⟦·[red]good⟧" in text
     assert not re.search(r"\x1b\[[\d;]*[34]8;", text)
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80])
+def test_figures_are_not_torn_where_a_terminal_is_narrow(width):
+    figures = [f"{number:+.3f}" for number in range(7)]
+    screen = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    print_table(screen, Table("means", ["part", *"abcdefg"], [["«" + "long" * 30 + "»", *figures]]))
+    assert [figure for figure in figures if figure not in screen.file.getvalue()] == []
+
+
+def test_a_margin_of_nothing_is_a_tie_and_not_wrong(sepo, tmp_path):
+    scores = PairLogps(*(np.ones(1, np.float32) for _ in range(2)))
+    folder = score_folder(tmp_path / "s", [scored_pair(0, [1], [5], [6])._replace(scores=scores)])
+    assert "Pair 0: margin +0.000 nats, a tie\n" in shown(sepo, folder, "--pair", 0)
+
+
+def test_scores_as_large_as_can_be_are_sorted_by_noise_without_a_warning(sepo, tmp_path, recwarn):
+    most = np.array([3.4e38, 3.4e38, -3.4e38], np.float32)
+    pair = scored_pair(0, [1], [5, 6, 7], [6, 7, 8])._replace(scores=PairLogps(most, most))
+    shown(sepo, score_folder(tmp_path / "s", [pair], noise=0.1), "--sort", "noise")
+    assert [str(each.message) for each in recwarn if "overflow" in str(each.message)] == []
 
 
 def test_a_folder_without_a_tokenizer_shows_ids_and_says_why(sepo, tmp_path):
