@@ -53,26 +53,13 @@ def select_highest(keys: Floats, ratio: float) -> Mask:
     return _first(keys, selected_count(len(keys), ratio))
 
 
-def select_highest_as_authors(keys: Floats, ratio: float) -> Mask:
-    """The same as the authors' code has it: never a response's first token, and floor(ratio * (n - 1)) of the others.
-
-    At least one, which their code does not see to; a response of one token gives that.
-    """
-    if len(keys) == 1:
-        return np.ones(1, bool)
-    return np.concatenate([[False], _first(keys[1:], _authors_count(len(keys), ratio))])
-
-
-def select_by_keys(
-    keys: PairLogps, chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool = False
-) -> tuple[Mask, Mask]:
+def select_by_keys(keys: PairLogps, chosen_ratio: float, rejected_ratio: float) -> tuple[Mask, Mask]:
     """Masks (C,) and (J,) of the share of tokens with the highest keys in the chosen and in the rejected response.
 
     Of `signed` scores this is SePO's rule (arXiv 2408.13518 section 3.3): the best of the chosen response, the worst of
     the rejected one.
     """
-    pick = select_highest_as_authors if authors_rule else select_highest
-    return pick(keys.chosen, chosen_ratio), pick(keys.rejected, rejected_ratio)
+    return select_highest(keys.chosen, chosen_ratio), select_highest(keys.rejected, rejected_ratio)
 
 
 def signed(scores: PairLogps) -> PairLogps:
@@ -93,7 +80,12 @@ def random_keys(scores: PairLogps, *, seed: int, pair_id: int) -> PairLogps:
 def ranked(
     keys: Iterable[PairLogps], chosen_ratio: float, rejected_ratio: float, *, authors_rule: bool = False
 ) -> Selection:
-    """`select_by_keys` in every pair, weight 1; the cuts within ties are counted."""
+    """`select_by_keys` in every pair, weight 1; the cuts within ties are counted.
+
+    Args:
+        authors_rule: as their code has it, never a response's first token, and floor(ratio * (n - 1)) of the others. At
+            least one, which their code does not see to; a response of one token gives that.
+    """
     weights: list[PairWeights] = []
     ties, remaining = 0, iter(keys)
     while some := [*islice(remaining, _TOGETHER)]:

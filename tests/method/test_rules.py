@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.errors import SepoError
 from stages.method.examples import make_examples
-from stages.method.selection import RuleInputs, Selection, random_keys, select_by_keys, select_highest_as_authors
+from stages.method.selection import RuleInputs, Selection, random_keys, ranked, select_by_keys
 from stages.registry import RULES
 from stages.types import PairLogps, PairWeights, ScoredPair
 from tests.conftest import token_pair
@@ -157,11 +157,13 @@ def authors(advantages, ratio):
     st.sampled_from([0.1, 0.3, 0.5, 0.29, 1.0]),
 )
 def test_the_authors_rule_is_theirs(values, ratio):
-    assert np.flatnonzero(select_highest_as_authors(floats(values), ratio)).tolist() == authors(values, ratio)
+    [weights] = ranked([PairLogps(*[floats(values)] * 2)], ratio, ratio, authors_rule=True).weights
+    assert [np.flatnonzero(side).tolist() for side in weights] == [authors(values, ratio)] * 2
 
 
 def test_the_authors_rule_on_a_single_token():
-    assert select_highest_as_authors(floats([1.0]), 0.3).tolist() == [True]
+    [weights] = ranked([PairLogps(floats([1.0]), floats([2.0]))], 0.3, 0.3, authors_rule=True).weights
+    assert [side.tolist() for side in weights] == [[1.0], [1.0]]
 
 
 ROWS = st.lists(st.tuples(*[st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=9)] * 2), min_size=1, max_size=4)
