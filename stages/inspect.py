@@ -91,7 +91,7 @@ def _show_pairs(look: Look) -> Summary:
     rows = _rows(look, index)
     shown = rows[: config.limit or LIMIT]
     views = view_pairs(scores, shown, look.selector(), index.scale, look.vocabulary)
-    counts = f"{len(shown):,} of {len(rows):,} pairs"
+    counts = f"{len(shown):,} of {len(rows):,} pairs found among the {len(index.pair_ids):,}"
     if config.json:
         found = {"found": len(rows), "scale": index.scale._asdict(), "pairs": [*map(pair_json, views)]}
         return Summary("", [], json=found)

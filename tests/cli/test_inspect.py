@@ -98,7 +98,7 @@ def test_pairs_are_found_and_sorted(sepo, scores):
     assert pairs(sepo, scores, "--search", "SORRY") == pairs(sepo, scores, "--search", "it is 42") == [0, 3]
     assert pairs(sepo, scores, "--search", "東京") == [1]
     assert pairs(sepo, scores, "--search", "is it?", "--sort", "length", "--limit", "1") == [0]
-    assert shown(sepo, scores, "--search", "nowhere").startswith("0 of 0 pairs")
+    assert shown(sepo, scores, "--search", "nowhere").startswith("0 of 0 pairs found among the 4 of ")
 
 
 @pytest.mark.parametrize(
