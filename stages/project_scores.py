@@ -74,7 +74,9 @@ def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
     scores = open_scores(config.scores)
     name, tokenizers = _scored_name(config, scores), []
     for owner in (name, config.model_name):
-        folder = Path(owner) if Path(owner).is_dir() else resolve_without_weights(owner, reporter)
+        # Scores may be of a tokenizer alone; what is to be trained on them is a model.
+        alone = owner != config.model_name and Path(owner).is_dir()
+        folder = Path(owner) if alone else resolve_without_weights(owner, reporter)
         tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
         if not tokenizer.is_fast:
             raise SepoError(

@@ -342,6 +342,13 @@ def test_scores_of_the_same_tokenizer_need_no_projection(world, chat_folder, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokenizer_alone_is_no_policy(world, strong, tmp_path):
+    shutil.copytree(strong, tmp_path / "alone")
+    (tmp_path / "alone/config.json").unlink()
+    with pytest.raises(SepoError, match="alone is no model folder"):
+        carry(world / "scores", tmp_path / "alone", world / "pairs.jsonl", tmp_path / "out")
+
+
 def test_another_data_set_is_refused(world, strong, tmp_path):
     data = write_lines(tmp_path / "others.jsonl", word_rows(40, seed=1))
     with pytest.raises(SepoError, match=r"is not the data set that .* was made from \(.*pairs\.jsonl\)"):
