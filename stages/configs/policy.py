@@ -1,21 +1,17 @@
 """`sepo train-policy`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from stages.configs import limits, shared
 from stages.configs.option import METHOD, OUTPUT, Option, required
 from stages.configs.training import OptimizerConfig
-from stages.registry import OBJECTIVES, RULES, measuring, unknown, users
+from stages.registry import OBJECTIVES, RULES, measuring, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig(OptimizerConfig):
-    """Train a policy on the tokens that matter (arXiv 2408.13518 Eq. 11); by default without a reference model.
-
-    An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
-    """
+class ObjectiveOptions(OptimizerConfig):
+    """What is trained on which scores by which loss, and the options of the losses."""
 
     scores: shared.Scores = required()
     output_dir: shared.OutputDir = required()
@@ -44,24 +40,15 @@ class PolicyConfig(OptimizerConfig):
     reference_model: Annotated[str | None, Option(METHOD, "FOLDER|NAME", content=False)] = None
     """Model that objectives with a reference (such as dpo), --anchor-margin and --kl-weight measure from; without it,
     the one the policy starts from."""
-    chosen_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
-    """Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores."""
-    rejected_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
-    """Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores."""
-    authors_rule: Annotated[bool, Option(METHOD)] = False
-    """Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others."""
-    threshold: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
-    """Least score of a chosen token, and its negative the most of a rejected one, nats."""
-    soft_k: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
-    """k of the weights k exp(mu clamp(score, low, high))."""
-    soft_mu: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
-    """mu of these weights; its sign is turned in rejected responses."""
-    soft_low: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
-    """Scores below it count as it in these weights, nats."""
-    soft_high: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
-    """Scores above it count as it in these weights, nats."""
-    auto_share: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
-    """Share of a response's reward beyond the scorer's noise that the selected tokens have to hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(shared.RuleOptions, ObjectiveOptions):
+    """Train a policy on the tokens that matter (arXiv 2408.13518 Eq. 11); by default without a reference model.
+
+    An option that is None (or off) has the default of the objective or of the rule that uses it; see `resolved`.
+    """
+
     snapshot_steps: Annotated[int, Option(OUTPUT, limit=limits.not_negative)] = 0
     """Steps between models that are kept as ordinary folders, snapshots/step-00000032; 0 = only the last one."""
 
@@ -93,13 +80,6 @@ class PolicyConfig(OptimizerConfig):
         used = {name: value for name, value in self.rule_options.items() if name not in OBJECTIVES[self.objective].void}
         return replace(self, select=self.rule, **self.objective_options, **used)
 
-    def _options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
-
-    def _given(self, name: str) -> bool:
-        value = getattr(self, name)
-        return value is not None and value is not False
-
     def _faults(self) -> list[str]:
         wrong = [] if self.objective in OBJECTIVES else [unknown("objective", self.objective, OBJECTIVES)]
         if self.select not in (None, *RULES):
@@ -108,27 +88,13 @@ class PolicyConfig(OptimizerConfig):
 
     def _useless(self) -> list[str]:
         """One sentence for each option that was given and changes nothing."""
-        faults = []
-        for kind, used, entries in (
-            (f"objective {self.objective}", self.objective_options, OBJECTIVES),
-            (f"select {self.rule}", self.rule_options, RULES),
-        ):
-            for name in dict.fromkeys(option for entry in entries.values() for option in entry.options):
-                if self._given(name) and name not in used:
-                    faults.append(f"{name} is no option of {kind}; {_have(users(name))} it")
+        faults = self._unused(f"objective {self.objective}", OBJECTIVES[self.objective].options, OBJECTIVES)
+        faults += self._rule_faults(self.rule)
         void = [name for name in OBJECTIVES[self.objective].void if self._given(name) and name in self.rule_options]
         faults += [f"{name} changes nothing of objective {self.objective}" for name in void]
         if self.reference_model and not self.needs & {"reference", "kl"}:
             faults.append(
                 f"reference_model is not used by objective {self.objective} as it is set;"
-                f" {_have(measuring())} one, and so have anchor_margin and kl_weight"
+                f" {shared.have(measuring())} one, and so have anchor_margin and kl_weight"
             )
-        low, high = (self.rule_options.get(name, 0.0) for name in ("soft_low", "soft_high"))
-        if low > high:
-            faults.append(f"soft_low must be at most soft_high, got {low} and {high}")
         return faults
-
-
-def _have(names: list[str]) -> str:
-    """``dpo, ipo have`` or ``threshold has``."""
-    return f"{', '.join(names)} {'have' if len(names) > 1 else 'has'}"

@@ -9,8 +9,8 @@ from stages.configs.fields import PRECISIONS
 from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
 from stages.registry import RULES
 
-_MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs)
-"""the rules that need no model"""
+_MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs and name != "soft")
+"""the rules that need no model and do not select every token with a weight of its own"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class CheckConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(Config):
+class InspectConfig(shared.RuleOptions):
     """Look at scores: what an oracle rewards in all pairs, or every token of some.
 
     Without --pair, --search, --sort and --limit a summary of the folder.
@@ -103,10 +103,6 @@ class InspectConfig(Config):
     """Tokenizer that the scores were made with; without it, the one that the scores' manifest names."""
     select: Annotated[str, Option(METHOD, choices=_MODEL_FREE, content=False)] = "oracle"
     """Rule of `sepo train-policy` whose tokens are called selected."""
-    chosen_ratio: Annotated[float | None, Option(METHOD, limit=limits.share, content=False)] = None
-    """Share k of a chosen response's tokens to select."""
-    rejected_ratio: Annotated[float | None, Option(METHOD, limit=limits.share, content=False)] = None
-    """Share k of a rejected response's tokens to select."""
     seed: shared.Seed = 42
     json: Annotated[bool, Option(OUTPUT, content=False)] = False
     """Print one JSON object for programs, and nothing else, on stdout."""
@@ -119,19 +115,10 @@ class InspectConfig(Config):
     @property
     def rule_options(self) -> dict[str, Any]:
         """The rule's options, by name."""
-        return {**RULES[self.select].options, **self._given}
-
-    @property
-    def _given(self) -> dict[str, float]:
-        given = {"chosen_ratio": self.chosen_ratio, "rejected_ratio": self.rejected_ratio}
-        return {name: value for name, value in given.items() if value is not None}
+        return self._options(RULES[self.select].options)
 
     def _faults(self) -> list[str]:
-        faults = [
-            f"{name} is no option of select {self.select}"
-            for name in self._given
-            if name not in RULES[self.select].options
-        ]
+        faults = super()._faults() + self._rule_faults(self.select)
         if self.pair is not None and (self.search is not None or self.sort is not None):
             faults.append("pair names what to show; search and sort are for other pairs")
         return faults

@@ -1,10 +1,12 @@
 """The options that several commands have."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from stages.configs import limits
-from stages.configs.option import DATA, MEMORY, OUTPUT, REQUIRED, Config, Option, required
+from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
+from stages.registry import RULES, Objective, Rule, users
 
 _MODEL = "Model to start from: a folder or a hub name (also --model-name-or-path)."
 Model = Annotated[str, Option(REQUIRED, "FOLDER|NAME", content=False, help=_MODEL)]
@@ -78,3 +80,54 @@ _TOKENS = (
     " memory runs out."
 )
 MaxTokensPerDevice = Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False, help=_TOKENS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions(Config):
+    """The options of the selection rules; one that is None (or off) has the default of the rule that uses it."""
+
+    chosen_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share k of a chosen response's tokens to train on. Paper: 0.3, the highest scores."""
+    rejected_ratio: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share k of a rejected response's tokens to train on. Paper: 0.3, the lowest scores."""
+    authors_rule: Annotated[bool, Option(METHOD)] = False
+    """Select as the authors' code does: never the first token of a response, and floor(k (n - 1)) of the others."""
+    threshold: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Least score of a chosen token, and its negative the most of a rejected one, nats."""
+    soft_k: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
+    """k of the weights k exp(mu clamp(score, low, high))."""
+    soft_mu: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
+    """mu of these weights; its sign is turned in rejected responses."""
+    soft_low: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Scores below it count as it in these weights, nats."""
+    soft_high: Annotated[float | None, Option(METHOD, limit=limits.finite)] = None
+    """Scores above it count as it in these weights, nats."""
+    auto_share: Annotated[float | None, Option(METHOD, limit=limits.share)] = None
+    """Share of a response's reward beyond the scorer's noise that the selected tokens have to hold."""
+
+    def _options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: getattr(self, name) if self._given(name) else default for name, default in defaults.items()}
+
+    def _given(self, name: str) -> bool:
+        value = getattr(self, name, None)
+        return value is not None and value is not False
+
+    def _rule_faults(self, rule: str) -> list[str]:
+        used = self._options(RULES[rule].options)
+        faults = self._unused(f"select {rule}", used, RULES)
+        low, high = (used.get(name, 0.0) for name in ("soft_low", "soft_high"))
+        return faults + [f"soft_low must be at most soft_high, got {low} and {high}"] * (low > high)
+
+    def _unused(self, kind: str, used: Mapping[str, Any], entries: Mapping[str, Objective | Rule]) -> list[str]:
+        """One sentence for each option of the entries that was given and changes nothing."""
+        names = dict.fromkeys(option for entry in entries.values() for option in entry.options)
+        return [
+            f"{name} is no option of {kind}; {have(users(name))} it"
+            for name in names
+            if self._given(name) and name not in used
+        ]
+
+
+def have(names: list[str]) -> str:
+    """``dpo, ipo have`` or ``threshold has``."""
+    return f"{', '.join(names)} {'have' if len(names) > 1 else 'has'}"

@@ -103,7 +103,8 @@ def test_pairs_are_found_and_sorted(sepo, scores):
 
 @pytest.mark.parametrize(
     "options", [["--select", "latest"], ["--select", "symmetric"], ["--select", "random"], ["--select", "random", "--seed", "7"],
-                ["--chosen-ratio", "0.5"], ["--rejected-ratio", "0.6"], ["--pair", "0"], ["--limit", "1"]]
+                ["--chosen-ratio", "0.5"], ["--rejected-ratio", "0.6"], ["--pair", "0"], ["--limit", "1"], ["--authors-rule"],
+                ["--select", "threshold", "--threshold", "0.5"], ["--select", "auto", "--auto-share", "0.3"]]
 )  # fmt: skip
 def test_every_option_changes_what_is_shown(sepo, scores, options):
     less = options[:-2] if len(options) > 2 else []
