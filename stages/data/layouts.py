@@ -82,6 +82,8 @@ def read_pairs(
 ) -> Iterator[Pair | Dropped]:
     """Every row of a preference data set (see `stages.data.sources`), usable or not, in its order.
 
+    What cannot be read as rows, and columns of no known layout, are a `SepoError` that names file and row.
+
     Args:
         columns: which column of the data set stands for which of ours, as in ``{"prompt": "question"}``; the others
             keep their names.

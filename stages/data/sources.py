@@ -57,7 +57,10 @@ class Source(NamedTuple):
 
 
 def find_source(dataset: str) -> Source:
-    """What `dataset` stands for; see above. Looks at names only, except for a folder of `datasets.save_to_disk`."""
+    """What `dataset` stands for; see above. Looks at names only, except for a folder of `datasets.save_to_disk`.
+
+    A file that is not there or of no known kind, a slice that is none and a pattern without a match are a `SepoError`.
+    """
     # Unlike pathlib's, these functions never raise: a name may be too long, or lie in a folder that is closed to us.
     bracketed = None if os.path.exists(os.path.expanduser(dataset)) else _BRACKETS.fullmatch(dataset)
     if bracketed is None:

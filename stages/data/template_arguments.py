@@ -35,7 +35,10 @@ _TAKEN: Final = (
 
 
 def template_arguments(row: Row) -> dict[str, Any]:
-    """The arguments that a row has for `apply_chat_template`, ``tools`` among them; most rows have none."""
+    """The arguments that a row has for `apply_chat_template`, ``tools`` among them; most rows have none.
+
+    What is no such argument is a `SepoError`, what this row alone cannot use an `UnusableError`.
+    """
     arguments = _value(row, KWARGS, _KWARGS_HINT) if row.columns.get(KWARGS) else {}
     if not isinstance(arguments, dict):
         raise SepoError(f'{row.where}: "{KWARGS}" is {kind(arguments)}, not an object', hint=_KWARGS_HINT)

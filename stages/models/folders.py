@@ -46,7 +46,8 @@ Weights = dict[str, torch.Tensor] | None
 def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:
     """The folder of a model, perhaps the base of adapters `above`: local as it is, or a hub name, downloaded once.
 
-    Only safetensors weights are downloaded, unless the repository has none.
+    Only safetensors weights are downloaded, unless the repository has none. What is no model folder, or has no weights
+    of its own, is a `SepoError`.
     """
     folder = _resolved(name, _download, reporter, above)
     if not weight_files(folder):

@@ -143,6 +143,9 @@ def open_stage(
 ) -> Iterator[Run]:
     """Claim the output folder of `config` for a stage, and keep every other run out of it until the block ends.
 
+    A folder that is somebody else's, that another run holds or wrote with other settings (they are named), or that
+    cannot be written is a `SepoError`; nothing in it has changed then.
+
     Args:
         processes: of a run that several share; the first of them claims and holds the folder for all.
         workers: how many runs share the folder, each with a part of the work.

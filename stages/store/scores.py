@@ -87,7 +87,7 @@ class Scores(NamedTuple):
 
 
 def open_scores(folder: str | Path | Place) -> Scores:
-    """Open a finished folder of scores, in which every shard has to be."""
+    """Open a finished folder of scores; one without a manifest of such a stage or without a shard is a `SepoError`."""
     place = place_of(folder)
     manifest = read_manifest(
         place, MADE_BY, f"{REMEDY}; docs/scores-format.md says what a folder of scores holds", NEEDED

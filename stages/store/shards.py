@@ -81,7 +81,10 @@ def read_shard(
 ) -> Iterator[ScoredPair]:
     """The rows of a shard, each one checked by what is known.
 
+    A damaged file, one of another run or tokenizer, other columns and a row that contradicts itself are a `SepoError`.
+
     Args:
+        checksum: what the file has to be, if somebody said it.
         ids_below: number of ids of the tokenizer.
     """
     for batch in shard_batches(place, name, fingerprint, checksum, tokenizer=tokenizer):

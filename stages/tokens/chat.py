@@ -145,7 +145,10 @@ class ChatTemplate:
         return self._tried(_QUESTION, {TOOLS: [_PROBE_TOOL]}) != self._tried(_QUESTION, {})
 
     def split(self, prompt: list[Message], answers: list[str], arguments: Arguments = _NONE) -> tuple[str, list[str]]:
-        """The text of the prompt, and of every answer what follows it (with its end of turn and what comes after)."""
+        """The text of the prompt, and of every answer what follows it (with its end of turn and what comes after).
+
+        A pair that the template refuses, or would change, is an `UnusableError`.
+        """
         if prompt[0]["role"] == "system" and not self._takes_system:
             raise UnusableError(NO_SYSTEM)
         try:

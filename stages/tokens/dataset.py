@@ -243,7 +243,7 @@ def apply_limit(limit: LengthLimit, found: Tokenised, name: str) -> tuple[KeptPa
 
 
 def refuse_empty(counts: Counts, name: str) -> None:
-    """The hint is by the reason that took most of the rows."""
+    """Stop where no pair is left; the hint is by the reason that took most of the rows."""
     if not counts.kept:
         [(most, _)] = counts.dropped.most_common(1) or [("", 0)]
         other = "see the reasons: the data or the chat template has to change"
@@ -252,7 +252,7 @@ def refuse_empty(counts: Counts, name: str) -> None:
 
 
 def refuse_dropped(counts: Counts, name: str) -> None:
-    """What ``--strict`` asks for."""
+    """Stop where a row was dropped, for whatever reason: what ``--strict`` asks for."""
     if counts.dropped:
         reasons = [
             f"{count:,} {reason}" + (f" (first: {counts.examples[reason][0]})" if reason in counts.examples else "")

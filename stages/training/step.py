@@ -110,7 +110,14 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
 
 
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
-    """Make sure, with all processes, that loss and gradient norm are finite; the signal that one of them got, or 0."""
+    """Make sure, with all processes, that loss and gradient norm are finite; the signal that one of them got, or 0.
+
+    Args:
+        norm: 0 for a step that overflowed in fp16 and is not taken.
+
+    Raises:
+        SepoError: in every process, where the loss or the norm of one of them is not finite.
+    """
     loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
     row = torch.stack([loss, torch.tensor(float(signal), device=loss.device)])
     losses, signals = accelerator.gather(row[None]).T.tolist()
