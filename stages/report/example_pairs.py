@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.report.heat import levels
+from stages.report.heat import STEPS, levels
 from stages.report.token_selection import TokenSelector
 from stages.report.visible import readable
 from stages.reporting import Reporter
@@ -16,8 +16,6 @@ from stages.types import Floats, Ids, ScoredPair
 if TYPE_CHECKING:
     from stages.report.vocabulary import Vocabulary
 
-STEPS: Final = 10
-"""of colour on each side of the median"""
 NOISE: Final = chr(ord("a") + 2 * STEPS + 1)
 """the class of a token whose score the scorer's noise hides; those of the others are the letters before it"""
 LOGP_STEPS: Final = 256
@@ -117,19 +115,14 @@ def read_sample(
                 exact.add(getattr(columns, side).scores)
                 for length in getattr(columns, side).lengths.tolist():
                     found[length] = found.get(length, 0) + 1
-            here = range(columns.start, columns.start + len(columns.pair_ids))
-            if not wanted.isdisjoint(here):
-                chosen, rejected = selector.masks(columns)
-                sides = [
-                    np.split(mask, side.offsets[1:-1])
-                    for mask, side in ((chosen, columns.chosen), (rejected, columns.rejected))
-                ]
+            places = [at for at in range(len(columns.pair_ids)) if columns.start + at in wanted]
+            if places:
+                pairs = columns.rows()
                 rows += [
-                    Row(number, pair, (one, other))
-                    for number, pair, one, other in zip(here, columns.rows(), *sides, strict=True)
-                    if number in wanted
+                    Row(columns.start + at, pairs[at], (weights.chosen > 0, weights.rejected > 0))
+                    for at, weights in zip(places, selector.weights(columns, places), strict=True)
                 ]
-            task.advance(len(here))
+            task.advance(len(columns.pair_ids))
     return Sample(rows, lengths, exact.value)
 
 

@@ -10,7 +10,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from stages.report.evaluation_tables import Block
-from stages.report.example_pairs import NOISE, STEPS, Example
+from stages.report.example_pairs import NOISE, Example
+from stages.report.heat import STEPS
 from stages.report.plots import Plot, for_page
 from stages.report.run_plots import Group
 from stages.reporting import Table, printable
@@ -145,7 +146,7 @@ def _visible(value: Any) -> Any:
 def made_by(name: str, manifest: Mapping[str, Any]) -> Made:
     """What a manifest says of where something comes from."""
     counts = manifest.get("counts")
-    if manifest["stage"] == "evaluate":
+    if manifest["stage"] == "evaluate" and "models" in manifest:
         # Each model has counts of its own: it may read other rows.
         counts = {model: said["counts"] for model, said in manifest["models"].items() if "counts" in said}
     parts = {

@@ -1,7 +1,7 @@
 """Which tokens a rule of `sepo train-policy` takes, without a model and without holding all pairs where it need not."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,12 +42,16 @@ class TokenSelector:
 
     def masks(self, columns: ScoreColumns) -> tuple[Mask, Mask]:
         """Which chosen tokens, (T,), and which rejected ones it takes of some rows of the folder, flat."""
-        if self._all is not None:
-            weights = self._all[columns.start : columns.start + len(columns.pair_ids)]
-        else:
-            weights = self._selected(columns.rows()).weights
+        weights = self.weights(columns, range(len(columns.pair_ids)))
         chosen, rejected = (np.concatenate(side) > 0 for side in zip(*weights, strict=True))
         return chosen, rejected
+
+    def weights(self, columns: ScoreColumns, places: Iterable[int]) -> list[PairWeights]:
+        """Those of some of these rows, by their places among them: above 0 where a token is taken."""
+        if self._all is not None:
+            return [self._all[columns.start + place] for place in places]
+        rows = columns.rows()
+        return self._selected([rows[place] for place in places]).weights
 
     def _selected(self, rows: list[ScoredPair]) -> Selection:
         selection: Selection = self._select(RuleInputs(rows, (), self._noise, self._seed))
