@@ -10,7 +10,7 @@ from stages.report.curves import FILE as CURVES
 from stages.report.curves import draw_curves
 from stages.reporting import Table, markdown
 from stages.store.files import write_text
-from stages.training.metrics import read_metrics
+from stages.training.metric_lines import read_metrics
 
 FILE: Final = "README.md"
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from stages.errors import borrowed
 from stages.method.statistics import Interval, student_interval
 from stages.report.evaluation import DISTANCES, PREFERENCES, SAMPLES, Column, figure_table, summarise
-from stages.report.given import HINT, Evaluation
+from stages.report.given import Evaluation, understood
 from stages.reporting import Table
 
 FORMS: Final = {column.figure: column.form for column in (*PREFERENCES, *DISTANCES, *SAMPLES)}
@@ -27,13 +26,15 @@ def evaluation_block(evaluation: Evaluation) -> Block:
     Raises:
         SepoError: something in it is missing or of another kind.
     """
+    return understood(evaluation, _block)
+
+
+def _block(evaluation: Evaluation) -> Block:
     name, stage, report = evaluation
-    with borrowed(f"{name} is not what `sepo {stage}` writes", HINT):
-        if stage == "evaluate":
-            said = summarise(report, output=None)
-            return Block(f"{name} (evaluate)", said.rows, [each for each in said.tables if isinstance(each, Table)])
-        tables = _recipes(report) if stage == "compare" else _truth(report)
-        return Block(f"{name} ({stage})", [], tables)
+    if stage == "evaluate":
+        said = summarise(report, output=None)
+        return Block(f"{name} (evaluate)", said.rows, [each for each in said.tables if isinstance(each, Table)])
+    return Block(f"{name} ({stage})", [], _recipes(report) if stage == "compare" else _truth(report))
 
 
 def _truth(report: Mapping[str, Any]) -> list[Table]:

@@ -1,19 +1,19 @@
 """What a page is made of: folders and files of any command, recognised by what they say of themselves."""
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed
 from stages.store.files import read_object
-from stages.store.manifest import FINISHED, load_manifest
+from stages.store.manifest import FINISHED, load_manifest, refuse_other_format
 from stages.store.place import Place, place_of
 from stages.store.results import read_results
 from stages.store.scores import MADE_BY, Scores, open_scores
-from stages.store.shape import parse_json
+from stages.training.metric_lines import FILE, sound_lines
 
+T = TypeVar("T")
 TRAINING: Final = ("train-oracle", "train-policy")
 EVALUATIONS: Final = {"compare": "compare.json", "demo-report": "report.json"}
 """by the stage that writes a folder of figures, the file that they are in"""
@@ -55,11 +55,21 @@ def open_given(names: tuple[str, ...]) -> Given:
     Raises:
         SepoError: something that no command wrote, or that is not finished, or two folders of scores.
     """
-    places = [place for name in names for place in _expanded(name)]
+    places = [*{str(place): place for name in names for place in _expanded(name)}.values()]
     given = Given(None, [], [], {})
     for name, place in zip(_short_names(places), places, strict=True):
         given = _with(given, name, place)
     return given
+
+
+def understood(evaluation: Evaluation, read: Callable[[Evaluation], T]) -> T:
+    """What is read of an evaluation.
+
+    Raises:
+        SepoError: something in it is missing or of another kind.
+    """
+    with borrowed(f"{evaluation.name} is not what `sepo {evaluation.stage}` writes", HINT):
+        return read(evaluation)
 
 
 def _expanded(name: str) -> list[Place | Path]:
@@ -112,31 +122,14 @@ def _manifest(place: Place) -> dict[str, Any]:
         raise SepoError(f"{place} {what}: there is nothing to show of it", hint=HINT) from None
     if not isinstance(manifest.get("stage"), str):
         raise SepoError(f"{place}: its manifest does not say which command wrote it", hint=HINT)
+    refuse_other_format(manifest, place)
     return manifest
 
 
 def _runs(name: str, place: Place) -> list[Run]:
     """The phases of a training in the order they were trained."""
     phases: dict[str, list[dict[str, Any]]] = {}
-    for record in _logged(place):
-        phases.setdefault(record["phase"], []).append(record)
+    for line in sound_lines(place, FILE)[0]:
+        there = {key: value for key, value in line.record.items() if value is not None}
+        phases.setdefault(there["phase"], []).append(there)
     return [Run(name, phase, records) for phase, records in phases.items()]
-
-
-def _logged(place: Place) -> Iterator[dict[str, Any]]:
-    """The sound lines of metrics.jsonl, read without what trains, which loads torch."""
-    try:
-        lines = place.read("metrics.jsonl").split(b"\n")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise SepoError(f"cannot read {place.at('metrics.jsonl')}: {one_line(error)}", hint=HINT) from error
-    for line in lines:
-        with suppress(ValueError):
-            record = parse_json(line)
-            if isinstance(record, dict) and isinstance(record.get("phase"), str) and type(record.get("step")) is int:
-                yield {key: value for key, value in record.items() if key == "phase" or _is_number(value)}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.report.given import Evaluation, Run
+from stages.report.given import Evaluation, Run, understood
 from stages.report.plots import COLOURS, Plot, label, plot, run_style
 
 PANELS: Final = {
@@ -103,7 +103,10 @@ def frontier(evaluations: Sequence[Evaluation]) -> Plot | None:
     """True reward against KL of all that was evaluated by planted rewards; None where nothing was."""
     several = len(evaluations) > 1
     paths = {
-        f"{each.name}: {name}" if several else name: path for each in evaluations for name, path in _paths(each).items()
+        f"{each.name}: {name}" if several else name: path
+        for each in evaluations
+        for name, path in understood(each, _paths).items()
+        if path
     }
     if not paths:
         return None
@@ -131,17 +134,18 @@ def _paths(evaluation: Evaluation) -> dict[str, list[Path]]:
     report = evaluation.report
     if evaluation.stage == "compare":
         return {
-            name: [[(point["kl"], point["reward"]) for point in run] for run in recipe["runs"]]
+            name: [[(float(point["kl"]), float(point["reward"])) for point in run] for run in recipe["runs"] if run]
             for name, recipe in report["recipes"].items()
         }
-    models = report["policies" if evaluation.stage == "demo-report" else "models"]
+    models: dict[str, Any] = report["policies" if evaluation.stage == "demo-report" else "models"]
+    figures: dict[str, Any] = {name: model["figures"] for name, model in models.items()}
     points = {
-        name: (model["figures"]["sample_kl_per_response"]["value"], model["figures"]["true_reward"]["value"])
-        for name, model in models.items()
-        if {"sample_kl_per_response", "true_reward"} <= {*model["figures"]}
+        name: (float(found["sample_kl_per_response"]["value"]), float(found["true_reward"]["value"]))
+        for name, found in figures.items()
+        if {"sample_kl_per_response", "true_reward"} <= {*found}
     }
     # Snapshots of one run are named by their steps.
     steps = sorted((name for name in points if re.fullmatch("[0-9]{1,15}", name)), key=int)
     run = [points.pop("reference"), *map(points.pop, steps)] if steps and "reference" in points else []
-    alone = {name: [[point]] for name, point in points.items()}
+    alone: dict[str, list[Path]] = {name: [[point]] for name, point in points.items()}
     return alone | ({evaluation.name: [run]} if run else {})

@@ -86,11 +86,7 @@ def read_manifest(
     wanted = (stages,) if isinstance(stages, str) else stages
     if manifest.get("stage") not in wanted:
         raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {wanted[0]}`", hint=remedy)
-    if manifest.get("format") != FORMAT:
-        raise SepoError(
-            f"{place} is of format {manifest.get('format')}, and this sepo reads format {FORMAT}",
-            hint="use the version of sepo that made it",
-        )
+    refuse_other_format(manifest, place)
     for path in needed:
         if lookup(manifest, path) is None:
             raise SepoError(f"{place.at(FINISHED)} has no {path}", hint=remedy)
@@ -123,6 +119,15 @@ def claimed_by(place: Place) -> dict[str, Any] | None:
             if place.has(name):
                 return load_manifest(place, name)
     return None
+
+
+def refuse_other_format(manifest: Mapping[str, Any], place: Place) -> None:
+    """What a later sepo wrote is not guessed at."""
+    if manifest.get("format") != FORMAT:
+        raise SepoError(
+            f"{place} is of format {manifest.get('format')}, and this sepo reads format {FORMAT}",
+            hint="use the version of sepo that made it",
+        )
 
 
 def load_manifest(place: Place, name: str = FINISHED) -> dict[str, Any]:

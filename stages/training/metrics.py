@@ -5,23 +5,21 @@ Times and memory, which never repeat, stand beside it in timing.jsonl.
 
 import resource
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
 from stages.store.files import json_text, make_durable, write_bytes, writing
-from stages.store.shape import parse_json
+from stages.store.place import place_of
+from stages.training.metric_lines import FILE, RENAMED, Line, read_metrics, sound_lines
 from stages.training.watch import collapse
 from stages.types import Example, PairLoss
 
-FILE: Final = "metrics.jsonl"
 TIMES: Final = "timing.jsonl"
 LIVE: Final = {
     "loss": "loss",
@@ -34,19 +32,6 @@ LIVE: Final = {
     "rejected_logp": "rejected logp",
 }
 """what is shown of a logged step while training goes on, and its name there"""
-_RENAMED: Final = {"kl_estimate": "log_ratio"}
-"""what logs and checkpoints of sepo 0.1.0 call otherwise"""
-
-
-class _Line(NamedTuple):
-    """A line of a log."""
-
-    record: dict[str, Any]
-    data: bytes
-
-    @property
-    def checksum(self) -> str:
-        return f"{zlib.crc32(self.data):08x}"
 
 
 class MetricLog:
@@ -156,9 +141,9 @@ class MetricLog:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = torch.tensor(state["rows"])[self._accelerator.process_index :: self._accelerator.num_processes]
         self._loss, self._pairs, *sums = rows.sum(0).to(self._accelerator.device)
-        self._sums = dict(zip((_RENAMED.get(name, name) for name in state["names"]), sums, strict=True))
+        self._sums = dict(zip((RENAMED.get(name, name) for name in state["names"]), sums, strict=True))
         self._steps, self._lines = state["steps"], state["lines"]
-        self.last = {_RENAMED.get(name, name): value for name, value in state["last"].items()}
+        self.last = {RENAMED.get(name, name): value for name, value in state["last"].items()}
         if "checksums" in state:
             self._vouched = frozenset(state["checksums"])
 
@@ -210,14 +195,9 @@ class _Pace:
         return {name: self._last[key] for key, name in names.items() if self._last}
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's metrics.jsonl; none if there is no such file."""
-    return [line.record for line in _sound_lines(folder / FILE)[0]]
-
-
 def read_times(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's timing.jsonl; none if there is no such file."""
-    lines = [line.record for line in _sound_lines(folder / TIMES)[0]]
+    lines = [line.record for line in sound_lines(place_of(folder), TIMES)[0]]
     return [line for line in lines if (line.get("seconds") or -1) >= 0]
 
 
@@ -240,41 +220,15 @@ def training_warnings(folder: Path) -> list[str]:
     return list(warnings.values())
 
 
-def _sound_lines(path: Path) -> tuple[list[_Line], int]:
-    """The lines that say what ours say, and how many others there are, but for half a line that a kill left."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        hint = "move it away, and run the same again"
-        raise SepoError(f"cannot read {path}: {one_line(error)}", hint=hint) from error
-    sound = [line for line in map(_line_of, lines) if line is not None]
-    return sound, len(lines) - len(sound)
-
-
-def _line_of(data: bytes) -> _Line | None:
-    """A line by what it says of whom, numbers being all the rest of it; None for what is damaged."""
-    try:
-        record = {_RENAMED.get(name, name): value for name, value in parse_json(data).items()}
-        phase, step = record["phase"], record["step"]
-    except (ValueError, AttributeError, KeyError):
-        return None
-    # A number that is not finite stands as null there.
-    numbers = all(each is None or type(each) in (int, float) for name, each in record.items() if name != "phase")
-    sound = isinstance(phase, str) and type(step) is int and step > 0 and numbers
-    return _Line(record, data) if sound else None
-
-
 def _append(path: Path, record: dict[str, Any]) -> str:
     """Write a line; returns its checksum."""
     data = json_text(record).encode()
     with writing(path), path.open("ab") as file:
         file.write(data + b"\n")
-    return _Line(record, data).checksum
+    return Line(record, data).checksum
 
 
-def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | None = None) -> tuple[list[_Line], int]:
+def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | None = None) -> tuple[list[Line], int]:
     """Drop the lines that an interrupted run wrote after the checkpoint from which it goes on, and damaged ones.
 
     Damaged is also what `vouched`, the checksums of the lines there were at the checkpoint, does not have.
@@ -282,7 +236,7 @@ def _forget_after(path: Path, phase: str, step: int, vouched: frozenset[str] | N
     Returns:
         the lines that stay, and how many are damaged.
     """
-    sound, damaged = _sound_lines(path)
+    sound, damaged = sound_lines(place_of(path.parent), path.name)
     before = [line for line in sound if line.record["phase"] != phase or line.record["step"] <= step]
     kept = [line for line in before if vouched is None or line.checksum in vouched]
     write_bytes(path, b"".join(line.data + b"\n" for line in kept))

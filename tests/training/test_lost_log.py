@@ -137,7 +137,7 @@ def test_a_bit_that_flipped_in_a_logged_figure_is_found_by_the_checkpoint(tmp_pa
 
 def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(SepoError, match=r"^cannot read .*metrics\.jsonl: Is a directory$"):
+    with pytest.raises(SepoError, match=r"^cannot read .*metrics\.jsonl: not a regular file$"):
         train(tmp_path)
 
 
