@@ -1,5 +1,7 @@
 """`sepo report`: scores token by token, training runs and evaluations as one HTML file, read from disk alone."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,16 +47,19 @@ def _check(config: ReportConfig) -> tuple[Path, Given]:
 
 def _refuse_foreign(output: Path) -> None:
     """A page is never written over what is no page of ours."""
-    if output.exists() or output.is_symlink():
-        try:
-            ours = MARK in read_regular(output, 4096)
-        except OSError:
-            ours = False
-        if not ours:
-            raise SepoError(f"{output} is there already, and is no page of sepo report", hint="choose another --output")
+    if os.path.lexists(output) and MARK not in (_held(output, 4096) or b""):
+        raise SepoError(f"{output} is there already, and is no page of sepo report", hint="choose another --output")
+
+
+def _held(path: Path, most: int = -1) -> bytes | None:
+    """What a file holds; None where there is no file, or something else."""
+    with suppress(OSError):
+        return read_regular(path, most)
+    return None
 
 
 def _compute(config: ReportConfig, given: Given, reporter: Reporter) -> Page:
+    training, evaluation = training_section(given), evaluation_section(given)
     tokens, data = _scores(config, given.scores, reporter) if given.scores else (None, None)
     warnings = [(name, text) for name, manifest in given.manifests.items() for text in manifest.get("warnings") or []]
     made_of = ", ".join(f"{name} ({manifest.get('stage')})" for name, manifest in given.manifests.items())
@@ -64,8 +69,8 @@ def _compute(config: ReportConfig, given: Given, reporter: Reporter) -> Page:
         warnings,
         tokens,
         data,
-        training_section(given),
-        evaluation_section(given),
+        training,
+        evaluation,
         [made_by(name, manifest) for name, manifest in given.manifests.items()],
     )
 
@@ -89,15 +94,18 @@ def _scores(config: ReportConfig, scores: Scores, reporter: Reporter) -> tuple[T
 
 def _write(config: ReportConfig, output: Path, page: Page) -> Summary:
     """Write what is not there yet, all checked before anything is written."""
-    wanted = {output: render(page).encode()}
+    wanted: dict[Path, bytes] = {}
     if config.figures:
         folder = Path(config.figures).expanduser()
         probe_writable(folder, "choose another --figures")
         for each in _plots(page):
             wanted |= {folder / f"{each.name}.svg": each.svg.encode(), folder / f"{each.name}.pdf": each.pdf}
-    new = {path: data for path, data in wanted.items() if not path.exists() or path.read_bytes() != data}
-    for path in new:
-        if path.exists() and not config.overwrite:
+    wanted[output] = render(page).encode()
+    new = {path: data for path, data in wanted.items() if _held(path) != data}
+    for path in filter(os.path.lexists, new):
+        if not path.is_file():
+            raise SepoError(f"{path} is there already, and is no file", hint="choose another --figures")
+        if not config.overwrite:
             raise SepoError(f"{path} is there already, and shows something else", hint="replace it with --overwrite")
     for path, data in new.items():
         write_bytes(path, data)

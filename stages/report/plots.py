@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from stages.report.curves import plain_label
+from stages.reporting import printable
 
 WIDTH: Final = 3.3
 """inches: a column of a paper"""
@@ -105,7 +106,7 @@ def for_page(drawn: Plot) -> str:
     body = re.sub(r' transform="rotate\(-0[^"]*"', "", body)
     body = re.sub(r"\s*\n\s*", " ", body)
     size = re.search(r'viewBox="([^"]*)"', drawn.svg)
-    said = escape(f"{drawn.title}. {drawn.words}")
+    said = escape(printable(f"{drawn.title}. {drawn.words}"))
     return f'<svg viewBox="{size[1] if size else ""}" role="img" aria-label="{said}">{body}'
 
 

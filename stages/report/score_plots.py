@@ -122,7 +122,7 @@ def _noise(found: ScoreStatistics, sample: NDArray[Any]) -> Plot:
     def draw(axes: Any) -> None:
         axes.plot(shown, np.linspace(0, 1, len(shown)), color=COLOURS["ink"])
         if found.noise:
-            axes.axvspan(min(shown[0], found.noise) / 2, found.noise, color=COLOURS["line"])
+            axes.axvspan(min([*shown[:1], found.noise]) / 2, found.noise, color=COLOURS["line"])
         axes.set_xscale("log")
         axes.set_ylim(0, 1)
 

@@ -1,9 +1,12 @@
 """What `sepo report` writes, as far as no browser is needed to see it."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +20,11 @@ from stages.report.example_pairs import read_sample
 from stages.report.token_selection import TokenSelector
 from stages.report.visible import readable
 from stages.reporting import Quiet
+from stages.store.place import place_of
 from stages.store.scores import open_scores
+from stages.store.shards import write_shard
+from stages.tokens.fingerprint import vocabulary_hash
+from stages.types import PairLogps
 from tests.report.pages import HOSTILE, write_page, write_scores
 from tests.test_compare import evaluation
 
@@ -70,8 +77,9 @@ def test_what_cannot_be_shown_is_named_with_a_hint(few_plots, folder, tmp_path):
         with pytest.raises(SepoError, match=said) as caught:
             write_page(tmp_path / "r.html", tmp_path / given)
         assert "train-policy" in caught.value.hint
+    shutil.copytree(folder / "scores", tmp_path / "others")
     with pytest.raises(SepoError, match="are both scores"):
-        write_page(tmp_path / "r.html", folder / "scores", folder)
+        write_page(tmp_path / "r.html", folder / "scores", tmp_path / "others")
     assert not (tmp_path / "r.html").exists()
 
 
@@ -222,3 +230,66 @@ assert not {{"torch", "transformers"}} & {{*sys.modules}}
 )
 def test_prose_keeps_its_blanks_and_lines(text, shown):
     assert readable(text) == shown
+
+
+@pytest.mark.parametrize("noise", [0.05, None])
+def test_scores_that_are_all_alike_are_drawn(tmp_path, chatml, chat_folder, noise):
+    rows = write_scores(tmp_path / "scores", chatml, chat_folder, results={"noise": {"p99": noise}} if noise else {})
+    rows = [
+        row._replace(scores=PairLogps(*(np.full_like(side, 0.5) for side in row.scores)), reference=None)
+        for row in rows
+    ]
+    write_shard(place_of(tmp_path / "scores"), "scores-00000.parquet", rows, "mine", vocabulary_hash(chatml))
+    write_page(tmp_path / "r.html", tmp_path / "scores")
+    assert "median +0.5, mean +0.5" in (tmp_path / "r.html").read_text()
+
+
+def _run(folder, *lines, **manifest):
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "stage": "train-policy"} | manifest))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def test_a_log_of_ill_will_is_shown_without_harm(tmp_path):
+    phase = "\ud800\u202e\x00\x1b[31m"
+    lines = [{"phase": phase, "step": 1, "loss": 1, "kl_estimate": 0.25}, {"phase": phase, "step": 2, "loss": 10**400}]
+    lines += [{"phase": phase, "step": 10**400, "loss": 1}, {"phase": phase, "step": 3, "loss": 1e308}]
+    run = _run(tmp_path / "run\x1b", *lines)
+    write_page(tmp_path / "r.html", run, run)
+    text = (tmp_path / "r.html").read_text()
+    assert {letter for letter in text if not letter.isprintable()} == {"\n"}
+    # What sepo 0.1.0 called otherwise is there, and what was given twice is there once.
+    assert "0.25" in text
+    assert text.count("<h3>run") == 1
+
+
+def test_what_a_later_sepo_wrote_is_not_guessed_at(tmp_path):
+    with pytest.raises(SepoError, match="is of format 99"):
+        write_page(tmp_path / "r.html", _run(tmp_path / "run", format=99))
+
+
+def test_figures_replace_no_folder_link_or_pipe(tmp_path):
+    run = _run(tmp_path / "run", {"phase": "sepo", "step": 1, "loss": 1})
+    for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")):
+        figures = tmp_path / f"figures-{len([*tmp_path.iterdir()])}"
+        figures.mkdir()
+        make(figures / "loss.svg")
+        with pytest.raises(SepoError, match=r"loss\.svg is there already, and is no file"):
+            write_page(tmp_path / "r.html", run, figures=str(figures), overwrite=True)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_damage_in_an_evaluation_is_found_before_it_is_drawn(tmp_path):
+    path = evaluation(tmp_path / "e.json", {0: (1.0, 0.0)})
+    whole = json.loads(path.read_text())
+    whole.pop("files", None)
+    whole.pop("checksum", None)
+    whole |= {"comparisons": [], "warnings": []}
+    whole["models"]["reference"] |= {"pairs": 1, "samples": 1}
+    path.write_text(json.dumps(whole))
+    write_page(tmp_path / "good.html", path)
+    for damage in ({"warnings": 5}, {"models": {"a": {"pairs": 1, "samples": 1, "figures": {"true_reward": None, "sample_kl_per_response": None}}}}):  # fmt: skip
+        path.write_text(json.dumps(whole | damage))
+        with pytest.raises(SepoError, match=r"e\.json is not what `sepo evaluate` writes"):
+            write_page(tmp_path / "r.html", path)
