@@ -313,3 +313,39 @@ def test_a_run_of_ones_own_is_driven_alike(window, tmp_path):
         assert max(lightness(page)) < 60
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_skip_link_stays_in_the_section_and_a_figure_has_an_address(page):
+    page.evaluate("location.hash = '#training'")
+    page.evaluate("document.querySelector('.skip').click()")
+    page.wait_for_function("location.hash === '#sections'")
+    assert page.is_visible("#training")
+    assert page.evaluate("document.activeElement.id") == "sections"
+    page.evaluate("location.hash = '#plot-margins'")
+    page.wait_for_function("scrollY > 100")
+    assert page.is_visible("#plot-margins")
+
+
+def test_an_odd_address_shows_the_page(page, folder):
+    page.goto("about:blank")
+    page.goto(f"file://{folder[0]}/report.html#%")
+    assert page.is_visible("#tokens")
+    assert page.is_hidden("#training")
+
+
+def test_what_is_found_is_in_the_pairs_and_not_in_their_labels(page):
+    page.fill("#find", "tokens ·")
+    assert page.text_content("#found").startswith("0 of")
+
+
+def test_escape_closes_the_details(page):
+    page.focus(".tokens")
+    assert page.is_visible("#details")
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#details")
+
+
+def test_paper_is_white_whatever_the_theme(page):
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

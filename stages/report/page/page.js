@@ -149,7 +149,7 @@ class Viewer {
         }
       }
       response.mask = mask;
-      response.element.previousElementSibling.querySelector("output").value = selected.toLocaleString("en");
+      response.element.previousElementSibling.querySelector("b").textContent = selected.toLocaleString("en");
       counts[+response.rejected][0] += selected;
       counts[+response.rejected][1] += mask.length;
     }
@@ -187,7 +187,7 @@ class Viewer {
     const wanted = plain($("find").value).trim();
     let shown = 0;
     for (const pair of this.pairs) {
-      pair.text ??= plain(pair.textContent);
+      pair.text ??= plain([...pair.querySelectorAll("h3 a, .prompt p, .tokens")].map(part => part.textContent).join(" "));
       pair.hidden = !pair.text.includes(wanted);
       shown += !pair.hidden;
     }
@@ -201,6 +201,7 @@ class Viewer {
 
   /** Arrow keys walk through the tokens of the response that has the focus. */
   walk(event) {
+    if (event.key === "Escape") $("details").hidden = true;
     const by = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
     if (by === undefined || !event.target.matches(".tokens")) return;
     event.preventDefault();
@@ -249,9 +250,10 @@ class Viewer {
 
 /** One section at a time; the address says which, or which pair. */
 function showSection() {
-  const target = $(decodeURIComponent(location.hash.slice(1)));
+  const target = $(location.hash.slice(1));
   const sections = [...document.querySelectorAll("main > section")];
-  const wanted = (target && target.closest("main > section")) || sections[0];
+  // The link that skips the head of the page leads to the section that is shown.
+  const wanted = (target && target.closest("main > section")) || sections.find(each => target && !each.hidden) || sections[0];
   for (const section of sections) section.hidden = section !== wanted;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${wanted.id}`) link.setAttribute("aria-current", "page");
@@ -261,6 +263,8 @@ function showSection() {
     target.hidden = false;
     target.scrollIntoView();
     target.querySelector("h3 a").focus({ preventScroll: true });
+  } else if (target && target !== wanted) {
+    target.scrollIntoView();
   } else {
     scrollTo(0, 0);
   }
