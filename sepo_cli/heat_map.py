@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.table import Table as Grid
 from rich.text import Text
 
-from stages.reporting import HeatMap, Span, printable
+from stages.reporting import HeatMap, Piece, printable
 
 BESIDE: Final = 120
 """columns of a terminal from which two texts stand beside each other"""
@@ -53,7 +53,7 @@ def print_heat_map(console: Console, heat: HeatMap) -> None:
     _print_lines(console, _lines(heat.legend, width, coloured))
 
 
-def _print_beside(console: Console, texts: list[tuple[str, list[Span]]], coloured: bool) -> None:
+def _print_beside(console: Console, texts: list[tuple[str, list[Piece]]], coloured: bool) -> None:
     half = (console.width - 2) // 2
     grid = Grid.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for _ in texts:
@@ -68,7 +68,7 @@ def _print_lines(console: Console, lines: Iterable[Text]) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _lines(spans: list[Span], width: int | None, coloured: bool) -> Iterator[Text]:
+def _lines(spans: list[Piece], width: int | None, coloured: bool) -> Iterator[Text]:
     """Lines of at most so many cells; a piece goes to the next line whole if it fits there, and a newline ends one."""
     line, used = Text(), 0
     for span in spans:

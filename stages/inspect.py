@@ -24,7 +24,7 @@ from stages.store.shape import lookup
 LIMIT: Final = 5
 
 
-class Look(NamedTuple):
+class Inspection(NamedTuple):
     """What is known before any row was read."""
 
     config: InspectConfig
@@ -53,7 +53,7 @@ def run(config: InspectConfig, reporter: Reporter) -> Summary:
     return _show_pairs(look) if config.shows_pairs else _summarise(look)
 
 
-def _check(config: InspectConfig, reporter: Reporter) -> Look:
+def _check(config: InspectConfig, reporter: Reporter) -> Inspection:
     scores = open_scores(config.scores)
     if config.sort == "noise" and lookup(scores.manifest, "results.noise.p99") is None:
         raise SepoError(
@@ -65,8 +65,8 @@ def _check(config: InspectConfig, reporter: Reporter) -> Look:
         if config.search is not None:
             raise SepoError("search needs the text of tokens", hint=vocabulary)
         reporter.warn(vocabulary)
-        return Look(config, _bounded(scores, lookup(scores.manifest, "tokenizer.size")), None, reporter)
-    return Look(config, _bounded(scores, vocabulary.size), vocabulary, reporter)
+        return Inspection(config, _bounded(scores, lookup(scores.manifest, "tokenizer.size")), None, reporter)
+    return Inspection(config, _bounded(scores, vocabulary.size), vocabulary, reporter)
 
 
 def _bounded(scores: Scores, size: int | None) -> Scores:
@@ -74,7 +74,7 @@ def _bounded(scores: Scores, size: int | None) -> Scores:
     return scores._replace(ids_below=min(size or MOST_IDS, MOST_IDS))
 
 
-def _summarise(look: Look) -> Summary:
+def _summarise(look: Inspection) -> Summary:
     classes = None if look.vocabulary is None else classes_of(look.vocabulary)
     found = read_statistics(look.scores, look.selector(), look.reporter, classes)
     assert found is not None
@@ -84,7 +84,7 @@ def _summarise(look: Look) -> Summary:
     return Summary(f"{look.scores.folder}, {_rule(look.config)}", summary_rows(found), tables=tables)
 
 
-def _show_pairs(look: Look) -> Summary:
+def _show_pairs(look: Inspection) -> Summary:
     config, scores = look.config, look.scores
     noise = lookup(scores.manifest, "results.noise.p99")
     index = index_pairs(scores, noise, config.search, look.vocabulary, look.reporter)
@@ -99,7 +99,7 @@ def _show_pairs(look: Look) -> Summary:
     return Summary(f"{counts} of {scores.folder}, {_rule(config)}", [], tables=(*tables,))
 
 
-def _rows(look: Look, index: PairIndex) -> list[int]:
+def _rows(look: Inspection, index: PairIndex) -> list[int]:
     """The row numbers of the pairs that are wanted."""
     config = look.config
     if config.pair is None:

@@ -68,7 +68,7 @@ class Table(NamedTuple):
         return f"{markdown(self.title)}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-class Span(NamedTuple):
+class Piece(NamedTuple):
     """A piece of a text, such as a token, as it is to be shown."""
 
     text: str
@@ -81,9 +81,9 @@ class HeatMap(NamedTuple):
     """Texts whose pieces have colours, beside each other where there is room."""
 
     title: str
-    texts: tuple[tuple[str, list[Span]], ...]
+    texts: tuple[tuple[str, list[Piece]], ...]
     """each with its heading"""
-    legend: list[Span]
+    legend: list[Piece]
 
 
 class Summary(NamedTuple):

@@ -107,3 +107,10 @@ def test_files_stay_short():
         if path.read_text().count("\n") > 400
     ]
     assert long == []
+
+
+def test_no_class_has_the_name_of_another():
+    files = [ROOT / (module.replace(".", "/") + ".py") for module in MODULES]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+    assert sorted(name for name in {*names} if names.count(name) > 1) == []

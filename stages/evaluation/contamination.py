@@ -41,7 +41,7 @@ SNAPSHOTS: Final = "snapshots"
 """where a policy keeps what it was on the way"""
 
 
-class Source(NamedTuple):
+class TrainedOn(NamedTuple):
     """Where pairs that a model was trained on are to be found."""
 
     name: str
@@ -56,7 +56,7 @@ def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, repor
     """What of the held-out pairs each model has seen in training, as far as that can be known, as warnings."""
     warnings: dict[str, None] = {}
     bases: dict[str, list[str]] = {}
-    looked_into: dict[tuple[Source, str], Found] = {}
+    looked_into: dict[tuple[TrainedOn, str], Found] = {}
     given = [source for name in config.training_data for source in _given(name)]
     for name, folder, _, held_out, _ in candidates:
         sources, base = training_history(folder)
@@ -81,12 +81,12 @@ def contamination(candidates: Sequence[Candidate], config: EvaluateConfig, repor
     return list(warnings)
 
 
-def _given(name: str) -> list[Source]:
+def _given(name: str) -> list[TrainedOn]:
     """What was named as training data; of a policy, that on which it was trained."""
-    return training_history(_folder(name))[0] if _manifest(_folder(name), "train-policy") else [Source(name)]
+    return training_history(_folder(name))[0] if _manifest(_folder(name), "train-policy") else [TrainedOn(name)]
 
 
-def _look_into(source: Source, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
+def _look_into(source: TrainedOn, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
     try:
         return training_pairs(source, held_out, config, reporter)
     except SepoError as error:
@@ -95,9 +95,9 @@ def _look_into(source: Source, held_out: HeldOut, config: EvaluateConfig, report
         return error.message
 
 
-def training_history(model: Path) -> tuple[list[Source], str]:
+def training_history(model: Path) -> tuple[list[TrainedOn], str]:
     """The pairs that a model and those behind it were trained on, and the one of which nothing is known."""
-    sources: list[Source] = []
+    sources: list[TrainedOn] = []
     name = str(model)
     seen: set[Path] = set()
     while model not in seen:
@@ -111,22 +111,22 @@ def training_history(model: Path) -> tuple[list[Source], str]:
             run = place.parent
             # A reference that was taken as it is, or fine-tuned on other data, has seen none of the pairs.
             tuned = made_by["settings"]["sft_epochs"] > 0 and "sft_dataset" not in made_by["inputs"]
-            sources += [Source(str(run))] if tuned or place.name == "oracle" else []
+            sources += [TrainedOn(str(run))] if tuned or place.name == "oracle" else []
         if made_by is not None:
             name = made_by["input_names"]["model"]
             model = next(filter(Path.is_dir, _meant_by(name, run)), Path(name))
     return sources, name
 
 
-def _scores_of(policy: Path, manifest: dict[str, Any]) -> Source:
+def _scores_of(policy: Path, manifest: dict[str, Any]) -> TrainedOn:
     given, wanted = manifest["input_names"]["scores"], manifest["inputs"]["scores"]
     if is_remote(given):
-        return Source(given, policy)
+        return TrainedOn(given, policy)
     for folder in _meant_by(given, policy):
         scores = _manifest(folder, MADE_BY)
         if scores is not None and scores["fingerprint"] == wanted:
-            return Source(str(folder), policy)
-    return Source(given, lost="it is not there, or holds other scores now")
+            return TrainedOn(str(folder), policy)
+    return TrainedOn(given, lost="it is not there, or holds other scores now")
 
 
 def _meant_by(name: str, run: Path) -> Iterator[Path]:
@@ -138,7 +138,7 @@ def _meant_by(name: str, run: Path) -> Iterator[Path]:
         yield from (folder / path for folder in (run, *run.resolve().parents))
 
 
-def training_pairs(source: Source, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
+def training_pairs(source: TrainedOn, held_out: HeldOut, config: EvaluateConfig, reporter: Reporter) -> Found:
     """The pairs of a source, or why they cannot be compared."""
     name, policy, lost = source
     folder = _folder(name)

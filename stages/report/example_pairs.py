@@ -26,7 +26,7 @@ UNKNOWN: Final = -32768
 Mask = NDArray[np.bool_]
 
 
-class Row(NamedTuple):
+class SampledRow(NamedTuple):
     """A row of the folder, and which of its tokens are selected."""
 
     number: int
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     masks: tuple[Mask, Mask]
 
 
-class Response(NamedTuple):
+class ResponseView(NamedTuple):
     """A response as it is shown."""
 
     tokens: list[tuple[str, str]]
@@ -45,15 +45,15 @@ class Response(NamedTuple):
     """of its scores, nats"""
 
 
-class Example(NamedTuple):
+class ExamplePair(NamedTuple):
     """A pair as it is shown."""
 
     anchor: str
     number: int
     pair_id: int
     prompt: str
-    chosen: Response
-    rejected: Response
+    chosen: ResponseView
+    rejected: ResponseView
 
     @property
     def margin(self) -> float:
@@ -63,7 +63,7 @@ class Example(NamedTuple):
 class Sample(NamedTuple):
     """Rows of a folder, by chance, and what the page's rules need to know of all of its rows."""
 
-    rows: list[Row]
+    rows: list[SampledRow]
     lengths: dict[str, dict[int, int]]
     """by side, how many responses have so many tokens"""
     median: float | None
@@ -106,7 +106,7 @@ def read_sample(
     """
     kept = int(scores.manifest["counts"]["kept"])
     wanted = {*np.random.default_rng(seed).choice(kept, min(count, kept), replace=False).tolist()} if kept else set()
-    rows: list[Row] = []
+    rows: list[SampledRow] = []
     lengths: dict[str, dict[int, int]] = {"chosen": {}, "rejected": {}}
     exact = _Median(median)
     with reporter.task("pairs to show", kept, "pairs") as task:
@@ -119,7 +119,7 @@ def read_sample(
             if places:
                 pairs = columns.rows()
                 rows += [
-                    Row(columns.start + at, pairs[at], (weights.chosen > 0, weights.rejected > 0))
+                    SampledRow(columns.start + at, pairs[at], (weights.chosen > 0, weights.rejected > 0))
                     for at, weights in zip(places, selector.weights(columns, places), strict=True)
                 ]
             task.advance(len(columns.pair_ids))
@@ -128,7 +128,7 @@ def read_sample(
 
 def examples(
     sample: Sample, vocabulary: "Vocabulary | None", median: float, far: float, noise: float | None
-) -> list[Example]:
+) -> list[ExamplePair]:
     """The rows of a sample as they are shown.
 
     Args:
@@ -140,7 +140,7 @@ def examples(
     def texts(ids: Ids) -> list[str]:
         return vocabulary.parts(ids.tolist(), readable) if vocabulary else [f"{each} " for each in ids]
 
-    def response(ids: Ids, scores: Floats, mask: Mask) -> Response:
+    def response(ids: Ids, scores: Floats, mask: Mask) -> ResponseView:
         letters = [chr(ord("a") + STEPS + level) for level in levels(scores, median, far).tolist()]
         hidden = np.abs(scores - np.float32(median)) < (noise or 0.0)
         classes = (NOISE if grey else letter for letter, grey in zip(letters, hidden, strict=True))
@@ -148,9 +148,9 @@ def examples(
             (letter.upper() if selected else letter, text)
             for letter, text, selected in zip(classes, texts(ids), mask, strict=True)
         ]
-        return Response(tokens, int(mask.sum()), float(scores.sum(dtype=np.float64)))
+        return ResponseView(tokens, int(mask.sum()), float(scores.sum(dtype=np.float64)))
 
-    shown: dict[str, Example] = {}
+    shown: dict[str, ExamplePair] = {}
     for row in sample.rows:
         pair, scores = row.pair.pair, row.pair.scores
         anchor = f"pair-{pair.pair_id}"
@@ -159,7 +159,7 @@ def examples(
         sides = [response(*each) for each in zip((pair.chosen_ids, pair.rejected_ids), scores, row.masks, strict=True)]
         ids = pair.prompt_ids
         prompt = readable(vocabulary.decoded([ids.tolist()])[0]) if vocabulary else "".join(texts(ids))
-        shown[anchor] = Example(anchor, row.number, pair.pair_id, prompt, *sides)
+        shown[anchor] = ExamplePair(anchor, row.number, pair.pair_id, prompt, *sides)
     return list(shown.values())
 
 

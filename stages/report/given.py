@@ -23,7 +23,7 @@ HINT: Final = (
 )
 
 
-class Run(NamedTuple):
+class LoggedPhase(NamedTuple):
     """The logged steps of one phase of a training."""
 
     name: str
@@ -43,7 +43,7 @@ class Given(NamedTuple):
     """All that a page is made of."""
 
     scores: Scores | None
-    runs: list[Run]
+    runs: list[LoggedPhase]
     evaluations: list[Evaluation]
     manifests: dict[str, dict[str, Any]]
     """by name, in the order given"""
@@ -126,10 +126,10 @@ def _manifest(place: Place) -> dict[str, Any]:
     return manifest
 
 
-def _runs(name: str, place: Place) -> list[Run]:
+def _runs(name: str, place: Place) -> list[LoggedPhase]:
     """The phases of a training in the order they were trained."""
     phases: dict[str, list[dict[str, Any]]] = {}
     for line in sound_lines(place, FILE)[0]:
         there = {key: value for key, value in line.record.items() if value is not None}
         phases.setdefault(there["phase"], []).append(there)
-    return [Run(name, phase, records) for phase, records in phases.items()]
+    return [LoggedPhase(name, phase, records) for phase, records in phases.items()]

@@ -10,7 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from stages.report.evaluation_tables import Block
-from stages.report.example_pairs import NOISE, Example
+from stages.report.example_pairs import NOISE, ExamplePair
 from stages.report.heat import STEPS
 from stages.report.plots import Plot, for_page
 from stages.report.run_plots import Group
@@ -34,7 +34,7 @@ Facts = list[tuple[str, str]]
 class Tokens(NamedTuple):
     """The pairs, token by token."""
 
-    examples: list[Example]
+    examples: list[ExamplePair]
     shown: str
     """which of how many pairs, in words"""
     counts: str
@@ -66,7 +66,7 @@ class DataSet(NamedTuple):
     tables: list[Table]
 
 
-class Training(NamedTuple):
+class TrainingCurves(NamedTuple):
     """Runs beside each other."""
 
     groups: list[Group]
@@ -80,7 +80,7 @@ class Evaluations(NamedTuple):
     frontier: Plot | None
 
 
-class Made(NamedTuple):
+class Origin(NamedTuple):
     """Where something comes from."""
 
     name: str
@@ -97,9 +97,9 @@ class Page(NamedTuple):
     warnings: list[tuple[str, str]]
     tokens: Tokens | None
     data: DataSet | None
-    training: Training | None
+    training: TrainingCurves | None
     evaluation: Evaluations | None
-    provenance: list[Made]
+    provenance: list[Origin]
 
     @property
     def sections(self) -> list[tuple[str, str]]:
@@ -143,7 +143,7 @@ def _visible(value: Any) -> Any:
     return "\n".join(map(printable, value.split("\n")))
 
 
-def made_by(name: str, manifest: Mapping[str, Any]) -> Made:
+def made_by(name: str, manifest: Mapping[str, Any]) -> Origin:
     """What a manifest says of where something comes from."""
     counts = manifest.get("counts")
     if manifest["stage"] == "evaluate" and "models" in manifest:
@@ -159,7 +159,7 @@ def made_by(name: str, manifest: Mapping[str, Any]) -> Made:
     tables = [
         Table(title, ["what", "value"], [[*line] for line in _flat(part)]) for title, part in parts.items() if part
     ]
-    return Made(name, str(manifest["stage"]), str(manifest.get("fingerprint", "none")), tables)
+    return Origin(name, str(manifest["stage"]), str(manifest.get("fingerprint", "none")), tables)
 
 
 def _flat(value: Any, before: str = "") -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from stages.store.columns import ScoreColumns, Side
 from stages.store.scores import Scores
 
 
-class Scale(NamedTuple):
+class ColourScale(NamedTuple):
     """How scores become colours, nats."""
 
     median: float
@@ -69,7 +69,7 @@ class PairIndex(NamedTuple):
     """tokens of both responses"""
     found: NDArray[np.bool_]
     """whether the text that was searched is in it"""
-    scale: Scale
+    scale: ColourScale
 
     def ordered(self, sort: str | None, within_noise: NDArray[np.float64] | None) -> list[int]:
         """The row numbers of the pairs that were found, in an order of `InspectConfig.sort`."""
@@ -103,11 +103,11 @@ def index_pairs(
             part.append(values)
     median = histogram.median
     pair_ids, margins, lengths, matches = map(np.concatenate, parts)
-    scale = Scale(median, histogram.distance(median, 0.98), noise)
+    scale = ColourScale(median, histogram.distance(median, 0.98), noise)
     return PairIndex(pair_ids, margins, lengths, matches, scale)
 
 
-def shares_within_noise(scores: Scores, scale: Scale, reporter: Reporter) -> NDArray[np.float64]:
+def shares_within_noise(scores: Scores, scale: ColourScale, reporter: Reporter) -> NDArray[np.float64]:
     """(P,) of each pair's response tokens the share whose scores are nearer to the median than the scorer's noise."""
     assert scale.noise is not None
     shares = []
@@ -121,7 +121,7 @@ def shares_within_noise(scores: Scores, scale: Scale, reporter: Reporter) -> NDA
 
 
 def view_pairs(
-    scores: Scores, rows: Iterable[int], selector: TokenSelector, scale: Scale, vocabulary: Vocabulary | None
+    scores: Scores, rows: Iterable[int], selector: TokenSelector, scale: ColourScale, vocabulary: Vocabulary | None
 ) -> list[PairView]:
     """Pairs by their row numbers, in that order."""
     wanted = [*rows]
@@ -137,7 +137,7 @@ def view_pairs(
 
 
 def _view(
-    columns: ScoreColumns, at: int, masks: tuple[Mask, ...], scale: Scale, vocabulary: Vocabulary | None
+    columns: ScoreColumns, at: int, masks: tuple[Mask, ...], scale: ColourScale, vocabulary: Vocabulary | None
 ) -> PairView:
     prompt = columns.prompt_ids[slice(*columns.prompt_offsets[at : at + 2])].tolist()
     chosen, rejected = (
@@ -149,7 +149,7 @@ def _view(
 
 
 def _tokens(
-    side: Side, at: int, mask: Mask, sign: int, scale: Scale, vocabulary: Vocabulary | None
+    side: Side, at: int, mask: Mask, sign: int, scale: ColourScale, vocabulary: Vocabulary | None
 ) -> list[ShownToken]:
     here = slice(*side.offsets[at : at + 2])
     ids, scores = side.ids[here].tolist(), side.scores[here]

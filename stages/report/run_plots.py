@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.report.given import Evaluation, Run, understood
+from stages.report.given import Evaluation, LoggedPhase, understood
 from stages.report.plots import COLOURS, Plot, label, plot, run_style
 
 PANELS: Final = {
@@ -36,7 +36,7 @@ class Group(NamedTuple):
     plots: list[Plot]
 
 
-def training_groups(runs: Sequence[Run]) -> list[Group]:
+def training_groups(runs: Sequence[LoggedPhase]) -> list[Group]:
     """Fine-tuning apart: its losses are of another size than those of preferences."""
     tuning = [run for run in runs if run.phase == "sft"]
     others = [run for run in runs if run.phase != "sft"]
@@ -44,7 +44,7 @@ def training_groups(runs: Sequence[Run]) -> list[Group]:
     return [Group(title, _curves(some, before)) for title, before, some in named if some]
 
 
-def _curves(runs: Sequence[Run], before: str) -> list[Plot]:
+def _curves(runs: Sequence[LoggedPhase], before: str) -> list[Plot]:
     return [
         _curve(runs, metric, f"{before}{metric.replace('_', '-')}", *PANELS[metric])
         for metric in PANELS
@@ -52,7 +52,7 @@ def _curves(runs: Sequence[Run], before: str) -> list[Plot]:
     ]
 
 
-def _curve(runs: Sequence[Run], metric: str, name: str, title: str, y: str) -> Plot:
+def _curve(runs: Sequence[LoggedPhase], metric: str, name: str, title: str, y: str) -> Plot:
     curves = {at: _points(run, metric) for at, run in enumerate(runs) if any(metric in each for each in run.records)}
 
     def draw(axes: Any) -> None:
@@ -69,7 +69,7 @@ def _curve(runs: Sequence[Run], metric: str, name: str, title: str, y: str) -> P
     return plot(name, title, "step", y, words, draw)
 
 
-def _named(run: Run) -> str:
+def _named(run: LoggedPhase) -> str:
     return f"{run.name} ({run.phase})"
 
 
@@ -80,7 +80,7 @@ def _whole_steps(axes: Any) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
-def _points(run: Run, metric: str) -> tuple[list[float], list[float]]:
+def _points(run: LoggedPhase, metric: str) -> tuple[list[float], list[float]]:
     """Steps and values; neighbours are averaged where there are more than a plot can show."""
     there = np.array([(record["step"], record[metric]) for record in run.records if metric in record], np.float64)
     parts = np.array_split(there, min(len(there), MOST_POINTS))
@@ -88,14 +88,14 @@ def _points(run: Run, metric: str) -> tuple[list[float], list[float]]:
     return steps.tolist(), values.tolist()
 
 
-def last_figures(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+def last_figures(runs: Sequence[LoggedPhase]) -> tuple[list[str], list[list[str]]]:
     """Titles and a line a run: its name, phase, steps, and the last value of each metric that any of them has."""
     there = [metric for metric in PANELS if any(metric in each for run in runs for each in run.records)]
     rows = [[*run[:2], f"{run.records[-1]['step']:,}", *(_last(run, metric) for metric in there)] for run in runs]
     return ["run", "phase", "step", *(PANELS[metric][0] for metric in there)], rows
 
 
-def _last(run: Run, metric: str) -> str:
+def _last(run: LoggedPhase, metric: str) -> str:
     return next((f"{record[metric]:.4g}" for record in reversed(run.records) if metric in record), "")
 
 

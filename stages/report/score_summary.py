@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.report.heat import STEPS as COLOURS
-from stages.report.pair_view import PairView, Scale, ShownToken
+from stages.report.pair_view import ColourScale, PairView, ShownToken
 from stages.report.score_statistics import STEPS, Part, ScoreStatistics, TokenType
 from stages.report.visible import shortened
-from stages.reporting import HeatMap, Span, Table
+from stages.reporting import HeatMap, Piece, Table
 
 TOP: Final = (0.1, 0.2, 0.3, 0.5)
 """shares of a response's tokens for which Figure 1 is quoted"""
@@ -99,22 +99,23 @@ def as_json(found: ScoreStatistics, name: Name) -> dict[str, Any]:
     return plain | {"texts": {str(id_): name(id_) for id_ in ids}}
 
 
-def heat_map(view: PairView, scale: Scale) -> HeatMap:
+def heat_map(view: PairView, scale: ColourScale) -> HeatMap:
     """A pair in colours."""
     verdict = ", which is wrong" if view.margin < 0 else "" if view.margin else ", a tie"
     sides = [("chosen", view.chosen), ("rejected", view.rejected)]
     legend = [
-        Span(f" {scale.median + scale.far * level / COLOURS:+.3f} ", level) for level in range(-COLOURS, COLOURS + 1, 5)
+        Piece(f" {scale.median + scale.far * level / COLOURS:+.3f} ", level)
+        for level in range(-COLOURS, COLOURS + 1, 5)
     ]
     note = "" if scale.noise is None else f"; noise {scale.noise:.2g}"
     return HeatMap(
         f"Pair {view.pair_id:,}: margin {view.margin:+.3f} nats{verdict}",
         (
-            ("prompt", [*map(Span, re.split(r"(?<= )", shortened(view.prompt)))]),
-            *((_heading(side, tokens), [Span(each.text, each.level, each.selected) for each in tokens])
+            ("prompt", [*map(Piece, re.split(r"(?<= )", shortened(view.prompt)))]),
+            *((_heading(side, tokens), [Piece(each.text, each.level, each.selected) for each in tokens])
               for side, tokens in sides),
         ),
-        [Span("nats "), *legend, Span(" "), Span("selected", 0, True), Span(note)],
+        [Piece("nats "), *legend, Piece(" "), Piece("selected", 0, True), Piece(note)],
     )  # fmt: skip
 
 

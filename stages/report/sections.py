@@ -11,7 +11,7 @@ from stages.configs.report import RULES
 from stages.report.evaluation_tables import evaluation_block
 from stages.report.example_pairs import Sample, examples, packed
 from stages.report.given import Given
-from stages.report.page import DataSet, Evaluations, Facts, Tokens, Training
+from stages.report.page import DataSet, Evaluations, Facts, Tokens, TrainingCurves
 from stages.report.run_plots import frontier, last_figures, training_groups
 from stages.report.score_plots import score_plots
 from stages.report.score_statistics import ScoreStatistics, SideStatistics
@@ -101,12 +101,12 @@ def _share(side: SideStatistics) -> str:
     return f"{side.selected:,} of {side.tokens:,} ({side.selected / side.tokens:.1%})"
 
 
-def training_section(given: Given) -> Training | None:
+def training_section(given: Given) -> TrainingCurves | None:
     """The runs beside each other; None without any."""
     if not given.runs:
         return None
     table = Table("Last logged figures", *last_figures(given.runs))
-    return Training(training_groups(given.runs), table)
+    return TrainingCurves(training_groups(given.runs), table)
 
 
 def evaluation_section(given: Given) -> Evaluations | None:

@@ -15,7 +15,7 @@ from sepo_cli.console import print_table
 from sepo_cli.heat_map import BRACKETS, print_heat_map
 from stages.method.selection import RuleInputs
 from stages.registry import RULES
-from stages.reporting import HeatMap, Span, Table
+from stages.reporting import HeatMap, Piece, Table
 from stages.store.scores import open_scores
 from stages.types import PairLogps
 from tests.scored import ENGLISH, FOREIGN, HOSTILE, score_folder, scored_pair, text_folder
@@ -138,9 +138,9 @@ def terminal(heat, width=80, **options):
 
 HEAT = HeatMap(
     "t [bold]",
-    (("prompt", [Span("a " * 70)]), ("chosen", [Span("日本語", -10), Span("·[red]good", 7, True), Span("x⏎")] * 9),
-     ("rejected", [Span("🙂مرحبا", 3), Span("\x1b[2J"), Span("é" * 100, 0, True)])),
-    [Span("0")],
+    (("prompt", [Piece("a " * 70)]), ("chosen", [Piece("日本語", -10), Piece("·[red]good", 7, True), Piece("x⏎")] * 9),
+     ("rejected", [Piece("🙂مرحبا", 3), Piece("\x1b[2J"), Piece("é" * 100, 0, True)])),
+    [Piece("0")],
 )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_colours_and_marks():
     assert "\\x1b[2J" in text
     assert "\x1b[2J" not in text
     # Not a level that was shown above: rich remembers how a style was written.
-    few = terminal(HeatMap("", (("", [Span("low", -9), Span("high", 9)]),), []), color_system="256")
+    few = terminal(HeatMap("", (("", [Piece("low", -9), Piece("high", 9)]),), []), color_system="256")
     assert re.search(r"48;5;208mlow.*48;5;69mhigh", few), few
 
 

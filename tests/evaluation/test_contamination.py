@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from stages.configs import EvaluateConfig
-from stages.evaluation.contamination import Source, training_history, training_pairs
+from stages.evaluation.contamination import TrainedOn, training_history, training_pairs
 from stages.evaluation.held_out import hashes_of
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
@@ -75,7 +75,7 @@ def test_a_reference_that_was_taken_as_it_is_has_seen_nothing(world, chat_folder
 def test_training_data_in_other_ids_or_gone_is_told(run, world, chatml, tmp_path):
     def found(tokenizer):
         held_out = SimpleNamespace(tokenizer_hash=tokenizer)
-        return training_pairs(Source(str(world / "scores")), held_out, EvaluateConfig(), Quiet())
+        return training_pairs(TrainedOn(str(world / "scores")), held_out, EvaluateConfig(), Quiet())
 
     hashes = hashes_of([row.pair for row in open_scores(world / "scores").rows()])
     assert set(found(tokenizer_hash(chatml))) == set(hashes)
