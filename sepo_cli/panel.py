@@ -66,7 +66,7 @@ class Panel(Progress):
         width = self.console.width
         with self._lock:
             for name, value in self._last.items():
-                text.append(f"{name:<18}"[: max(1, width - 11)], "cyan")
+                text.append(f"{printable(name):<18}"[: max(1, width - 11)], "cyan")
                 text.append(f"{figure(value):>10}  {sparkline(self._curves[name].means, width - 30)}\n")
         return text
 
@@ -88,4 +88,4 @@ def figure(value: float) -> str:
 
 def figures_text(figures: Mapping[str, float]) -> Iterator[str]:
     """Such as ``loss 0.6931``, one for each figure."""
-    return (f"{name} {figure(value)}" for name, value in figures.items())
+    return (f"{printable(name)} {figure(value)}" for name, value in figures.items())

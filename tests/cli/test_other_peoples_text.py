@@ -42,7 +42,7 @@ def test_messages_progress_summaries_and_errors(terminal, monkeypatch):
     reporter.say(NASTY)
     reporter.warn(NASTY)
     with reporter.task(NASTY, 2, "pairs") as task:
-        task.advance(1, NASTY)
+        task.advance(1, {NASTY: 1.0})
     print_error(SepoError(NASTY, hint=NASTY))
     print_summary(SUMMARY)
     text = shown(out.getvalue())

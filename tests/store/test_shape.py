@@ -10,7 +10,7 @@ import pytest
 from stages.check import check_scores
 from stages.configs import EvaluateConfig
 from stages.errors import SepoError
-from stages.evaluation.contamination import Source, training_history, training_pairs
+from stages.evaluation.contamination import TrainedOn, training_history, training_pairs
 from stages.reporting import Quiet
 from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.store.place import place_of
@@ -106,7 +106,7 @@ def claim_other(folder):
 def trace(folder):
     held_out = SimpleNamespace(tokenizer_hash="h")
     sources, _ = training_history(folder)
-    return [training_pairs(each, held_out, EvaluateConfig(), Quiet()) for each in (Source(str(folder)), *sources)]
+    return [training_pairs(each, held_out, EvaluateConfig(), Quiet()) for each in (TrainedOn(str(folder)), *sources)]
 
 
 @pytest.mark.parametrize(
