@@ -1,6 +1,7 @@
 """The pairs that a page shows: a seeded sample of a folder's rows, as coloured tokens and as packed numbers."""
 
 import base64
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -119,7 +120,8 @@ def read_sample(
             if places:
                 pairs = columns.rows()
                 rows += [
-                    SampledRow(columns.start + at, pairs[at], (weights.chosen > 0, weights.rejected > 0))
+                    # A copy: a view would keep all rows that were read with it in memory.
+                    SampledRow(columns.start + at, deepcopy(pairs[at]), (weights.chosen > 0, weights.rejected > 0))
                     for at, weights in zip(places, selector.weights(columns, places), strict=True)
                 ]
             task.advance(len(columns.pair_ids))
