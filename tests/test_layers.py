@@ -13,8 +13,8 @@ ORDER = [
     {"tokens", "devices"},
     {"logprobs"},
     {"models"},
-    {"training", "demo"},
-    {"evaluation"},
+    {"training", "demo", "generation"},
+    {"evaluation", "benchmarks"},
     {"report"},
 ]
 """the rooms, lowest first: each imports what lies below it, and rooms beside each other do not; verbs come last"""
