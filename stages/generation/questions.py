@@ -8,7 +8,7 @@ from stages.types import Message
 class Question(NamedTuple):
     """One row of a file of prompts."""
 
-    index: int
+    number: int
     """row number in its file, from 0"""
     question_id: str
     """the benchmark's own id, as text; without one the row number"""
