@@ -7,6 +7,7 @@ hold a sha256 of themselves, and say whose they are. A shard that is not whole y
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import SepoError, borrowed
-from stages.store.manifest import FORMAT
+from stages.store.manifest import FORMAT, read_manifest
 from stages.store.parquet import is_whole, parquet_bytes
 from stages.store.place import Place, place_of
 from stages.types import Floats, Ids, Message
 
+DAMAGED: Final = "run the same `sepo generate` again: it makes what is damaged anew"
 _IDS: Final = pa.list_(pa.field("element", pa.int32(), nullable=False))
 _FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
 SCHEMA: Final = pa.schema(
@@ -75,6 +77,11 @@ def answers_name(index: int) -> str:
     return f"answers-{index:05d}.parquet"
 
 
+def is_answers(name: str) -> bool:
+    """Whether a file's name is that of such a shard."""
+    return re.fullmatch(r"answers-\d{5,}\.parquet", name) is not None
+
+
 def write_answers(place: Place, name: str, answers: list[Answer], fingerprint: str) -> None:
     """Write answers, which are in order, as one shard, whole or not at all."""
     columns = {field: [getattr(answer, field) for answer in answers] for field in SCHEMA.names}
@@ -118,6 +125,13 @@ class AnswerFolder(NamedTuple):
 
     def answers(self, model: str) -> Iterator[Answer]:
         """All answers of a model, by question, sample and turn; one shard is in memory at a time."""
-        for index in range(self.manifest["shards"]):
-            remedy = "run the same `sepo generate` again: it makes what is damaged anew"
-            yield from read_answers(place_of(self.folder / model), answers_name(index), remedy)
+        for name in self.manifest["files"]:
+            owner, _, shard = name.partition("/")
+            if owner == model and is_answers(shard):
+                yield from read_answers(place_of(self.folder / model), shard, DAMAGED)
+
+
+def open_answers(folder: str | Path) -> AnswerFolder:
+    """A folder in which `sepo generate` has finished."""
+    remedy = "run `sepo generate` first, or let it finish"
+    return AnswerFolder(Path(folder).expanduser(), read_manifest(folder, "generate", remedy, ("models", "files")))
