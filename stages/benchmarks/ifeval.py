@@ -1,0 +1,63 @@
+"""IFEval: 541 prompts whose instructions a program verifies; it needs no judge."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.benchmarks.benchmark import (
+    Benchmark,
+    Decoding,
+    NextSteps,
+    OfficialFiles,
+    Published,
+    Whole,
+    first_samples,
+    id_of,
+    text_of,
+    warnings_of,
+    write_rows,
+)
+from stages.data.text_files import kind
+from stages.errors import SepoError
+from stages.generation.questions import Question
+from stages.store.answers import Answer
+
+
+class IfEval(Benchmark):
+    """See above."""
+
+    name = "ifeval"
+    title = "IFEval"
+    published = Published("google/IFEval", "ifeval_input_data.jsonl")
+    # As lm-eval's task `ifeval`: greedy, max_gen_toks 1280.
+    decoding = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=1280)
+
+    def question(self, number: int, where: str, row: dict[str, Any]) -> Question:
+        for column in ("instruction_id_list", "kwargs"):
+            if not isinstance(row[column], list):
+                raise SepoError(f"{where}: {column} is {kind(row[column])}, not a list", hint=_HINT)
+        instructions, arguments = len(row["instruction_id_list"]), len(row["kwargs"])
+        if not instructions or instructions != arguments:
+            raise SepoError(f"{where}: {instructions} instructions, but kwargs of {arguments}", hint=_HINT)
+        messages = [{"role": "user", "content": text_of(row, "prompt", where)}]
+        return Question(number, id_of(row, "key", where), messages, (), None, row)
+
+    def identities(self, question: Question) -> dict[str, str]:
+        # The official verifier finds a response by its prompt.
+        return {"key": question.question_id, "prompt": question.messages[-1]["content"]}
+
+    def whole(self, first: Question) -> Whole:
+        return Whole(self.title, 541)
+
+    def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
+        counts: dict[str, int] = {}
+        file = f"ifeval/{name}.jsonl"
+        said = first_samples(answers, counts)
+        write_rows(folder / file, ({"prompt": answer.row["prompt"], "response": answer.text} for answer in said))
+        return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
+
+    def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
+        return NextSteps("", [])
+
+
+_HINT = "give ifeval_input_data.jsonl of google/IFEval"

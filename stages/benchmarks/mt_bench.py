@@ -1,0 +1,96 @@
+"""MT-Bench (FastChat's `llm_judge`): 80 questions of two turns in 8 categories, scored from 1 to 10."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+from stages.benchmarks.benchmark import (
+    NO_TIME,
+    Benchmark,
+    Decoding,
+    NextSteps,
+    OfficialFiles,
+    Published,
+    Whole,
+    answer_id,
+    first_samples,
+    id_of,
+    text_of,
+    warnings_of,
+    write_rows,
+)
+from stages.data.text_files import kind
+from stages.errors import SepoError
+from stages.generation.questions import Question
+from stages.store.answers import Answer
+
+TURNS: Final = 2
+# `temperature_config` of FastChat's llm_judge/common.py; a category that it does not know has 0.7.
+TEMPERATURES: Final = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+
+
+class MtBench(Benchmark):
+    """See above."""
+
+    name = "mt-bench"
+    title = "MT-Bench"
+    # Where FastChat's own scripts fetch published answers from.
+    published = Published("lmsys/mt-bench", "data/mt_bench/question.jsonl", "space")
+    # As llm_judge/gen_model_answer.py: temperature by category, --max-new-token 1024.
+    decoding = Decoding(temperature=0.7, top_p=1.0, max_new_tokens=1024)
+
+    def question(self, number: int, where: str, row: dict[str, Any]) -> Question:
+        turns = row["turns"]
+        if not isinstance(turns, list) or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+            said = "holds an empty turn or one that is no text" if isinstance(turns, list) else f"is {kind(turns)}"
+            raise SepoError(f"{where}: turns {said}, not a list of {TURNS} texts", hint=_HINT)
+        if len(turns) != TURNS:
+            raise SepoError(f"{where}: {len(turns)} turn{'s' * (len(turns) != 1)}, not {TURNS}", hint=_HINT)
+        category = text_of(row, "category", where)
+        temperature = row.get("required_temperature", TEMPERATURES.get(category, self.decoding.temperature))
+        if not isinstance(temperature, (int, float)) or temperature < 0:
+            raise SepoError(f"{where}: required_temperature is {temperature!r}, not a number from 0", hint=_HINT)
+        messages = [{"role": "user", "content": turns[0]}]
+        question_id = id_of(row, "question_id", where)
+        return Question(number, question_id, messages, tuple(turns[1:]), float(temperature), row)
+
+    def whole(self, first: Question) -> Whole:
+        return Whole(self.title, 80)
+
+    def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
+        counts: dict[str, int] = {}
+        file = f"data/mt_bench/model_answer/{name}.jsonl"
+        write_rows(folder / file, _rows(name, first_samples(answers, counts)))
+        return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
+
+    def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
+        return NextSteps("", [])
+
+
+def _rows(name: str, answers: Iterable[Answer]) -> Iterator[dict[str, Any]]:
+    for _, group in groupby(answers, key=lambda answer: answer.question):
+        said = list(group)
+        turns = [answer.text for answer in said]
+        # The judge reads both turns: where the first has no answer, the second was never asked.
+        turns += [""] * (TURNS - len(turns))
+        question_id = said[0].row["question_id"]
+        yield {
+            "question_id": question_id,
+            "answer_id": answer_id(name, str(question_id), *turns),
+            "model_id": name,
+            "choices": [{"index": 0, "turns": turns}],
+            "tstamp": NO_TIME,
+        }
+
+
+_HINT: Final = "give data/mt_bench/question.jsonl of FastChat"
