@@ -18,7 +18,7 @@ class Objective(NamedTuple):
     options: Mapping[str, Any]
     """option -> its default"""
     needs: tuple[str, ...] = ()
-    """of "reference" (its log-probs), "kl" """
+    """of "reference" (its log-probs), "per_token" (these of every token, and its score), "kl" """
     select: str = "all"
     """the rule where none was asked for"""
     divergence: Literal["policy||reference", "reference||policy"] = "policy||reference"
@@ -69,6 +69,7 @@ OBJECTIVES: Final = {
         # The paper names no weight.
         Objective("slic", {"margin": 1.0, "sft_weight": 1.0, "kl_weight": 0.0}),
         Objective("rrhf", {"sft_weight": 1.0, "kl_weight": 0.0}),
+        Objective("regress", {"scale": 1.0}, needs=("reference", "per_token")),
         Objective("sft", {}, chosen_only=True, void=("rejected_ratio", "soft_k")),
     )
 }

@@ -210,7 +210,8 @@ def _select(
     inputs = RuleInputs(rows, start_logps, lookup(job.scores.manifest, "results.noise.p99"), config.seed)
     selection = RULES[config.rule].load()(inputs, **config.rule_options)
     alone = OBJECTIVES[config.objective].chosen_only
-    examples, counts = make_examples(rows, selection, references, dropped, alone=alone)
+    per_token = "per_token" in config.needs
+    examples, counts = make_examples(rows, selection, references, dropped, alone=alone, per_token=per_token)
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")

@@ -191,6 +191,13 @@ class ReferenceSums(NamedTuple):
     rejected: float
 
 
+class PerToken(NamedTuple):
+    """What is known of every response token of a pair, selected or not, in nats."""
+
+    reference: PairLogps
+    scores: PairLogps
+
+
 class Response(NamedTuple):
     """One response of an example, as batches take it."""
 
@@ -199,6 +206,10 @@ class Response(NamedTuple):
     weights: Floats
     """the same shape"""
     reference: float | None
+    token_reference: Floats | None = None
+    """the same shape"""
+    scores: Floats | None = None
+    """the same shape"""
 
 
 class Example(NamedTuple):
@@ -208,12 +219,15 @@ class Example(NamedTuple):
     weights: PairWeights
     reference: ReferenceSums | None = None
     """for objectives that have a reference"""
+    per_token: PerToken | None = None
+    """for losses that look at tokens one by one; all of them are then needed"""
 
     @property
     def responses(self) -> list[Response]:
         """The chosen one, then the rejected one, which SFT data does not have."""
-        sums = self.reference or (None, None)
-        responses = map(Response, (self.pair.chosen_ids, self.pair.rejected_ids), self.weights, sums)
+        nothing = (None, None)
+        values = (self.weights, self.reference or nothing, *(self.per_token or (nothing, nothing)))
+        responses = map(Response, (self.pair.chosen_ids, self.pair.rejected_ids), *values)
         return list(responses) if len(self.pair.rejected_ids) else [next(responses)]
 
 
@@ -234,9 +248,14 @@ class Batch(NamedTuple):
     reference_R: Tensor | None
     """float32, of each response the sum of weight * reference log-prob; None without a reference"""
     needed_RW: Tensor
-    """bool, the tokens whose log-probs are computed: the weighted ones, or with a KL all of the responses"""
+    """bool, the tokens whose log-probs are computed: the weighted ones, or with a KL, or where every token's
+    reference log-prob is known, all of the responses"""
     kl_RW: Tensor | None = None
     """float32 nats, divergence from a reference over the whole vocabulary at every needed token, if asked for"""
+    reference_RW: Tensor | None = None
+    """float32, the reference log-probs of the needed tokens, 0 elsewhere, for losses that look at them one by one"""
+    scores_RW: Tensor | None = None
+    """float32 nats, their scores, where `reference_RW` is known"""
 
 
 class Weighted(Protocol):
@@ -248,7 +267,10 @@ class Weighted(Protocol):
     def reference_R(self) -> Tensor | None: ...
     @property
     def needed_RW(self) -> Tensor: ...
-
+    @property
+    def reference_RW(self) -> Tensor | None: ...
+    @property
+    def scores_RW(self) -> Tensor | None: ...
     @property
     def kl_RW(self) -> Tensor | None: ...
 

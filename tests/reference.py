@@ -42,13 +42,14 @@ def total(values, weights):
 
 
 class Side:
-    """One response: log-probs, reference log-probs, weights and KL of its tokens, a list each."""
+    """One response: log-probs, reference log-probs, weights, KL and scores of its tokens, a list each."""
 
-    def __init__(self, logps, reference=None, weights=None, kl=None):
+    def __init__(self, logps, reference=None, weights=None, kl=None, scores=None):
         self.logps = logps
         self.reference = reference or [0.0] * len(logps)
         self.weights = weights or [1.0] * len(logps)
         self.kl = kl or [0.0] * len(logps)
+        self.scores = scores or [0.0] * len(logps)
 
     sum = property(lambda self: total(self.logps, self.weights))
     mean = property(lambda self: mean(self.logps, self.weights))
@@ -137,6 +138,15 @@ def slic(win, lose, margin, sft_weight, kl_weight=0.0):
 def r_dpo(win, lose, beta, alpha):
     longer = sum(x != 0 for x in win.weights) - sum(x != 0 for x in lose.weights)
     return -log_sigmoid(beta * (win.ratio - lose.ratio) + alpha * longer)
+
+
+def regress(win, lose, scale):
+    loss = 0.0
+    for side in (win, lose):
+        for ours, theirs, weight, score in zip(side.logps, side.reference, side.weights, side.scores, strict=True):
+            target = theirs + scale * score * weight
+            loss += (ours - target) ** 2
+    return loss
 
 
 def kl(ours, theirs):

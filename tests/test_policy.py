@@ -69,7 +69,7 @@ def sides(world, policy, anchor, select="all", kl=None):
             logps = [plain_logps(world, folder)[place][n] for folder in (policy, anchor)]
             places = reference.select(scores.tolist(), 0.3, highest=n == 0) if select == "oracle" else range(len(ids))
             weights = [float(each in places) for each in range(len(ids))]
-            pair.append(Side(*logps, weights, kl and kl[place][n]))
+            pair.append(Side(*logps, weights, kl and kl[place][n], scores.tolist()))
         found.append(pair)
     return found
 
@@ -334,7 +334,7 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
         ({"objective": "sepo", "select": "soft", "soft_k": 3.0}, "soft_k changes nothing of objective sepo"),
         ({"objective": "dpo", "anchor_margin": True}, "anchor_margin is no option of objective dpo"),
         ({"select": "threshold", "authors_rule": True}, "authors_rule is no option of select threshold; oracle, inverted, random"),
-        ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo1, tdpo have"),
+        ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo1, tdpo, regress have"),
         ({"reference_model": "m", "kl_weight": 0.0}, "reference_model is not used"),
         ({"select": "soft", "soft_low": 3.0}, "soft_low must be at most soft_high, got 3.0 and 1.5"),
         ({"objective": "simop"}, r"got 'simop' \(did you mean simpo"),

@@ -30,6 +30,8 @@ class ObjectiveOptions(OptimizerConfig):
     """How dearly leaving the reference is paid for; IPO's tau, ORPO's lambda."""
     alpha: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
     """TDPO2's weight of the sequential KL; R-DPO's weight of the difference in length."""
+    scale: Annotated[float | None, Option(METHOD, limit=limits.positive)] = None
+    """Times a token's score, the log-ratio to the reference that the policy is to reach there."""
     sft_weight: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
     """Weight of an SFT term on the chosen response's selected tokens beside the loss."""
     kl_weight: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
@@ -59,7 +61,7 @@ class PolicyConfig(shared.RuleOptions, ObjectiveOptions):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What has to be there beside the policy: reference (log-probs), kl, start_logps, weights."""
+        """What has to be there beside the policy: reference (log-probs), per_token, kl, start_logps, weights."""
         needs = {*OBJECTIVES[self.objective].needs, *RULES[self.rule].needs}
         return frozenset(
             needs | ({"reference"} if self.anchor_margin else set()) | ({"kl"} if self.kl_weight else set())

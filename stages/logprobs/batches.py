@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.types import Batch, Example, PairLogps, PairWeights, ReferenceSums, TokenPair, longest
+from stages.types import Batch, Example, Floats, PairLogps, PairWeights, ReferenceSums, Response, TokenPair, longest
 
 
 def whole(pair: TokenPair, reference: PairLogps | None = None) -> Example:
@@ -56,7 +56,27 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
         needed_RT[r, start:end] = every_token | (response.weights != 0)
     arrays = (ids_RT, attention_RT, weights_RT, needed_RT)
     ids, attention, weights, needed = (torch.from_numpy(array).to(device) for array in arrays)
-    return Batch(ids, attention, weights, references_of([response.reference for response in responses], device), needed)
+    sums_R = references_of([response.reference for response in responses], device)
+    reference_RW, scores_RW = token_values(responses, needed)
+    return Batch(ids, attention, weights, sums_R, needed, reference_RW=reference_RW, scores_RW=scores_RW)
+
+
+def token_values(responses: Sequence[Response], needed_RW: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Reference log-probs and scores of every token, in the shape of `needed_RW`; None where they are not known."""
+    return (
+        _spread([response.token_reference for response in responses], needed_RW),
+        _spread([response.scores for response in responses], needed_RW),
+    )
+
+
+def _spread(values: Sequence[Floats | None], needed_RW: Tensor) -> Tensor | None:
+    """Values of all needed tokens, row by row, put where they are needed, and 0 elsewhere."""
+    known = [each for each in values if each is not None]
+    if not known:
+        return None
+    flat = torch.from_numpy(np.concatenate(known)).to(needed_RW.device)
+    spread_RW = torch.zeros(needed_RW.shape, device=needed_RW.device)
+    return spread_RW.masked_scatter(needed_RW, flat)
 
 
 def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor | None:

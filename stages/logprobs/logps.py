@@ -175,6 +175,7 @@ def make_batch(
     examples: list[Example], device: torch.device, *, packs: bool, every_token: bool = False
 ) -> Packed | Batch:
     """Examples as the tensors of one row, where the models can take that, or of padded rows; see `pack`, `collate`."""
+    every_token = every_token or _looks_at_every_token(examples)
     if packs:
         return pack(examples, device, every_token=every_token)
     return collate(examples, device, every_token=every_token)
@@ -182,8 +183,13 @@ def make_batch(
 
 def make_groups(examples: list[Example], max_tokens: int, *, packs: bool, every_token: bool = False) -> list[list[int]]:
     """The indices of the examples of each batch, which is within the budget; options as in `make_batch`."""
+    every_token = every_token or _looks_at_every_token(examples)
     sized = [whole(example.pair) for example in examples] if every_token else examples
     return packed_groups(sized, max_tokens) if packs else padded_groups(sized, max_tokens)
+
+
+def _looks_at_every_token(examples: Sequence[Example]) -> bool:
+    return any(example.per_token is not None for example in examples)
 
 
 def attention_for(forward: Forward, batch: Packed | Batch) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.logprobs.attention import Layout, Span
-from stages.logprobs.batches import references_of
+from stages.logprobs.batches import references_of, token_values
 from stages.types import Example, Floats, Response
 
 
@@ -43,6 +43,10 @@ class Packed(NamedTuple):
     """bool, where `weights_RW` holds a token"""
     kl_RW: Tensor | None = None
     """float32 nats, divergence from a reference at every needed token, where it was asked for"""
+    reference_RW: Tensor | None = None
+    """float32, as in `Batch`"""
+    scores_RW: Tensor | None = None
+    """float32, as in `Batch`"""
 
 
 def unique_tokens(example: Example) -> int:
@@ -94,7 +98,8 @@ def pack(examples: Sequence[Example], device: torch.device, *, every_token: bool
             end += length
         spans.append(Span(len(prompt), *lengths))
         start = end
-    weights_RW, needed_RW = _by_response(responses, needed, width)
+    weights_RW, needed_RW = (torch.from_numpy(each).to(device) for each in _by_response(responses, needed, width))
+    reference_RW, scores_RW = token_values(responses, needed_RW)
     return Packed(
         ids_T=_integers(ids, device),
         positions_T=_integers(positions, device),
@@ -102,9 +107,11 @@ def pack(examples: Sequence[Example], device: torch.device, *, every_token: bool
         sources_N=_integers(sources, device),
         targets_N=_integers(targets, device),
         places_N=_integers(places, device),
-        weights_RW=torch.from_numpy(weights_RW).to(device),
+        weights_RW=weights_RW,
         reference_R=references_of([each.reference for each in responses], device),
-        needed_RW=torch.from_numpy(needed_RW).to(device),
+        needed_RW=needed_RW,
+        reference_RW=reference_RW,
+        scores_RW=scores_RW,
     )
 
 

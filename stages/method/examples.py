@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.errors import SepoError
 from stages.method.selection import Selection
-from stages.types import Example, Floats, PairLogps, PairWeights, ReferenceSums, ScoredPair
+from stages.types import Example, Floats, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair
 
 SIDES = ("chosen", "rejected")
 
@@ -19,6 +19,7 @@ def make_examples(
     too_long: dict[str, int],
     *,
     alone: bool = False,
+    per_token: bool = False,
 ) -> tuple[list[Example], dict[str, Any]]:
     """Join rows, weights and reference log-probs; a pair of which a response has no weight is dropped and counted.
 
@@ -26,6 +27,7 @@ def make_examples(
         references: log-probs under the reference, a row each, where the objective has one.
         too_long: reason -> pairs that were left out before for it, for the counts (of the manifest).
         alone: the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted.
+        per_token: examples also get the reference log-probs and the scores of every token.
     """
     examples: list[Example] = []
     empty = 0
@@ -36,7 +38,8 @@ def make_examples(
             empty += 1
             continue
         sums = None if references is None else ReferenceSums(*map(_weighted_sum, weights, references[index]))
-        example = Example(row.pair, weights, sums)
+        values = PerToken(references[index], row.scores) if per_token and references is not None else None
+        example = Example(row.pair, weights, sums, values)
         examples.append(chosen_only(example) if alone else example)
         for name, side in zip(sides, weights, strict=False):
             counts["tokens"][name] += len(side)

@@ -14,6 +14,7 @@ from stages.method.rewards import (
     pair_loss,
     selected_rewards,
     sequence_kl,
+    token_log_ratios,
     weighted_mean,
     weighted_sum,
 )
@@ -169,6 +170,20 @@ def rrhf(logps_RW: Tensor, batch: Weighted, *, sft_weight: float, kl_weight: flo
     terms = anchors(logps_RW, batch, sft_weight=0.0, kl_weight=kl_weight)
     terms["sft_loss"] = (sft_weight, -weighted_sum(logps_RW, batch).chunk(2)[0])
     return pair_loss((rejected_B - chosen_B).relu(), chosen_B, rejected_B, **terms)
+
+
+def regress(logps_RW: Tensor, batch: Weighted, *, scale: float) -> PairLoss:
+    """sum over all tokens of both responses of (log pi - log pi_ref - scale * score)^2, score 0 where not selected
+
+    What the policy is to become, pi_ref * exp(scale * score), is said token by token: nothing is compared, and what is
+    not selected is held where it was. A token's weight multiplies its score. The rewards are log-ratios of responses.
+    """
+    if batch.scores_RW is None:
+        raise ValueError("this objective needs the score of every token")
+    ratios_RW = token_log_ratios(logps_RW, batch)
+    errors_RW = ratios_RW - scale * batch.weights_RW * batch.scores_RW
+    chosen_loss_B, rejected_loss_B = errors_RW.square().sum(-1).chunk(2)
+    return pair_loss(chosen_loss_B + rejected_loss_B, *ratios_RW.sum(-1).chunk(2))
 
 
 def sft(logps_RW: Tensor, batch: Weighted) -> PairLoss:

@@ -40,6 +40,13 @@ def selected_rewards(logps_RW: Tensor, batch: Weighted, *, gamma: float, anchor_
     return gamma * sums_R / batch.weights_RW.sum(-1)
 
 
+def token_log_ratios(logps_RW: Tensor, batch: Weighted) -> Tensor:
+    """log pi_theta(y_i) - log pi_ref(y_i) at every token of a response, selected or not, (R, W), 0 elsewhere."""
+    if batch.reference_RW is None:
+        raise ValueError("this loss needs the reference's log-prob of every token")
+    return logps_RW - batch.reference_RW
+
+
 def sequence_kl(batch: Weighted) -> Tensor:
     """KL from the reference, summed over the weighted tokens, (R,)."""
     return weighted_sum(_kl(batch), batch)

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
 from stages.training.metrics import read_metrics
-from stages.types import ReferenceSums
+from stages.types import PairLogps, PerToken, ReferenceSums
 from tests import reference
 from tests.conftest import masked, random_pairs, tiny_gpt2, tiny_llama
 
@@ -201,6 +202,28 @@ def test_a_head_in_bfloat16_has_its_gradient_summed_in_float32(monkeypatch):
     kl_from_reference(*(each.log_softmax(-1) for each in logits)).sum().backward()
     error = (half[0].grad.double() - exact[0].grad).abs() / exact[0].grad.abs().clamp(min=1)
     assert error.max() < 2**-8 * 1.1
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_what_is_known_of_every_token_stands_at_its_token(packs):
+    """Ids as reference log-probs, their negatives as scores, and one selected token a response: all tokens are needed."""
+    examples = []
+    for example in SELECTED:
+        ids = PairLogps(*(part.astype(np.float32) for part in example.pair[2:]))
+        examples.append(example._replace(per_token=PerToken(ids, PairLogps(-ids.chosen, -ids.rejected))))
+    [group] = make_groups(examples, 10_000, packs=packs)
+    batch = make_batch([examples[index] for index in group], CPU, packs=packs)
+    if packs:
+        expected = torch.zeros_like(batch.weights_RW).flatten()
+        expected[batch.places_N] = batch.targets_N.float()
+        expected = expected.view_as(batch.weights_RW)
+    else:
+        expected = (batch.ids_RT * batch.needed_RW).float()
+    assert int(batch.needed_RW.sum()) == sum(len(ids) for example in examples for ids in example.pair[2:])
+    assert int((batch.weights_RW != 0).sum()) == 2 * len(examples)
+    torch.testing.assert_close(batch.reference_RW, expected, rtol=0, atol=0)
+    torch.testing.assert_close(batch.scores_RW, -expected, rtol=0, atol=0)
+    assert make_groups(examples, 30, packs=packs) == make_groups(SELECTED, 30, packs=packs, every_token=True)
 
 
 def test_a_budget_counts_every_token_that_is_read():

@@ -31,6 +31,7 @@ OPTIONS = {
     "cpo": {"beta": 0.5, "sft_weight": 0.4, "kl_weight": 0.9},
     "slic": {"margin": 2.0, "sft_weight": 0.4, "kl_weight": 0.9},
     "r-dpo": {"beta": 0.5, "alpha": 0.3},
+    "regress": {"scale": 0.7},
 }
 """pairwise objective -> a value of every option, none of them its default"""
 
@@ -38,16 +39,18 @@ OPTIONS = {
 def batch_of(chosen, rejected, every_token=False):
     """logps and batch of one pair of `Side`s, with two prompt places before and padding after the shorter response."""
     width = 2 + max(len(chosen.logps), len(rejected.logps))
-    logps, weights, kl = torch.zeros(3, 2, width)
+    logps, weights, kl, theirs, scores = torch.zeros(5, 2, width)
     read = torch.zeros(2, width, dtype=torch.bool)
     for r, side in enumerate((chosen, rejected)):
         places = slice(2, 2 + len(side.logps))
         logps[r, places] = torch.tensor(side.logps)
         weights[r, places] = torch.tensor(side.weights)
         kl[r, places] = torch.tensor(side.kl)
+        theirs[r, places] = torch.tensor(side.reference)
+        scores[r, places] = torch.tensor(side.scores)
         read[r, places] = True if every_token else weights[r, places] != 0
     sums = torch.tensor([reference.total(side.reference, side.weights) for side in (chosen, rejected)])
-    return logps, Batch(None, None, weights, sums, read, kl)
+    return logps, Batch(None, None, weights, sums, read, kl, theirs, scores)
 
 
 def selected(logps, places):
@@ -59,12 +62,12 @@ CASES = {
     "right": (Side([-0.5, -0.25, -0.3]), Side([-2.0, -1.5, -4.0, -3.0])),
     "with a reference": (Side(CHOSEN, [-1.5, -2.5, -1.0, -3.0], kl=[0.1, 0.0, 0.4, 2.0]), Side(REJECTED, [-1.0] * 3, kl=[0.3, 0.2, 1.0])),
     "selected": (
-        Side(CHOSEN, [-1.5, -2.5, -1.0, -3.0], [1.0, 0.0, 1.0, 0.0], [0.1, 0.5, 0.4, 2.0]),
-        Side(REJECTED, [-1.0, -0.5, -2.0], [0.0, 1.0, 1.0], [0.3, 0.2, 1.0]),
+        Side(CHOSEN, [-1.5, -2.5, -1.0, -3.0], [1.0, 0.0, 1.0, 0.0], [0.1, 0.5, 0.4, 2.0], [0.3, 0.1, -0.2, 0.9]),
+        Side(REJECTED, [-1.0, -0.5, -2.0], [0.0, 1.0, 1.0], [0.3, 0.2, 1.0], [-0.4, 0.2, 0.6]),
     ),
     "weighted": (
-        Side(CHOSEN, [-1.5, -2.5, -1.0, -3.0], [0.5, 0.0, 2.0, 3.0], [0.1, 0.5, 0.4, 2.0]),
-        Side(REJECTED, [-1.0, -0.5, -2.0], [0.1, 1.0, 1.5], [0.3, 0.2, 1.0]),
+        Side(CHOSEN, [-1.5, -2.5, -1.0, -3.0], [0.5, 0.0, 2.0, 3.0], [0.1, 0.5, 0.4, 2.0], [0.3, 0.1, -0.2, 0.9]),
+        Side(REJECTED, [-1.0, -0.5, -2.0], [0.1, 1.0, 1.5], [0.3, 0.2, 1.0], [-0.4, 0.2, 0.6]),
     ),
 }  # fmt: skip
 
@@ -98,6 +101,7 @@ DEFAULTS = {
     "cpo": {"beta": 0.1, "sft_weight": 1.0, "kl_weight": 0.0},
     "slic": {"margin": 1.0, "sft_weight": 1.0, "kl_weight": 0.0},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
+    "regress": {"scale": 1.0},
     "sft": {},
 }
 
@@ -144,6 +148,18 @@ def test_orpo_by_hand():
     assert loss.loss_B.item() == pytest.approx(math.log(2) - 0.5 * math.log(0.8), rel=1e-6)
 
 
+def test_regress_by_hand():
+    """Log-ratios 0.5 and -1, scores 1 and 2, scale 0.5, the second token not selected: (0.5 - 0.5)^2 + (-1 - 0)^2; of
+    the rejected one 0.25 and score -0.5: (0.25 + 0.25)^2. It is 0 where the policy is what the scores say."""
+    chosen = Side([-1.0, -3.0], [-1.5, -2.0], [1.0, 0.0], scores=[1.0, 2.0])
+    logps, batch = batch_of(chosen, Side([-2.0], [-2.25], scores=[-0.5]), every_token=True)
+    loss = OBJECTIVES["regress"].load()(logps, batch, scale=0.5)
+    assert loss.loss_B.item() == pytest.approx(1.25)
+    assert loss.metrics["chosen_reward"].item() == pytest.approx(-0.5)
+    reached = batch.reference_RW + 0.5 * batch.weights_RW * batch.scores_RW
+    assert OBJECTIVES["regress"].load()(reached, batch, scale=0.5).loss_B.item() == 0.0
+
+
 def test_tdpo_by_hand():
     """Log-ratios 0; KL 3 of chosen, 1 of rejected; beta 0.5: delta = -1, so sigmoid(1), and with alpha 0.5 sigmoid(0.5)."""
     logps, batch = batch_of(Side([-1.0, -1.0], [-1.0, -1.0], kl=[1.0, 2.0]), Side([-2.0], [-2.0], kl=[1.0]))
@@ -183,6 +199,7 @@ REWARDS = {
     "dpo": (0.1 * -6.5, 0.1 * -4.25), "ipo": (0.1 * -1.625, 0.1 * -4.25 / 3), "r-dpo": (0.1 * -6.5, 0.1 * -4.25),
     "tdpo": (0.1 * -6.5, 0.1 * -4.25), "tdpo1": (0.1 * (-6.5 + 2), 0.1 * (-4.25 + 1.5)), "rrhf": (-1.875, -19 / 12),
     "orpo": (-0.1875, -0.1 * 19 / 12), "cpo": (-0.75, -0.475), "slic": (-7.5, -4.75),
+    "regress": (-6.5, -4.25),
 }  # fmt: skip
 
 
@@ -264,7 +281,11 @@ def test_the_scale_of_weights_is_void_where_it_cancels(name):
     """All weights three times as large, of policy and reference: only sums see it, and their objectives take soft_k."""
     one, other = (
         batch_of(
-            *(Side(s.logps, s.reference, [k * weight for weight in s.weights], s.kl) for s in CASES["weighted"]), True
+            *(
+                Side(s.logps, s.reference, [k * weight for weight in s.weights], s.kl, s.scores)
+                for s in CASES["weighted"]
+            ),
+            True,
         )
         for k in (1.0, 3.0)
     )
