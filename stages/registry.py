@@ -40,6 +40,8 @@ class Rule(NamedTuple):
     """option -> its default"""
     needs: tuple[str, ...] = ()
     """of "start_logps", "weights" """
+    every_token: bool = False
+    """whether every token has a weight"""
     whole_data: bool = False
     """whether what it takes of a pair depends on the other pairs"""
 
@@ -79,14 +81,14 @@ RULES: Final = {
         Rule("oracle", _RATIOS | {"authors_rule": False}),
         Rule("inverted", _RATIOS | {"authors_rule": False}),
         Rule("random", _RATIOS | {"authors_rule": False}),
-        Rule("all", {}),
+        Rule("all", {}, every_token=True),
         Rule("earliest", _RATIOS),
         Rule("latest", _RATIOS),
         Rule("confidence", _RATIOS, needs=("start_logps",)),
         Rule("symmetric", _RATIOS, whole_data=True),
         Rule("dataset-share", _RATIOS, whole_data=True),
         Rule("threshold", {"threshold": 0.0}),
-        Rule("soft", {"soft_k": 1.0, "soft_mu": 1.0, "soft_low": -0.5, "soft_high": 1.5}),
+        Rule("soft", {"soft_k": 1.0, "soft_mu": 1.0, "soft_low": -0.5, "soft_high": 1.5}, every_token=True),
         Rule("auto", {"auto_share": 0.8}),
         Rule("column", {}, needs=("weights",)),
     )

@@ -21,6 +21,7 @@ from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Forward, Reference
 from stages.logprobs.paths import find_paths
 from stages.method.examples import make_examples
+from stages.method.rewards import held
 from stages.method.selection import RuleInputs
 from stages.models.adapters import base_name
 from stages.models.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, usable_length
@@ -54,6 +55,7 @@ from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless
 from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
+from stages.training.step import Objective
 from stages.training.training_mode import refuse_impossible
 from stages.types import CausalLM, Example, PairLogps, ScoredPair, Tokenizer
 
@@ -177,7 +179,7 @@ def _compute(
     last = fit(
         trainee.model,
         examples,
-        partial(entry.load(), **config.objective_options),
+        _objective(config),
         config,
         phase=config.objective,
         folder=work.folder,
@@ -216,6 +218,13 @@ def _select(
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
     return examples, counts
+
+
+def _objective(config: PolicyConfig) -> Objective:
+    objective = partial(OBJECTIVES[config.objective].load(), **config.objective_options)
+    if not config.is_held:
+        return objective
+    return partial(held, objective, kl_selected=config.kl_selected, kl_unselected=config.kl_unselected)
 
 
 def _reference_forward(job: PolicyJob, trainee: Trainee) -> Forward:

@@ -116,6 +116,19 @@ def test_anchors_by_their_slow_selves(world, chat_folder, other, tmp_path, name)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_held_tokens_by_their_slow_selves(world, chat_folder, other, tmp_path):
+    options = {"kl_selected": 0.3, "kl_unselected": 0.7}
+    expected = []
+    for pair in sides(world, chat_folder, other, "oracle"):
+        loss = reference.sepo(*pair, gamma=2.1, margin=0.5)
+        for side in pair:
+            for ours, theirs, weight in zip(side.logps, side.reference, side.weights, strict=True):
+                loss += (0.3 if weight else 0.7) * (ours - theirs) ** 2 / 2
+        expected.append(loss)
+    found = first_loss(world, chat_folder, tmp_path, reference_model=str(other), **options)
+    assert found == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 def test_without_another_one_the_start_is_the_reference(world, chat_folder, tmp_path):
     """DPO begins at ln 2, an anchored margin at -log sigmoid(-margin), the KL at 0."""
     assert first_loss(world, chat_folder, tmp_path, objective="dpo") == pytest.approx(np.log(2), abs=1e-5)
@@ -337,6 +350,8 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
         ({"reference_model": "m"}, "reference_model is not used by objective sepo as it is set; dpo, ipo, r-dpo, tdpo1, tdpo, regress have"),
         ({"reference_model": "m", "kl_weight": 0.0}, "reference_model is not used"),
         ({"select": "soft", "soft_low": 3.0}, "soft_low must be at most soft_high, got 3.0 and 1.5"),
+        ({"objective": "simpo", "kl_unselected": 1.0}, "kl_unselected changes nothing: select all takes every token; kl_selected"),
+        ({"objective": "sft", "kl_selected": 1.0}, "kl_selected and kl_unselected are for pairwise objectives, not sft"),
         ({"objective": "simop"}, r"got 'simop' \(did you mean simpo"),
         ({"select": "orcle"}, r"got 'orcle' \(did you mean oracle"),
         ({"objective": "xyzzy"}, r"got 'xyzzy'$"),
@@ -356,7 +371,8 @@ def test_an_option_that_changes_nothing_has_no_default_to_claim():
 
 
 @pytest.mark.parametrize(
-    "given", [{"anchor_margin": True}, {"kl_weight": 0.1}, {"objective": "ipo"}, {"objective": "tdpo1"}]
+    "given",
+    [{"anchor_margin": True}, {"kl_weight": 0.1}, {"kl_unselected": 1.0}, {"objective": "ipo"}, {"objective": "tdpo1"}],
 )
 def test_a_reference_may_be_named_where_something_is_measured_from_it(given):
     assert PolicyConfig(reference_model="m", **given).reference_model == "m"

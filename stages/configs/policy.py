@@ -37,11 +37,16 @@ class ObjectiveOptions(OptimizerConfig):
     kl_weight: Annotated[float | None, Option(METHOD, limit=limits.not_negative)] = None
     """Weight of KL(policy || reference) over the whole vocabulary, a mean over all response tokens, beside a loss that
     has no reference."""
+    kl_selected: Annotated[float, Option(METHOD, limit=limits.not_negative)] = 0.0
+    """Weight of half the squared log-ratio to the reference, an estimate of KL that needs no second model, summed over
+    the selected tokens of both responses, beside the loss."""
+    kl_unselected: Annotated[float, Option(METHOD, limit=limits.not_negative)] = 0.0
+    """The same of the tokens that are not selected: the policy stays there where the reference is."""
     anchor_margin: Annotated[bool, Option(METHOD)] = False
     """Count the log-probs of selected tokens from the reference's."""
     reference_model: Annotated[str | None, Option(METHOD, "FOLDER|NAME", content=False)] = None
-    """Model that objectives with a reference (such as dpo), --anchor-margin and --kl-weight measure from; without it,
-    the one the policy starts from."""
+    """Model that objectives with a reference (such as dpo), --anchor-margin and the --kl options measure from; without
+    it, the one the policy starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +68,14 @@ class PolicyConfig(shared.RuleOptions, ObjectiveOptions):
     def needs(self) -> frozenset[str]:
         """What has to be there beside the policy: reference (log-probs), per_token, kl, start_logps, weights."""
         needs = {*OBJECTIVES[self.objective].needs, *RULES[self.rule].needs}
-        return frozenset(
-            needs | ({"reference"} if self.anchor_margin else set()) | ({"kl"} if self.kl_weight else set())
-        )
+        needs |= {"reference"} if self.anchor_margin else set()
+        needs |= {"kl"} if self.kl_weight else set()
+        return frozenset(needs | ({"reference", "per_token"} if self.is_held else set()))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether single tokens are held at the reference."""
+        return bool(self.kl_selected or self.kl_unselected)
 
     @property
     def objective_options(self) -> dict[str, Any]:
@@ -94,9 +104,15 @@ class PolicyConfig(shared.RuleOptions, ObjectiveOptions):
         faults += self._rule_faults(self.rule)
         void = [name for name in OBJECTIVES[self.objective].void if self._given(name) and name in self.rule_options]
         faults += [f"{name} changes nothing of objective {self.objective}" for name in void]
+        if self.is_held and OBJECTIVES[self.objective].chosen_only:
+            faults.append(f"kl_selected and kl_unselected are for pairwise objectives, not {self.objective}")
+        if self.kl_unselected and RULES[self.rule].every_token:
+            faults.append(
+                f"kl_unselected changes nothing: select {self.rule} takes every token; kl_selected holds them"
+            )
         if self.reference_model and not self.needs & {"reference", "kl"}:
             faults.append(
                 f"reference_model is not used by objective {self.objective} as it is set;"
-                f" {shared.have(measuring())} one, and so have anchor_margin and kl_weight"
+                f" {shared.have(measuring())} one, and so have anchor_margin, kl_weight, kl_selected and kl_unselected"
             )
         return faults

@@ -6,6 +6,8 @@ the weight of a token that takes no part is 0. Sums and means run over the weigh
 the response.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -84,6 +86,34 @@ def anchors(
         chosen_B, rejected_B = (_kl(batch).sum(-1) / batch.needed_RW.sum(-1)).chunk(2)
         terms["kl"] = (kl_weight, (chosen_B + rejected_B) / 2)
     return terms
+
+
+def held(
+    objective: Callable[[Tensor, Weighted], PairLoss],
+    logps_RW: Tensor,
+    batch: Weighted,
+    *,
+    kl_selected: float,
+    kl_unselected: float,
+) -> PairLoss:
+    """A pairwise objective, and what holds the policy at the reference: weights of terms, 0 leaves one out.
+
+    A term is half the squared log-ratio of each token, summed over the (un)selected tokens of both responses: to second
+    order, and on average over tokens that the reference draws, KL from the reference; it needs no second model.
+    """
+    loss = objective(logps_RW, batch)
+    halves_RW = token_log_ratios(logps_RW, batch).square() / 2
+    selected_RW = batch.weights_RW != 0
+    loss_B, metrics = loss.loss_B, dict(loss.metrics)
+    for name, weight, of_RW in (
+        ("kl_selected", kl_selected, selected_RW),
+        ("kl_unselected", kl_unselected, ~selected_RW),
+    ):
+        if weight:
+            chosen_B, rejected_B = (halves_RW * of_RW).sum(-1).chunk(2)
+            metrics[name] = (chosen_B + rejected_B).detach()
+            loss_B = loss_B + weight * (chosen_B + rejected_B)
+    return PairLoss(loss_B, metrics)
 
 
 def _kl(batch: Weighted) -> Tensor:

@@ -1,11 +1,13 @@
 """Every objective by hand and against the slow obvious truth; a new one is a row in `OPTIONS`."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from stages.method.objectives import sft
+from stages.method.rewards import held
 from stages.registry import OBJECTIVES
 from stages.types import Batch
 from tests import reference
@@ -158,6 +160,18 @@ def test_regress_by_hand():
     assert loss.metrics["chosen_reward"].item() == pytest.approx(-0.5)
     reached = batch.reference_RW + 0.5 * batch.weights_RW * batch.scores_RW
     assert OBJECTIVES["regress"].load()(reached, batch, scale=0.5).loss_B.item() == 0.0
+
+
+def test_what_holds_the_policy_by_hand():
+    """Log-ratios 0.5, 0.5, 0.5, -1 (selected: the first and the third) and -2, 0.25, 0.5 (the last two): halves of the
+    squares are 0.125 + 0.125 and 0.03125 + 0.125 where selected, 0.125 + 0.5 and 2 elsewhere; padding counts nothing."""
+    logps, batch = batch_of(*CASES["selected"], every_token=True)
+    alone = dpo(logps, batch, beta=0.5)
+    for weights, more in (((2.0, 0.0), 0.8125), ((0.0, 3.0), 7.875), ((2.0, 3.0), 8.6875)):
+        loss = held(partial(dpo, beta=0.5), logps, batch, kl_selected=weights[0], kl_unselected=weights[1])
+        assert loss.loss_B.item() == pytest.approx(alone.loss_B.item() + more, rel=1e-6)
+        assert loss.metrics["reward_margin"] == alone.metrics["reward_margin"]
+    assert [loss.metrics[name].item() for name in ("kl_selected", "kl_unselected")] == pytest.approx([0.40625, 2.625])
 
 
 def test_tdpo_by_hand():
