@@ -49,6 +49,9 @@ COMMANDS: Final = (
         PIPELINE,
         "--model runs/policy --model simpo=runs/simpo --reference-model P --dataset held-out.jsonl",
     ),
+    Command(
+        "generate", configs.GenerateConfig, PIPELINE, "--model runs/policy --benchmark ifeval --output-dir runs/answers"
+    ),
     Command("report", configs.ReportConfig, PIPELINE, "runs/scores runs/oracle runs/policy --output report.html"),
     Command("cache", configs.CacheConfig, PIPELINE, "prune --older-than 30"),
     Command("cut-model", configs.CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),

@@ -13,6 +13,7 @@ from stages.configs.fields import column_names as column_names
 from stages.configs.fields import is_remote as is_remote
 from stages.configs.fields import module_names as module_names
 from stages.configs.fields import worker_numbers as worker_numbers
+from stages.configs.generation import GenerateConfig as GenerateConfig
 from stages.configs.option import Config as Config
 from stages.configs.option import Declared as Declared
 from stages.configs.option import content_defaults as content_defaults

@@ -77,6 +77,11 @@ def answers_name(index: int) -> str:
     return f"answers-{index:05d}.parquet"
 
 
+def journal_name(index: int) -> str:
+    """Of the journal of a shard that is not whole yet."""
+    return f"answers-{index:05d}.partial.jsonl"
+
+
 def is_answers(name: str) -> bool:
     """Whether a file's name is that of such a shard."""
     return re.fullmatch(r"answers-\d{5,}\.parquet", name) is not None
@@ -91,7 +96,9 @@ def write_answers(place: Place, name: str, answers: list[Answer], fingerprint: s
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # A column that nothing of ours reads may hold a date, or half of a surrogate pair.
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_answers(place: Place, name: str, remedy: str) -> Iterator[Answer]:

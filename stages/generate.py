@@ -1,0 +1,268 @@
+"""`sepo generate`: models answer prompts, a benchmark's or others.
+
+    prompts --> shards of questions --> an engine --> a journal --> answers-00000.parquet ... --> official files
+
+The unit of work is a shard: all answers of one model to a few questions. What is asked in it, and in which order, is
+decided by the prompts and the settings alone, so that neither kills nor the number of workers change a byte.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from stages.benchmarks.benchmark import Benchmark
+from stages.benchmarks.registry import BENCHMARKS
+from stages.configs import GenerateConfig
+from stages.data.read import dataset_hash, read_rows, refuse_changed
+from stages.devices.precision import refuse_useless
+from stages.devices.processes import Worker, join_processes, this_worker
+from stages.errors import SepoError
+from stages.generation.engines import (
+    AnsweringModel,
+    find_models,
+    open_engine,
+    refuse_unsafe_names,
+    refuse_without_template,
+)
+from stages.generation.journal import Journal
+from stages.generation.questions import Question, QuestionCounts, count_questions, read_questions
+from stages.generation.shard import RequestSettings, answer_shard
+from stages.generation.tally import AnswerTally, read_rate, tallied, write_timing
+from stages.reporting import Reporter, Summary, Task
+from stages.store.answers import DAMAGED, Answer, answers_name, journal_name, read_answers, write_answers
+from stages.store.files import write_text, writing
+from stages.store.manifest import Input
+from stages.store.place import place_of
+from stages.store.run import Run, open_stage
+from stages.store.shards import own_shard
+
+STAGE: Final = "generate"
+NEXT_STEPS: Final = "next-steps.md"
+_TEMPERATURE: Final = 1.0
+_TOP_P: Final = 1.0
+_MAX_NEW_TOKENS: Final = 1024
+
+
+class Piece(NamedTuple):
+    """A unit of work."""
+
+    model: str
+    shard: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, from the output folder."""
+        return f"{self.model}/{answers_name(self.shard)}"
+
+
+class GenerateJob(NamedTuple):
+    """What is known before the output folder is opened."""
+
+    config: GenerateConfig
+    reporter: Reporter
+    worker: Worker
+    device: torch.device
+    benchmark: Benchmark | None
+    prompts: str
+    counts: QuestionCounts
+    settings: RequestSettings
+    models: dict[str, AnsweringModel]
+    inputs: dict[str, Input]
+
+    def questions(self) -> Iterator[Question]:
+        """All that is asked, as a stream."""
+        return _questions(self.benchmark, self.prompts)
+
+    def pieces(self) -> list[Piece]:
+        """All there is to do, of all workers."""
+        return [Piece(name, shard) for name in self.models for shard in range(len(self.counts.answers))]
+
+
+def run(config: GenerateConfig, reporter: Reporter) -> Summary:
+    """Have all prompts answered, or this worker's share; shards that are there already are kept."""
+    job = _check(config, reporter)
+    # What a benchmark decides where nobody else does; of `temperature` it is the usual one, since prompts may differ.
+    resolved = {name: getattr(job.settings, name) for name in ("usual_temperature", "top_p", "max_new_tokens")}
+    with open_stage(
+        STAGE, config, job.inputs, reporter=reporter, workers=job.worker.workers, settings=resolved
+    ) as work:
+        if work.finished:
+            return work.nothing_to_do("answers")
+        _compute(job, work)
+        return _write(job, work)
+
+
+def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
+    """The prompts, all of them, and the models, as far as that needs no weights."""
+    accelerator = join_processes()
+    refuse_useless(config.precision, accelerator.device)
+    refuse_unsafe_names(config.models)
+    benchmark = BENCHMARKS[config.benchmark] if config.benchmark else None
+    settings = _settings(config, benchmark)
+    with accelerator.main_process_first():
+        prompts = config.prompts or str(_published(benchmark))
+        inputs = {"prompts": Input(prompts, dataset_hash(prompts), data=True)}
+    counts = count_questions(lambda: _questions(benchmark, prompts), config.shard_size)
+    if benchmark is not None:
+        deviation = benchmark.deviation(_questions(benchmark, prompts))
+        if deviation:
+            reporter.warn(deviation)
+    # What the first process has hashed, the others find in the cache.
+    with accelerator.main_process_first():
+        models = find_models(config, reporter)
+    refuse_without_template(models, counts, reporter)
+    refuse_changed(prompts, inputs["prompts"].hash)
+    for name, model in models.items():
+        inputs |= {f"model {name}": model.weights} | ({f"tokenizer {name}": model.tokens} if model.tokens else {})
+    worker = this_worker(accelerator, config.worker)
+    job = (config, reporter, worker, accelerator.device, benchmark, prompts, counts, settings, models, inputs)
+    return GenerateJob(*job)
+
+
+def _published(benchmark: Benchmark | None) -> Path:
+    assert benchmark is not None
+    return benchmark.prompts()
+
+
+def _questions(benchmark: Benchmark | None, prompts: str) -> Iterator[Question]:
+    if benchmark is None:
+        return read_questions(prompts)
+    return benchmark.questions((row.where, row.columns) for row in read_rows(prompts))
+
+
+def _settings(config: GenerateConfig, benchmark: Benchmark | None) -> RequestSettings:
+    """What was asked for, else the benchmark's own, else ours."""
+    usual = benchmark.decoding if benchmark else None
+    temperature = usual.temperature if usual else _TEMPERATURE
+    top_p = config.top_p or (usual.top_p if usual else _TOP_P)
+    max_new_tokens = config.max_new_tokens or (usual.max_new_tokens if usual else _MAX_NEW_TOKENS)
+    if config.temperature is None and not temperature and config.samples > 1 and usual:
+        raise SepoError(
+            f"{config.samples} samples at temperature 0, which is usual for {config.benchmark}, would be alike",
+            hint="give --temperature 1, or leave out --samples",
+        )
+    return RequestSettings(config.temperature, temperature, top_p, max_new_tokens, config.samples, config.seed)
+
+
+def _compute(job: GenerateJob, work: Run) -> None:
+    """Fill this worker's shards that are not there, whole, yet."""
+    pieces, config = job.pieces(), job.config
+    mine = [pieces[index] for index in job.worker.share(len(pieces))]
+    missing = [piece for piece in mine if not _is_there(work, piece)]
+    job.reporter.say(
+        f"{job.counts.questions:,} prompts = {len(job.counts.answers):,} shards of up to {config.shard_size:,}"
+    )
+    if len(missing) < len(mine):
+        job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+    total = sum(job.counts.answers[piece.shard] for piece in missing) * config.samples
+    with job.reporter.task("generate", total, "answers") as task:
+        for model in job.models.values():
+            wanted = {piece.shard for piece in missing if piece.model == model.name}
+            if wanted:
+                _answer(job, work, model, wanted, task)
+    refuse_changed(job.prompts, job.inputs["prompts"].hash)
+
+
+def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int], task: Task) -> None:
+    """One model's answers, shard by shard; one shard is in memory at a time."""
+    folder = work.folder / model.name
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    with open_engine(model, job.config, job.device, job.reporter) as engine:
+        for shard, questions in _shards(job.questions(), job.config.shard_size, wanted):
+            started = time.monotonic()
+            with Journal(folder / journal_name(shard), work.fingerprint) as journal:
+                replayed = job.config.engine != "openai"
+                answers = answer_shard(questions, engine, job.settings, journal, replayed=replayed, task=task)
+                work.refuse_if_lost()
+                write_answers(place_of(folder), answers_name(shard), answers, work.fingerprint)
+                write_timing(folder, shard, journal.tokens, time.monotonic() - started)
+                journal.remove()
+
+
+def _shards(questions: Iterable[Question], size: int, wanted: set[int]) -> Iterator[tuple[int, list[Question]]]:
+    """The questions of each shard that is wanted, in order."""
+    stream = iter(questions)
+    for shard in range(max(wanted) + 1):
+        part = list(itertools.islice(stream, size))
+        if shard in wanted:
+            yield shard, part
+
+
+def _is_there(work: Run, piece: Piece) -> bool:
+    return own_shard(place_of(work.folder / piece.model), answers_name(piece.shard), work.fingerprint) is not None
+
+
+def _write(job: GenerateJob, work: Run) -> Summary:
+    """Where the shards of all workers are there, write the official files and finish the run."""
+    missing = [piece.name for piece in job.pieces() if not _is_there(work, piece)]
+    if work.finished_by_another():
+        return work.nothing_to_do("answers")
+    if missing:
+        return _unfinished(job, work, missing)
+    tallies = {name: tallied(_answers(job, work, name)) for name in job.models}
+    official, steps, warnings = _official(job, work)
+    warnings = [each for name, tally in tallies.items() for each in tally.warnings(name)] + warnings
+    for warning in warnings:
+        job.reporter.warn(warning)
+    rates = {name: read_rate(work.folder / name) for name in job.models}
+    models = {
+        name: {"model": model.source, "hash": model.weights.hash, "tokens_per_second": rates[name]}
+        | {"counts": tallies[name].as_json()}
+        for name, model in job.models.items()
+    }
+    work.finish(
+        files=[piece.name for piece in job.pieces()] + official,
+        device=str(job.config.base_url or job.device),
+        benchmark=job.config.benchmark,
+        counts={"questions": job.counts.questions, "samples": job.config.samples},
+        models=models,
+        warnings=warnings,
+    )
+    return _summary(work, tallies, rates, official, steps, warnings)
+
+
+def _answers(job: GenerateJob, work: Run, model: str) -> Iterator[Answer]:
+    for shard in range(len(job.counts.answers)):
+        yield from read_answers(place_of(work.folder / model), answers_name(shard), DAMAGED)
+
+
+def _official(job: GenerateJob, work: Run) -> tuple[list[str], str, list[str]]:
+    """Write what the benchmark's own tools read: the names of the files, how to go on, and what to be warned of."""
+    if job.benchmark is None:
+        return [], "", []
+    files, warnings = [], []
+    for name in job.models:
+        written = job.benchmark.write_files(work.folder, name, _answers(job, work, name))
+        files += written.files
+        warnings += written.warnings
+    steps = job.benchmark.next_steps(work.folder, [*job.models])
+    write_text(work.folder / NEXT_STEPS, steps.text)
+    return [*files, *steps.files, NEXT_STEPS], steps.text, warnings
+
+
+def _summary(
+    work: Run,
+    tallies: dict[str, AnswerTally],
+    rates: dict[str, float | None],
+    files: list[str],
+    steps: str,
+    warnings: list[str],
+) -> Summary:
+    rows = [(name, tally.in_words(rates[name])) for name, tally in tallies.items()]
+    # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
+    rows += [("warning", warning) for warning in warnings]
+    rows += [("file", work.place.at(name)) for name in files]
+    rows += [("next" * (not number), line) for number, line in enumerate(steps.strip().split("\n")) if steps]
+    return Summary(f"answers in {work.place}", rows, every_process=True)
+
+
+def _unfinished(job: GenerateJob, work: Run, missing: list[str]) -> Summary:
+    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+    title = f"worker {job.worker} done; {len(missing):,} shards of others are missing in {work.place}"
+    rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
+    return Summary(title, rows, every_process=True)

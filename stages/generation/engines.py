@@ -1,0 +1,116 @@
+"""The models that answer, found and checked before their weights are read, and the engine that runs one."""
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from stages.configs import GenerateConfig
+from stages.data.template_arguments import given_arguments
+from stages.devices.extras import refuse_without
+from stages.devices.memory import move_model
+from stages.devices.precision import products, weights_of
+from stages.errors import SepoError
+from stages.generation.engine import GenerationEngine
+from stages.generation.questions import QuestionCounts
+from stages.models.folders import load_model, load_tokenizer, model_hash
+from stages.models.named import named_models, split_names
+from stages.reporting import Reporter, printable
+from stages.store.files import hash_json
+from stages.store.manifest import Input
+from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import tokenizer_fingerprint
+from stages.types import Tokenizer
+
+_SAFE: Final = re.compile(r"[A-Za-z0-9_][\w.+@-]{0,99}", re.ASCII)
+_TAKEN: Final = ("alpaca_eval", "config", "data", "ifeval")
+"""folders of official files, beside those of the models"""
+
+
+class AnsweringModel(NamedTuple):
+    """A model that answers: a folder, or a name on a server."""
+
+    name: str
+    """of its folder of answers, and in official files"""
+    source: str
+    """its folder, or its name on the server"""
+    weights: Input
+    tokens: Input | None
+    """its tokenizer; None on a server"""
+    tokenizer: Tokenizer | None
+
+
+def refuse_unsafe_names(items: Iterable[str]) -> None:
+    """Names of models become names of folders and files, of other people's tools too."""
+    for name in split_names(items):
+        if not _SAFE.fullmatch(name) or name in _TAKEN:
+            why = "is the name of a folder of official files" if name in _TAKEN else "cannot be the name of a file"
+            raise SepoError(
+                f"the model name {printable(name)[:100]!r} {why}",
+                hint="give --model NAME=FOLDER, with a NAME of letters, digits and ._+@-",
+            )
+
+
+def find_models(config: GenerateConfig, reporter: Reporter) -> dict[str, AnsweringModel]:
+    """The models by name, without their weights."""
+    if config.engine == "openai":
+        refuse_without("openai", "--engine openai", "openai")
+        return {name: _served(name, model, config) for name, model in split_names(config.models).items()}
+    if config.engine == "vllm":
+        refuse_without("vllm", "--engine vllm", "vllm")
+    folders = named_models(config.models, reporter)
+    return {name: _local(name, folder, config, reporter) for name, folder in folders.items()}
+
+
+def _served(name: str, model: str, config: GenerateConfig) -> AnsweringModel:
+    # What stands behind the name is the server's secret.
+    weights = Input(str(config.base_url), hash_json([config.base_url, model]))
+    return AnsweringModel(name, model, weights, None, None)
+
+
+def _local(name: str, folder: Path, config: GenerateConfig, reporter: Reporter) -> AnsweringModel:
+    tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
+    weights = Input(str(folder), model_hash(folder))
+    return AnsweringModel(name, str(folder), weights, Input(str(folder), tokenizer_fingerprint(tokenizer)), tokenizer)
+
+
+def refuse_without_template(models: dict[str, AnsweringModel], counts: QuestionCounts, reporter: Reporter) -> None:
+    """Without a chat template there is no way to say more than one turn; one turn is given as plain text."""
+    for name, model in models.items():
+        if model.tokenizer is None or model.tokenizer.chat_template:
+            continue
+        if counts.needs_template is not None:
+            raise SepoError(
+                f"{name} has no chat template, and row {counts.needs_template:,} of the prompts has several turns",
+                hint="take a model with a chat template: one that was trained to answer",
+            )
+        reporter.warn(f"{name} has no chat template: it is given the prompts as plain text, to go on with")
+
+
+@contextmanager
+def open_engine(
+    model: AnsweringModel, config: GenerateConfig, device: torch.device, reporter: Reporter
+) -> Iterator[GenerationEngine]:
+    """The engine that answers for a model, ready to be asked."""
+    if config.engine == "openai":
+        module = importlib.import_module("stages.generation.openai_engine")
+        url = str(config.base_url)
+        yield module.OpenAIEngine(url, model.source, concurrency=config.concurrency, reporter=reporter)
+        return
+    assert model.tokenizer is not None
+    encoder = Encoder(model.tokenizer, given_arguments(config.chat_template_kwargs))
+    if encoder.ignored_arguments:
+        unknown = ", ".join(encoder.ignored_arguments)
+        reporter.warn(f"{model.name}'s chat template does not know {unknown}: --chat-template-kwargs changes nothing")
+    module = importlib.import_module("stages.generation.transformers_engine")
+    weights = load_model(
+        Path(model.source), trust_remote_code=config.trust_remote_code, dtype=weights_of(config.precision)
+    )
+    with products(config.precision):
+        yield module.TransformersEngine(
+            move_model(weights, device), encoder, max_tokens=config.max_tokens_per_device, device=device
+        )
