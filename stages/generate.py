@@ -47,7 +47,7 @@ _TOP_P: Final = 1.0
 _MAX_NEW_TOKENS: Final = 1024
 
 
-class Piece(NamedTuple):
+class WorkUnit(NamedTuple):
     """A unit of work."""
 
     model: str
@@ -77,9 +77,9 @@ class GenerateJob(NamedTuple):
         """All that is asked, as a stream."""
         return _questions(self.benchmark, self.prompts)
 
-    def pieces(self) -> list[Piece]:
+    def units(self) -> list[WorkUnit]:
         """All there is to do, of all workers."""
-        return [Piece(name, shard) for name in self.models for shard in range(len(self.counts.answers))]
+        return [WorkUnit(name, shard) for name in self.models for shard in range(len(self.counts.answers))]
 
 
 def run(config: GenerateConfig, reporter: Reporter) -> Summary:
@@ -150,18 +150,18 @@ def _settings(config: GenerateConfig, benchmark: Benchmark | None) -> RequestSet
 
 def _compute(job: GenerateJob, work: Run) -> None:
     """Fill this worker's shards that are not there, whole, yet."""
-    pieces, config = job.pieces(), job.config
-    mine = [pieces[index] for index in job.worker.share(len(pieces))]
-    missing = [piece for piece in mine if not _is_there(work, piece)]
+    units, config = job.units(), job.config
+    mine = [units[index] for index in job.worker.share(len(units))]
+    missing = [unit for unit in mine if not _is_there(work, unit)]
     job.reporter.say(
         f"{job.counts.questions:,} prompts = {len(job.counts.answers):,} shards of up to {config.shard_size:,}"
     )
     if len(missing) < len(mine):
         job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
-    total = sum(job.counts.answers[piece.shard] for piece in missing) * config.samples
+    total = sum(job.counts.answers[unit.shard] for unit in missing) * config.samples
     with job.reporter.task("generate", total, "answers") as task:
         for model in job.models.values():
-            wanted = {piece.shard for piece in missing if piece.model == model.name}
+            wanted = {unit.shard for unit in missing if unit.model == model.name}
             if wanted:
                 _answer(job, work, model, wanted, task)
     refuse_changed(job.prompts, job.inputs["prompts"].hash)
@@ -193,13 +193,13 @@ def _shards(questions: Iterable[Question], size: int, wanted: set[int]) -> Itera
             yield shard, part
 
 
-def _is_there(work: Run, piece: Piece) -> bool:
-    return own_shard(place_of(work.folder / piece.model), answers_name(piece.shard), work.fingerprint) is not None
+def _is_there(work: Run, unit: WorkUnit) -> bool:
+    return own_shard(place_of(work.folder / unit.model), answers_name(unit.shard), work.fingerprint) is not None
 
 
 def _write(job: GenerateJob, work: Run) -> Summary:
     """Where the shards of all workers are there, write the official files and finish the run."""
-    missing = [piece.name for piece in job.pieces() if not _is_there(work, piece)]
+    missing = [unit.name for unit in job.units() if not _is_there(work, unit)]
     if work.finished_by_another():
         return work.nothing_to_do("answers")
     if missing:
@@ -216,7 +216,7 @@ def _write(job: GenerateJob, work: Run) -> Summary:
         for name, model in job.models.items()
     }
     work.finish(
-        files=[piece.name for piece in job.pieces()] + official,
+        files=[unit.name for unit in job.units()] + official,
         device=str(job.config.base_url or job.device),
         benchmark=job.config.benchmark,
         counts={"questions": job.counts.questions, "samples": job.config.samples},
