@@ -53,6 +53,7 @@ COMMANDS: Final = (
         "generate", configs.GenerateConfig, PIPELINE, "--model runs/policy --benchmark ifeval --output-dir runs/answers"
     ),
     Command("report", configs.ReportConfig, PIPELINE, "runs/scores runs/oracle runs/policy --output report.html"),
+    Command("pair", configs.PairConfig, PIPELINE, "runs/answers --oracle runs/oracle --output pairs.jsonl"),
     Command("cache", configs.CacheConfig, PIPELINE, "prune --older-than 30"),
     Command("cut-model", configs.CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),
     Command(

@@ -18,25 +18,24 @@ from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
-from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import Interval, implicit_margin, preference_accuracy
-from stages.models.folders import load_tokenizer, model_hash, resolve_model, usable_length
+from stages.models.folders import usable_length
 from stages.models.quantization import quantized
-from stages.models.scorer import Models, Scorer
+from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
 from stages.store.logps import KnownLogps, read_logps
-from stages.store.manifest import Input, read_manifest
+from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.store.scores import is_sound
 from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
-from stages.tokens.fingerprint import tokenizer_inputs, tokenizer_section, vocabulary_hash, vocabulary_size
+from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.types import Tokenizer, TokenPair
 
 STAGE: Final = "score"
@@ -73,29 +72,12 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
 
 
 def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
-    """The models and their common tokenizer: a score is a difference at one and the same id."""
     accelerator = join_processes()
     refuse_useless(config.precision, accelerator.device)
-    names = (str(config.oracle_model), str(config.reference_model))
-    if config.oracle:
-        read_manifest(Path(config.oracle), "train-oracle", "run `sepo train-oracle` first, or let it finish")
-        names = (str(Path(config.oracle) / "oracle"), str(Path(config.oracle) / "reference"))
-    models = Models(*(resolve_model(name, reporter) for name in names))
-    tokenizer = load_tokenizer(models.oracle, trust_remote_code=config.trust_remote_code, reporter=reporter)
-    reference = load_tokenizer(models.reference, trust_remote_code=config.trust_remote_code)
-    if vocabulary_hash(tokenizer) != vocabulary_hash(reference):
-        raise SepoError(
-            f"oracle and reference do not share a token->id map ({len(tokenizer):,} and {len(reference):,} tokens)",
-            hint="score with the reference that the oracle was trained from",
-        )
+    models, tokenizer = find_models(config, reporter)
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
-        inputs = {
-            "oracle": Input(str(models.oracle), model_hash(models.oracle)),
-            "reference": Input(str(models.reference), model_hash(models.reference)),
-            **tokenizer_inputs(str(models.oracle), tokenizer),
-            "dataset": Input(config.dataset, dataset_hash(config.dataset)),
-        }
+        inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
     worker = this_worker(accelerator, config.worker)
     return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs)
 

@@ -20,6 +20,7 @@ from stages.configs.option import content_defaults as content_defaults
 from stages.configs.option import content_settings as content_settings
 from stages.configs.option import declared as declared
 from stages.configs.option import is_several as is_several
+from stages.configs.pairs import PairConfig as PairConfig
 from stages.configs.policy import PolicyConfig as PolicyConfig
 from stages.configs.report import ReportConfig as ReportConfig
 from stages.configs.scores import CacheConfig as CacheConfig

@@ -41,6 +41,14 @@ new_file: Limit = (
     lambda x: 0 < len(os.fsencode(os.path.basename(x))) <= 200 and x not in (".", ".."),
     "a file, whose name has at most 200 bytes",
 )
+jsonl_file: Limit = (
+    lambda x: new_file[0](x) and x.endswith(".jsonl") and os.path.basename(x) != ".jsonl",
+    "a file whose name ends in .jsonl and has at most 200 bytes",
+)
+verifier: Limit = (
+    lambda x: re.fullmatch(r"[\w-]+|\w+(\.\w+)*:\w+", x) is not None,
+    "a verifier's name, or like my_module:my_function",
+)
 worker: Limit = (
     lambda x: 1 <= worker_numbers(x)[0] <= worker_numbers(x)[1],
     "like 3/16: its number, from 1, and how many there are",

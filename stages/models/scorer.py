@@ -1,20 +1,22 @@
 """Oracle and reference, loaded once, as a function from pairs to scores."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-from stages.configs import ScoreConfig
 from stages.devices.memory import move_model
 from stages.devices.precision import products, weights_of
+from stages.errors import SepoError
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.adapters import is_adapter, put_on
-from stages.models.folders import base_folder, load_model
+from stages.models.folders import base_folder, load_model, load_tokenizer, model_hash, resolve_model
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import KnownLogps
-from stages.types import CausalLM, PairLogps, ScoredPair, TokenPair
+from stages.store.manifest import Input, read_manifest
+from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_hash
+from stages.types import CausalLM, PairLogps, ScoredPair, Tokenizer, TokenPair
 
 
 class Models(NamedTuple):
@@ -24,11 +26,54 @@ class Models(NamedTuple):
     reference: Path
 
 
+class OracleOptions(Protocol):
+    """What a command that scores has among its options."""
+
+    @property
+    def oracle(self) -> str | None: ...
+    @property
+    def oracle_model(self) -> str | None: ...
+    @property
+    def reference_model(self) -> str | None: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def trust_remote_code(self) -> bool: ...
+    @property
+    def max_tokens_per_device(self) -> int: ...
+
+
+def find_models(config: OracleOptions, reporter: Reporter) -> tuple[Models, Tokenizer]:
+    """The models that the options name and their common tokenizer: a score is a difference at one and the same id."""
+    names = (str(config.oracle_model), str(config.reference_model))
+    if config.oracle:
+        read_manifest(Path(config.oracle), "train-oracle", "run `sepo train-oracle` first, or let it finish")
+        names = (str(Path(config.oracle) / "oracle"), str(Path(config.oracle) / "reference"))
+    models = Models(*(resolve_model(name, reporter) for name in names))
+    tokenizer = load_tokenizer(models.oracle, trust_remote_code=config.trust_remote_code, reporter=reporter)
+    reference = load_tokenizer(models.reference, trust_remote_code=config.trust_remote_code)
+    if vocabulary_hash(tokenizer) != vocabulary_hash(reference):
+        raise SepoError(
+            f"oracle and reference do not share a token->id map ({len(tokenizer):,} and {len(reference):,} tokens)",
+            hint="score with the reference that the oracle was trained from",
+        )
+    return models, tokenizer
+
+
+def scorer_inputs(models: Models, tokenizer: Tokenizer) -> dict[str, Input]:
+    """What decides the scores of given text, as inputs of a run."""
+    return {
+        "oracle": Input(str(models.oracle), model_hash(models.oracle)),
+        "reference": Input(str(models.reference), model_hash(models.reference)),
+        **tokenizer_inputs(str(models.oracle), tokenizer),
+    }
+
+
 class Scorer:
     """Scores pairs. A model is loaded when it is first needed: a reference whose log-probs are all known, never."""
 
     def __init__(
-        self, models: Models, config: ScoreConfig, device: torch.device, known: KnownLogps | None, reporter: Reporter
+        self, models: Models, config: OracleOptions, device: torch.device, known: KnownLogps | None, reporter: Reporter
     ) -> None:
         self.models = models
         self._config = config

@@ -130,6 +130,15 @@ class AnswerFolder(NamedTuple):
         """The names of the models that answered."""
         return list(self.manifest["models"])
 
+    def count(self, model: str) -> int:
+        """How many answers there are of a model; 0 where a shard does not say."""
+        shards = [self.folder / model / answers_name(index) for index in range(self.manifest["shards"])]
+        try:
+            return sum(pq.read_metadata(shard).num_rows for shard in shards)
+        except (OSError, pa.ArrowException):
+            # Whoever reads it will tell what is wrong.
+            return 0
+
     def answers(self, model: str) -> Iterator[Answer]:
         """All answers of a model, by question, sample and turn; one shard is in memory at a time."""
         for name in self.manifest["files"]:

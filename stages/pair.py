@@ -1,0 +1,216 @@
+"""`sepo pair`: preference pairs of a model's own samples, the best against the worst answer to each prompt.
+
+    sepo generate --samples 8 --> answers --> a reward for each --> best and worst --> NAME.jsonl, a data set
+
+All samples answer the same first prompt of a question. What a model was asked later, after an answer of its own, no
+other sample was asked: later turns are left out, and counted.
+"""
+
+import importlib.util
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from stages.configs import PairConfig, content_defaults, content_settings
+from stages.data.read import dataset_hash
+from stages.data.template_arguments import given_arguments
+from stages.devices.precision import refuse_useless
+from stages.devices.processes import join_processes, refuse_several
+from stages.errors import SepoError
+from stages.generation.best_and_worst import Chosen, PairCounts, Reward, best_and_worst, by_prompt, usable
+from stages.generation.rankings import (
+    GivenRanking,
+    OracleRanking,
+    Ranking,
+    VerifierRanking,
+    load_verifier,
+    read_rewards,
+)
+from stages.models.folders import usable_length
+from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
+from stages.reporting import Reporter, Summary, printable
+from stages.store.answers import Answer, AnswerFolder
+from stages.store.files import hash_file
+from stages.store.manifest import Input, identity_of, made_just_now, read_manifest
+from stages.store.pairs import claim_pairs, manifest_of, write_pairs
+from stages.tokens.encode import Encoder
+from stages.types import Tokenizer
+
+STAGE: Final = "pair"
+ANSWERS_AT_ONCE: Final = 512
+"""that are ranked together"""
+VERIFIERS: Final = {
+    "ifeval": "stages.benchmarks.ifeval_verifier:strict",
+    "ifeval-loose": "stages.benchmarks.ifeval_verifier:loose",
+}
+
+
+class PairJob(NamedTuple):
+    """What is known before the output is claimed."""
+
+    config: PairConfig
+    reporter: Reporter
+    device: torch.device
+    answers: AnswerFolder
+    inputs: dict[str, Input]
+    oracle: tuple[Models, Tokenizer] | None
+
+
+@dataclass
+class Tally:
+    """What is said of the pairs at the end: sums over them."""
+
+    counts: PairCounts = field(default_factory=PairCounts)
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, pair: Chosen) -> None:
+        self.counts.kept += 1
+        self.sums["chosen_reward"] += pair.chosen_reward
+        self.sums["rejected_reward"] += pair.rejected_reward
+        self.sums["chosen_characters"] += len(pair.chosen.text)
+        self.sums["rejected_characters"] += len(pair.rejected.text)
+
+    def means(self) -> dict[str, float]:
+        """Over the pairs; at least one is there."""
+        return {name: total / self.counts.kept for name, total in self.sums.items()}
+
+
+def run(config: PairConfig, reporter: Reporter) -> Summary:
+    """Rank what is usable, and write a pair for each prompt that has one."""
+    started = time.monotonic()
+    job = _check(config, reporter)
+    output, defaults = Path(config.output).expanduser(), content_defaults(PairConfig)
+    identity = identity_of(STAGE, content_settings(job.config), job.inputs, defaults)
+    found = claim_pairs(output, identity, job.inputs, defaults=defaults, overwrite=config.overwrite)
+    if found is not None:
+        return Summary(f"pairs in {output}", [("already finished", str(manifest_of(output)))], fresh=False)
+    ranking, tally = _load(job), Tally()
+
+    def manifest() -> dict[str, Any]:
+        made_by = made_just_now(str(job.device), started)
+        return identity | {"counts": tally.counts.as_json(), "results": tally.means(), "made_by": made_by}
+
+    write_pairs(output, _compute(job, ranking, tally), manifest)
+    return _summarise(job, output, tally)
+
+
+def _check(config: PairConfig, reporter: Reporter) -> PairJob:
+    """The answers, and whatever ranks them."""
+    accelerator = join_processes()
+    refuse_several(accelerator, STAGE)
+    folder = Path(config.answers).expanduser()
+    answers = AnswerFolder(folder, read_manifest(folder, "generate", "run `sepo generate` first, or let it finish"))
+    config = replace(config, model=_model(config, answers))
+    inputs = {"answers": Input(config.answers, str(answers.manifest["fingerprint"]), data=True)}
+    oracle = None
+    if config.verifier:
+        load_verifier(config.verifier, VERIFIERS)
+        inputs |= _code_of(config.verifier)
+    elif config.rewards:
+        inputs["rewards"] = Input(config.rewards, dataset_hash(config.rewards), data=True)
+    else:
+        refuse_useless(config.precision, accelerator.device)
+        oracle = find_models(config, reporter)
+        inputs |= scorer_inputs(*oracle)
+    return PairJob(config, reporter, accelerator.device, answers, inputs, oracle)
+
+
+def _model(config: PairConfig, answers: AnswerFolder) -> str:
+    names = ", ".join(map(printable, answers.models))
+    if config.model is None and len(answers.models) > 1:
+        raise SepoError(f"{config.answers} has answers of {names}", hint="say whose make the pairs: --model NAME")
+    if config.model is not None and config.model not in answers.models:
+        raise SepoError(f"{config.answers} has no answers of {config.model}", hint=f"it has those of {names}")
+    return config.model or answers.models[0]
+
+
+def _code_of(verifier: str) -> dict[str, Input]:
+    """The file of a verifier's module as an input, where it has one."""
+    spec = importlib.util.find_spec(VERIFIERS.get(verifier, verifier).partition(":")[0])
+    file = Path(spec.origin) if spec and spec.origin else None
+    return {"verifier": Input(str(file), hash_file(file))} if file and file.is_file() else {}
+
+
+def _load(job: PairJob) -> Ranking:
+    config = job.config
+    if config.verifier:
+        return VerifierRanking(config.verifier, load_verifier(config.verifier, VERIFIERS))
+    if config.rewards:
+        return GivenRanking(read_rewards(config.rewards, config.reward_column))
+    assert job.oracle is not None
+    models, tokenizer = job.oracle
+    trust = config.trust_remote_code
+    max_length = usable_length(models, config.max_length, trust_remote_code=trust, reporter=job.reporter)
+    scorer = Scorer(models, config, job.device, None, job.reporter)
+    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
+    return OracleRanking(scorer, encoder, max_length, per_token=config.per_token)
+
+
+def _compute(job: PairJob, ranking: Ranking, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The rows of the data set, each prompt's when it is ranked; a few prompts are in memory at a time."""
+    counts, config = tally.counts, job.config
+    model = str(config.model)
+    with job.reporter.task("rank", job.answers.count(model), "answers") as task:
+        for prompts in _several(by_prompt(job.answers.answers(model))):
+            candidates = [usable(answers, counts, keep_cut=config.keep_cut) for answers in prompts]
+            rewards = iter(ranking.rewards([*itertools.chain(*candidates)]))
+            for answers in candidates:
+                yield from _pair(answers, list(itertools.islice(rewards, len(answers))), config.min_gap, tally)
+            number = sum(map(len, prompts))
+            counts.prompts += len(prompts)
+            counts.answers += number
+            task.advance(number)
+    job.reporter.say(str(counts))
+    if not counts.kept:
+        raise SepoError(f"{config.answers}: no pair is left: {counts}", hint="sample more answers to each prompt")
+
+
+def _several(prompts: Iterator[list[Answer]]) -> Iterator[list[list[Answer]]]:
+    """The answers to some prompts together."""
+    batch: list[list[Answer]] = []
+    for answers in prompts:
+        batch.append(answers)
+        if sum(map(len, batch)) >= ANSWERS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _pair(answers: list[Answer], rewards: list[Reward], min_gap: float, tally: Tally) -> Iterator[dict[str, Any]]:
+    """The row of one prompt, if it has one; what has none is counted."""
+    known: list[tuple[Answer, float]] = []
+    for answer, reward in zip(answers, rewards, strict=True):
+        if isinstance(reward, str):
+            tally.counts.left_out[reward] += 1
+        else:
+            known.append((answer, reward))
+    pair = best_and_worst(known, min_gap)
+    if isinstance(pair, str):
+        tally.counts.dropped[pair] += 1
+    else:
+        tally.add(pair)
+        yield pair.as_row(known)
+
+
+def _summarise(job: PairJob, output: Path, tally: Tally) -> Summary:
+    counts, means = tally.counts, tally.means()
+    best, worst = means["chosen_reward"], means["rejected_reward"]
+    rows = [
+        ("pairs", f"{counts.kept:,} of {counts.prompts:,} prompts"),
+        *((f"no pair: {reason}", f"{count:,} prompts") for reason, count in counts.dropped.most_common()),
+        *((f"left out: {reason}", f"{count:,} answers") for reason, count in counts.left_out.most_common()),
+        ("mean reward", f"chosen {best:.3f}, rejected {worst:.3f}, gap {best - worst:.3f}"),
+        (
+            "mean length",
+            f"chosen {means['chosen_characters']:.0f}, rejected {means['rejected_characters']:.0f} characters",
+        ),
+        ("record", str(manifest_of(output))),
+    ]
+    return Summary(f"pairs in {output}", rows)
