@@ -35,9 +35,9 @@ from stages.generation.rankings import (
 from stages.models.folders import usable_length
 from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
 from stages.reporting import Reporter, Summary, printable
-from stages.store.answers import Answer, AnswerFolder
+from stages.store.answers import Answer, AnswerFolder, open_answers
 from stages.store.files import hash_file
-from stages.store.manifest import Input, identity_of, made_just_now, read_manifest
+from stages.store.manifest import Input, identity_of, made_just_now
 from stages.store.pairs import claim_pairs, manifest_of, write_pairs
 from stages.tokens.encode import Encoder
 from stages.types import Tokenizer
@@ -45,10 +45,7 @@ from stages.types import Tokenizer
 STAGE: Final = "pair"
 ANSWERS_AT_ONCE: Final = 512
 """that are ranked together"""
-VERIFIERS: Final = {
-    "ifeval": "stages.benchmarks.ifeval_verifier:strict",
-    "ifeval-loose": "stages.benchmarks.ifeval_verifier:loose",
-}
+VERIFIERS: Final[dict[str, str]] = {}
 
 
 class PairJob(NamedTuple):
@@ -104,8 +101,7 @@ def _check(config: PairConfig, reporter: Reporter) -> PairJob:
     """The answers, and whatever ranks them."""
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
-    folder = Path(config.answers).expanduser()
-    answers = AnswerFolder(folder, read_manifest(folder, "generate", "run `sepo generate` first, or let it finish"))
+    answers = open_answers(config.answers)
     config = replace(config, model=_model(config, answers))
     inputs = {"answers": Input(config.answers, str(answers.manifest["fingerprint"]), data=True)}
     oracle = None

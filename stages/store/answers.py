@@ -132,19 +132,20 @@ class AnswerFolder(NamedTuple):
 
     def count(self, model: str) -> int:
         """How many answers there are of a model; 0 where a shard does not say."""
-        shards = [self.folder / model / answers_name(index) for index in range(self.manifest["shards"])]
         try:
-            return sum(pq.read_metadata(shard).num_rows for shard in shards)
+            return sum(pq.read_metadata(self.folder / model / name).num_rows for name in self._shards(model))
         except (OSError, pa.ArrowException):
             # Whoever reads it will tell what is wrong.
             return 0
 
     def answers(self, model: str) -> Iterator[Answer]:
         """All answers of a model, by question, sample and turn; one shard is in memory at a time."""
-        for name in self.manifest["files"]:
-            owner, _, shard = name.partition("/")
-            if owner == model and is_answers(shard):
-                yield from read_answers(place_of(self.folder / model), shard, DAMAGED)
+        for name in self._shards(model):
+            yield from read_answers(place_of(self.folder / model), name, DAMAGED)
+
+    def _shards(self, model: str) -> list[str]:
+        parts = (name.partition("/") for name in self.manifest["files"])
+        return [name for owner, _, name in parts if owner == model and is_answers(name)]
 
 
 def open_answers(folder: str | Path) -> AnswerFolder:
