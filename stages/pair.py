@@ -6,17 +6,19 @@ All samples answer the same first prompt of a question. What a model was asked l
 other sample was asked: later turns are left out, and counted.
 """
 
-import importlib.util
 import itertools
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
+from stages.benchmarks.ifeval_verifier import open_verifier
 from stages.configs import PairConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
@@ -28,6 +30,7 @@ from stages.generation.rankings import (
     GivenRanking,
     OracleRanking,
     Ranking,
+    Verifier,
     VerifierRanking,
     load_verifier,
     read_rewards,
@@ -45,7 +48,8 @@ from stages.types import Tokenizer
 STAGE: Final = "pair"
 ANSWERS_AT_ONCE: Final = 512
 """that are ranked together"""
-VERIFIERS: Final[dict[str, str]] = {}
+IFEVAL: Final = {"ifeval": "strict", "ifeval-loose": "loose"}
+"""verifiers by name, and which of IFEval's two readings each takes"""
 
 
 class PairJob(NamedTuple):
@@ -106,7 +110,6 @@ def _check(config: PairConfig, reporter: Reporter) -> PairJob:
     inputs = {"answers": Input(config.answers, str(answers.manifest["fingerprint"]), data=True)}
     oracle = None
     if config.verifier:
-        load_verifier(config.verifier, VERIFIERS)
         inputs |= _code_of(config.verifier)
     elif config.rewards:
         inputs["rewards"] = Input(config.rewards, dataset_hash(config.rewards), data=True)
@@ -127,16 +130,32 @@ def _model(config: PairConfig, answers: AnswerFolder) -> str:
 
 
 def _code_of(verifier: str) -> dict[str, Input]:
-    """The file of a verifier's module as an input, where it has one."""
-    spec = importlib.util.find_spec(VERIFIERS.get(verifier, verifier).partition(":")[0])
-    file = Path(spec.origin) if spec and spec.origin else None
-    return {"verifier": Input(str(file), hash_file(file))} if file and file.is_file() else {}
+    """What decides what a verifier says, as far as that is known: a package's version, or the file of a module."""
+    if verifier in IFEVAL:
+        open_verifier()
+        return {"verifier": Input("lm_eval", version("lm_eval"))}
+    load_verifier(verifier, [*IFEVAL])
+    file = getattr(sys.modules[verifier.partition(":")[0]], "__file__", None)
+    return {"verifier": Input(file, hash_file(Path(file)))} if file else {}
+
+
+def _verifier(name: str) -> Verifier:
+    if name not in IFEVAL:
+        return load_verifier(name, [*IFEVAL])
+    verify = open_verifier()
+
+    def share(row: dict[str, Any], answer: str) -> float:
+        """Of the prompt's instructions, those that the answer follows."""
+        followed: list[bool] = getattr(verify(row, answer), IFEVAL[name])
+        return sum(followed) / len(followed)
+
+    return share
 
 
 def _load(job: PairJob) -> Ranking:
     config = job.config
     if config.verifier:
-        return VerifierRanking(config.verifier, load_verifier(config.verifier, VERIFIERS))
+        return VerifierRanking(config.verifier, _verifier(config.verifier))
     if config.rewards:
         return GivenRanking(read_rewards(config.rewards, config.reward_column))
     assert job.oracle is not None

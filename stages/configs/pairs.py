@@ -32,8 +32,8 @@ class PairConfig(Config):
     """Instead of --oracle: the model that the oracle was trained from."""
     verifier: Annotated[str | None, Option(REQUIRED, "NAME|MODULE:FUNCTION", limit=limits.verifier)] = None
     """Rank by a function of the prompt's row and the answer's text, function(row: dict, answer: str) -> float: one of
-    a module of your own, in this folder or installed, or ifeval: the share of its instructions that an answer
-    follows."""
+    a module of your own, in this folder or installed. Or ifeval, the share of IFEval's instructions that an answer
+    follows, and ifeval-loose, the same by its loose reading."""
     rewards: Annotated[str | None, Option(REQUIRED, "FILE", content=False)] = None
     """Rank by a file (JSON Lines, CSV, Parquet ...) with a row for each answer: question_id, sample (from 0), and its
     reward, such as a judge's grade."""

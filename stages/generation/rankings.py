@@ -4,7 +4,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import groupby
 from typing import Any, Final, Protocol
 
@@ -100,12 +100,11 @@ class GivenRanking:
         return [NO_REWARD if reward is None else reward for reward in found]
 
 
-def load_verifier(name: str, known: Mapping[str, str]) -> Verifier:
-    """The function that ``module:function``, or a known name for such, means."""
-    where = known.get(name, name)
-    if ":" not in where:
+def load_verifier(name: str, known: Collection[str]) -> Verifier:
+    """The function that ``module:function`` means. Args: known: names of others, for the hint."""
+    module, colon, function = name.partition(":")
+    if not colon:
         raise SepoError(f"there is no verifier {name}", hint=f"give {', '.join(known)}, or module:function of your own")
-    module, _, function = where.partition(":")
     # As `python -m` has it, and an installed program does not.
     sys.path.insert(0, os.getcwd())
     try:

@@ -1,12 +1,17 @@
 """IFEval's official verifier, on answers that were judged by hand, and what it needs."""
 
+import json
 import random
 import sys
 
 import pytest
 
+from stages import pair
 from stages.benchmarks.ifeval_verifier import open_verifier
+from stages.configs import PairConfig
 from stages.errors import SepoError
+from stages.reporting import Quiet
+from tests.test_pair import answer, answer_folder
 
 nltk = pytest.importorskip("nltk")
 pytest.importorskip("lm_eval")
@@ -123,3 +128,20 @@ def test_what_is_missing_is_named_with_what_brings_it(monkeypatch, sentences):
 def test_of_lm_eval_only_the_verifier_is_imported(verify):
     assert "lm_eval.tasks" not in sys.modules
     assert not [name for name in sys.modules if name.startswith("lm_eval.api")]
+
+
+def test_pairs_by_the_share_of_instructions_that_an_answer_follows(verify, tmp_path):
+    """The first answer to the second question has its comma in a line that the loose reading may leave out."""
+    asked = row(punctuation__no_comma={}, length_constraints__number_words={"relation": AT_LEAST, "num_words": 4})
+    texts = ["one, two", "one two three four", "one, two three four", "Well, here:\none two three four"]
+    answers = [answer(n // 3, n % 3, text)._replace(row=asked) for n, text in enumerate([*texts, texts[2]])]
+    folder = answer_folder(tmp_path / "answers", answers)
+
+    def rewards(name):
+        config = PairConfig(answers=str(folder), output=str(tmp_path / f"{name}.jsonl"), verifier=name)
+        pair.run(config, Quiet())
+        lines = map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines())
+        return [[each["reward"] for each in line["rewards"]] for line in lines]
+
+    assert rewards("ifeval") == [[0.0, 1.0, 0.5]]
+    assert rewards("ifeval-loose") == [[0.0, 1.0, 0.5], [1.0, 0.5]]
