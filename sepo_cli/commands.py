@@ -52,6 +52,7 @@ COMMANDS: Final = (
     Command(
         "generate", configs.GenerateConfig, PIPELINE, "--model runs/policy --benchmark ifeval --output-dir runs/answers"
     ),
+    Command("results", configs.ResultsConfig, PIPELINE, "runs/answers --output results.json"),
     Command("report", configs.ReportConfig, PIPELINE, "runs/scores runs/oracle runs/policy --output report.html"),
     Command("pair", configs.PairConfig, PIPELINE, "runs/answers --oracle runs/oracle --output pairs.jsonl"),
     Command("cache", configs.CacheConfig, PIPELINE, "prune --older-than 30"),

@@ -23,7 +23,7 @@ from stages.models.named import named_models
 from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, identity_of, made_just_now
-from stages.store.results import claim_results, write_results
+from stages.store.results import TABLES, claim_results, write_results
 from stages.tokens.dataset import refuse_recorded
 from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
 
@@ -40,8 +40,8 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     folders, inputs = _check(config, reporter)
     defaults = content_defaults(EvaluateConfig)
     identity = identity_of(STAGE, content_settings(config), inputs, defaults)
-    samples, overwrite = config.samples > 0, config.overwrite
-    finished = claim_results(config.output, identity, inputs, defaults=defaults, samples=samples, overwrite=overwrite)
+    tables, overwrite = TABLES[: 2 if config.samples else 1], config.overwrite
+    finished = claim_results(config.output, identity, inputs, defaults=defaults, tables=tables, overwrite=overwrite)
     if finished is not None:
         for model in finished["models"].values() if config.strict else ():
             refuse_recorded(model["counts"], str(config.dataset))

@@ -23,6 +23,7 @@ from stages.configs.option import is_several as is_several
 from stages.configs.pairs import PairConfig as PairConfig
 from stages.configs.policy import PolicyConfig as PolicyConfig
 from stages.configs.report import ReportConfig as ReportConfig
+from stages.configs.results import ResultsConfig as ResultsConfig
 from stages.configs.scores import CacheConfig as CacheConfig
 from stages.configs.scores import CheckConfig as CheckConfig
 from stages.configs.scores import CutModelConfig as CutModelConfig

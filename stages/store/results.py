@@ -29,6 +29,8 @@ Columns = Mapping[str, Any]
 TABLES: Final = ("pairs", "samples")
 REMEDY: Final = "choose another --output"
 _FINGERPRINT: Final = b"sepo.fingerprint"
+_HOLDS: Final = {"evaluate": "models", "results": "benchmarks"}
+"""by stage, where its report has its figures"""
 
 
 def claim_results(
@@ -37,18 +39,21 @@ def claim_results(
     inputs: Mapping[str, Input],
     *,
     defaults: Mapping[str, Any],
-    samples: bool,
+    tables: Sequence[str],
     overwrite: bool,
 ) -> dict[str, Any] | None:
     """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
 
     What is there and not an evaluation's, or another one's, is refused, and so is an input.
+
+    Args:
+        tables: those of `TABLES` that will be written beside it.
     """
     if output is None:
         return None
     path = _path(output)
-    tables = _tables(path)[: 2 if samples else 1]
-    for file in (path, *tables):
+    beside = [file for name, file in zip(TABLES, _tables(path), strict=True) if name in tables]
+    for file in (path, *beside):
         refuse_own_input_file(file, inputs, REMEDY)
     found = _load(path) if os.path.lexists(path) else None
     if found is not None and found.get("stage") != identity["stage"]:
@@ -61,7 +66,7 @@ def claim_results(
             f"{path} holds another evaluation: {'; '.join(differing)}",
             hint=f"{REMEDY}, or replace it with --overwrite",
         )
-    for table in tables:
+    for table in beside:
         made_by = _made_by(table)
         ours = made_by is not None and (overwrite or made_by == identity["fingerprint"])
         if os.path.lexists(table) and not ours and table.name not in (found or {}).get("files", {}):
@@ -72,23 +77,23 @@ def claim_results(
     return None
 
 
-def read_results(path: Path, remedy: str) -> dict[str, Any]:
-    """The report of a finished evaluation."""
+def read_results(path: Path, remedy: str, stages: tuple[str, ...] = ("evaluate",)) -> dict[str, Any]:
+    """The report that one of these stages wrote."""
     found = _load(path)
-    if found.get("stage") != "evaluate" or not isinstance(found.get("models"), dict):
+    if found.get("stage") not in stages or not isinstance(found.get(_HOLDS[str(found["stage"])]), (dict, list)):
         raise SepoError(f"{path} is no evaluation", hint=remedy)
     return found
 
 
-def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns]) -> None:
+def write_results(output: str, report: dict[str, Any], tables: Sequence[Columns] = ()) -> None:
     """Write a report, and each of `TABLES` as ``NAME.TABLE.parquet`` beside ``NAME.json``.
 
-    A table without columns is not written, and that of the report which is replaced is removed.
+    A table without columns is not written, and that of the report which is replaced is removed; without any, none is.
     """
     path = _path(output)
     before = _load(path).get("files", {})
     hashes = {}
-    for file, columns in zip(_tables(path), tables, strict=True):
+    for file, columns in zip(_tables(path), tables or [{}] * len(TABLES), strict=True):
         if columns:
             table = pa.table(dict(columns)).replace_schema_metadata({_FINGERPRINT: str(report["fingerprint"])})
             write_bytes(file, parquet_bytes(table))

@@ -1,0 +1,77 @@
+"""Several files that tell of the same answers, put together."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Final
+
+from stages.benchmarks.alpaca_results import BENCHMARK as ALPACA_EVAL
+from stages.benchmarks.judged import Judged, Subject
+from stages.benchmarks.mt_bench_results import BENCHMARK as MT_BENCH
+from stages.reporting import Reporter
+
+MOST_OF_A_LEADERBOARD: Final = 20
+"""rows; a longer one is a published one, of which only the models that answered here are shown"""
+
+
+def joined(judged: Iterable[Judged], answered: Collection[str], reporter: Reporter) -> list[Judged]:
+    """One `Judged` a subject.
+
+    Args:
+        answered: the models whose answers are here.
+    """
+    judged = _without_totals(list(judged))
+    boards = [each for each in judged if _is_row_of_leaderboard(each)]
+    found: dict[Subject, Judged] = {}
+    for each in (each for each in judged if not _is_row_of_leaderboard(each)):
+        before = found.get(each.subject)
+        found[each.subject] = each if before is None else _one(before, each, reporter)
+    hidden = 0
+    for board in boards:
+        rows = sum(each.source == board.source for each in boards)
+        subject = _subject_of(board, found.values())
+        if subject in found:
+            found[subject] = _one(found[subject], board, reporter)
+        elif rows <= MOST_OF_A_LEADERBOARD or subject.model in answered:
+            found[subject] = board._replace(subject=subject)
+        else:
+            hidden += 1
+    if hidden:
+        reporter.say(f"{hidden:,} other models of a leaderboard are not shown")
+    return [*found.values()]
+
+
+def _one(before: Judged, later: Judged, reporter: Reporter) -> Judged:
+    """What two files say of one subject: strict and loose; a figure of each prompt and one of all together."""
+    if not before.prompts or not later.prompts:
+        whole, part = (before, later) if before.prompts else (later, before)
+        stated = {name: each for name, each in part.stated.items() if name not in whole.figures}
+        return whole._replace(stated=whole.stated | stated)
+    if before.prompts == later.prompts and not {*before.figures} & {*later.figures}:
+        return before._replace(figures=before.figures | later.figures, counts=before.counts | later.counts)
+    reporter.warn(
+        f"{later.subject.model} was judged twice by {later.subject.judge}: {later.source} counts,"
+        f" and {before.source} does not"
+    )
+    return later
+
+
+def _is_row_of_leaderboard(judged: Judged) -> bool:
+    return judged.subject.benchmark == ALPACA_EVAL and not judged.prompts and not judged.subject.judge
+
+
+def _subject_of(board: Judged, others: Iterable[Judged]) -> Subject:
+    """Of a row of a leaderboard: who judged, and against whom, is the same in one folder, as far as that tells."""
+    folder = Path(board.source).parent
+    beside = {each.subject._replace(model="") for each in others if each.prompts and Path(each.source).parent == folder}
+    return (beside.pop() if len(beside) == 1 else board.subject)._replace(model=board.subject.model)
+
+
+def _without_totals(judged: list[Judged]) -> list[Judged]:
+    """Less nvidia's mean of scores that are here, below the same folder."""
+    there = {(Path(each.source).parent.parent, each.subject.judge) for each in judged if each.prompts}
+    return [
+        each
+        for each in judged
+        if each.prompts or each.subject.benchmark != MT_BENCH
+        or (Path(each.source).parent, each.subject.judge) not in there
+    ]  # fmt: skip
