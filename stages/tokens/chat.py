@@ -159,6 +159,34 @@ class ChatTemplate:
             _refuse_another_text(answer, text, self._format(arguments))
         return prompt_text, texts
 
+    def prompt(self, prompt: list[Message], arguments: Arguments = _NONE) -> str:
+        """The text that asks for an answer: what `split` says precedes an ordinary one.
+
+        Where the template does not go on from what it asks with (it may ask for thoughts), what it asks with. A
+        conversation that it refuses is an `UnusableError`.
+        """
+        try:
+            return self.split(prompt, [_ANSWER], arguments)[0]
+        except UnusableError as reason:
+            if str(reason) in {NO_SYSTEM, REFUSED}:
+                raise
+        try:
+            return self._render(prompt, arguments)
+        except RenderError as error:
+            raise UnusableError(REFUSED) from error
+
+    @property
+    def asks_by_line(self) -> bool:
+        """Whether answers begin on a line of their own."""
+        return self._formats[_key({})].before.endswith("\n")
+
+    @property
+    def written_before(self) -> str:
+        """The blank that the template puts between its generation prompt and an answer, which is not the answer's."""
+        form = self._formats[_key({})]
+        before = form.before.removeprefix(form.asked) if form.before.startswith(form.asked) else ""
+        return before[len(form.header) :]
+
     def _split(self, prompt: list[Message], answers: list[str], arguments: Arguments) -> tuple[str, list[str]]:
         asked = self._render(prompt, arguments)
         wholes = [self._render(prompt, arguments, answer) for answer in answers]

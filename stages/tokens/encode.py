@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.data.conversations import EMPTY_RESPONSE, UnusableError
+from stages.data.conversations import EMPTY_PROMPT, EMPTY_RESPONSE, UnusableError
 from stages.data.template_arguments import TOOLS, texts_of
 from stages.errors import SepoError
 from stages.store.files import hash_json
@@ -31,7 +31,7 @@ from stages.tokens.control import ControlTokens
 from stages.tokens.fingerprint import tokenizer_fingerprint
 from stages.tokens.offsets import PairOffsets, ResponseOffsets, response_offsets
 from stages.tokens.round_trip import RoundTrip
-from stages.types import Dropped, Ids, Pair, Tokenizer, TokenPair
+from stages.types import Dropped, Ids, Message, Pair, Tokenizer, TokenPair
 
 CONTROL: Final = "text spells a control token"
 NEEDS_TEMPLATE: Final = "several turns, but the tokenizer has no chat template"
@@ -131,6 +131,50 @@ class Encoder:
         encoded = [item if isinstance(item, Dropped) else self._encode(item) for item in rendered]
         self._ready.clear()
         return encoded
+
+    def prompt_ids(self, messages: list[Message]) -> Ids:
+        """The ids of a prompt alone, (P,): those it has in a pair. One that cannot be used is an `UnusableError`."""
+        if not messages or not messages[-1]["content"].strip():
+            raise UnusableError(EMPTY_PROMPT)
+        if any(self._control.spelled_in(turn["content"]) for turn in messages):
+            raise UnusableError(CONTROL)
+        if not self._template and len(messages) > 1:
+            raise UnusableError(NEEDS_TEMPLATE)
+        text = self._template.prompt(messages) if self._template else messages[0]["content"]
+        ids = self._tokenise(text)
+        self._ready.clear()
+        if not self._before + ids:
+            raise UnusableError(NO_PROMPT_IDS)
+        damage = self._round_trip.damage(ids, text)
+        if damage:
+            raise UnusableError(damage)
+        return np.array(self._before + ids, np.int32)
+
+    def answer_text(self, ids: Ids, *, ended: bool) -> str:
+        """What an answer says, without what the template writes around it.
+
+        Args:
+            ids: (A,), without what ended the answer.
+            ended: whether the answer is whole.
+        """
+        said = ids.tolist()
+        if not self._template:
+            return self._say(said)
+        # SentencePiece takes a blank from what is said first: right behind a marker, and wrong behind a newline.
+        before = self._newline[1] if self._template.asks_by_line else []
+        newline, text = self._say(before), self._say(before + said)
+        text = text.removeprefix(newline) if text.startswith(newline) else self._say(said)
+        text = text.removeprefix(self._template.written_before)
+        return text.removesuffix(self._written_behind) if ended else text
+
+    @property
+    def _written_behind(self) -> str:
+        """What the template writes between an answer and the token that ends it: all of it where that is no part."""
+        end = str(self._tokenizer.convert_ids_to_tokens(self.end_of_turn)) if self._ends else ""
+        return self._after.partition(end)[0] if end else self._after
+
+    def _say(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def offsets(self, pair: Pair) -> PairOffsets | Dropped:
         """The ids of a pair as `encode` makes them, and where in the text of its responses each of their tokens ends.

@@ -1,0 +1,75 @@
+"""The engine in this process: a model of transformers, asked in the words that training uses."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from stages.data.conversations import UnusableError
+from stages.generation.engine import Generated, Request
+from stages.logprobs.decode import Decoded, DecodeRequest, decode
+from stages.logprobs.paths import find_paths
+from stages.reporting import Quiet, Reporter
+from stages.tokens.encode import NO_ROOM, Encoder
+from stages.types import CausalLM, Ids
+
+
+class TransformersEngine:
+    """Answers requests, batched by length under a token budget.
+
+    The same sequence of requests gives the same bytes on the same machine. Only the ends that the model's
+    configurations name count of what they say about generation: no penalty, no temperature of their own.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        encoder: Encoder,
+        *,
+        max_tokens: int,
+        device: torch.device | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        """Args: max_tokens: of one batch, prompts and longest answers together; device: where the model is put."""
+        self._forward = find_paths(model.to(device) if device else model, reporter or Quiet())
+        model.eval()
+        self._encoder = encoder
+        self._max_tokens = max_tokens
+        self._positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._ends = frozenset(_ends_named(model)).union(() if encoder.end_of_turn is None else (encoder.end_of_turn,))
+
+    def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generated]]:
+        """Each request's index and its answer; at first those that have none, by their problem."""
+        asked: dict[int, DecodeRequest] = {}
+        for index, request in enumerate(requests):
+            try:
+                asked[index] = self._decode_request(request)
+            except UnusableError as reason:
+                yield index, Generated("", False, problem=str(reason))
+        order = list(asked)
+        found = decode(self._forward, list(asked.values()), ends=self._ends, max_tokens=self._max_tokens)
+        for place, decoded in found:
+            index = order[place]
+            yield index, self._generated(asked[index].prompt_ids, decoded)
+
+    def _decode_request(self, request: Request) -> DecodeRequest:
+        prompt_ids = self._encoder.prompt_ids(request.messages)
+        room = request.max_new_tokens
+        if self._positions is not None:
+            room = min(room, self._positions - len(prompt_ids))
+        if room < 1:
+            raise UnusableError(f"{NO_ROOM} in {self._positions:,} tokens")
+        return DecodeRequest(prompt_ids, request.temperature, request.top_p, room, request.seed)
+
+    def _generated(self, prompt_ids: Ids, decoded: Decoded) -> Generated:
+        said = decoded.answer_ids[:-1] if decoded.ended else decoded.answer_ids
+        text = self._encoder.answer_text(said, ended=decoded.ended)
+        return Generated(text, decoded.ended, prompt_ids, decoded.answer_ids, decoded.logps)
+
+
+def _ends_named(model: CausalLM) -> list[int]:
+    """What a model's configurations say that an answer ends with."""
+    ids: list[int] = []
+    for config in (model.config, getattr(model, "generation_config", None)):
+        named = getattr(config, "eos_token_id", None)
+        ids += named if isinstance(named, list) else [] if named is None else [named]
+    return ids

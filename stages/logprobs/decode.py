@@ -1,0 +1,222 @@
+"""Sampling answers from a model, many at a time, each with a seed of its own.
+
+    requests --> batches by length --> prefill --> a token a step and row, rows that end leave --> answers
+
+A batch is filled by length, longest first, up to a budget of tokens that its rows could come to have. Its rows are
+padded on the left; a row that ends leaves at once, and what is padding in all that are left goes with it. No row joins
+a batch: the columns it would be padded with cost more memory traffic than a smaller batch wastes.
+
+Which rows are computed together depends on the requests and the budget alone, so the same requests give the same
+answers to the last bit. Alone or in other company a row is rounded otherwise; its random numbers are the same.
+
+Shapes: ``R`` rows, ``T`` tokens (padding included), ``V`` vocabulary.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.devices.memory import enough_memory
+from stages.errors import SepoError
+from stages.logprobs.draw import draw
+from stages.logprobs.head import Head, find_head, own_head_in_float32
+from stages.logprobs.kv_cache import forgets_beginnings, keep_rows, make_cache
+from stages.logprobs.logps import Forward, keeps_logits
+from stages.types import CausalLM, Floats, Ids
+
+
+class DecodeRequest(NamedTuple):
+    """One answer that is wanted."""
+
+    prompt_ids: Ids
+    """(P,), at least one"""
+    temperature: float
+    """0: always the likeliest token"""
+    top_p: float
+    max_new_tokens: int
+    seed: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest answer."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+
+class Decoded(NamedTuple):
+    """One answer."""
+
+    answer_ids: Ids
+    """(A,), with the token that ended it if one did"""
+    logps: Floats
+    """(A,), nats, of the model's own distribution: before temperature and top-p"""
+    ended: bool
+    """False: cut at `max_new_tokens`"""
+
+
+@dataclass
+class _Row:
+    """An answer that is being written."""
+
+    index: int
+    request: DecodeRequest
+    tokens: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._generator = np.random.default_rng(self.request.seed)
+
+    def uniform(self) -> float:
+        return self._generator.random()
+
+    def decoded(self, ends: Collection[int]) -> Decoded:
+        return Decoded(np.array(self.tokens, np.int32), np.array(self.logps, np.float32), self.tokens[-1] in ends)
+
+
+def decode(
+    forward: Forward, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
+) -> Iterator[tuple[int, Decoded]]:
+    """The index and the answer of each request, as they are ready.
+
+    What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it.
+
+    Args:
+        forward: see `stages.logprobs.paths.find_paths`; the model is in eval mode.
+        ends: ids that end an answer.
+        max_tokens: of one batch: its rows times the most tokens that one of them may come to have. One request alone
+            may have more.
+    """
+    decoder = _Decoder(forward)
+    for group in _groups(requests, 1 if forward.alone else max_tokens):
+        yield from decoder.answers([_Row(index, requests[index]) for index in group], ends)
+
+
+def _groups(requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
+    """Indices of the requests of each batch. Longest first: memory runs out at once or never."""
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(requests)), key=lambda index: (-requests[index].longest, index)):
+        if room < 1:
+            groups.append([])
+            room = max(1, max_tokens // requests[index].longest)
+        groups[-1].append(index)
+        room -= 1
+    return groups
+
+
+class _Decoder:
+    """A model, ready to say what comes next."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self._model: CausalLM = forward.model
+        self._cache_name = _cache_name(self._model)
+        self._head: Head | None = None
+        if forward.chunked:
+            head = find_head(self._model)
+            self._head = head._replace(weight_VH=head.weight_VH.float())
+
+    def answers(self, rows: list[_Row], ends: Collection[int]) -> Iterator[tuple[int, Decoded]]:
+        """The answers of one batch."""
+        batch = _Rows(rows, self._model.device)
+        cache = make_cache(self._model.config)
+        ids_RT = batch.prompts()
+        while rows:
+            with enough_memory(*batch.size()):
+                tokens = self._next(rows, batch, ids_RT, cache)
+            done = [_is_done(row, ends) for row in rows]
+            yield from ((row.index, row.decoded(ends)) for row, ended in zip(rows, done, strict=True) if ended)
+            ids_RT = tokens[:, None]
+            if any(done) and not all(done):
+                left = [place for place, ended in enumerate(done) if not ended]
+                kept = torch.tensor(left, device=ids_RT.device)
+                keep_rows(cache, kept, batch.keep(kept, forgets=forgets_beginnings(cache)))
+                ids_RT = ids_RT[kept]
+            rows = [row for row, ended in zip(rows, done, strict=True) if not ended]
+
+    @torch.no_grad()
+    def _next(self, rows: list[_Row], batch: "_Rows", ids_RT: Tensor, cache: Any) -> Tensor:
+        """Append a token to every row; returns them, (R,)."""
+        with self._forward.context():
+            logits_RV = self._logits(batch.inputs(ids_RT) | {self._cache_name: cache, "use_cache": True})
+        uniform_R = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits_RV.device)
+        drawn = draw(logits_RV, batch.temperature_R, batch.top_p_R, uniform_R)
+        if not bool(drawn.logps_R.isfinite().all()):
+            raise SepoError(
+                "the model's log-probs are not finite",
+                hint="its training has diverged, or its weights are damaged: leave this model out",
+            )
+        for row, token, logp in zip(rows, drawn.tokens_R.tolist(), drawn.logps_R.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logps.append(logp)
+        return drawn.tokens_R
+
+    def _logits(self, inputs: dict[str, Any]) -> Tensor:
+        """What follows the last column, (R, V) float32."""
+        if self._head is not None:
+            return self._head.logits(self._model.base_model(**inputs).last_hidden_state[:, -1])
+        # By the model's own head: soft-capping and scaling are its own.
+        last = {"logits_to_keep": 1} if keeps_logits(self._model) else {}
+        with own_head_in_float32(self._model):
+            logits_RV: Tensor = self._model(**inputs, **last).logits[:, -1].float()
+        return logits_RV
+
+
+class _Rows:
+    """The tensors that go with the rows of a batch, and which columns are padding."""
+
+    def __init__(self, rows: list[_Row], device: torch.device) -> None:
+        self._device = device
+        self._rows = rows
+        lengths = [len(row.request.prompt_ids) for row in rows]
+        self._width = max(lengths)
+        self._padding_R = torch.tensor([self._width - length for length in lengths], device=device)
+        self.temperature_R = torch.tensor([row.request.temperature for row in rows], device=device)
+        self.top_p_R = torch.tensor([row.request.top_p for row in rows], device=device)
+
+    def prompts(self) -> Tensor:
+        """Padded on the left with id 0, which the attention mask hides, (R, T)."""
+        ids_RT = np.zeros((len(self._rows), self._width), np.int64)
+        for row, padded in zip(self._rows, ids_RT, strict=True):
+            padded[self._width - len(row.request.prompt_ids) :] = row.request.prompt_ids
+        self._width = 0
+        return torch.from_numpy(ids_RT).to(self._device)
+
+    def inputs(self, ids_RT: Tensor) -> dict[str, Tensor]:
+        """What a model is given for the columns that are new."""
+        columns_T = torch.arange(self._width + ids_RT.shape[1], device=self._device)
+        positions_RT = (columns_T[self._width :] - self._padding_R[:, None]).clamp(min=0)
+        self._width = len(columns_T)
+        attention_RT = (columns_T >= self._padding_R[:, None]).long()
+        return {"input_ids": ids_RT, "attention_mask": attention_RT, "position_ids": positions_RT}
+
+    def keep(self, kept: Tensor, *, forgets: bool) -> int:
+        """Only these rows; returns how many columns at the beginning, padding in all of them, go with the others."""
+        self._rows = [self._rows[place] for place in kept.tolist()]
+        self._padding_R, self.temperature_R, self.top_p_R = (
+            values_R[kept] for values_R in (self._padding_R, self.temperature_R, self.top_p_R)
+        )
+        start = int(self._padding_R.min()) if forgets else 0
+        self._padding_R = self._padding_R - start
+        self._width -= start
+        return start
+
+    def size(self) -> tuple[str, Any]:
+        """For whoever runs out of memory: in what, and what helps."""
+        tokens = len(self._rows) * max(row.request.longest for row in self._rows)
+        doing = f"answering {len(self._rows):,} prompts at once, of up to {tokens:,} tokens in total"
+        return doing, lambda: f"use --max-tokens-per-device {tokens // 2}, or fewer --max-new-tokens; the run goes on"
+
+
+def _cache_name(model: CausalLM) -> str:
+    """By which a model takes its cache; those of states alone have a name of their own."""
+    bare = getattr(model, "module", model)
+    return "cache_params" if "cache_params" in inspect.signature(bare.forward).parameters else "past_key_values"
+
+
+def _is_done(row: _Row, ends: Collection[int]) -> bool:
+    return row.tokens[-1] in ends or len(row.tokens) == row.request.max_new_tokens

@@ -1,0 +1,81 @@
+"""Answers decoded together are those that a model gives one prompt at a time."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from stages.logprobs.decode import DecodeRequest, decode
+from stages.logprobs.logps import response_logps
+from stages.logprobs.paths import find_paths
+from stages.reporting import Quiet
+from stages.types import TokenPair
+from tests.logprobs.zoo import VOCABULARY, tiny
+
+END = 7
+ROOMS = (12, 7, 20, 3, 16)
+"""of the answers to `PROMPTS`"""
+PROMPTS = [
+    np.random.default_rng(1).integers(0, VOCABULARY, length).astype(np.int32) for length in (9, 3, 5, 5, 14)
+]  # fmt: skip
+OTHER = np.array([0], np.int32)
+
+
+def asked(temperature=0.0, top_p=1.0, prompts=PROMPTS, rooms=ROOMS):
+    pairs = enumerate(zip(prompts, rooms, strict=True))
+    return [DecodeRequest(prompt, temperature, top_p, room, seed) for seed, (prompt, room) in pairs]
+
+
+def answers(model, requests, max_tokens=10**6, ends=(END,)):
+    found = dict(decode(find_paths(model, Quiet()), requests, ends=ends, max_tokens=max_tokens))
+    assert sorted(found) == [*range(len(requests))]
+    return [found[index] for index in range(len(requests))]
+
+
+def generated(model, prompt, room):
+    """What transformers answers to one prompt."""
+    how = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=END, pad_token_id=0)
+    ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gpt2, absolute positions",
+        "gemma3, a window of 4",
+        "granite, scaled logits",
+        "mamba, a state space",
+        "lfm2, a convolution",
+    ],
+)
+def test_the_likeliest_tokens_are_those_of_generate(family):
+    model = tiny(family)
+    expected = [generated(model, prompt, room) for prompt, room in zip(PROMPTS, ROOMS, strict=True)]
+    assert len({*map(len, expected)}) > 2
+    for max_tokens in (1, 60, 10**6):
+        found = answers(model, asked(), max_tokens)
+        assert [each.answer_ids.tolist() for each in found] == expected
+        assert [each.ended for each in found] == [ids[-1] == END for ids in expected]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3, a window of 4"])
+def test_log_probs_are_those_of_the_primitive(family):
+    """Of the model itself, at whatever temperature it was sampled."""
+    model = tiny(family)
+    found = answers(model, asked(temperature=0.7, top_p=0.9))
+    pairs = [TokenPair(n, PROMPTS[n], each.answer_ids, OTHER) for n, each in enumerate(found)]
+    [expected] = response_logps([find_paths(model, Quiet())], pairs, max_tokens=1000, device=model.device, task=Quiet())
+    for each, logps in zip(found, expected, strict=True):
+        np.testing.assert_allclose(each.logps, logps.chosen, atol=2e-5)
+
+
+def test_a_seed_gives_its_answer_in_any_company():
+    model = tiny("llama")
+    requests = asked(temperature=1.0)
+    found = [each.answer_ids.tolist() for each in answers(model, requests)]
+    for request, expected in zip(requests, found, strict=True):
+        assert [each.answer_ids.tolist() for each in answers(model, [request])] == [expected]
+    others = [request._replace(seed=request.seed + 1) for request in requests]
+    assert [each.answer_ids.tolist() for each in answers(model, others)] != found
