@@ -87,6 +87,7 @@ RULES: Final = {
         Rule("confidence", _RATIOS, needs=("start_logps",)),
         Rule("symmetric", _RATIOS, whole_data=True),
         Rule("dataset-share", _RATIOS, whole_data=True),
+        Rule("dataset-symmetric", _RATIOS, whole_data=True),
         Rule("threshold", {"threshold": 0.0}),
         Rule("soft", {"soft_k": 1.0, "soft_mu": 1.0, "soft_low": -0.5, "soft_high": 1.5}, every_token=True),
         Rule("auto", {"auto_share": 0.8}),

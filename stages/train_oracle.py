@@ -18,8 +18,9 @@ from accelerate.utils import gather_object
 from stages.configs import OracleConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
+from stages.devices.engines import gather_weights
 from stages.devices.memory import move_model
-from stages.devices.processes import gather_weights, join_processes
+from stages.devices.processes import join_processes
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
 from stages.logprobs.batches import whole
 from stages.logprobs.generate import stop_at
@@ -110,7 +111,7 @@ def run(config: OracleConfig, reporter: Reporter) -> Summary:
 def _check(config: OracleConfig, reporter: Reporter) -> OracleJob:
     accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
-    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_optimizer(config, accelerator.device, divided=accelerator.is_fsdp2)
     refuse_closed_hub(config.push_to_hub)
     folder = resolve_model(config.model_name, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)

@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 from accelerate import Accelerator
 
 from stages.configs import PolicyConfig
+from stages.devices.engines import gather_weights
 from stages.devices.memory import move_model
-from stages.devices.processes import gather_weights, join_processes
+from stages.devices.processes import join_processes
 from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.generate import stop_at
 from stages.logprobs.head import kl_from_reference, kl_of_reference
@@ -107,7 +108,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
 def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
     accelerator = join_processes(config.mixed_precision, config.report_to)
     refuse_impossible(config, accelerator.device)
-    refuse_useless_optimizer(config, accelerator.device)
+    refuse_useless_optimizer(config, accelerator.device, divided=accelerator.is_fsdp2)
     refuse_closed_hub(config.push_to_hub)
     scores = open_scores(config.scores)
     folder, trust = resolve_model(config.model_name, reporter), config.trust_remote_code

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from stages.configs import OptimizerConfig
-from stages.devices.processes import gather_weights, join_processes
+from stages.devices.engines import gather_weights
+from stages.devices.processes import join_processes
 from stages.logprobs import logps
 from stages.logprobs.batches import whole
 from stages.logprobs.logps import response_logps
@@ -39,6 +40,7 @@ SETTINGS = {
 }  # fmt: skip
 PAIRS = 11
 """steps of 5, 5 and 1: the last one leaves a second process idle"""
+HALF = {"mixed_precision": "bf16", "gradient_checkpointing": True}
 KILLED = {"save_steps": 1, "max_grad_norm": 0.1}
 
 
@@ -94,6 +96,8 @@ class Watch:
 
     def __init__(self, objective):
         self.gradients, self.micro_batches, self._objective, self._calls = [], [], objective, 0
+        self.logps = []
+        """the log-probs of every micro-batch"""
 
     def __enter__(self):
         self._handle = register_optimizer_step_pre_hook(self._keep)
@@ -104,6 +108,7 @@ class Watch:
 
     def objective(self, logps_RW, batch):
         self._calls += 1
+        self.logps.append(logps_RW.detach().clone())
         return self._objective(logps_RW, batch)
 
     def _keep(self, optimizer, *_):
@@ -139,15 +144,18 @@ def train(case, folder, *, pairs=None, reporter=None, **settings):
     return {
         "gradients": watch.gradients,
         "micro_batches": watch.micro_batches,
+        "logps": watch.logps,
         "weights": model.state_dict() if weights is None else weights,
         "divided": weights is not None,
         "metrics": read_metrics(folder),
     }
 
 
-def divide_on_cpu(**options):
+def divide_on_cpu(mixed_precision="no", **options):
     """From here on `fit` runs on accelerate's FSDP2."""
-    state = join_processes().state
+    # What an earlier call has made of it is nothing that a new state could begin with.
+    PartialState().distributed_type = DistributedType.MULTI_CPU
+    state = join_processes(mixed_precision).state
     for each in (state, PartialState()):
         each.distributed_type = DistributedType.FSDP
     settings = {"auto_wrap_policy": "transformer_based_wrap", "cpu_ram_efficient_loading": False, **options}
@@ -187,6 +195,8 @@ def runs(folder):
         with contextlib.suppress(Killed):
             train(CASES[0], folder / kind, reporter=KilledAfter(2), **KILLED)
         yield kind, train(CASES[0], folder / kind, **KILLED)
+    divide_on_cpu("bf16")
+    yield "half", train(CASES[0], folder / "half", **HALF)
     divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)
     with Chunks() as chunks:
         found = train(UNTIED, folder / "apart")
@@ -223,8 +233,9 @@ def kept_twice(accelerator, folder):
 
 def main(folder):
     torch.set_num_threads(1)
+    rank = join_processes().process_index
     for name, found in runs(folder):
-        torch.save(found, folder / f"{name}.{join_processes().process_index}.pt")
+        torch.save(found, folder / f"{name}.{rank}.pt")
 
 
 if __name__ == "__main__":

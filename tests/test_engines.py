@@ -8,7 +8,20 @@ from stages.devices.processes import join_processes
 from stages.errors import SepoError
 from tests import lives
 from tests.conftest import token_pair
-from tests.engines import CASES, DIVIDED, IN_TWO, KILLED, PAIRS, UNTIED, chosen, kept_twice, logps_of, name_of, train
+from tests.engines import (
+    CASES,
+    DIVIDED,
+    HALF,
+    IN_TWO,
+    KILLED,
+    PAIRS,
+    UNTIED,
+    chosen,
+    kept_twice,
+    logps_of,
+    name_of,
+    train,
+)
 from tests.logprobs.zoo import VOCABULARY
 
 KEY_TOKENS = CASES[0]
@@ -25,9 +38,15 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """What the runs of `tests.engines` leave there."""
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def together(shared_folder):
     """A function from the name of a run of `tests.engines` to what came out in each of two processes."""
-    folder = tmp_path_factory.mktemp("together")
+    folder = shared_folder
     runs = lives.run_module("tests.engines", folder, folder=folder, processes=2)
     for run in runs:
         code, said = run.end()
@@ -111,6 +130,21 @@ def test_a_head_that_is_divided_by_itself_is_read_by_its_own_forward(alone, toge
     assert_same_steps(first, alone[UNTIED])
 
 
+def test_a_divided_model_in_half_precision_keeps_its_logits_and_sums_in_float32(tmp_path, alone, together):
+    """The layers' products are rounded as in one process; the log-probs and the gradients' sums are not rounded again."""
+    first, _ = together("half")
+    exact, rounded = alone[KEY_TOKENS], train(KEY_TOKENS, tmp_path, **HALF)
+    for values in (*first["logps"], first["gradients"][0]):
+        assert values.dtype == torch.float32
+        assert (values != values.bfloat16()).float().mean() > 0.4
+
+    def error_of(run):
+        return (run["gradients"][0] - exact["gradients"][0]).norm() / exact["gradients"][0].norm()
+
+    assert 1e-3 < error_of(rounded) < 0.05
+    assert error_of(first) < 2 * error_of(rounded)
+
+
 @pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
 def test_a_divided_run_goes_on_where_it_was_killed(tmp_path, together, kind):
     """Killed in the third step: only that one is taken again, from what the first two left."""
@@ -119,6 +153,15 @@ def test_a_divided_run_goes_on_where_it_was_killed(tmp_path, together, kind):
     assert len(first["gradients"]) == 1
     assert_same_steps(first, {**expected, "gradients": expected["gradients"][2:]})
     assert first["gradients"][0].norm() == pytest.approx(0.1, rel=1e-4), "clipped by the norm of all parts"
+
+
+@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT", "FULL_STATE_DICT"])
+def test_one_process_does_not_go_on_from_parts(together, shared_folder, kind):
+    assert together(kind)
+    written = f"was written by FSDP2 with {kind}, and this run would go on with the whole model in every process"
+    with pytest.raises(SepoError, match=written) as caught:
+        train(KEY_TOKENS, shared_folder / kind, **KILLED)
+    assert "with any number of processes" in caught.value.hint
 
 
 def test_processes_find_the_log_probs_of_one_bit_by_bit(together):
@@ -144,3 +187,24 @@ def test_other_engines_are_refused(monkeypatch, engine):
     with pytest.raises(SepoError, match=f"accelerate was told to use {engine}") as caught:
         join_processes()
     assert "--fsdp_version 2" in caught.value.hint
+
+
+@pytest.mark.parametrize("short", ["TP", "CP", "SP"])
+def test_processes_that_would_share_a_pair_are_refused(monkeypatch, short):
+    """accelerate would give them one model, and the loop would give them different pairs."""
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{short}_SIZE", "2")
+    with pytest.raises(SepoError, match=rf"parallelism \(PARALLELISM_CONFIG_{short}_SIZE=2\)"):
+        join_processes()
+
+
+def test_the_precision_of_accelerates_configuration_has_to_be_the_stages(monkeypatch):
+    """What a configuration names would not be used, and nobody would be told."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(SepoError, match="told to use mixed precision bf16, but this stage computes with no") as caught:
+        join_processes()
+    assert "--mixed-precision bf16" in caught.value.hint
+    assert join_processes("bf16").mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert join_processes("bf16").mixed_precision == "bf16"
+    assert join_processes().mixed_precision == "no"

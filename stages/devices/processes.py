@@ -5,16 +5,19 @@ import re
 import socket
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.tensor import DTensor
 
 from stages.compat import forget_other_precision
 from stages.configs import worker_numbers
+from stages.devices.engines import (
+    compute_in_half_precision,
+    refuse_missing_engine,
+    refuse_other_engines,
+    refuse_other_precision,
+)
 from stages.devices.extras import refuse_without
 from stages.errors import SepoError, borrowed, one_line, shortened
 
@@ -23,7 +26,6 @@ PATIENCE: Final = timedelta(hours=2)
 _NUMBERS: Final = {"RANK": -1, "LOCAL_RANK": -1, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 """variables of a launcher, and the least that they may be; -1: none"""
 _UNSET: Final = "unset what a launcher did not set (RANK, WORLD_SIZE, MASTER_PORT, ACCELERATE_... in the environment)"
-_ENGINES: Final = "use DDP (`accelerate launch --multi_gpu`) or, on GPUs, FSDP2 (`--use_fsdp --fsdp_version 2`)"
 
 
 class Worker(NamedTuple):
@@ -65,9 +67,8 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             problem = f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}"
             raise SepoError(problem, hint=_UNSET)
     _refuse_unknown_host()
-    for engine in ("DeepSpeed", "Megatron_LM"):
-        if _asked_for(f"ACCELERATE_USE_{engine.upper()}"):
-            raise SepoError(f"accelerate was told to use {engine}, which sepo does not train with", hint=_ENGINES)
+    refuse_other_engines()
+    refuse_other_precision(mixed_precision)
     if report_to != "none":
         # Every tracker is a package of its own name.
         refuse_without(report_to, f"--report-to {report_to}", "report" if report_to == "tensorboard" else None)
@@ -91,28 +92,11 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             f"{started} processes were started, but accelerate uses {used}",
             hint="on a machine without a GPU set ACCELERATE_USE_CPU=true, or start one process",
         )
-    if started > 1 and _asked_for("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
-        version = os.environ.get("FSDP_VERSION", "1")
-        used = f"{accelerator.distributed_type.value} on {accelerator.device}"
-        raise SepoError(f"accelerate was told to use FSDP version {version}, but uses {used}", hint=_ENGINES)
-    return accelerator
-
-
-def gather_weights(model: Any) -> dict[str, Tensor] | None:
-    """The weights of a model that is divided among processes: whole in the first process, nothing in the others.
-
-    Every process has to call it. None where the model is whole in every process.
-    """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return None
-    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return dict(weights)
-
-
-def refuse_divided(accelerator: Accelerator, reason: str) -> None:
-    """Stop where processes make different numbers of forward passes, if the model is divided among them."""
+    if started > 1:
+        refuse_missing_engine(accelerator)
     if accelerator.is_fsdp2:
-        raise SepoError(f"{reason}, which FSDP2 cannot divide", hint="train it without --use_fsdp")
+        compute_in_half_precision(accelerator)
+    return accelerator
 
 
 def _refuse_unknown_host() -> None:
@@ -127,10 +111,6 @@ def _refuse_unknown_host() -> None:
             f"MASTER_ADDR must be a host that can be found from here, got {shortened(repr(host))}: {one_line(error)}",
             hint=_UNSET,
         ) from None
-
-
-def _asked_for(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
 def refuse_several(accelerator: Accelerator, stage: str) -> None:

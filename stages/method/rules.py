@@ -74,9 +74,7 @@ def symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float)
 
     The median is that of all response tokens of all pairs.
     """
-    median = np.median(np.concatenate([side for row in inputs.rows for side in row.scores]))
-    keys = (PairLogps(*(np.abs(side - median) for side in row.scores)) for row in inputs.rows)
-    return ranked(keys, chosen_ratio, rejected_ratio)
+    return ranked(_from_median(inputs), chosen_ratio, rejected_ratio)
 
 
 def dataset_share(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
@@ -84,8 +82,33 @@ def dataset_share(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: fl
 
     A response without such a token keeps its best one (its worst, if rejected): a pair is a comparison of two.
     """
-    keys = by_response(inputs.rows)
-    count = len(inputs.rows)
+    return _share_of_all(by_response(inputs.rows), chosen_ratio, rejected_ratio)
+
+
+def dataset_symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
+    """the tokens whose score is farthest from the median, of all chosen responses together, and of all rejected ones
+
+    The median is that of all response tokens of all pairs. A response without such a token keeps the one of it that is
+    farthest.
+    """
+    keys = _from_median(inputs)
+    by_side = [key.chosen for key in keys] + [key.rejected for key in keys]
+    return _share_of_all(by_side, chosen_ratio, rejected_ratio)
+
+
+def _from_median(inputs: RuleInputs) -> list[PairLogps]:
+    """How far each token's score is from the median of all tokens of all pairs."""
+    median = np.median(np.concatenate([side for row in inputs.rows for side in row.scores]))
+    return [PairLogps(*(np.abs(side - median) for side in row.scores)) for row in inputs.rows]
+
+
+def _share_of_all(keys: list[Floats], chosen_ratio: float, rejected_ratio: float) -> Selection:
+    """The highest keys of one side's responses taken together.
+
+    Args:
+        keys: of every chosen response, then of every rejected one.
+    """
+    count = len(keys) // 2
     masks: list[Mask] = []
     cuts: list[float] = []
     for side, ratio in ((keys[:count], chosen_ratio), (keys[count:], rejected_ratio)):

@@ -40,7 +40,7 @@ MOST_IDS: Final = 1 << 24
 _DESCRIPTION: Final = ["*.json", "*.jinja", "*.txt", "*.model", "*.py"]
 
 Weights = dict[str, torch.Tensor] | None
-"""of a model by name, as `stages.devices.processes.gather_weights` gives them"""
+"""of a model by name, as `stages.devices.engines.gather_weights` gives them"""
 
 
 def resolve_model(name: str, reporter: Reporter, above: tuple[Path, ...] = ()) -> Path:

@@ -26,6 +26,12 @@ from stages.types import CausalLM
 FOLDER: Final = "checkpoints"
 WEIGHTS: Final = "pytorch_model.bin"
 """of the one model, as accelerate names the file"""
+LAYOUTS: Final = {
+    WEIGHTS: "with the whole model in every process",
+    "pytorch_model_fsdp_0": "by FSDP2 with SHARDED_STATE_DICT",
+    "pytorch_model_fsdp.bin": "by FSDP2 with FULL_STATE_DICT",
+}
+"""how the weights of a checkpoint were written, by the name that accelerate gives them"""
 STATE: Final = "state.json"
 """of what accelerate does not know"""
 FORMAT_FAULTS: Final = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError, SafetensorError)
@@ -108,11 +114,23 @@ class Checkpoints:
         if of_another or _step_of(path) > steps:
             fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
             raise SepoError(f"{path} is {fault}", hint=f"move {self.folder} away, and run the same again")
+        written = next((how for name, how in LAYOUTS.items() if (path / name).exists()), "in an unknown way")
+        if written != (here := self._layout()):
+            problem = f"{path} was written {written}, and this run would go on {here}"
+            raise SepoError(
+                problem, hint=f"start it as before, with any number of processes, or move {self.folder} away"
+            )
         # What a library finds beside the files that it wrote may be what it prefers to load.
         unlisted = unlisted_in(path)
         if unlisted:
             problem = f"{path} holds {unlisted[0]}, which was not written with it"
             raise SepoError(problem, hint="remove it, and run the same again")
+
+    def _layout(self) -> str:
+        """How this run writes its weights, of `LAYOUTS`."""
+        if not self.accelerator.is_fsdp2:
+            return LAYOUTS[WEIGHTS]
+        return f"by FSDP2 with {self.accelerator.state.fsdp_plugin.state_dict_type.name}"
 
     def _refuse_other_weights(self, path: Path) -> None:
         """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""

@@ -16,8 +16,9 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
+from stages.devices.engines import refuse_divided
 from stages.devices.memory import OutOfMemory, enough_memory
-from stages.devices.processes import join_processes, refuse_divided
+from stages.devices.processes import join_processes
 from stages.logprobs.logps import Reference, WeightedLogps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Reporter

@@ -16,9 +16,18 @@ _OF_BITSANDBYTES: Final = {
 }
 
 
-def refuse_useless_optimizer(config: OptimizerConfig, device: torch.device) -> None:
-    """Stop before a model loads, where the optimiser's library is missing or it can do nothing on this device."""
+def refuse_useless_optimizer(config: OptimizerConfig, device: torch.device, *, divided: bool = False) -> None:
+    """Stop before a model loads, where the optimiser's library is missing or it can do nothing on this device.
+
+    Args:
+        divided: the weights will be FSDP2's, in parts; what bitsandbytes computes knows nothing of those.
+    """
     if config.optim in _OF_BITSANDBYTES:
+        if divided:
+            raise SepoError(
+                f"optim {config.optim} cannot step weights that FSDP2 divides",
+                hint="use --optim adamw: its moments are divided too; fsdp_offload_params moves them to the host",
+            )
         refuse_without("bitsandbytes", f"optim {config.optim}", "qlora")
     if config.optim.endswith("-paged") and device.type != "cuda":
         raise SepoError(

@@ -63,3 +63,10 @@ def test_paging_is_refused_where_there_is_nothing_to_page(optim):
         refuse_useless_optimizer(OptimizerConfig(optim=optim), torch.device("cpu"))
     assert found.value.hint == f"use --optim {optim.removesuffix('-paged')}"
     refuse_useless_optimizer(OptimizerConfig(optim=optim), torch.device("cuda"))
+
+
+def test_what_bitsandbytes_steps_is_not_divided():
+    for optim in ("adamw-8bit", "adamw-paged", "adamw-8bit-paged"):
+        with pytest.raises(SepoError, match=f"optim {optim} cannot step weights that FSDP2 divides"):
+            refuse_useless_optimizer(OptimizerConfig(optim=optim), torch.device("cuda"), divided=True)
+    refuse_useless_optimizer(OptimizerConfig(), torch.device("cuda"), divided=True)
