@@ -41,7 +41,7 @@ from stages.store.run import Run, open_stage
 from stages.store.shards import own_shard
 
 STAGE: Final = "generate"
-NEXT_STEPS: Final = "next-steps.md"
+NEXT_STEPS: Final = "next-steps.sh"
 _TEMPERATURE: Final = 1.0
 _TOP_P: Final = 1.0
 _MAX_NEW_TOKENS: Final = 1024
@@ -176,8 +176,7 @@ def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int]
         for shard, questions in _shards(job.questions(), job.config.shard_size, wanted):
             started = time.monotonic()
             with Journal(folder / journal_name(shard), work.fingerprint) as journal:
-                replayed = job.config.engine != "openai"
-                answers = answer_shard(questions, engine, job.settings, journal, replayed=replayed, task=task)
+                answers = answer_shard(questions, engine, job.settings, journal, task)
                 work.refuse_if_lost()
                 write_answers(place_of(folder), answers_name(shard), answers, work.fingerprint)
                 write_timing(folder, shard, journal.tokens, time.monotonic() - started)
@@ -235,14 +234,15 @@ def _official(job: GenerateJob, work: Run) -> tuple[list[str], str, list[str]]:
     """Write what the benchmark's own tools read: the names of the files, how to go on, and what to be warned of."""
     if job.benchmark is None:
         return [], "", []
-    files, warnings = [], []
+    files, warnings = [NEXT_STEPS], []
     for name in job.models:
         written = job.benchmark.write_files(work.folder, name, _answers(job, work, name))
         files += written.files
         warnings += written.warnings
+        work.promise(files)
     steps = job.benchmark.next_steps(work.folder, [*job.models])
-    write_text(work.folder / NEXT_STEPS, steps.text)
-    return [*files, *steps.files, NEXT_STEPS], steps.text, warnings
+    write_text(work.folder / NEXT_STEPS, steps.text + "\n")
+    return [*files, *steps.files], steps.text, warnings
 
 
 def _summary(

@@ -45,3 +45,9 @@ class GenerationEngine(Protocol):
         The same sequence gives the same answers where the engine can promise that. A server that is gone is a
         `SepoError`; what was yielded before stays.
         """
+
+    def together(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The indices of the requests that are computed together: no request can change a bit of another group's.
+
+        Some of these groups, asked without the others, give the same answers again.
+        """

@@ -48,16 +48,12 @@ def answer_shard(
     engine: GenerationEngine,
     settings: RequestSettings,
     journal: Journal,
-    *,
-    replayed: bool,
     task: Task,
 ) -> list[Answer]:
     """All answers to some questions, by question, sample and turn.
 
     Args:
         journal: open; what it knows is not asked again, and what comes is written down there.
-        replayed: whether an answer may depend, in its last bits, on what is asked with it. Then a turn of which some
-            answers are missing is asked again as a whole, and gives what it would have given.
         task: advances by one with each answer.
     """
     conversations = {
@@ -68,14 +64,13 @@ def answer_shard(
     answers: list[Answer] = []
     for turn in range(1 + max(len(question.later_turns) for question in questions)):
         asked = {key._replace(turn=turn): found for key, found in conversations.items() if _has(found[0], turn)}
-        generated = _answered(asked, turn, engine, settings, journal, replayed=replayed, task=task)
+        generated = _answered(asked, engine, settings, journal, task)
         for key, (question, messages) in asked.items():
             answers.append(_answer(question, key, [*messages], generated[key]))
             if _has(question, turn + 1):
                 messages.append({"role": "assistant", "content": generated[key].text})
                 messages.append({"role": "user", "content": question.later_turns[turn]})
-    order = {question.number: index for index, question in enumerate(questions)}
-    return sorted(answers, key=lambda answer: (order[answer.question], answer.sample, answer.turn))
+    return sorted(answers, key=lambda answer: (answer.question, answer.sample, answer.turn))
 
 
 def _has(question: Question, turn: int) -> bool:
@@ -84,25 +79,20 @@ def _has(question: Question, turn: int) -> bool:
 
 def _answered(
     asked: dict[AnswerKey, tuple[Question, list[Message]]],
-    turn: int,
     engine: GenerationEngine,
     settings: RequestSettings,
     journal: Journal,
-    *,
-    replayed: bool,
     task: Task,
 ) -> dict[AnswerKey, Generated]:
     """The answers of one turn."""
-    before = journal.answers
-    broken = {key for key in asked if turn and _earlier(before, key).problem}
-    keys = [key for key in asked if key not in broken]
-    missing = [key for key in keys if key not in before]
-    if missing and replayed and len(missing) < len(keys):
-        journal.keep([key for key in before if key.turn < turn])
-        missing = keys
+    requests = {
+        key: settings.request(question, messages, key)
+        for key, (question, messages) in asked.items()
+        if not key.turn or _earlier(journal, key)
+    }
+    missing = _missing(requests, engine, journal)
     task.advance(len(asked) - len(missing))
-    requests = [settings.request(*asked[key], key) for key in missing]
-    for index, answer in engine.answers(requests) if requests else ():
+    for index, answer in engine.answers([requests[key] for key in missing]) if missing else ():
         journal.add(missing[index], answer)
         task.advance()
     lost = [key for key in missing if key not in journal.answers]
@@ -111,13 +101,30 @@ def _answered(
             f"the engine gave no answer to {len(lost):,} of {len(missing):,} requests (first: row {lost[0].question})",
             hint="run the same again: what was answered is kept",
         )
-    return {key: Generated("", False, problem=UNANSWERED) if key in broken else journal.answers[key] for key in asked}
+    unasked = Generated("", False, problem=UNANSWERED)
+    return {key: journal.answers[key] if key in requests else unasked for key in asked}
 
 
-def _earlier(answers: dict[AnswerKey, Generated], key: AnswerKey) -> Generated:
-    """The answer to the turn before; one that was never asked for has a problem too."""
-    nothing = Generated("", False, problem=UNANSWERED)
-    return answers.get(key._replace(turn=key.turn - 1), nothing)
+def _missing(requests: dict[AnswerKey, Request], engine: GenerationEngine, journal: Journal) -> list[AnswerKey]:
+    """What is to be asked: what the journal does not know, with all that was computed together with it.
+
+    A batch decides the last bits of its answers, and a bit may decide a token: a batch is asked again as it was.
+    """
+    keys = list(requests)
+    unknown = {key for key in keys if key not in journal.answers}
+    if not unknown or len(unknown) == len(keys):
+        return [key for key in keys if key in unknown]
+    groups = [{keys[index] for index in group} for group in engine.together(list(requests.values()))]
+    again = {key for group in groups for key in group if not unknown.isdisjoint(group)}
+    if again != unknown:
+        journal.keep([key for key in journal.answers if key not in again])
+    return [key for key in keys if key in again]
+
+
+def _earlier(journal: Journal, key: AnswerKey) -> bool:
+    """Whether the turn before has an answer."""
+    before = journal.answers.get(key._replace(turn=key.turn - 1))
+    return before is not None and not before.problem
 
 
 def _answer(question: Question, key: AnswerKey, messages: list[Message], generated: Generated) -> Answer:

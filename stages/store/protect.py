@@ -25,13 +25,12 @@ _TRAINING: Final = (
     "*unmerged-adapter/*",
 )  # fmt: skip
 _SCORES: Final = ("scores-*.parquet", ".scores-*.parquet.seal")
-_OFFICIAL: Final = ("alpaca_eval/*", "data/*", "config/*", "ifeval/*")
 _UNLISTED: Final = {
     "make-demo": ("train.jsonl", "test.jsonl", "truth.json", "model/*", "oracle-model/*"),
     "train-oracle": (*_TRAINING, "*/README.md", "*/curves.png"),
     "score": _SCORES,
     "project-scores": _SCORES,
-    "generate": ("*/answers-*", "*/timing.jsonl", *_OFFICIAL, "next-steps.md"),
+    "generate": ("*/answers-*", "*/timing.jsonl"),
     "train-policy": (*_TRAINING, "snapshots/*", ".model/*", "README.md", "curves.png"),
     "cut-model": (".model/*",),
     "demo-report": ("report.json", "report.md"),
