@@ -97,9 +97,10 @@ def open_engine(
 ) -> Iterator[GenerationEngine]:
     """The engine that answers for a model, ready to be asked."""
     if config.engine == "openai":
-        module = importlib.import_module("stages.generation.openai_engine")
+        from stages.generation.openai_engine import OpenAIEngine
+
         url = str(config.base_url)
-        yield module.OpenAIEngine(url, model.source, concurrency=config.concurrency, reporter=reporter)
+        yield OpenAIEngine(url, model.source, concurrency=config.concurrency, reporter=reporter)
         return
     assert model.tokenizer is not None
     encoder = Encoder(model.tokenizer, given_arguments(config.chat_template_kwargs))

@@ -124,6 +124,10 @@ class OpenAIEngine:
         if failure:
             raise failure
 
+    def together(self, requests: Sequence[Request]) -> list[list[int]]:
+        """See `GenerationEngine`: what the server does with others at the same time is not ours to know."""
+        return [[index] for index in range(len(requests))]
+
     def _work(self, todo: "_Todo", ready: "SimpleQueue[_Outcome | None]", stop: Event) -> None:
         """Ask what is next until there is nothing more or a request fails, then say so with None."""
         while not stop.is_set() and (item := todo.next()):
