@@ -24,8 +24,12 @@ from stages.devices.processes import join_processes
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
 from stages.logprobs.batches import whole
 from stages.logprobs.generate import stop_at
+from stages.logprobs.head import kl_of_reference
+from stages.logprobs.logps import Reference
+from stages.logprobs.paths import find_paths
 from stages.method.examples import chosen_only
 from stages.method.objectives import dpo, sft
+from stages.method.rewards import with_sequence_kl
 from stages.models.adapters import is_adapter, put_on
 from stages.models.folders import (
     embedding_rows,
@@ -54,9 +58,10 @@ from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
-from stages.training.metrics import seconds_spent, training_warnings
+from stages.training.metrics import linear_warnings, seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
+from stages.training.step import Objective
 from stages.training.training_mode import refuse_impossible
 from stages.types import CausalLM, Example, Tokenizer, TokenPair
 
@@ -231,22 +236,35 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
 
 def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Example], held_out: list[Example]) -> Any:
     """The reference after DPO, as each process can read it."""
-    config, base = job.config, str((work.folder / REFERENCE).resolve())
-    trainee = make_trainee(reference, config, base, job.reporter, merged=config.merge)
+    config, base = job.config, work.folder / REFERENCE
+    trainee = make_trainee(reference, config, str(base.resolve()), job.reporter, merged=config.merge)
+    objective: Objective = partial(dpo, beta=config.beta, sft_weight=config.sft_weight)
+    if config.kl_weight:
+        objective = partial(with_sequence_kl, objective, kl_weight=config.kl_weight)
     fit(
         trainee.model,
         examples,
-        partial(dpo, beta=config.beta, sft_weight=config.sft_weight),
+        objective,
         config,
         phase="dpo",
         folder=work.folder,
         reporter=job.reporter,
         fingerprint=work.fingerprint,
+        reference=_measured_from(job, trainee, base) if config.kl_weight else None,
         held_out=held_out,
     )
     _save(job, work, trainee, ORACLE, merged=config.merge)
     # Under FSDP its parts are spread over the processes; each of them reads a whole one.
     return job.load(work.folder / ORACLE) if job.accelerator.is_fsdp2 else reference
+
+
+def _measured_from(job: OracleJob, trainee: Trainee, base: Path) -> Reference:
+    """What reads the reference while the oracle is trained: the oracle without its adapter, or a second model."""
+    if trainee.adapter is not None:
+        forward = find_paths(trainee.model, job.reporter)._replace(context=trainee.adapter.disable_adapter)
+    else:
+        forward = find_paths(job.load(base).requires_grad_(False).eval(), job.reporter)
+    return Reference(forward, kl_of_reference)
 
 
 def _written(job: OracleJob, work: Run, phase: str, name: str) -> bool:
@@ -282,6 +300,7 @@ def _write(job: OracleJob, work: Run, counts: dict[str, Any], metrics: OracleMet
         warnings, results = oracle_warnings(metrics), metrics.as_json()
         held_out = {"accuracy": metrics.accuracy.value, "reward margin": metrics.margin.value}
         rows += oracle_rows(metrics)
+    warnings += linear_warnings(folder, "dpo")
     for warning in warnings:
         job.reporter.warn(warning)
     warnings += training_warnings(folder)

@@ -100,6 +100,7 @@ def test_every_policy_option_changes_the_weights(world, chat_folder, tmp_path, o
     [
         ({"beta": 0.1}, {"oracle"}),
         ({"sft_weight": 1.0}, {"oracle"}),
+        ({"kl_weight": 0.1}, {"oracle"}),
         ({"learning_rate": 1e-3}, {"oracle"}),
         ({"data_fraction": 0.5}, {"reference", "oracle"}),
         ({"eval_fraction": 0.4}, {"reference", "oracle"}),
@@ -117,6 +118,22 @@ def test_every_oracle_option_changes_the_weights(world, chat_folder, tmp_path, o
         if not torch.equal(weights(tmp_path / "other" / name), weights(world / "oracle" / name))
     }  # fmt: skip
     assert moved == changed
+
+
+def test_the_kl_of_an_oracle_is_that_of_its_reference_from_it(world, chat_folder, tmp_path):
+    """After one step of all pairs, in which it was 0, it is a mean over pairs of what plain logits give."""
+    options = {"sft_epochs": 0, "eval_fraction": 0.0, "batch_size": 64, "num_train_epochs": 2}
+    options |= {"lr_scheduler_type": "constant", "learning_rate": 1e-2, "dataset": tmp_path / "few.jsonl"}
+    lines = (world / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(lines[:4]))
+    run_oracle(world, chat_folder, output=tmp_path / "two", kl_weight=0.5, **options)
+    run_oracle(world, chat_folder, output=tmp_path / "one", max_steps=1, **options)
+    theirs, ours = (load_model(folder, trust_remote_code=False) for folder in (chat_folder, tmp_path / "one/oracle"))
+    rows = [row.pair for row in open_scores(world / "scores").rows() if row.pair.pair_id < 4]
+    sums = [sum(map(sum, (reference.token_kl(theirs, ours, row.prompt_ids, ids) for ids in row[2:]))) for row in rows]
+    first, second = (record["sequence_kl"] for record in read_metrics(tmp_path / "two"))
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second == pytest.approx(sum(sums) / len(sums), rel=1e-3)
 
 
 def test_no_sft_takes_the_model_as_it_is(world, chat_folder, tmp_path):

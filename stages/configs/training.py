@@ -124,6 +124,9 @@ class OracleConfig(OptimizerConfig):
     output_dir: shared.OutputDir = required()
     beta: Annotated[float, Option(METHOD, limit=limits.positive)] = 0.1
     """DPO's beta: how dearly the oracle pays for leaving the reference. Authors' code: 0.1."""
+    kl_weight: Annotated[float, Option(METHOD, limit=limits.not_negative)] = 0.0
+    """Weight of KL(reference || oracle) over the whole vocabulary, summed over the tokens of both responses, beside
+    DPO; 0 = pure DPO, as in the paper."""
     data_fraction: Annotated[float, Option(DATA, limit=limits.share)] = 1.0
     """Share of the pairs that SFT and DPO train on, drawn without replacement; 1.0 = all (section 3.2)."""
     eval_fraction: shared.EvalFraction = 0.05

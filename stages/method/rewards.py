@@ -116,6 +116,16 @@ def held(
     return PairLoss(loss_B, metrics)
 
 
+def with_sequence_kl(
+    objective: Callable[[Tensor, Weighted], PairLoss], logps_RW: Tensor, batch: Weighted, *, kl_weight: float
+) -> PairLoss:
+    """A pairwise objective + kl_weight * KL from the reference, summed over all tokens of both responses."""
+    loss = objective(logps_RW, batch)
+    chosen_B, rejected_B = _kl(batch).sum(-1).chunk(2)
+    kl_B = chosen_B + rejected_B
+    return PairLoss(loss.loss_B + kl_weight * kl_B, loss.metrics | {"sequence_kl": kl_B.detach()})
+
+
 def _kl(batch: Weighted) -> Tensor:
     if batch.kl_RW is None:
         raise ValueError("no KL was computed: the loop needs a reference for that")

@@ -17,7 +17,7 @@ from stages.reporting import Reporter
 from stages.store.files import json_text, make_durable, write_bytes, writing
 from stages.store.place import place_of
 from stages.training.metric_lines import FILE, RENAMED, Line, read_metrics, sound_lines
-from stages.training.watch import collapse
+from stages.training.watch import collapse, linear
 from stages.types import Example, PairLoss
 
 TIMES: Final = "timing.jsonl"
@@ -218,6 +218,12 @@ def training_warnings(folder: Path) -> list[str]:
         if said:
             warnings.setdefault(record["phase"], f"{record['phase']}, step {record['step']}: {said}")
     return list(warnings.values())
+
+
+def linear_warnings(folder: Path, phase: str) -> list[str]:
+    """What there is to say where the last logged margins of a phase leave the sigmoid of its loss linear."""
+    found = [record.get("reward_margin") for record in read_metrics(folder) if record["phase"] == phase]
+    return linear([margin for margin in found if margin is not None])
 
 
 def _append(path: Path, record: dict[str, Any]) -> str:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 COLLAPSE_NATS: Final = 1.0
 """fall of a chosen token's mean log-prob that is called a collapse: its probability has fallen by a factor of e"""
+LINEAR_MARGIN: Final = 0.25
+"""mean reward margin at which the loss's slope, 0.5 at the start, has fallen to 0.44 only"""
 WINDOW: Final = 3
 """values averaged at either end, so that one odd step raises no alarm"""
 
@@ -30,6 +32,22 @@ def response_metrics(logps_RW: Tensor, weights_RW: Tensor, reference_R: Tensor |
         weighted_R = (logps_RW.detach() * weights_RW).sum(-1)
         metrics["log_ratio"] = ((weighted_R - reference_R) / weights_RW.sum(-1)).view(-1, pairs).mean(0)
     return metrics
+
+
+def linear(margins: Sequence[float]) -> list[str]:
+    """What is to be said of DPO's reward margins, one value a logged step; nothing once its sigmoid has bent.
+
+    -log sigmoid(margin) is nearly a straight line while the margin, beta times a difference of log-ratios, is far below
+    1: pairs that are ranked well push as hard as the others, and nothing but the number of steps ends that.
+    """
+    last = margins[-WINDOW:]
+    if not last or sum(last) / len(last) >= LINEAR_MARGIN:
+        return []
+    return [
+        f"the reward margin ended at {sum(last) / len(last):+.2f}, far below 1: the loss stayed linear, and pairs that"
+        " are ranked well pushed on as hard as the others; a larger --beta lets them rest, more steps or a higher"
+        " --learning-rate move the margin"
+    ]
 
 
 def collapse(chosen_logps: Sequence[float]) -> str:

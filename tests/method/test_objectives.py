@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.method.objectives import sft
-from stages.method.rewards import held
+from stages.method.rewards import held, with_sequence_kl
 from stages.registry import OBJECTIVES
 from stages.types import Batch
 from tests import reference
@@ -172,6 +172,14 @@ def test_what_holds_the_policy_by_hand():
         assert loss.loss_B.item() == pytest.approx(alone.loss_B.item() + more, rel=1e-6)
         assert loss.metrics["reward_margin"] == alone.metrics["reward_margin"]
     assert [loss.metrics[name].item() for name in ("kl_selected", "kl_unselected")] == pytest.approx([0.40625, 2.625])
+
+
+def test_a_sequence_kl_is_added_up_over_all_tokens_of_both_responses():
+    """0.1 + 0.5 + 0.4 + 2 and 0.3 + 0.2 + 1, selected or not."""
+    logps, batch = batch_of(*CASES["selected"], every_token=True)
+    loss = with_sequence_kl(partial(dpo, beta=0.5), logps, batch, kl_weight=0.5)
+    assert loss.metrics["sequence_kl"].item() == pytest.approx(4.5)
+    assert loss.loss_B.item() == pytest.approx(dpo(logps, batch, beta=0.5).loss_B.item() + 2.25)
 
 
 def test_tdpo_by_hand():

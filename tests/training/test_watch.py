@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from stages.training.watch import collapse, response_metrics
+from stages.training.watch import collapse, linear, response_metrics
 
 
 def test_log_probs_a_token_and_the_distance_from_the_reference():
@@ -52,3 +52,12 @@ def test_a_fall_of_more_than_a_nat_is_a_collapse(values, said):
 
 def test_the_warning_names_both_ends():
     assert "fell from -1.00 to -3.50" in collapse([-1.0, -3.5])
+
+
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [([], False), ([0.1], True), ([2.0, 2.0, 0.3, 0.2, 0.2], True), ([0.0, 0.3, 0.2, 0.25], False), ([-0.5], True)],
+)
+def test_margins_that_leave_the_loss_linear_are_told(margins, said):
+    """The mean of the last three is below a quarter."""
+    assert bool(linear(margins)) == said
