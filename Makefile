@@ -78,9 +78,10 @@ $(RUNS):
 	$(SEPO) evaluate --overwrite --demo $(DEMO) --reference-model $(MODEL) $$models --model $$last=$(run) --seed $(@F) --output $(run).json $(COMPARE_ARGS)
 
 install: $(VENV)/.installed
-$(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt
+$(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt tests/official-tools.txt
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(patsubst %,[%],$(word 2,$(subst -, ,$(@F))))'
+	$(if $(findstring dev,$(@F)),$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/official-tools.txt)
 	@touch $@
 
 check: $(VENV)/.installed-dev

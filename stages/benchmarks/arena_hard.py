@@ -21,6 +21,7 @@ from stages.benchmarks.benchmark import (
     warnings_of,
     write_rows,
 )
+from stages.benchmarks.judges import JUDGE, URL, quoted, steps, write_settings
 from stages.data.text_files import Placed
 from stages.errors import SepoError, one_line
 from stages.generation.questions import Question
@@ -35,11 +36,31 @@ class Version(NamedTuple):
     whole: Whole
     baselines: dict[str, str]
     """category of a question -> whose answer ours is compared with (`JUDGE_SETTINGS` of utils/judge_utils.py)"""
+    shown: tuple[str, ...]
+    """the categories that it has a table of"""
+    judge: str
+    """a sentence on its own judge"""
+
+    @property
+    def answers(self) -> str:
+        """The folder of models' answers, from where ``data`` is."""
+        return f"data/{self.name}/model_answer"
+
+    @property
+    def names(self) -> list[str]:
+        """The models that ours are compared with."""
+        return sorted({*self.baselines.values()})
 
 
 _O3_MINI: Final = "o3-mini-2025-01-31"
 VERSIONS: Final = (
-    Version("arena-hard-v0.1", Whole("Arena-Hard v0.1", 500), {"arena-hard-v0.1": "gpt-4-0314"}),
+    Version(
+        "arena-hard-v0.1",
+        Whole("Arena-Hard v0.1", 500),
+        {"arena-hard-v0.1": "gpt-4-0314"},
+        ("arena-hard-v0.1",),
+        "Its own, gpt-4-1106-preview, closed on 23 October 2026.",
+    ),
     Version(
         "arena-hard-v2.0",
         Whole("Arena-Hard v2.0", 750),
@@ -49,6 +70,8 @@ VERSIONS: Final = (
             "math": _O3_MINI,
             "creative_writing": "gemini-2.0-flash-001",
         },
+        ("hard_prompt", "creative_writing"),
+        "Its own is gpt-4.1, which closes on 14 January 2027.",
     ),
 )
 
@@ -92,7 +115,7 @@ class ArenaHard(Benchmark):
         if first is None:
             return OfficialFiles([], counts, [])
         version = version_of(first.row)
-        file = f"data/{version.name}/model_answer/{name}.jsonl"
+        file = f"{version.answers}/{name}.jsonl"
         encoding, problem = _encoding()
         write_rows(folder / file, _rows(name, chain([first], said), encoding))
         warnings = warnings_of(counts, name, self.title)
@@ -101,7 +124,35 @@ class ArenaHard(Benchmark):
         return OfficialFiles([file], counts, warnings)
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
-        return NextSteps("", [])
+        version = next(each for each in VERSIONS if (folder / each.answers / f"{names[0]}.jsonl").exists())
+        server = {"model": JUDGE, "endpoints": [{"api_base": URL, "api_key": "-"}], "api_type": "openai"}
+        judge = {"judge_model": JUDGE, "temperature": 0.0, "max_tokens": 4096, "model_list": [*names]}
+        files = [
+            write_settings(folder, "arena_hard/api_config.yaml", {JUDGE: server | {"parallel": 8}}),
+            write_settings(folder, "arena_hard/settings.yaml", judge),
+        ]
+        at, data = folder.absolute(), f"data/{version.name}"
+        wanted = [f"{data}/question.jsonl", *(f"{version.answers}/{name}.jsonl" for name in version.names)]
+        commands = [
+            "git clone https://github.com/lmarena/arena-hard-auto && cd arena-hard-auto",
+            "pip install -r requirements.txt",
+            # The questions, and the answers that ours are compared with.
+            f"hf download --repo-type dataset --local-dir . {self.published.repository} {' '.join(wanted)}",
+            f"cp {quoted(at / version.answers)}/*.jsonl {version.answers}/",
+            # In YAML as Python reads it the later one of two equal keys counts.
+            f"cat config/{version.name}.yaml {quoted(at / files[1])} > config/sepo.yaml",
+            f"cat config/api_config.yaml {quoted(at / files[0])} > config/sepo-api.yaml",
+            "python gen_judgment.py --setting-file config/sepo.yaml --endpoint-file config/sepo-api.yaml",
+            f"cp -r {data}/model_judgment {quoted(at / data)}/",
+            # One at a time: it mixes up the battles of several categories.
+            *(
+                f"python show_result.py --benchmark {version.name} --judge-names {JUDGE} --category {category}"
+                for category in version.shown
+            ),
+            f"# With --control-features markdown length once utils/add_markdown_info.py --dir {version.answers} "
+            f"--output-dir {version.answers} has added the metadata where there is none.",
+        ]
+        return steps(version.whole.title, version.judge, commands, files)
 
 
 def version_of(row: dict[str, Any]) -> Version:

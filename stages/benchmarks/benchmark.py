@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from huggingface_hub import hf_hub_download
 
 from stages.data.text_files import Placed, kind
-from stages.errors import SepoError, one_line
+from stages.errors import SepoError, borrowed
 from stages.generation.questions import Question
 from stages.reporting import printable
 from stages.store.answers import Answer
@@ -134,13 +134,9 @@ class Benchmark(ABC):
     def prompts(self) -> Path:
         """The published prompts, fetched from the hub or taken from its cache."""
         place = self.published
-        try:
+        hint = f"give --prompts FILE, with {place.file} of the {place.repo_type} {place.repository}"
+        with borrowed(f"cannot fetch the prompts of {self.title} from the hub", hint):
             return Path(hf_hub_download(place.repository, place.file, repo_type=place.repo_type))
-        except Exception as error:
-            raise SepoError(
-                f"cannot fetch the prompts of {self.title} from the hub: {one_line(error)}",
-                hint=f"give --prompts FILE, with {place.file} of the {place.repo_type} {place.repository}",
-            ) from error
 
     def _recognise(self, where: str, row: dict[str, Any]) -> None:
         missing = sorted(SIGNATURES[self.name] - {*row})

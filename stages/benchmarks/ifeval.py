@@ -17,6 +17,7 @@ from stages.benchmarks.benchmark import (
     warnings_of,
     write_rows,
 )
+from stages.benchmarks.judges import quoted
 from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.generation.questions import Question
@@ -57,7 +58,14 @@ class IfEval(Benchmark):
         return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
-        return NextSteps("", [])
+        lines = ["# IFEval needs no judge: a program verifies the answers.", f"sepo results {quoted(folder)}"]
+        verify = "python -m instruction_following_eval.evaluation_main --input_data=ifeval_input_data.jsonl"
+        lines += ["# or, in a checkout of google-research, where the verifier comes from:"]
+        for name in names:
+            responses, results = folder.absolute() / f"ifeval/{name}.jsonl", folder.absolute() / f"ifeval/google/{name}"
+            flags = f"--input_response_data={quoted(responses)} --output_dir={quoted(results)}"
+            lines.append(f"mkdir -p {quoted(results)} && {verify} {flags}")
+        return NextSteps("\n".join(lines), [])
 
 
 _HINT = "give ifeval_input_data.jsonl of google/IFEval"

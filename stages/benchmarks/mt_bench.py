@@ -20,12 +20,14 @@ from stages.benchmarks.benchmark import (
     warnings_of,
     write_rows,
 )
+from stages.benchmarks.judges import JUDGE, URL, quoted, steps
 from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.generation.questions import Question
 from stages.store.answers import Answer
 
 TURNS: Final = 2
+_ANSWERS: Final = "data/mt_bench/model_answer"
 # `temperature_config` of FastChat's llm_judge/common.py; a category that it does not know has 0.7.
 TEMPERATURES: Final = {
     "writing": 0.7,
@@ -69,12 +71,26 @@ class MtBench(Benchmark):
 
     def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
         counts: dict[str, int] = {}
-        file = f"data/mt_bench/model_answer/{name}.jsonl"
+        file = f"{_ANSWERS}/{name}.jsonl"
         write_rows(folder / file, _rows(name, first_samples(answers, counts)))
         return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
-        return NextSteps("", [])
+        at = folder.absolute()
+        commands = ["pip install nvidia-mtbench-evaluator"]
+        for name in names:
+            responses = at / "mt_bench/mtbench" / name / "responses"
+            answers = at / _ANSWERS / f"{name}.jsonl"
+            commands += [
+                f"mkdir -p {quoted(responses)} && cp {quoted(answers)} {quoted(responses)}/",
+                f"mtbench-evaluator --model {quoted(name)} --workdir {quoted(at / 'mt_bench')} --judge "
+                f"--judge_model {JUDGE} --judge_url {URL} --judge_parallelism 8 --judge_max_tokens 2048",
+            ]
+        commands.append(
+            "# It brings the questions, and gpt-4's reference answers for any judge. FastChat's own gen_judgment.py "
+            "asks only judges that it knows by name, needs openai<1, and data/mt_bench/reference_answer/JUDGE.jsonl."
+        )
+        return steps(self.title, "Its own, gpt-4, closed on 23 October 2026.", commands, [])
 
 
 def _rows(name: str, answers: Iterable[Answer]) -> Iterator[dict[str, Any]]:
