@@ -1,4 +1,4 @@
-"""`sepo report`: scores token by token, training runs and evaluations as one HTML file, read from disk alone."""
+"""`sepo report`: scores token by token, training runs, evaluations and benchmarks as one HTML file, from disk alone."""
 
 import os
 from contextlib import suppress
@@ -12,7 +12,13 @@ from stages.report.given import Given, open_given
 from stages.report.page import GENERATOR, DataSet, Page, Tokens, made_by, render
 from stages.report.plots import Plot
 from stages.report.score_statistics import read_statistics
-from stages.report.sections import data_section, evaluation_section, tokens_section, training_section
+from stages.report.sections import (
+    benchmarks_section,
+    data_section,
+    evaluation_section,
+    tokens_section,
+    training_section,
+)
 from stages.report.token_classes import classes_of
 from stages.report.token_selection import TokenSelector
 from stages.report.vocabulary import Vocabulary, open_vocabulary
@@ -71,6 +77,7 @@ def _compute(config: ReportConfig, given: Given, reporter: Reporter) -> Page:
         data,
         training,
         evaluation,
+        benchmarks_section(given),
         [made_by(name, manifest) for name, manifest in given.manifests.items()],
     )
 

@@ -12,11 +12,12 @@ RULES: Final = ("oracle", "inverted", "symmetric", "earliest", "latest", "thresh
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Config):
-    """Show scores token by token, training runs and evaluations in one HTML file that needs nothing else."""
+    """Show scores token by token, training runs, evaluations and benchmarks in one HTML file that needs nothing
+    else."""
 
     folders: Annotated[tuple[str, ...], Option(REQUIRED, "FOLDER...", content=False, flags=("FOLDER",))] = required(())
     """What to show: folders of score, project-scores, train-oracle, train-policy, compare and demo-report, and JSON
-    files of evaluate. A folder that holds such folders stands for all of them."""
+    files of evaluate and results. A folder that holds such folders stands for all of them."""
     output: Annotated[str, Option(REQUIRED, "FILE.html", limit=limits.new_file, content=False)] = required()
     """HTML file to write."""
     pairs: Annotated[int, Option(DATA, limit=limits.at_least_one)] = 200

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from stages.method.statistics import Interval, student_interval
+from stages.report.benchmarks import summarise_benchmarks
 from stages.report.evaluation import DISTANCES, PREFERENCES, SAMPLES, Column, figure_table, summarise
 from stages.report.given import Evaluation, understood
 from stages.reporting import Table
@@ -31,9 +32,9 @@ def evaluation_block(evaluation: Evaluation) -> Block:
 
 def _block(evaluation: Evaluation) -> Block:
     name, stage, report = evaluation
-    if stage == "evaluate":
-        said = summarise(report, output=None)
-        return Block(f"{name} (evaluate)", said.rows, [each for each in said.tables if isinstance(each, Table)])
+    if stage in ("evaluate", "results"):
+        said = (summarise if stage == "evaluate" else summarise_benchmarks)(report, output=None)
+        return Block(f"{name} ({stage})", said.rows, [each for each in said.tables if isinstance(each, Table)])
     return Block(f"{name} ({stage})", [], _recipes(report) if stage == "compare" else _truth(report))
 
 

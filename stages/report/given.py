@@ -19,7 +19,7 @@ EVALUATIONS: Final = {"compare": "compare.json", "demo-report": "report.json"}
 """by the stage that writes a folder of figures, the file that they are in"""
 HINT: Final = (
     "give folders of score, project-scores, train-oracle, train-policy, compare or demo-report, or JSON files of"
-    " evaluate"
+    " evaluate or results"
 )
 
 
@@ -45,6 +45,7 @@ class Given(NamedTuple):
     scores: Scores | None
     runs: list[LoggedPhase]
     evaluations: list[Evaluation]
+    benchmarks: list[Evaluation]
     manifests: dict[str, dict[str, Any]]
     """by name, in the order given"""
 
@@ -56,7 +57,7 @@ def open_given(names: tuple[str, ...]) -> Given:
         SepoError: something that no command wrote, or that is not finished, or two folders of scores.
     """
     places = [*{str(place): place for name in names for place in _expanded(name)}.values()]
-    given = Given(None, [], [], {})
+    given = Given(None, [], [], [], {})
     for name, place in zip(_short_names(places), places, strict=True):
         given = _with(given, name, place)
     return given
@@ -93,9 +94,12 @@ def _short_names(places: list[Place | Path]) -> list[str]:
 
 def _with(given: Given, name: str, place: Place | Path) -> Given:
     if isinstance(place, Path):
-        report = read_results(place, HINT)
+        report = read_results(place, HINT, ("evaluate", "results"))
         given.manifests[name] = report
-        return given._replace(evaluations=[*given.evaluations, Evaluation(name, "evaluate", report)])
+        evaluation = Evaluation(name, report["stage"], report)
+        if evaluation.stage == "results":
+            return given._replace(benchmarks=[*given.benchmarks, evaluation])
+        return given._replace(evaluations=[*given.evaluations, evaluation])
     manifest = _manifest(place)
     stage = manifest.get("stage")
     given.manifests[name] = manifest

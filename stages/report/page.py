@@ -22,6 +22,7 @@ SECTIONS: Final = {
     "data-set": "The data set",
     "training": "Training",
     "evaluation": "Evaluation",
+    "benchmarks": "Benchmarks",
     "provenance": "Provenance",
 }
 PROMPT_TAIL: Final = 160
@@ -99,11 +100,12 @@ class Page(NamedTuple):
     data: DataSet | None
     training: TrainingCurves | None
     evaluation: Evaluations | None
+    benchmarks: list[Block]
     provenance: list[Origin]
 
     @property
     def sections(self) -> list[tuple[str, str]]:
-        there = (self.tokens, self.data, self.training, self.evaluation, self.provenance)
+        there = (self.tokens, self.data, self.training, self.evaluation, self.benchmarks, self.provenance)
         return [item for item, part in zip(SECTIONS.items(), there, strict=True) if part]
 
 

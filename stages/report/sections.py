@@ -8,7 +8,7 @@ import numpy as np
 from stages import registry
 from stages.configs import ReportConfig
 from stages.configs.report import RULES
-from stages.report.evaluation_tables import evaluation_block
+from stages.report.evaluation_tables import Block, evaluation_block
 from stages.report.example_pairs import Sample, examples, packed
 from stages.report.given import Given
 from stages.report.page import DataSet, Evaluations, Facts, Tokens, TrainingCurves
@@ -114,3 +114,8 @@ def evaluation_section(given: Given) -> Evaluations | None:
     if not given.evaluations:
         return None
     return Evaluations([evaluation_block(each) for each in given.evaluations], frontier(given.evaluations))
+
+
+def benchmarks_section(given: Given) -> list[Block]:
+    """What judges and verifiers say of models' answers."""
+    return [evaluation_block(each) for each in given.benchmarks]
