@@ -38,8 +38,8 @@ def _words(config):
 def _live(config, die_at):
     import torch
 
-    from stages import score, train_oracle, train_policy
-    from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
+    from stages import generate, score, train_oracle, train_policy
+    from stages.configs import GenerateConfig, OracleConfig, PolicyConfig, ScoreConfig
     from stages.errors import SepoError
     from stages.reporting import Quiet
 
@@ -49,7 +49,7 @@ def _live(config, die_at):
     if die_at:
         sys.addaudithook(_Trap(os.path.realpath(config.output_dir), die_at))
     try:
-        stages = {ScoreConfig: score, OracleConfig: train_oracle, PolicyConfig: train_policy}
+        stages = {ScoreConfig: score, OracleConfig: train_oracle, PolicyConfig: train_policy, GenerateConfig: generate}
         stages[type(config)].run(config, Quiet())
     except SepoError as error:
         _words(config).write_text(error.message)

@@ -7,7 +7,7 @@ import pandas
 import pyarrow.dataset
 from transformers import AutoModelForCausalLM
 
-from stages import evaluate, score, train_oracle, train_policy
+from stages import evaluate, generate, score, train_oracle, train_policy
 from stages.report import card
 from tests import world
 from tests.conftest import tiny_llama

@@ -1,6 +1,5 @@
 """The models that answer, found and checked before their weights are read, and the engine that runs one."""
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from stages.devices.precision import products, weights_of
 from stages.errors import SepoError
 from stages.generation.engine import GenerationEngine
 from stages.generation.questions import QuestionCounts
+from stages.generation.transformers_engine import TransformersEngine
 from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.models.named import named_models, split_names
 from stages.reporting import Reporter, printable
@@ -107,11 +107,7 @@ def open_engine(
     if encoder.ignored_arguments:
         unknown = ", ".join(encoder.ignored_arguments)
         reporter.warn(f"{model.name}'s chat template does not know {unknown}: --chat-template-kwargs changes nothing")
-    module = importlib.import_module("stages.generation.transformers_engine")
-    weights = load_model(
-        Path(model.source), trust_remote_code=config.trust_remote_code, dtype=weights_of(config.precision)
-    )
+    folder, dtype = Path(model.source), weights_of(config.precision)
+    loaded = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, dtype=dtype), device)
     with products(config.precision):
-        yield module.TransformersEngine(
-            move_model(weights, device), encoder, max_tokens=config.max_tokens_per_device, device=device
-        )
+        yield TransformersEngine(loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter)

@@ -6,7 +6,7 @@ import torch
 
 from stages.data.conversations import UnusableError
 from stages.generation.engine import Generated, Request
-from stages.logprobs.decode import Decoded, DecodeRequest, decode
+from stages.logprobs.decode import Decoded, DecodeRequest, decode, decoded_together
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet, Reporter
 from stages.tokens.encode import NO_ROOM, Encoder
@@ -39,17 +39,31 @@ class TransformersEngine:
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generated]]:
         """Each request's index and its answer; at first those that have none, by their problem."""
-        asked: dict[int, DecodeRequest] = {}
-        for index, request in enumerate(requests):
-            try:
-                asked[index] = self._decode_request(request)
-            except UnusableError as reason:
-                yield index, Generated("", False, problem=str(reason))
+        asked, problems = self._encoded(requests)
+        for index, reason in problems.items():
+            yield index, Generated("", False, problem=reason)
         order = list(asked)
         found = decode(self._forward, list(asked.values()), ends=self._ends, max_tokens=self._max_tokens)
         for place, decoded in found:
             index = order[place]
             yield index, self._generated(asked[index].prompt_ids, decoded)
+
+    def together(self, requests: Sequence[Request]) -> list[list[int]]:
+        """The indices of the requests of each batch: see `GenerationEngine`."""
+        asked, problems = self._encoded(requests)
+        order = list(asked)
+        batches = decoded_together(self._forward, list(asked.values()), self._max_tokens)
+        return [[index] for index in problems] + [[order[place] for place in batch] for batch in batches]
+
+    def _encoded(self, requests: Sequence[Request]) -> tuple[dict[int, DecodeRequest], dict[int, str]]:
+        """By their index, the requests in ids, and why others cannot be asked."""
+        asked, problems = {}, {}
+        for index, request in enumerate(requests):
+            try:
+                asked[index] = self._decode_request(request)
+            except UnusableError as reason:
+                problems[index] = str(reason)
+        return asked, problems
 
     def _decode_request(self, request: Request) -> DecodeRequest:
         prompt_ids = self._encoder.prompt_ids(request.messages)

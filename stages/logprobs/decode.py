@@ -91,14 +91,18 @@ def decode(
             may have more.
     """
     decoder = _Decoder(forward)
-    for group in _groups(requests, 1 if forward.alone else max_tokens):
+    for group in decoded_together(forward, requests, max_tokens):
         yield from decoder.answers([_Row(index, requests[index]) for index in group], ends)
 
 
-def _groups(requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
-    """Indices of the requests of each batch. Longest first: memory runs out at once or never."""
+def decoded_together(forward: Forward, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
+    """Indices of the requests of each batch. Longest first: memory runs out at once or never.
+
+    Some of these batches without the others are batched in the same way.
+    """
     groups: list[list[int]] = []
     room = 0
+    max_tokens = 1 if forward.alone else max_tokens
     for index in sorted(range(len(requests)), key=lambda index: (-requests[index].longest, index)):
         if room < 1:
             groups.append([])

@@ -83,3 +83,20 @@ def test_the_same_requests_give_the_same_bytes(model, chatml):
     assert len({each.text for each in one}) == 12
     hot = answers(engine(model, chatml), [each._replace(temperature=5.0) for each in requests])
     assert np.mean([each.logps.mean() for each in hot]) < np.mean([each.logps.mean() for each in one])
+
+
+def test_batches_asked_without_the_others_give_the_same_bits(model, chatml):
+    """What a run that was killed relies on; one that cannot be asked is on its own."""
+    requests = [request("what is it?" * (1 + seed % 5), max_new_tokens=8 + seed % 3, seed=seed) for seed in range(14)]
+    requests[3] = request(" ")
+    asked = engine(model, chatml, max_tokens=200)
+    together, whole = asked.together(requests), answers(asked, requests)
+    assert sorted(index for group in together for index in group) == [*range(14)]
+    assert [3] in together
+    assert max(map(len, together)) > 2
+    for kept in (together[::2], together[1::2], together[2:]):
+        indices = sorted(index for group in kept for index in group)
+        again = answers(asked, [requests[index] for index in indices])
+        for index, found in zip(indices, again, strict=True):
+            assert found.text == whole[index].text
+            assert found.problem or found.logps.tobytes() == whole[index].logps.tobytes()
