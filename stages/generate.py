@@ -26,6 +26,7 @@ from stages.generation.engines import (
     find_models,
     open_engine,
     refuse_unsafe_names,
+    refuse_unserved,
     refuse_without_template,
 )
 from stages.generation.journal import Journal
@@ -158,12 +159,13 @@ def _compute(job: GenerateJob, work: Run) -> None:
     )
     if len(missing) < len(mine):
         job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+    wanted = {name: {unit.shard for unit in missing if unit.model == name} for name in job.models}
+    refuse_unserved([job.models[name] for name, shards in wanted.items() if shards], config)
     total = sum(job.counts.answers[unit.shard] for unit in missing) * config.samples
     with job.reporter.task("generate", total, "answers") as task:
-        for model in job.models.values():
-            wanted = {unit.shard for unit in missing if unit.model == model.name}
-            if wanted:
-                _answer(job, work, model, wanted, task)
+        for name, shards in wanted.items():
+            if shards:
+                _answer(job, work, job.models[name], shards, task)
     refuse_changed(job.prompts, job.inputs["prompts"].hash)
 
 

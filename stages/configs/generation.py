@@ -15,7 +15,6 @@ _USERS: Final = {
     "concurrency": ("openai",),
     "precision": ("transformers",),
     "max_tokens_per_device": ("transformers",),
-    "chat_template_kwargs": ("transformers", "vllm"),
     "trust_remote_code": ("transformers", "vllm"),
 }
 """the options that not every engine has, and the engines that have them"""
@@ -52,8 +51,8 @@ class GenerateConfig(Config):
     """What computes: this process, vLLM in it, or any server with OpenAI's interface."""
     base_url: Annotated[str | None, Option(MEMORY, "URL", content=False)] = None
     """Of the server, such as http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY."""
-    concurrency: Annotated[int, Option(MEMORY, limit=limits.at_least_one, content=False)] = 32
-    """Requests that a server is given at a time."""
+    concurrency: Annotated[int, Option(MEMORY, limit=limits.at_least_one, content=False)] = 8
+    """Requests that a server is given at a time. More is faster where it computes them together, as vLLM does."""
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the model is computed; logits are float32 always. medium: products of bfloat16 on a CPU; tf32: on
     CUDA."""

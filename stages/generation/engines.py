@@ -19,7 +19,7 @@ from stages.generation.questions import QuestionCounts
 from stages.generation.transformers_engine import TransformersEngine
 from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.models.named import named_models, split_names
-from stages.reporting import Reporter, printable
+from stages.reporting import Quiet, Reporter, printable
 from stages.store.files import hash_json
 from stages.store.manifest import Input
 from stages.tokens.encode import Encoder
@@ -67,9 +67,8 @@ def find_models(config: GenerateConfig, reporter: Reporter) -> dict[str, Answeri
 
 
 def _served(name: str, model: str, config: GenerateConfig) -> AnsweringModel:
-    # What stands behind the name is the server's secret.
-    weights = Input(str(config.base_url), hash_json([config.base_url, model]))
-    return AnsweringModel(name, model, weights, None, None)
+    # What stands behind the name is the server's secret, and the server's address another one in every job.
+    return AnsweringModel(name, model, Input(str(config.base_url), hash_json([model])), None, None)
 
 
 def _local(name: str, folder: Path, config: GenerateConfig, reporter: Reporter) -> AnsweringModel:
@@ -97,17 +96,37 @@ def open_engine(
 ) -> Iterator[GenerationEngine]:
     """The engine that answers for a model, ready to be asked."""
     if config.engine == "openai":
-        from stages.generation.openai_engine import OpenAIEngine
-
-        url = str(config.base_url)
-        yield OpenAIEngine(url, model.source, concurrency=config.concurrency, reporter=reporter)
+        yield _ask_server(model, config, reporter)
         return
     assert model.tokenizer is not None
     encoder = Encoder(model.tokenizer, given_arguments(config.chat_template_kwargs))
     if encoder.ignored_arguments:
         unknown = ", ".join(encoder.ignored_arguments)
         reporter.warn(f"{model.name}'s chat template does not know {unknown}: --chat-template-kwargs changes nothing")
+    if config.engine == "vllm":
+        from stages.generation.vllm_engine import VllmEngine
+
+        yield VllmEngine(Path(model.source), encoder, trust_remote_code=config.trust_remote_code)
+        return
     folder, dtype = Path(model.source), weights_of(config.precision)
     loaded = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, dtype=dtype), device)
     with products(config.precision):
         yield TransformersEngine(loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter)
+
+
+def refuse_unserved(models: Iterable[AnsweringModel], config: GenerateConfig) -> None:
+    """Ask a server, before it answers for the first of several models, whether it serves them all."""
+    for model in models if config.engine == "openai" else ():
+        _ask_server(model, config, Quiet())
+
+
+def _ask_server(model: AnsweringModel, config: GenerateConfig, reporter: Reporter) -> GenerationEngine:
+    from stages.generation.openai_engine import OpenAIEngine
+
+    return OpenAIEngine(
+        str(config.base_url),
+        model.source,
+        concurrency=config.concurrency,
+        template_arguments=given_arguments(config.chat_template_kwargs),
+        reporter=reporter,
+    )

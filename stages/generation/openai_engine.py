@@ -33,6 +33,7 @@ _REFUSED: Final = (400, 413, 422)
 _FINAL: Final = (401, 403, 404, 405)
 _HELLO: Final[list[Message]] = [{"role": "user", "content": "Hello"}]
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_NO_ARGUMENTS: Final[Mapping[str, Any]] = {}
 _V1: Final = "--base-url is what comes before /chat/completions, often with /v1 at its end"
 _START: Final = "start the server, or correct --base-url"
 _GOES_ON: Final = "look at the server's log; the same command goes on from what is answered"
@@ -70,13 +71,22 @@ class OpenAIEngine:
     `PATIENCE` seconds; then the engine stops with a `SepoError`, after the answers that the others still get.
     """
 
-    def __init__(self, base_url: str, model: str, *, concurrency: int, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        concurrency: int,
+        reporter: Reporter,
+        template_arguments: Mapping[str, Any] = _NO_ARGUMENTS,
+    ) -> None:
         """Find out whether the server is there, serves the model, and what may be said to it.
 
         Args:
             base_url: what comes before ``/chat/completions``, as in ``http://localhost:8000/v1``.
             model: its name on the server.
             concurrency: requests at a time.
+            template_arguments: what the server's chat template is told.
         """
         self._model, self._concurrency, self._reporter = model, concurrency, reporter
         self._key = os.environ.get(KEY, "").strip()
@@ -90,6 +100,7 @@ class OpenAIEngine:
             max_retries=0,
             timeout=openai.Timeout(LONGEST_ANSWER, connect=10.0),
         )
+        self._template = {"chat_template_kwargs": template_arguments} if template_arguments else {}
         self._accepted: set[tuple[float, float, int]] = set()
         self._down = False
         self._served = self._list_models()
@@ -176,16 +187,16 @@ class OpenAIEngine:
                 self._down = False
                 return generated
 
-    def _ask(self, request: Request, form: _Form) -> str:
+    def _ask(self, request: Request, form: _Form, retries: int = 0) -> str:
         """The body of the server's reply."""
-        reply = self._client.chat.completions.with_raw_response.create(
+        reply = self._client.with_options(max_retries=retries).chat.completions.with_raw_response.create(
             model=self._model,
             messages=request.messages,
             temperature=request.temperature,
             top_p=request.top_p,
             # Some have 32 bits for it, and the last of them says: draw one.
             seed=request.seed % 2**31,
-            extra_body={form.limit: request.max_new_tokens, **form.extras},
+            extra_body={form.limit: request.max_new_tokens, **form.extras, **self._template},
         )
         return str(reply.text)
 
@@ -207,7 +218,8 @@ class OpenAIEngine:
         hello = Request(_HELLO, temperature=1.0, top_p=1.0, max_new_tokens=1, seed=0)
         for form in _FORMS:
             try:
-                self._ask(hello, form)
+                # Some close the connection after a list that failed.
+                self._ask(hello, form, retries=1)
             except openai.APIError as error:
                 if form is _FORMS[-1] or getattr(error, "status_code", None) not in _REFUSED:
                     raise self._failure(error, _START) from error
