@@ -18,6 +18,7 @@ from stages.benchmarks.benchmark import Benchmark
 from stages.benchmarks.registry import BENCHMARKS
 from stages.configs import GenerateConfig
 from stages.data.read import dataset_hash, read_rows, refuse_changed
+from stages.data.sources import find_source
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
@@ -132,7 +133,8 @@ def _published(benchmark: Benchmark | None) -> Path:
 def _questions(benchmark: Benchmark | None, prompts: str) -> Iterator[Question]:
     if benchmark is None:
         return read_questions(prompts)
-    return benchmark.questions((row.where, row.columns) for row in read_rows(prompts))
+    rows = ((row.where, row.columns) for row in read_rows(prompts))
+    return benchmark.questions(rows, find_source(prompts).rows.start)
 
 
 def _settings(config: GenerateConfig, benchmark: Benchmark | None) -> RequestSettings:

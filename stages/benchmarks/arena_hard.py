@@ -86,9 +86,9 @@ class ArenaHard(Benchmark):
     # As config/gen_answer_config.yaml of v0.1, and its entries of config/api_config.yaml.
     decoding = Decoding(temperature=0.0, top_p=1.0, max_new_tokens=4096)
 
-    def questions(self, rows: Iterable[Placed]) -> Iterator[Question]:
+    def questions(self, rows: Iterable[Placed], first: int = 0) -> Iterator[Question]:
         versions: dict[str, str] = {}
-        for question in super().questions(rows):
+        for question in super().questions(rows, first):
             versions.setdefault(version_of(question.row).name, question.question_id)
             if len(versions) > 1:
                 (old, one), (new, other) = versions.items()

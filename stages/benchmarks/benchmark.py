@@ -101,10 +101,14 @@ class Benchmark(ABC):
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         """How the official judge is run on the files of these models, with its configuration written beside them."""
 
-    def questions(self, rows: Iterable[Placed]) -> Iterator[Question]:
-        """The questions of a prompt file; a row unfit or of another benchmark, or an id twice, is a `SepoError`."""
+    def questions(self, rows: Iterable[Placed], first: int = 0) -> Iterator[Question]:
+        """The questions of a prompt file; a row unfit or of another benchmark, or an id twice, is a `SepoError`.
+
+        Args:
+            first: number of the first row, where these are a slice of their file.
+        """
         seen: dict[str, str] = {}
-        for number, (where, row) in enumerate(rows):
+        for number, (where, row) in enumerate(rows, start=first):
             self._recognise(where, row)
             question = self.question(number, where, row)
             for said, value in self.identities(question).items():

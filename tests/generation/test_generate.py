@@ -252,7 +252,8 @@ ASKED = {
 @pytest.mark.parametrize("benchmark", ASKED)
 def test_a_benchmark_is_asked_and_its_official_files_are_listed(benchmark, tmp_path, chat_folder, parrot):
     ears = Quiet()
-    run(REAL / "prompts", chat_folder, f"{ASKED[benchmark]}[:3]", tmp_path / "out", ears, benchmark=benchmark)
+    run(REAL / "prompts", chat_folder, f"{ASKED[benchmark]}[4:7]", tmp_path / "out", ears, benchmark=benchmark)
+    assert [answer.question for answer in open_answers(tmp_path / "out").answers("m") if not answer.turn] == [4, 5, 6]
     found = manifest(tmp_path / "out")
     assert found["benchmark"] == benchmark
     assert found["counts"]["questions"] == 3
