@@ -241,7 +241,8 @@ def _official(job: GenerateJob, work: Run) -> tuple[list[str], str, list[str]]:
     files, warnings = [NEXT_STEPS], []
     for name in job.models:
         written = job.benchmark.write_files(work.folder, name, _answers(job, work, name))
-        files += written.files
+        # Models share one: the answers of the baseline that all are compared with.
+        files += [each for each in written.files if each not in files]
         warnings += written.warnings
         work.promise(files)
     steps = job.benchmark.next_steps(work.folder, [*job.models])
