@@ -51,6 +51,19 @@ def test_a_server_that_fails_in_the_middle_loses_nothing_and_is_asked_nothing_tw
         assert len(server.asked) == asked
 
 
+def test_concurrency_is_how_many_are_asked_at_a_time(tmp_path):
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"q{n}"} for n in range(9)])
+    gate = threading.Barrier(9)
+
+    def reply(body):
+        gate.wait(30)
+        return 200, said(question(body))
+
+    with serving(Server(reply)) as url:
+        run(tmp_path, url, concurrency=9)
+    assert texts(tmp_path) == [f"q{n}" for n in range(9)]
+
+
 def test_every_model_is_asked_for_before_the_first_one_answers(tmp_path):
     write_lines(tmp_path / "prompts.jsonl", [{"prompt": "q"}])
 
