@@ -49,10 +49,10 @@ def _preference(row: dict[str, Any]) -> float | None:
 def read_leaderboard(rows: Iterator[Placed], source: str) -> list[Judged]:
     """What it says of each model; who judged, and against whom, it does not say."""
     found = []
-    for _, row in rows:
+    for where, row in rows:
         names = {"lc_win_rate": ("length_controlled_winrate", "lc_standard_error")}
         names |= {"win_rate": ("win_rate", "standard_error"), "characters": ("avg_length", "")}
         figures = {name: stated(*(number_in(row, column) for column in both)) for name, both in names.items()}
         there = {name: each for name, each in figures.items() if each is not None}
-        found.append(Judged(Subject(BENCHMARK, "", "", "", row[""]), source, [], {}, there, {}, {}))
+        found.append(Judged(Subject(BENCHMARK, "", "", "", text_in(row, "", where)), source, [], {}, there, {}, {}))
     return found

@@ -74,9 +74,10 @@ def find_results(names: tuple[str, ...], reporter: Reporter) -> Results:
             results.hashes[name][str(folder.folder)] = str(folder.manifest.get("fingerprint"))
         own = {(folder.folder / each).resolve() for folder in results.folders for each in folder.manifest["files"]}
         for file in [path] if path.is_file() else _candidates(path):
-            if file.resolve() not in own | seen and _take(file, results, reporter, named=file == path):
+            real = file.resolve()
+            if real not in own and (real in seen or _take(file, results, reporter, named=file == path)):
                 results.hashes[name][str(file)] = hash_file(file)
-                seen.add(file.resolve())
+                seen.add(real)
         if not results.hashes[name]:
             raise SepoError(f"{name} holds no answers and no judgments that are known", hint=READABLE)
     answered = {model for folder in results.folders for model in folder.models}

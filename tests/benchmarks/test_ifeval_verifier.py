@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from stages import pair
+from stages import pair, results
 from stages.benchmarks.ifeval_verifier import open_verifier
-from stages.configs import PairConfig
+from stages.configs import PairConfig, ResultsConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
+from tests.benchmarks import folders
 from tests.test_pair import answer, answer_folder
 
 nltk = pytest.importorskip("nltk")
@@ -145,3 +146,34 @@ def test_pairs_by_the_share_of_instructions_that_an_answer_follows(verify, tmp_p
 
     assert rewards("ifeval") == [[0.0, 1.0, 0.5]]
     assert rewards("ifeval-loose") == [[0.0, 1.0, 0.5], [1.0, 0.5]]
+
+
+def test_sepo_results_verifies_a_folders_own_answers(verify, tmp_path):
+    """Two prompts with two samples each; what has no answer follows nothing."""
+    rows = [
+        row(punctuation__no_comma={}, startend__end_checker={"end_phrase": "The end."}),
+        row(detectable_format__title={}),
+    ]
+    rows[1]["prompt"] = "Say more."
+    said = [
+        folders.answer(0, "A fox.\nThe end.", rows[0]), folders.answer(0, "A fox, again.\nSo, *the end.*", rows[0], sample=1),
+        folders.answer(1, "<<A title>>", rows[1]), folders.answer(1, "", rows[1], sample=1, problem="the prompt is too long"),
+    ]  # fmt: skip
+    folders.write_folder(tmp_path / "g", "ifeval", {"sepo": said, "dpo": said[:2] + said[:1:-1]})
+    report = results.run(ResultsConfig(paths=(str(tmp_path),), json=True), Quiet()).json
+    ifeval = next(each for each in report["benchmarks"] if each["benchmark"] == "ifeval")
+    model = ifeval["models"]["sepo"]
+    assert (ifeval["judge"], model["prompts"]) == ("its verifier", 2)
+    expected = {"prompt_strict": 2 / 4, "instruction_strict": 3 / 6, "prompt_loose": 2 / 4, "instruction_loose": 4 / 6}
+    assert {name: each["value"] for name, each in model["figures"].items()} == pytest.approx(
+        {f"accuracy_{name}": 100 * value for name, value in expected.items()}
+    )
+    assert report["warnings"] == ["answers, g, sepo: 1 without an answer", "answers, g, dpo: 1 without an answer"]
+    assert ifeval["comparisons"][0]["sentences"] == ["dpo and sepo are level: prompts, strict, %, on 2 common prompts"]
+
+
+def test_without_the_verifier_answers_to_ifeval_are_refused_at_once(monkeypatch, tmp_path):
+    folders.write_folder(tmp_path / "g", "ifeval", {"sepo": [folders.answer(0, "x", row(punctuation__no_comma={}))]})
+    monkeypatch.setitem(sys.modules, "immutabledict", None)
+    with pytest.raises(SepoError, match="needs immutabledict"):
+        results.run(ResultsConfig(paths=(str(tmp_path),)), Quiet())

@@ -15,8 +15,11 @@ import pytest
 import yaml
 from mtbench_evaluator import entrypoint
 
+from stages import results
 from stages.benchmarks.judges import URL
 from stages.benchmarks.registry import BENCHMARKS
+from stages.configs import ResultsConfig
+from stages.reporting import Quiet
 from tests.benchmarks.judge import carry_out, judging
 from tests.benchmarks.rows import MADE_UP, answered, placed, real_rows
 
@@ -26,6 +29,11 @@ def files_of(folder, name, text, rows=None):
     questions = list(benchmark.questions(placed(rows or MADE_UP[name])))
     benchmark.write_files(folder, "policy", answered(questions, text))
     return benchmark.next_steps(folder, ["policy"])
+
+
+def figures(folder):
+    """What `sepo results` makes of what the tools wrote."""
+    return results.run(ResultsConfig(paths=(str(folder),), json=True), Quiet()).json["benchmarks"]
 
 
 def test_alpaca_eval_judges_ours(tmp_path):
@@ -49,6 +57,9 @@ def test_alpaca_eval_judges_ours(tmp_path):
     judged = json.loads((folder / "alpaca_eval/results/policy/annotations.json").read_text())
     assert [row["instruction"] for row in judged] == [row["instruction"] for row in MADE_UP["alpaca-eval"]]
     assert [(row["output_1"], row["output_2"]) for row in judged[:2]] == [("one!", ""), ("two!", "better")]
+    [found] = figures(folder)
+    assert (found["judge"], found["against"]) == ("judge", judged[0]["generator_1"])
+    assert found["models"]["policy"]["figures"]["win_rate"]["value"] == pytest.approx(float(board["win_rate"]))
 
 
 def test_mt_bench_judges_ours(tmp_path, monkeypatch):
@@ -83,6 +94,8 @@ def test_mt_bench_judges_ours(tmp_path, monkeypatch):
     rows = sorted((row["question_id"], row["turn"], row["model"], row["score"]) for row in map(json.loads, judged))
     assert rows == [(question, turn, "policy", 7) for question in (81, 111) for turn in (1, 2)]
     assert json.loads((folder / "mt_bench/mtbench/policy/judge-result.json").read_text())["total"] == 7
+    [found] = figures(folder)
+    assert found["models"]["policy"]["figures"]["average"]["value"] == 7
 
 
 @pytest.mark.parametrize(("name", "category"), [("v0.1", "arena-hard-v0.1"), ("v2.0", "hard_prompt")])

@@ -311,7 +311,8 @@ def test_one_model_judged_twice_counts_once(tmp_path):
     for name, games in (("a", GAMES), ("b", GAMES[:2])):
         write_rows(tmp_path / name / "sepo.jsonl", arena_rows("sepo", games))
     reporter = Quiet()
-    assert group(report_of(tmp_path, reporter=reporter), "arena-hard")["models"]["sepo"]["prompts"] == 2
+    report = report_of(tmp_path, tmp_path / "b", tmp_path / "b/sepo.jsonl", reporter=reporter)
+    assert group(report, "arena-hard")["models"]["sepo"]["prompts"] == 2
     assert any("sepo was judged twice by gpt" in warning for warning in reporter.warnings)
 
 
