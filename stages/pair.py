@@ -21,7 +21,7 @@ import torch
 from stages.benchmarks.ifeval_verifier import open_verifier
 from stages.configs import PairConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash
-from stages.data.template_arguments import given_arguments
+from stages.data.template_arguments import KWARGS, given_arguments
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
@@ -163,20 +163,28 @@ def _load(job: PairJob) -> Ranking:
     trust = config.trust_remote_code
     max_length = usable_length(models, config.max_length, trust_remote_code=trust, reporter=job.reporter)
     scorer = Scorer(models, config, job.device, None, job.reporter)
-    encoder = Encoder(tokenizer, given_arguments(config.chat_template_kwargs))
+    encoder = Encoder(tokenizer, _template_arguments(job))
     return OracleRanking(scorer, encoder, max_length, per_token=config.per_token)
+
+
+def _template_arguments(job: PairJob) -> dict[str, Any]:
+    """What the chat template was given when the answers were generated."""
+    return given_arguments(job.answers.manifest.get("settings", {}).get(KWARGS))
 
 
 def _compute(job: PairJob, ranking: Ranking, tally: Tally) -> Iterator[dict[str, Any]]:
     """The rows of the data set, each prompt's when it is ranked; a few prompts are in memory at a time."""
     counts, config = tally.counts, job.config
-    model = str(config.model)
+    model, arguments = str(config.model), _template_arguments(job)
+    # In a column of each row, which goes to the template wherever the pairs are read.
+    more = {KWARGS: arguments} if arguments else {}
     with job.reporter.task("rank", job.answers.count(model), "answers") as task:
         for prompts in _several(by_prompt(job.answers.answers(model))):
             candidates = [usable(answers, counts, keep_cut=config.keep_cut) for answers in prompts]
             rewards = iter(ranking.rewards([*itertools.chain(*candidates)]))
             for answers in candidates:
-                yield from _pair(answers, list(itertools.islice(rewards, len(answers))), config.min_gap, tally)
+                for row in _pair(answers, list(itertools.islice(rewards, len(answers))), config.min_gap, tally):
+                    yield row | more
             number = sum(map(len, prompts))
             counts.prompts += len(prompts)
             counts.answers += number

@@ -16,7 +16,7 @@ from tests.method.test_objectives import CASES, batch_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-SCRIPTS = sorted([*ROOT.glob("examples/*.sh"), *ROOT.glob("examples/*.slurm")])
+SCRIPTS = sorted([*ROOT.glob("examples/**/*.sh"), *ROOT.glob("examples/*.slurm")])
 PROGRAM = typer.main.get_command(app)
 
 
@@ -26,6 +26,8 @@ def blocks(page):
 
 def commands(text):
     """The calls of sepo in a script, without what stands around them."""
+    # A script's variable, where the parser wants a number.
+    text = re.sub(r"(--(?:seed|samples|max-new-tokens)) \$\w+", r"\1 2", text)
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         found = re.search(
             r"(?:^|\s|/)(?:sepo|-m sepo_cli)\s+((?:[a-z]+-?)+\s.*|--.*)$", line.partition("#")[0].lstrip("$ ")

@@ -234,6 +234,15 @@ def test_the_same_again_is_nothing_to_do_and_others_are_refused(make, answers, r
     assert not [*tmp_path.glob(".*.tmp")]
 
 
+def test_what_the_template_was_given_goes_with_the_pairs(make, answers, rewards):
+    assert "chat_template_kwargs" not in make(answers, rewards=rewards)[0][0]
+    manifest = json.loads((answers / "manifest.json").read_text())
+    manifest["settings"]["chat_template_kwargs"] = '{"enable_thinking": false}'
+    (answers / "manifest.json").write_text(json.dumps(manifest))
+    [row], _, _ = make(answers, rewards=rewards, overwrite=True, min_gap=1.0)
+    assert row["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_one_of_several_models(make, rewards, tmp_path):
     folder = answer_folder(tmp_path / "several", plain(), models=("a", "b"))
     with pytest.raises(SepoError, match="has answers of a, b"):

@@ -9,7 +9,7 @@ from stages.configs.fields import PRECISIONS
 from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
 
 REWARD: str = "reward"
-_OF_THE_ORACLE = ("chat_template_kwargs", "max_length", "per_token", "precision")
+_OF_THE_ORACLE = ("max_length", "per_token", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,6 @@ class PairConfig(Config):
     keep_cut: Annotated[bool, Option(METHOD)] = False
     """Take also answers that were cut at --max-new-tokens. In a pair every answer has its end of turn: they teach to
     end in the middle of a sentence."""
-    chat_template_kwargs: shared.ChatTemplateKwargs = None
     max_length: shared.MaxLength = 2048
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the oracle and its reference are computed, as in `sepo score`."""
