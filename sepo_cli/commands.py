@@ -42,6 +42,7 @@ COMMANDS: Final = (
     ),
     Command("check", configs.CheckConfig, PIPELINE, "runs/scores"),
     Command("inspect", configs.InspectConfig, PIPELINE, "runs/scores --sort wrong"),
+    Command("denoise", configs.DenoiseConfig, PIPELINE, "--scores runs/scores --output-dir runs/denoised"),
     Command("train-policy", configs.PolicyConfig, PIPELINE, "--model P --scores runs/scores --output-dir runs/policy"),
     Command(
         "evaluate",

@@ -32,7 +32,7 @@ columns: Limit = (
 an_object: Limit = (lambda x: json_object(x) is not None, """a JSON object, like '{"enable_thinking": false}'""")
 local: Limit = (
     lambda x: not is_remote(x),
-    "a folder of this computer (only `sepo score` and `sepo project-scores` write elsewhere)",
+    "a folder of this computer (only `sepo score`, `sepo project-scores` and `sepo denoise` write elsewhere)",
 )
 revision: Limit = (lambda x: re.fullmatch(r"[\w./-]+", x) is not None, "the name of a branch or tag, or a commit")
 file_name: Limit = (lambda x: x.isprintable() and "/" not in x and x.strip(".") != "", "a name without slashes")

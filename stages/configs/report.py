@@ -16,8 +16,8 @@ class ReportConfig(Config):
     else."""
 
     folders: Annotated[tuple[str, ...], Option(REQUIRED, "FOLDER...", content=False, flags=("FOLDER",))] = required(())
-    """What to show: folders of score, project-scores, train-oracle, train-policy, compare and demo-report, and JSON
-    files of evaluate and results. A folder that holds such folders stands for all of them."""
+    """What to show: folders of score, project-scores, denoise, train-oracle, train-policy, compare and demo-report, and
+    JSON files of evaluate and results. A folder that holds such folders stands for all of them."""
     output: Annotated[str, Option(REQUIRED, "FILE.html", limit=limits.new_file, content=False)] = required()
     """HTML file to write."""
     pairs: Annotated[int, Option(DATA, limit=limits.at_least_one)] = 200

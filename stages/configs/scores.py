@@ -155,6 +155,18 @@ class ProjectScoresConfig(shared.StartsFromModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenoiseConfig(Config):
+    """Replace each token's score by what tokens like it score over the data set."""
+
+    scores: shared.Scores = required()
+    output_dir: shared.OutputUri = required()
+    pool: Annotated[str, Option(METHOD, choices=("type", "predecessor"))] = "predecessor"
+    """Tokens that are alike: those of one type (id), or, beyond what the type scores, those of one type after the same
+    token. Means are shrunk by how well they are known."""
+    overwrite: shared.Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class CutModelConfig(shared.StartsFromModel):
     """Cut a model to its first layers, to fine-tune a weak oracle from."""
 

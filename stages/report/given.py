@@ -18,8 +18,8 @@ TRAINING: Final = ("train-oracle", "train-policy")
 EVALUATIONS: Final = {"compare": "compare.json", "demo-report": "report.json"}
 """by the stage that writes a folder of figures, the file that they are in"""
 HINT: Final = (
-    "give folders of score, project-scores, train-oracle, train-policy, compare or demo-report, or JSON files of"
-    " evaluate or results"
+    "give folders of score, project-scores, denoise, train-oracle, train-policy, compare or demo-report, or JSON files"
+    " of evaluate or results"
 )
 
 

@@ -30,6 +30,7 @@ _UNLISTED: Final = {
     "train-oracle": (*_TRAINING, "*/README.md", "*/curves.png"),
     "score": _SCORES,
     "project-scores": _SCORES,
+    "denoise": _SCORES,
     "generate": ("*/answers-*", "*/timing.jsonl"),
     "train-policy": (*_TRAINING, "snapshots/*", ".model/*", "README.md", "curves.png"),
     "cut-model": (".model/*",),

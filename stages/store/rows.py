@@ -11,7 +11,7 @@ from stages.store.manifest import FORMAT
 from stages.types import Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 
 _IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
-_FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
+FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
 SIDES: Final = ("chosen", "rejected")
 REQUIRED: Final = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_scores", "rejected_scores")
 SCHEMA: Final = pa.schema(
@@ -20,10 +20,10 @@ SCHEMA: Final = pa.schema(
         pa.field("prompt_ids", _IDS, nullable=False),
         pa.field("chosen_ids", _IDS, nullable=False),
         pa.field("rejected_ids", _IDS, nullable=False),
-        pa.field("chosen_scores", _FLOATS, nullable=False),
-        pa.field("rejected_scores", _FLOATS, nullable=False),
-        pa.field("chosen_reference_logps", _FLOATS),
-        pa.field("rejected_reference_logps", _FLOATS),
+        pa.field("chosen_scores", FLOATS, nullable=False),
+        pa.field("rejected_scores", FLOATS, nullable=False),
+        pa.field("chosen_reference_logps", FLOATS),
+        pa.field("rejected_reference_logps", FLOATS),
     ]
 )
 WEIGHTS: Final = ("chosen_weights", "rejected_weights")

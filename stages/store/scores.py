@@ -16,7 +16,7 @@ from stages.store.place import Place, place_of
 from stages.store.shards import REMEDY, read_shard, shard_batches
 from stages.types import ScoredPair, longest
 
-MADE_BY: Final = ("score", "project-scores")
+MADE_BY: Final = ("score", "project-scores", "denoise")
 """the stages that write scores; a foreign scorer names the first"""
 NEEDED: Final = ("fingerprint", "files", "counts.kept", "tokenizer.vocabulary")
 """what `train-policy` takes from the manifest, as paths of keys"""

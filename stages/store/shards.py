@@ -4,8 +4,8 @@ A shard of ours says whose it is and which one of its run, and holds a sha256 of
 killed run left is taken over only where all that is right. The manifest of a finished run has a `Checksum` of each.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,12 +16,24 @@ from stages.store.files import hash_bytes
 from stages.store.manifest import FORMAT
 from stages.store.parquet import is_whole, parquet_bytes
 from stages.store.place import Place
-from stages.store.rows import READ, SCHEMA, as_columns, check_row, refuse_other_columns, rows_of
-from stages.types import ScoredPair
+from stages.store.rows import (
+    FLOATS,
+    READ,
+    SCHEMA,
+    SIDES,
+    WEIGHTS,
+    as_columns,
+    check_row,
+    refuse_other_columns,
+    rows_of,
+)
+from stages.types import PairLogps, ScoredPair
 
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
 ROWS_IN_MEMORY: Final = 1024
+RAW: Final = ("chosen_raw_scores", "rejected_raw_scores")
+"""list<float32>, scores as they were measured, where others stand in their place"""
 _NONE: Final[Mapping[str, str]] = {}
 
 
@@ -39,19 +51,32 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(
-    place: Place, name: str, rows: list[ScoredPair], fingerprint: str, tokenizer: str, notes: Mapping[str, str] = _NONE
+    place: Place,
+    name: str,
+    rows: list[ScoredPair],
+    fingerprint: str,
+    tokenizer: str,
+    notes: Mapping[str, str] = _NONE,
+    raw: list[PairLogps] | None = None,
 ) -> None:
     """Check the rows and write them as one shard, whole or not at all.
 
     Args:
         tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
+        raw: the scores, a row each, that those of the rows were made of, for the columns `RAW`; with them go the rows'
+            weights.
     """
     for row in rows:
         check_row(row, name)
     said = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer}
     schema = SCHEMA.with_metadata({**said, "sepo.shard": name, **notes})
     table = pa.Table.from_pydict(as_columns(rows), schema=schema)
+    added: dict[str, Sequence[Any]] = {} if raw is None else dict(zip(RAW, zip(*raw, strict=True), strict=True))
+    if raw is not None and any(row.weights for row in rows):
+        added |= zip(WEIGHTS, ([getattr(row.weights, side, None) for row in rows] for side in SIDES), strict=True)
+    for column, values in added.items():
+        table = table.append_column(pa.field(column, FLOATS), pa.array(values, FLOATS))
     place.write(name, parquet_bytes(table))
 
 

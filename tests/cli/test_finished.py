@@ -32,6 +32,7 @@ def commands(tmp_path, chat_folder):
         score --oracle {oracle} {data} --output-dir {scores}
         train-policy --model {demo}/model --scores {scores} {step} --output-dir {policy}
         project-scores --scores {scores} --model {chat_folder} {data} --output-dir {tmp_path}/projected
+        denoise --scores {scores} --output-dir {tmp_path}/denoised
         cut-model --model {policy} --layers 1 --output-dir {tmp_path}/cut
         demo-report {report} --scores {scores} --reference {demo}/model --output-dir {tmp_path}/report
         evaluate {report} --reference-model {demo}/model --output {tmp_path}/e.json

@@ -22,11 +22,14 @@ def test_only_scores_may_go_to_an_object_store(sepo, tmp_path, monkeypatch, stag
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("stage", ["score", "project-scores"])
+@pytest.mark.parametrize("stage", ["score", "project-scores", "denoise"])
 def test_scores_are_not_refused_for_their_place(sepo, stage):
     """What stops them is that there is nothing to read."""
-    given = ["--oracle", "none", "--dataset", "none"] if stage == "score" else ["--scores", "none", "--model", "none"]
-    more = ["--dataset", "none"] if stage == "project-scores" else []
-    code, _, err = sepo(stage, *given, *more, "--output-dir", "s3://bucket/run")
+    given = {
+        "score": ["--oracle", "none", "--dataset", "none"],
+        "project-scores": ["--scores", "none", "--model", "none", "--dataset", "none"],
+        "denoise": ["--scores", "none"],
+    }
+    code, _, err = sepo(stage, *given[stage], "--output-dir", "s3://bucket/run")
     assert code == 1
     assert "output_dir" not in err

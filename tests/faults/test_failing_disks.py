@@ -38,6 +38,7 @@ def commands(world, tmp_path_factory):
         "train-oracle": ("train-oracle", "--model", reference, *pairs, *TRAINING, "--sft-batch-size", 4),
         "score": ("score", "--oracle", world / "oracle", *pairs, "--max-length", 64),
         "project-scores": ("project-scores", "--scores", world / "scores", "--model", root / "other", "--dataset", world / "pairs.jsonl"),
+        "denoise": ("denoise", "--scores", world / "scores"),
         "train-policy": ("train-policy", "--model", reference, "--scores", world / "scores", *TRAINING),
         "evaluate": ("evaluate", "--model", policy, "--reference-model", reference, *pairs, "--samples", 2, "--max-new-tokens", 4),
         "compare": ("compare", "--run", f"a={root / 'compare.json'}"),
@@ -49,7 +50,7 @@ def commands(world, tmp_path_factory):
 
 
 NAMES = [
-    "make-demo", "cut-model", "train-oracle", "score", "project-scores", "train-policy", "evaluate", "compare", "demo-report",
+    "make-demo", "cut-model", "train-oracle", "score", "project-scores", "denoise", "train-policy", "evaluate", "compare", "demo-report",
 ]  # fmt: skip
 
 SIZES = {"train-oracle": (4, 40, 400), "train-policy": (4, 40, 400), "cut-model": (4, 40), "make-demo": (4, 40)}
