@@ -252,13 +252,14 @@ ASKED = {
 @pytest.mark.parametrize("benchmark", ASKED)
 def test_a_benchmark_is_asked_and_its_official_files_are_listed(benchmark, tmp_path, chat_folder, parrot):
     ears = Quiet()
-    run(REAL / "prompts", chat_folder, f"{ASKED[benchmark]}[4:7]", tmp_path / "out", ears, benchmark=benchmark)
+    both = (f"m={chat_folder}", f"n={chat_folder}")
+    run(REAL / "prompts", None, f"{ASKED[benchmark]}[4:7]", tmp_path / "out", ears, benchmark=benchmark, models=both)
     assert [answer.question for answer in open_answers(tmp_path / "out").answers("m") if not answer.turn] == [4, 5, 6]
     found = manifest(tmp_path / "out")
     assert found["benchmark"] == benchmark
     assert found["counts"]["questions"] == 3
-    official = [name for name in found["files"] if not name.startswith("m/")]
-    assert [name for name in official if "/m.json" in name]
+    official = [name for name in found["files"] if not name.startswith(("m/", "n/"))]
+    assert all([name for name in official if f"/{model}.json" in name] for model in "mn")
     assert all((tmp_path / "out" / name).is_file() for name in official)
 
 
