@@ -1,12 +1,14 @@
 """Prompts of any file: which columns are asked, and what is refused, in one line, before a model loads."""
 
+import tracemalloc
+
 import pytest
 
 from stages import generate
 from stages.configs import GenerateConfig
 from stages.errors import SepoError
 from stages.generation import engines
-from stages.generation.questions import count_questions, read_questions
+from stages.generation.questions import Question, count_questions, read_questions
 from stages.reporting import Quiet
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, write_lines
 
@@ -76,6 +78,19 @@ def test_questions_are_counted_by_shard(tmp_path):
     counts = count_questions(lambda: read_questions(file), 3)
     assert counts == (7, [6, 6, 1], 1)
     assert count_questions(lambda: read_questions(file), 1).answers == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_many_prompts_need_no_more_memory_than_their_hashes():
+    def questions():
+        text = "x" * 10_000
+        return (Question(n, str(n), [{"role": "user", "content": f"{n} {text}"}], (), None, {}) for n in range(20_000))
+
+    tracemalloc.start()
+    try:
+        assert count_questions(questions, 64).questions == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 50 * 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def config(folder, **options):
