@@ -116,9 +116,10 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(tmp_path, chat
 
 
 def test_what_another_run_wrote_into_a_journal_counts_for_nothing(tmp_path, chat_folder, parrot):
-    write_lines(tmp_path / "prompts.jsonl", [{"prompt": "hello"}, {"prompt": "there"}])
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": "hello"}, {"prompt": "there"}, {"prompt": "you"}])
     for seed in (1, 2):
-        parrot.said, parrot.dies_after = 0, 1
+        # With a batch that is whole.
+        parrot.said, parrot.dies_after = 0, 2
         with pytest.raises(Interrupted):
             run(tmp_path, chat_folder, output=f"run-{seed}", seed=seed)
     one, two = (tmp_path / f"run-{seed}/m/answers-00000.partial.jsonl" for seed in (1, 2))
