@@ -5,7 +5,6 @@ Each says why nothing public will do. All are as they were in torch 2.13, transf
 
 from typing import Any, Final
 
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.nn.modules.dropout import _DropoutNd
 from transformers.quantizers.base import HfQuantizer
@@ -29,11 +28,6 @@ def takes_attention(model: Any) -> bool:
 def unsplit_modules(model: Any) -> set[str]:
     """The classes of a model's layers, by which accelerate wraps them for FSDP; it reads the same attribute."""
     return set(getattr(model, "_no_split_modules", None) or ())
-
-
-def prepared_models(accelerator: Accelerator) -> list[Any]:
-    """What an accelerator saves and loads with a checkpoint; it names them to nobody."""
-    return [*accelerator._models]
 
 
 def forget_compiled(module: Any) -> None:

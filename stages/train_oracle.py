@@ -6,19 +6,19 @@
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from stages.configs import OracleConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
-from stages.devices.engines import gather_weights
 from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
@@ -57,7 +57,7 @@ from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_inputs
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
-from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
+from stages.training.lora import UNMERGED, Divided, Trainee, make_trainee, refuse_useless_lora
 from stages.training.metrics import linear_warnings, seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
@@ -190,10 +190,8 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
     if not _written(job, work, "dpo", ORACLE):
         examples = [*map(whole, [*data.held_out, *data.train], reference)]
         model = _make_oracle(job, work, model, examples[known:], examples[:known])
-    elif is_adapter(folder / ORACLE):
-        model = put_on(model, folder / ORACLE).model
     else:
-        model = job.load(folder / ORACLE)
+        model = _read_oracle(job, folder, lambda: model)
     if not data.held_out:
         return None
     oracle = logps_of(model, data.held_out, context, "oracle, held-out pairs")
@@ -231,7 +229,7 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
             size=lambda example: float(len(example.pair.chosen_ids)),
             held_out=[chosen_only(whole(pair)) for pair in data.held_out],
         )
-    _save(job, work, trainee, REFERENCE, merged=True)
+    _save(job, work, trainee, REFERENCE, folder, merged=True)
 
 
 def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Example], held_out: list[Example]) -> Any:
@@ -253,9 +251,18 @@ def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Examp
         reference=_measured_from(job, trainee, base) if config.kl_weight else None,
         held_out=held_out,
     )
-    _save(job, work, trainee, ORACLE, merged=config.merge)
-    # Under FSDP its parts are spread over the processes; each of them reads a whole one.
-    return job.load(work.folder / ORACLE) if job.accelerator.is_fsdp2 else reference
+    _save(job, work, trainee, ORACLE, work.folder / REFERENCE, merged=config.merge)
+    if not job.accelerator.is_fsdp2:
+        return reference
+    # Its parts are spread over the processes; each of them reads a whole one.
+    load = partial(load_trainable, work.folder / REFERENCE, config, job.accelerator.device)
+    return _read_oracle(job, work.folder, load)
+
+
+def _read_oracle(job: OracleJob, folder: Path, reference: Callable[[], CausalLM]) -> CausalLM:
+    """The oracle that was written; an adapter on the reference with its weights held as they were in training."""
+    adapter = is_adapter(folder / ORACLE)
+    return put_on(reference(), folder / ORACLE).model if adapter else job.load(folder / ORACLE)
 
 
 def _measured_from(job: OracleJob, trainee: Trainee, base: Path) -> Reference:
@@ -278,11 +285,15 @@ def _written(job: OracleJob, work: Run, phase: str, name: str) -> bool:
     return True
 
 
-def _save(job: OracleJob, work: Run, trainee: Trainee, name: str, *, merged: bool) -> None:
-    weights = gather_weights(trainee.model)
+def _save(job: OracleJob, work: Run, trainee: Trainee, name: str, base_folder: Path, *, merged: bool) -> None:
+    weights = trainee.gathered()
     if job.accelerator.is_main_process:
-        model = trainee.finished(merged=merged, aside=work.folder / f"{name}-{UNMERGED}")
-        save_model(model, job.tokenizer, work.folder / name, weights)
+        base = partial(load_trainable, base_folder, job.config, torch.device("cpu"))
+        divided = None if weights is None else Divided(weights, base)
+        model = trainee.finished(merged=merged, aside=work.folder / f"{name}-{UNMERGED}", divided=divided)
+        # A model that an adapter was merged into is whole.
+        mine = weights if model is trainee.unmerged else None
+        save_model(model, job.tokenizer, work.folder / name, mine)
         work.vouch(name)
         forget_checkpoints(work.folder)
     job.accelerator.wait_for_everyone()

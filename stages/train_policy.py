@@ -10,10 +10,10 @@ Other objectives are in `stages.method.objectives`, other ways to choose tokens 
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+import torch
 from accelerate import Accelerator
 
 from stages.configs import PolicyConfig
-from stages.devices.engines import gather_weights
 from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
 from stages.evaluation.contamination import SNAPSHOTS
@@ -52,7 +52,7 @@ from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_hash, tokenizer_inputs, vocabulary_size
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
-from stages.training.lora import UNMERGED, Trainee, make_trainee, refuse_useless_lora
+from stages.training.lora import UNMERGED, Divided, Trainee, make_trainee, refuse_useless_lora
 from stages.training.metrics import seconds_spent, training_warnings
 from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
@@ -77,12 +77,12 @@ class PolicyJob(NamedTuple):
     """where distances are measured from; the same unless another one was named"""
     inputs: dict[str, Input]
 
-    def load(self, model: Frozen) -> CausalLM:
+    def load(self, model: Frozen, on: torch.device | None = None) -> CausalLM:
         """A model on this process's device, where the policy starts with its weights held as they are in training."""
+        device = on or self.accelerator.device
         if model.hash == self.start.hash:
-            return load_trainable(model.folder, self.config, self.accelerator.device)
-        loaded = load_model(model.folder, trust_remote_code=self.config.trust_remote_code)
-        return move_model(loaded, self.accelerator.device)
+            return load_trainable(model.folder, self.config, device)
+        return move_model(load_model(model.folder, trust_remote_code=self.config.trust_remote_code), device)
 
     def context(self, work: Run) -> RunContext:
         return RunContext(self.accelerator, work.folder, self.config.tokens_read, self.reporter)
@@ -241,7 +241,7 @@ def _keep_snapshot(job: PolicyJob, work: Run, trainee: Trainee, steps: int) -> N
     """Write the policy as it is after so many steps, an adapter unmerged."""
     if not job.config.snapshot_steps or steps % job.config.snapshot_steps:
         return
-    weights = gather_weights(trainee.model)
+    weights = trainee.gathered()
     if job.accelerator.is_main_process:
         save_model(trainee.unmerged, job.tokenizer, work.folder / SNAPSHOTS / f"step-{steps:08d}", weights)
     job.accelerator.wait_for_everyone()
@@ -251,10 +251,13 @@ def _write(
     job: PolicyJob, work: Run, trainee: Trainee, counts: dict[str, Any], last: dict[str, float], warnings: list[str]
 ) -> Summary:
     config, accelerator, folder = job.config, job.accelerator, work.folder
-    weights = gather_weights(trainee.model)
+    weights = trainee.gathered()
     if accelerator.is_main_process:
-        finished = trainee.finished(merged=config.merge, aside=folder / UNMERGED)
-        files = save_model_into(finished, job.tokenizer, folder, weights, promise=work.promise)
+        divided = None if weights is None else Divided(weights, lambda: job.load(job.start, on=torch.device("cpu")))
+        finished = trainee.finished(merged=config.merge, aside=folder / UNMERGED, divided=divided)
+        # A model that an adapter was merged into is whole.
+        mine = weights if finished is trainee.unmerged else None
+        files = save_model_into(finished, job.tokenizer, folder, mine, promise=work.promise)
         write_policy_card(folder, Made(config, work.identity["inputs"], counts), last)
         # Promised is what the model needs: without its card and its log it is still whole, and not to be trained again.
         work.finish(files=files, device=str(accelerator.device), counts=counts, results=last, warnings=warnings)

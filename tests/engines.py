@@ -6,6 +6,7 @@ accelerate's and torch's real work.
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,20 +20,23 @@ from stages.devices.engines import gather_weights
 from stages.devices.processes import join_processes
 from stages.logprobs import logps
 from stages.logprobs.batches import whole
-from stages.logprobs.logps import response_logps
+from stages.logprobs.head import kl_of_reference
+from stages.logprobs.logps import Reference, response_logps
 from stages.logprobs.paths import find_paths
 from stages.method.objectives import sft
+from stages.models.quantization import load_trainable
 from stages.models.references import Frozen, RunContext, kept_logps
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
+from stages.training.lora import Divided, make_trainee
 from stages.training.metrics import read_metrics
 from stages.types import ReferenceSums
 from tests.conftest import masked, random_pairs, tiny_llama
 from tests.logprobs.zoo import VOCABULARY, tiny
 from tests.training.fits import Killed, KilledAfter
 
-dpo, sepo = (OBJECTIVES[name].load() for name in ("dpo", "sepo"))
+dpo, sepo, tdpo = (OBJECTIVES[name].load() for name in ("dpo", "sepo", "tdpo"))
 
 SETTINGS = {
     "learning_rate": 1e-2, "batch_size": 5, "warmup_ratio": 0.0, "num_train_epochs": 1, "max_grad_norm": 1e9,
@@ -46,6 +50,10 @@ KILLED = {"save_steps": 1, "max_grad_norm": 0.1}
 
 def packed():
     return tiny_llama(VOCABULARY, tie_word_embeddings=True)
+
+
+def another():
+    return tiny_llama(VOCABULARY, seed=1, tie_word_embeddings=True)
 
 
 def untied():
@@ -68,7 +76,16 @@ def chosen(logps_RW, batch):
     return sft(logps_RW, batch)
 
 
+def distances(logps_RW, batch):
+    return tdpo(logps_RW, batch, beta=0.5, alpha=0.5)
+
+
 CASES = [(model, objective) for model in (packed, padded) for objective in (key_tokens, preferences, chosen)]
+ADAPTERS = {
+    "lora": (key_tokens, {}),
+    "lora on 4 bits": (key_tokens, {**KILLED, "quantize": "4bit"}),
+    "lora with a divergence": (distances, {"gradient_checkpointing": True}),
+}
 UNTIED = (untied, key_tokens)
 IN_TWO = [*CASES[:3], (padded, preferences)]
 DIVIDED = [(packed, key_tokens), (padded, preferences), UNTIED]
@@ -82,7 +99,7 @@ def examples_of(objective, pairs):
     """Examples as the stages make them for an objective, and what a step is divided by."""
     if objective is key_tokens:
         return [masked(pair, [-1], [0]) for pair in pairs], lambda example: 1.0
-    if objective is preferences:
+    if objective in (preferences, distances):
         lengths = [(-float(len(pair.chosen_ids)), -float(len(pair.rejected_ids))) for pair in pairs]
         return [
             whole(pair)._replace(reference=ReferenceSums(*sums)) for pair, sums in zip(pairs, lengths, strict=True)
@@ -122,7 +139,7 @@ class Watch:
         self._calls = 0
 
 
-def train(case, folder, *, pairs=None, reporter=None, **settings):
+def train(case, folder, *, pairs=None, reporter=None, reference=None, **settings):
     """One run of `fit`: gradients and micro-batches of all steps, the weights after them, and the logged lines."""
     make, objective = case
     examples, size = examples_of(objective, pairs or random_pairs(PAIRS, VOCABULARY))
@@ -139,6 +156,7 @@ def train(case, folder, *, pairs=None, reporter=None, **settings):
             folder=folder,
             reporter=reporter or Quiet(),
             size=size,
+            reference=reference and Reference(find_paths(reference(), Quiet()), kl_of_reference),
         )
     weights = gather_weights(model)
     return {
@@ -148,6 +166,49 @@ def train(case, folder, *, pairs=None, reporter=None, **settings):
         "weights": model.state_dict() if weights is None else weights,
         "divided": weights is not None,
         "metrics": read_metrics(folder),
+    }
+
+
+def train_adapter(objective, folder, *, reporter=None, **settings):
+    """The same for an adapter, with the model that it is merged into; the reference is the model without it."""
+    examples, size = examples_of(objective, random_pairs(PAIRS, VOCABULARY))
+    config = OptimizerConfig(**{**SETTINGS, "lora_rank": 4, **settings})
+    accelerator = join_processes(config.mixed_precision)
+    base = folder / "base"
+    if accelerator.is_main_process:
+        # What the model has in few bits wants blocks of 64.
+        tiny_llama(VOCABULARY, tie_word_embeddings=True, hidden_size=64, intermediate_size=128).save_pretrained(base)
+    accelerator.wait_for_everyone()
+    load = partial(load_trainable, base, config, torch.device("cpu"))
+    trainee = make_trainee(load(), config, str(base), Quiet(), merged=True)
+    reference = None
+    if objective is distances:
+        forward = find_paths(trainee.model, Quiet())._replace(context=trainee.adapter.disable_adapter)
+        reference = Reference(forward, kl_of_reference)
+    with Watch(objective) as watch:
+        fit(
+            trainee.model,
+            examples,
+            watch.objective,
+            config,
+            phase="test",
+            folder=folder,
+            reporter=reporter or Quiet(),
+            size=size,
+            reference=reference,
+        )
+    weights, first = trainee.gathered(), accelerator.is_main_process
+    divided = None if weights is None else Divided(weights, load)
+    learnt = {name: each.detach() for name, each in trainee.adapter.named_parameters() if each.requires_grad}
+    merged = trainee.finished(merged=True, aside=folder / "aside", divided=divided).state_dict() if first else {}
+    accelerator.wait_for_everyone()
+    return {
+        "gradients": watch.gradients,
+        "micro_batches": watch.micro_batches,
+        "weights": learnt if weights is None else weights,
+        "divided": weights is not None,
+        "metrics": read_metrics(folder),
+        "merged": merged,
     }
 
 
@@ -195,6 +256,14 @@ def runs(folder):
         with contextlib.suppress(Killed):
             train(CASES[0], folder / kind, reporter=KilledAfter(2), **KILLED)
         yield kind, train(CASES[0], folder / kind, **KILLED)
+    for name, (objective, settings) in ADAPTERS.items():
+        divide_on_cpu()
+        if "save_steps" in settings:
+            with contextlib.suppress(Killed):
+                train_adapter(objective, folder / name, reporter=KilledAfter(2), **settings)
+        yield name, train_adapter(objective, folder / name, **settings)
+    divide_on_cpu()
+    yield "kl", train((packed, distances), folder / "kl", reference=another)
     divide_on_cpu("bf16")
     yield "half", train(CASES[0], folder / "half", **HALF)
     divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)

@@ -1,14 +1,23 @@
 """What a step is does not depend on how it is computed: budget of tokens, order of pairs, processes, DDP or FSDP2."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
+from stages.devices.engines import refuse_undividable
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
+from stages.logprobs.logps import Forward
+from stages.logprobs.packing import unique_tokens
+from stages.training.schedule import deal
+from stages.training.step import Engine, shares
 from tests import lives
-from tests.conftest import token_pair
+from tests.conftest import masked, token_pair
 from tests.engines import (
+    ADAPTERS,
     CASES,
     DIVIDED,
     HALF,
@@ -16,11 +25,15 @@ from tests.engines import (
     KILLED,
     PAIRS,
     UNTIED,
+    another,
     chosen,
+    distances,
     kept_twice,
     logps_of,
     name_of,
+    packed,
     train,
+    train_adapter,
 )
 from tests.logprobs.zoo import VOCABULARY
 
@@ -130,6 +143,37 @@ def test_a_head_that_is_divided_by_itself_is_read_by_its_own_forward(alone, toge
     assert_same_steps(first, alone[UNTIED])
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_in_a_divided_model_learns_what_it_learns_in_a_whole_one(tmp_path, together, shared_folder, name):
+    """Gathered, and merged into a model that is whole again; on 4 bits killed in the last step, and gone on with."""
+    first, second = together(name)
+    objective, settings = ADAPTERS[name]
+    alone = train_adapter(objective, tmp_path, **settings)
+    assert (first["divided"], second["weights"]) == (True, {})
+    steps = len(first["gradients"])
+    assert steps == (1 if "save_steps" in settings else 3)
+    assert_same_steps(first, {**alone, "gradients": alone["gradients"][-steps:]})
+    assert first["merged"].keys() == alone["merged"].keys()
+    for key, weight in alone["merged"].items():
+        torch.testing.assert_close(first["merged"][key], weight, atol=1e-6, rtol=0)
+
+
+def test_a_divided_checkpoint_of_an_adapter_holds_nothing_else(together, shared_folder):
+    learnt = together("lora on 4 bits")[0]["weights"]
+    [checkpoint] = (shared_folder / "lora on 4 bits/checkpoints").iterdir()
+    parts = FileSystemReader(checkpoint / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+    assert len(parts) == len(learnt)
+    assert all("lora_" in part for part in parts)
+
+
+def test_a_divided_model_is_held_to_a_second_one(tmp_path, together):
+    """Which is whole in every process, and neither trained nor divided."""
+    first, second = together("kl")
+    assert_same_steps(first, train((packed, distances), tmp_path, reference=another))
+    assert first["micro_batches"] == second["micro_batches"]
+    assert first["micro_batches"][0] > 1
+
+
 def test_a_divided_model_in_half_precision_keeps_its_logits_and_sums_in_float32(tmp_path, alone, together):
     """The layers' products are rounded as in one process; the log-probs and the gradients' sums are not rounded again."""
     first, _ = together("half")
@@ -189,6 +233,14 @@ def test_other_engines_are_refused(monkeypatch, engine):
     assert "--fsdp_version 2" in caught.value.hint
 
 
+def test_weights_of_8_bits_are_not_divided():
+    divided, held = SimpleNamespace(is_fsdp2=True), torch.nn.Parameter(torch.zeros(2, dtype=torch.int8), False)
+    with pytest.raises(SepoError, match="whole numbers of 8 bits, which FSDP2 cannot divide"):
+        refuse_undividable(divided, torch.nn.ParameterList([held]))
+    refuse_undividable(SimpleNamespace(is_fsdp2=False), torch.nn.ParameterList([held]))
+    refuse_undividable(divided, torch.nn.ParameterList([held.data.float()]))
+
+
 @pytest.mark.parametrize("short", ["TP", "CP", "SP"])
 def test_processes_that_would_share_a_pair_are_refused(monkeypatch, short):
     """accelerate would give them one model, and the loop would give them different pairs."""
@@ -208,3 +260,18 @@ def test_the_precision_of_accelerates_configuration_has_to_be_the_stages(monkeyp
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert join_processes("bf16").mixed_precision == "bf16"
     assert join_processes().mixed_precision == "no"
+
+
+def test_pairs_are_dealt_out_by_their_tokens():
+    """Eight processes, 128 pairs of lognormal lengths; by number they would be at work for 0.84 of the time."""
+    assert deal([5, 5, 5, 5, 5], 2) == [[0, 2, 4], [1, 3]]
+    assert deal([1, 9, 4, 4, 2], 2) == [[0, 1], [2, 3, 4]]
+    assert deal([3], 3) == [[0], [], []]
+    rng = np.random.default_rng(0)
+    lengths = rng.lognormal(5, 0.5, (128, 3)).astype(int) + 1
+    examples = [masked(token_pair(number, *map(np.zeros, row)), [-1], [-1]) for number, row in enumerate(lengths)]
+    eight = SimpleNamespace(num_processes=8)
+    dealt = shares(Engine(eight, None, Forward(None, packs=True), False, 100, None), examples)
+    assert sorted(example.pair.pair_id for share in dealt for example in share) == list(range(128))
+    loads = [sum(map(unique_tokens, share)) for share in dealt]
+    assert sum(loads) / 8 / max(loads) > 0.95

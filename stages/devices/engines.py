@@ -7,7 +7,7 @@ import os
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -74,6 +74,17 @@ def refuse_divided(accelerator: Accelerator, reason: str) -> None:
         raise SepoError(f"{reason}, which FSDP2 cannot divide", hint="train it without --use_fsdp")
 
 
+def refuse_undividable(accelerator: Accelerator, model: Any) -> None:
+    """Stop where a model holds whole numbers as weights, which no part of a tensor that learns can be.
+
+    Those in 4 bits accelerate leaves whole in every process.
+    """
+    for weight in model.parameters():
+        if not weight.is_floating_point() and type(weight).__name__ != "Params4bit":
+            bits = 8 * weight.element_size()
+            refuse_divided(accelerator, f"the model's weights are held as whole numbers of {bits} bits")
+
+
 def gather_weights(model: Any) -> dict[str, Tensor] | None:
     """The weights of a model that is divided among processes: whole in the first process, nothing in the others.
 
@@ -83,6 +94,20 @@ def gather_weights(model: Any) -> dict[str, Tensor] | None:
         return None
     weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return dict(weights)
+
+
+def gather_trained(model: Any) -> dict[str, Tensor] | None:
+    """The same of the weights that are trained alone, such as an adapter's; in the other processes nothing is kept."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not any(isinstance(weight, DTensor) for weight in trained.values()):
+        return None
+    gathered: dict[str, Tensor] = {}
+    first = PartialState().is_main_process
+    for name, weight in trained.items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if first:
+            gathered[name.replace("_checkpoint_wrapped_module.", "")] = whole.detach().cpu()
+    return gathered
 
 
 def asked_for(variable: str) -> bool:

@@ -37,9 +37,9 @@ from stages.logprobs.head import (
     kl_from_reference,
     own_head_in_float32,
 )
-from stages.logprobs.packing import Packed, pack, packed_groups
+from stages.logprobs.packing import Packed, pack, packed_groups, unique_tokens
 from stages.reporting import Task
-from stages.types import Batch, CausalLM, Example, Floats, PairLogps, TokenPair
+from stages.types import Batch, CausalLM, Example, Floats, PairLogps, TokenPair, longest
 
 
 class Forward(NamedTuple):
@@ -82,14 +82,40 @@ class WeightedLogps(torch.nn.Module):
         kinds = {type(module).__name__ for module in forward.model.modules()}
         self._no_split_modules = sorted(kinds & unsplit_modules(forward.model))
         """the layers, by the name of their class, where accelerate looks for it"""
+        if any(not parameter.requires_grad for parameter in self.parameters()):
+            self.register_state_dict_post_hook(_leave_out_frozen)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(_frozen_may_be_missing)  # type: ignore[no-untyped-call]
 
     def forward(self, batch: Packed | Batch) -> Tensor | tuple[Tensor, Tensor]:
-        chunked = self._forward.chunked and not isinstance(find_head(self.model).weight_VH, DTensor)
-        forward = self._forward._replace(chunked=chunked)
-        if self._reference is not None:
-            return logps_and_kl(forward, self._reference, batch)
+        forward, reference = self._chunked_if_whole(self._forward), self._reference
         # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
-        return weighted_logps(forward, batch).clone()
+        if reference is None:
+            return weighted_logps(forward, batch).clone()
+        reference = reference._replace(forward=self._chunked_if_whole(reference.forward))
+        logps_RW, kl_RW = logps_and_kl(forward, reference, batch)
+        return logps_RW.clone(), kl_RW.clone()
+
+    def _chunked_if_whole(self, forward: Forward) -> Forward:
+        return forward._replace(chunked=forward.chunked and not isinstance(find_head(forward.model).weight_VH, DTensor))
+
+
+def _trained_names(module: torch.nn.Module) -> set[str]:
+    # Layers that accelerate checkpoints have a wrapper around them, of which states know nothing.
+    names = (name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return {name.replace("_checkpoint_wrapped_module.", "") for name in names}
+
+
+def _leave_out_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Of a model that is trained in part, such as an adapter, the rest is where it was loaded from."""
+    trained = {prefix + name for name in _trained_names(module)}
+    for name in [name for name in state if name not in trained]:
+        del state[name]
+
+
+def _frozen_may_be_missing(module: torch.nn.Module, found: Any) -> None:
+    """Nothing that is trained may: another version may name it anew."""
+    trained = _trained_names(module)
+    found.missing_keys[:] = [name for name in found.missing_keys if name.removeprefix("module.") in trained]
 
 
 @torch.no_grad()
@@ -190,6 +216,13 @@ def make_groups(examples: list[Example], max_tokens: int, *, packs: bool, every_
 
 def _looks_at_every_token(examples: Sequence[Example]) -> bool:
     return any(example.per_token is not None for example in examples)
+
+
+def batch_tokens(example: Example, *, packs: bool, every_token: bool = False) -> int:
+    """Tokens of an example in a batch by itself, padding included; options as in `make_batch`."""
+    if packs:
+        return unique_tokens(whole(example.pair) if every_token else example)
+    return longest(example.pair) * (2 if len(example.pair.rejected_ids) else 1)
 
 
 def attention_for(forward: Forward, batch: Packed | Batch) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ are left out with a warning.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -85,10 +85,14 @@ def content(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _NOT_CONTENT}
 
 
-def save(adapter: Any, folder: Path) -> None:
-    """Write an adapter as peft does, the same bytes in every process."""
+def save(adapter: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write an adapter as peft does, the same bytes in every process.
+
+    Args:
+        weights: by name, where the adapter itself holds only a part of them here.
+    """
     # What embeddings an adapter adds to are the base's: peft would look for them on the hub, and copy them.
-    adapter.save_pretrained(folder, save_embedding_layers=False)
+    adapter.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
     # A card to be filled in; a policy has one that is.
     (folder / "README.md").unlink(missing_ok=True)
     config = read_object(folder / CONFIG, _REMEDY)
@@ -100,7 +104,7 @@ def save(adapter: Any, folder: Path) -> None:
 def put_on(base: CausalLM, folder: Path) -> Adapted:
     """The base with the adapter of a folder inside."""
     before = _signature(base)
-    attached = _attached(base, folder)
+    attached = attach(base, folder)
     with attached.disable_adapter():
         same = torch.equal(_signature(attached.get_base_model()), before)
     return Adapted(attached.get_base_model(), attached.disable_adapter if same else None)
@@ -112,7 +116,7 @@ def merge(base: CausalLM, folder: Path) -> Any:
     Some kinds cannot be merged; a layer that shares its weights, as a head with the embedding, would change both; and
     weights in few bits would be rounded again.
     """
-    attached = _attached(base, folder)
+    attached = attach(base, folder)
     expected_N = trial_logps(attached.get_base_model())
     try:
         merged = attached.merge_and_unload()
@@ -141,7 +145,8 @@ def _signature(model: CausalLM) -> Tensor:
     return torch.cat([trial_logps(model), *rows_V])
 
 
-def _attached(base: CausalLM, folder: Path) -> Any:
+def attach(base: CausalLM, folder: Path) -> Any:
+    """peft's wrapper around the base with the adapter of a folder inside; one that does not fit is refused."""
     try:
         from peft import PeftModel
     except ImportError as error:

@@ -237,7 +237,7 @@ def usable_length(folders: Iterable[Path], max_length: int, *, trust_remote_code
 def _write(model: CausalLM, tokenizer: Tokenizer, folder: Path, weights: Weights) -> None:
     with borrowed(f"cannot write {folder.parent}", "free the space, or use another folder; then run the same again"):
         if hasattr(model, "get_base_model"):
-            save_adapter(model, folder)
+            save_adapter(model, folder, weights)
         else:
             model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)

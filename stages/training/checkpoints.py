@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Final
+from typing import Final
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +15,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.stateful import Stateful
 
-from stages.compat import prepared_models
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.reporting import Reporter
 from stages.store.checksums import fault_in, read_checksums, unlisted_in, write_checksums
 from stages.store.files import write_text, writing
-from stages.types import CausalLM
 
 FOLDER: Final = "checkpoints"
 WEIGHTS: Final = "pytorch_model.bin"
@@ -46,24 +44,11 @@ def forget_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
-def _leave_out_frozen(models: list[Any], weights: list[dict[str, Any]], folder: str) -> None:
-    """Takes the weights that are not trained, and what belongs to them, out of the state that is about to be saved."""
-    for model, state in zip(models, weights, strict=False):
-        if _frozen_names(model):
-            trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-            for name in [name for name in state if name not in trained]:
-                del state[name]
-
-
-def _frozen_names(model: CausalLM) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-
-
 @dataclass
 class Checkpoints:
     """The newest checkpoints of one phase: model, optimiser, schedule, random states, sums of what is not yet logged.
 
-    Of a model that is trained in part, such as an adapter, the rest is left out: it is where it was loaded from.
+    Of a model that is trained in part, such as an adapter, the rest is left out: `WeightedLogps` sees to it.
     """
 
     accelerator: Accelerator
@@ -77,9 +62,6 @@ class Checkpoints:
     """what else is saved, by name: as JSON, since a pickle could run code when it is loaded"""
     newest: int = 0
     """steps that are safe"""
-
-    def __post_init__(self) -> None:
-        self.accelerator.register_save_state_pre_hook(_leave_out_frozen)
 
     def save(self, step: int) -> None:
         """Save after `step` steps, then let the oldest go: where it cannot be written, they are still there."""
@@ -99,9 +81,7 @@ class Checkpoints:
             path = self.folder / name
             self._refuse_other(path, steps)
             with _going_on_from(path):
-                if self._partly_trained():
-                    self._refuse_other_weights(path)
-                self.accelerator.load_state(str(path), strict=not self._partly_trained())
+                self.accelerator.load_state(str(path))
                 states = json.loads((path / STATE).read_text(encoding="utf-8"))
                 for part, its in self.parts.items():
                     its.load_state_dict(states[part])
@@ -131,15 +111,6 @@ class Checkpoints:
         if not self.accelerator.is_fsdp2:
             return LAYOUTS[WEIGHTS]
         return f"by FSDP2 with {self.accelerator.state.fsdp_plugin.state_dict_type.name}"
-
-    def _refuse_other_weights(self, path: Path) -> None:
-        """Of a part of a model the rest may be missing, but nothing of the part: another version may name it anew."""
-        held = set(torch.load(path / WEIGHTS, map_location="meta", weights_only=True))
-        [model] = prepared_models(self.accelerator)
-        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-        if held != trained:
-            name = min(held ^ trained)
-            raise ValueError(f"its weights are not those that are trained, such as {name}")
 
     def _newest_sound(self, reporter: Reporter) -> str:
         """Its name; damaged ones are named and removed."""
@@ -171,9 +142,6 @@ class Checkpoints:
         finally:
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def _partly_trained(self) -> bool:
-        return any(_frozen_names(model) for model in prepared_models(self.accelerator))
 
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob(f"{self.phase}-{'[0-9]' * 8}") if path.is_dir())

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
-from stages.devices.engines import refuse_divided
+from stages.devices.engines import refuse_divided, refuse_undividable
 from stages.devices.memory import OutOfMemory, enough_memory
 from stages.devices.processes import join_processes
 from stages.logprobs.logps import Reference, WeightedLogps
@@ -195,15 +195,13 @@ def _make_engine(
     reporter: Reporter,
 ) -> tuple[Engine, Any]:
     """The engine, and the optimiser as accelerate prepared it."""
-    if config.lora_rank:
-        refuse_divided(accelerator, "an adapter is trained")
+    refuse_undividable(accelerator, model)
     optimizer = make_optimizer(model, config)
     forward = find_paths(model, reporter)
     refuse_noise(model)
     if forward.alone:
         refuse_divided(accelerator, "this model's responses are read one by one")
     if reference is not None:
-        refuse_divided(accelerator, "a second model is read in every step")
         # Both read the same batches.
         packs = forward.packs and reference.forward.packs
         forward, reference = forward._replace(packs=packs), reference.packed(packs)

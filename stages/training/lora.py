@@ -7,26 +7,37 @@ dropout on the adapter: preference losses compare log-probs, and dropout would a
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from stages.compat import dequantized, is_dequantizable
 from stages.configs import OptimizerConfig, module_names
+from stages.devices.engines import gather_trained, gather_weights
 from stages.devices.extras import refuse_without
 from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, trial_logps
-from stages.models.adapters import is_adapter, save, tied_target
+from stages.models.adapters import attach, is_adapter, save, tied_target
 from stages.models.quantization import quantized
 from stages.reporting import Reporter
 from stages.types import CausalLM
 
 UNMERGED: Final = "unmerged-adapter"
 """in a run's folder, where a trained adapter is kept that could not be merged"""
+
+
+class Divided(NamedTuple):
+    """What the first process has of a trainee that is divided among processes."""
+
+    weights: dict[str, Tensor]
+    """what was trained, by name, as `Trainee.gathered` gives it"""
+    base: Callable[[], CausalLM]
+    """loads the model as it was before training"""
 
 
 class Trainee(NamedTuple):
@@ -42,21 +53,30 @@ class Trainee(NamedTuple):
         """What is trained: the model, or its adapter alone."""
         return self.model if self.adapter is None else self.adapter
 
-    def finished(self, *, merged: bool, aside: Path) -> Any:
+    def gathered(self) -> dict[str, Tensor] | None:
+        """What is trained, by name, in the first process, where it is divided; every process has to call it."""
+        return gather_weights(self.model) if self.adapter is None else gather_trained(self.adapter)
+
+    def finished(self, *, merged: bool, aside: Path, divided: Divided | None = None) -> Any:
         """What is to be saved: the model, its adapter alone, or the model with the adapter added to its weights.
 
         Merging takes the trainee apart. Weights that were held in few bits are ordinary ones first, with the values
         that the adapter was trained on.
 
         Where merging does not give what was trained, that is an error, and the adapter is kept `aside`.
+
+        Args:
+            divided: where the trainee is divided among processes; merged is then a second model, which is whole.
         """
         if not merged or self.adapter is None:
             return self.unmerged
-        expected_N = trial_logps(self.model)
+        save(self.adapter, aside, divided and divided.weights)
+        adapter = attach(divided.base(), aside) if divided else self.adapter
+        trained = adapter.get_base_model()
+        expected_N = trial_logps(trained)
         # In 8 bits the products round their activations too, as in half precision; ordinary weights' do not.
-        precision = rounds_as(self.model)
-        save(self.adapter, aside)
-        model = _merged(self.adapter)
+        precision = rounds_as(trained)
+        model = _merged(adapter)
         if not agree(trial_logps(model), expected_N, precision):
             raise SepoError(
                 "the model with the adapter merged into it is not the model that was trained",

@@ -1,9 +1,10 @@
-"""Which pairs are held out, and which of the others each step of a training phase takes."""
+"""Which pairs are held out, which of the others each step of a training phase takes, and which process takes which."""
 
 import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from stages.configs import OptimizerConfig
@@ -59,6 +60,27 @@ def order_of_epoch(pairs: int, epoch: int, seed: int) -> list[int]:
     order = list(range(pairs))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
+
+
+def deal(tokens: Sequence[int], processes: int) -> list[list[int]]:
+    """Divide the pairs of a step so that processes have alike to compute: the largest first, to whoever has least.
+
+    (Graham's LPT rule, 1969: the longest is done at most a third later than by the best division.) The division depends
+    on its arguments alone, so every process finds the same one.
+
+    Args:
+        tokens: of each pair.
+
+    Returns:
+        for every process the indices of its pairs, rising; of pairs of one size the first process takes the first.
+    """
+    loads = [(0, process) for process in range(processes)]
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    for index in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
+        load, process = heappop(loads)
+        shares[process].append(index)
+        heappush(loads, (load + tokens[index], process))
+    return [sorted(share) for share in shares]
 
 
 def split_pairs(

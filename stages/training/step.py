@@ -12,7 +12,8 @@ from torch import Tensor
 
 from stages.devices.memory import memory_for
 from stages.errors import SepoError
-from stages.logprobs.logps import Forward, attention_for, make_batch, make_groups
+from stages.logprobs.logps import Forward, attention_for, batch_tokens, make_batch, make_groups
+from stages.training.schedule import deal
 from stages.training.watch import response_metrics
 from stages.types import CausalLM, Example, PairLoss, Weighted, selected_share
 
@@ -60,7 +61,9 @@ def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, t
         last = index + 1 == rounds or not trains
         exchange = nullcontext() if last else accelerator.no_sync(engine.module)
         with memory, exchange, attention_for(engine.forward, batch), torch.set_grad_enabled(trains):
-            values = engine.module(batch)
+            with accelerator.autocast():
+                # FSDP2 casts the policy's weights alone, and a reference may be none of them.
+                values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
             loss = engine.objective(logps_RW, seen)
             if trains:
@@ -93,20 +96,26 @@ def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[st
     return metrics
 
 
+def shares(engine: Engine, examples: Sequence[Example]) -> list[list[Example]]:
+    """The examples of a step that each process takes, none for some where there are few."""
+    packs, every_token = engine.forward.packs, engine.with_kl
+    tokens = [batch_tokens(example, packs=packs, every_token=every_token) for example in examples]
+    return [[examples[index] for index in share] for share in deal(tokens, engine.accelerator.num_processes)]
+
+
 def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Example]], int]:
     """This process's micro-batches of a step, and how many it has to take part in."""
-    accelerator = engine.accelerator
 
-    def groups_of(process: int) -> list[list[Example]]:
-        share = list(examples[process :: accelerator.num_processes])
+    def groups_of(share: list[Example]) -> list[list[Example]]:
         groups = make_groups(share, engine.max_tokens, packs=engine.forward.packs, every_token=engine.with_kl)
         return [[share[index] for index in group] for group in groups]
 
-    mine = groups_of(accelerator.process_index)
-    if not accelerator.is_fsdp2:
+    dealt = shares(engine, examples)
+    mine = groups_of(dealt[engine.accelerator.process_index])
+    if not engine.accelerator.is_fsdp2:
         return mine, max(1, len(mine))
     # Every forward pass brings the parts of the model together: all processes have to make as many.
-    return mine, max(len(groups_of(process)) for process in range(accelerator.num_processes))
+    return mine, max(len(groups_of(share)) for share in dealt)
 
 
 def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
