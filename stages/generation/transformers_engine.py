@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from stages.data.conversations import UnusableError
 from stages.generation.engine import Generated, Request
 from stages.logprobs.decode import Decoded, DecodeRequest, decode, decoded_together
+from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet, Reporter
 from stages.tokens.encode import NO_ROOM, Encoder
@@ -26,12 +25,11 @@ class TransformersEngine:
         encoder: Encoder,
         *,
         max_tokens: int,
-        device: torch.device | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        """Args: max_tokens: of one batch, prompts and longest answers together; device: where the model is put."""
-        self._forward = find_paths(model.to(device) if device else model, reporter or Quiet())
-        model.eval()
+        """Args: max_tokens: of one batch, prompts and longest answers together."""
+        reporter = reporter or Quiet()
+        self._decoding = find_decoding(find_paths(model, reporter), reporter)
         self._encoder = encoder
         self._max_tokens = max_tokens
         self._positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -43,7 +41,7 @@ class TransformersEngine:
         for index, reason in problems.items():
             yield index, Generated("", False, problem=reason)
         order = list(asked)
-        found = decode(self._forward, list(asked.values()), ends=self._ends, max_tokens=self._max_tokens)
+        found = decode(self._decoding, list(asked.values()), ends=self._ends, max_tokens=self._max_tokens)
         for place, decoded in found:
             index = order[place]
             yield index, self._generated(asked[index].prompt_ids, decoded)
@@ -52,7 +50,7 @@ class TransformersEngine:
         """The indices of the requests of each batch: see `GenerationEngine`."""
         asked, problems = self._encoded(requests)
         order = list(asked)
-        batches = decoded_together(self._forward, list(asked.values()), self._max_tokens)
+        batches = decoded_together(self._decoding, list(asked.values()), self._max_tokens)
         return [[index] for index in problems] + [[order[place] for place in batch] for batch in batches]
 
     def _encoded(self, requests: Sequence[Request]) -> tuple[dict[int, DecodeRequest], dict[int, str]]:

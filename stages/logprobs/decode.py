@@ -4,7 +4,8 @@
 
 A batch is filled by length, longest first, up to a budget of tokens that its rows could come to have. Its rows are
 padded on the left; a row that ends leaves at once, and what is padding in all that are left goes with it. No row joins
-a batch: the columns it would be padded with cost more memory traffic than a smaller batch wastes.
+a batch: the columns it would be padded with cost more memory traffic than a smaller batch wastes. What a model cannot
+do of this, `stages.logprobs.decode_trial` finds out.
 
 Which rows are computed together depends on the requests and the budget alone, so the same requests give the same
 answers to the last bit. Alone or in other company a row is rounded otherwise; its random numbers are the same.
@@ -58,6 +59,18 @@ class Decoded(NamedTuple):
     """False: cut at `max_new_tokens`"""
 
 
+class Decoding(NamedTuple):
+    """A model, and how its answers can be decoded; see `stages.logprobs.decode_trial.find_decoding`."""
+
+    forward: Forward
+    mixed: bool = True
+    """rows of different lengths in one batch"""
+    alone: bool = False
+    """every row is a batch of its own"""
+    cached: bool = True
+    """what was computed for earlier tokens is kept; else each token takes a forward pass of its whole row"""
+
+
 @dataclass
 class _Row:
     """An answer that is being written."""
@@ -70,6 +83,11 @@ class _Row:
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(self.request.seed)
 
+    @property
+    def length(self) -> int:
+        """Tokens so far, with the prompt's."""
+        return len(self.request.prompt_ids) + len(self.tokens)
+
     def uniform(self) -> float:
         return self._generator.random()
 
@@ -78,35 +96,37 @@ class _Row:
 
 
 def decode(
-    forward: Forward, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
+    decoding: Decoding, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
 ) -> Iterator[tuple[int, Decoded]]:
     """The index and the answer of each request, as they are ready.
 
     What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it.
 
     Args:
-        forward: see `stages.logprobs.paths.find_paths`; the model is in eval mode.
+        decoding: its model is in eval mode.
         ends: ids that end an answer.
         max_tokens: of one batch: its rows times the most tokens that one of them may come to have. One request alone
             may have more.
     """
-    decoder = _Decoder(forward)
-    for group in decoded_together(forward, requests, max_tokens):
+    decoder = _Decoder(decoding)
+    for group in decoded_together(decoding, requests, max_tokens):
         yield from decoder.answers([_Row(index, requests[index]) for index in group], ends)
 
 
-def decoded_together(forward: Forward, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
+def decoded_together(decoding: Decoding, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
     """Indices of the requests of each batch. Longest first: memory runs out at once or never.
 
     Some of these batches without the others are batched in the same way.
     """
     groups: list[list[int]] = []
-    room = 0
-    max_tokens = 1 if forward.alone else max_tokens
-    for index in sorted(range(len(requests)), key=lambda index: (-requests[index].longest, index)):
-        if room < 1:
+    room = together = 0
+    for by_length, longest, index in sorted(
+        (0 if decoding.mixed else -len(request.prompt_ids), -request.longest, index)
+        for index, request in enumerate(requests)
+    ):
+        if room < 1 or by_length != together or decoding.alone:
             groups.append([])
-            room = max(1, max_tokens // requests[index].longest)
+            room, together = max(1, max_tokens // -longest), by_length
         groups[-1].append(index)
         room -= 1
     return groups
@@ -115,20 +135,21 @@ def decoded_together(forward: Forward, requests: Sequence[DecodeRequest], max_to
 class _Decoder:
     """A model, ready to say what comes next."""
 
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self._model: CausalLM = forward.model
-        self._cache_name = _cache_name(self._model)
+    def __init__(self, decoding: Decoding) -> None:
+        self._decoding, self._forward = decoding, decoding.forward
+        self._model: CausalLM = self._forward.model
+        self._states_only = "cache_params" in _parameters(self._model)
         self._head: Head | None = None
-        if forward.chunked:
+        if self._forward.chunked:
             head = find_head(self._model)
             self._head = head._replace(weight_VH=head.weight_VH.float())
 
     def answers(self, rows: list[_Row], ends: Collection[int]) -> Iterator[tuple[int, Decoded]]:
         """The answers of one batch."""
         batch = _Rows(rows, self._model.device)
-        cache = make_cache(self._model.config)
-        ids_RT = batch.prompts()
+        cache, ids_RT = make_cache(self._model.config), batch.whole()
+        if self._decoding.alone:
+            self._forget_frequencies(ids_RT)
         while rows:
             with enough_memory(*batch.size()):
                 tokens = self._next(rows, batch, ids_RT, cache)
@@ -141,12 +162,14 @@ class _Decoder:
                 keep_rows(cache, kept, batch.keep(kept, forgets=forgets_beginnings(cache)))
                 ids_RT = ids_RT[kept]
             rows = [row for row, ended in zip(rows, done, strict=True) if not ended]
+            if rows and self._starts_again(rows[0]):
+                cache, ids_RT = make_cache(self._model.config), batch.whole()
 
     @torch.no_grad()
     def _next(self, rows: list[_Row], batch: "_Rows", ids_RT: Tensor, cache: Any) -> Tensor:
         """Append a token to every row; returns them, (R,)."""
         with self._forward.context():
-            logits_RV = self._logits(batch.inputs(ids_RT) | {self._cache_name: cache, "use_cache": True})
+            logits_RV = self._logits(self._inputs(batch, ids_RT, cache))
         uniform_R = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits_RV.device)
         drawn = draw(logits_RV, batch.temperature_R, batch.top_p_R, uniform_R)
         if not bool(drawn.logps_R.isfinite().all()):
@@ -159,6 +182,17 @@ class _Decoder:
             row.logps.append(logp)
         return drawn.tokens_R
 
+    def _inputs(self, batch: "_Rows", ids_RT: Tensor, cache: Any) -> dict[str, Any]:
+        inputs = batch.inputs(ids_RT)
+        if not self._decoding.cached:
+            return inputs | {"use_cache": False}
+        if not self._states_only:
+            return inputs | {"use_cache": True, "past_key_values": cache}
+        if not batch.began:
+            # A state has seen its padding, and of what is new no column is any.
+            del inputs["attention_mask"]
+        return inputs | {"use_cache": True, "cache_params": cache}
+
     def _logits(self, inputs: dict[str, Any]) -> Tensor:
         """What follows the last column, (R, V) float32."""
         if self._head is not None:
@@ -169,6 +203,18 @@ class _Decoder:
             logits_RV: Tensor = self._model(**inputs, **last).logits[:, -1].float()
         return logits_RV
 
+    @torch.no_grad()
+    def _forget_frequencies(self, ids_RT: Tensor) -> None:
+        """transformers keeps the rotary frequencies of the longest row so far; one of a single token takes it back."""
+        with self._forward.context():
+            self._model(input_ids=ids_RT[:1, :1], use_cache=False)
+
+    def _starts_again(self, row: _Row) -> bool:
+        """Whether nothing that is cached holds for the next token: longrope takes other frequencies for long rows."""
+        if not self._decoding.cached:
+            return True
+        return self._decoding.alone and row.length - 1 == _longrope_border(self._model.config.to_dict())
+
 
 class _Rows:
     """The tensors that go with the rows of a batch, and which columns are padding."""
@@ -177,16 +223,18 @@ class _Rows:
         self._device = device
         self._rows = rows
         lengths = [len(row.request.prompt_ids) for row in rows]
-        self._width = max(lengths)
-        self._padding_R = torch.tensor([self._width - length for length in lengths], device=device)
+        self._width = 0
+        self.began = True
+        """whether the columns that were new last were the first"""
+        self._padding_R = torch.tensor([max(lengths) - length for length in lengths], device=device)
         self.temperature_R = torch.tensor([row.request.temperature for row in rows], device=device)
         self.top_p_R = torch.tensor([row.request.top_p for row in rows], device=device)
 
-    def prompts(self) -> Tensor:
-        """Padded on the left with id 0, which the attention mask hides, (R, T)."""
-        ids_RT = np.zeros((len(self._rows), self._width), np.int64)
+    def whole(self) -> Tensor:
+        """All tokens so far, padded on the left with id 0, which the attention mask hides, (R, T)."""
+        ids_RT = np.zeros((len(self._rows), max(row.length for row in self._rows)), np.int64)
         for row, padded in zip(self._rows, ids_RT, strict=True):
-            padded[self._width - len(row.request.prompt_ids) :] = row.request.prompt_ids
+            padded[ids_RT.shape[1] - row.length :] = [*row.request.prompt_ids, *row.tokens]
         self._width = 0
         return torch.from_numpy(ids_RT).to(self._device)
 
@@ -194,6 +242,7 @@ class _Rows:
         """What a model is given for the columns that are new."""
         columns_T = torch.arange(self._width + ids_RT.shape[1], device=self._device)
         positions_RT = (columns_T[self._width :] - self._padding_R[:, None]).clamp(min=0)
+        self.began = self._width == 0
         self._width = len(columns_T)
         attention_RT = (columns_T >= self._padding_R[:, None]).long()
         return {"input_ids": ids_RT, "attention_mask": attention_RT, "position_ids": positions_RT}
@@ -216,10 +265,17 @@ class _Rows:
         return doing, lambda: f"use --max-tokens-per-device {tokens // 2}, or fewer --max-new-tokens; the run goes on"
 
 
-def _cache_name(model: CausalLM) -> str:
-    """By which a model takes its cache; those of states alone have a name of their own."""
-    bare = getattr(model, "module", model)
-    return "cache_params" if "cache_params" in inspect.signature(bare.forward).parameters else "past_key_values"
+def _longrope_border(config: Any) -> int | None:
+    """The tokens of a row beyond which a model with ``rope_type`` longrope takes other frequencies."""
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    border: int | None = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    return border
+
+
+def _parameters(model: CausalLM) -> Collection[str]:
+    return inspect.signature(getattr(model, "module", model).forward).parameters
 
 
 def _is_done(row: _Row, ends: Collection[int]) -> bool:

@@ -6,10 +6,12 @@ import torch
 from transformers import GenerationConfig
 
 from stages.logprobs.decode import DecodeRequest, decode
-from stages.logprobs.logps import response_logps
+from stages.logprobs.decode_trial import find_decoding
+from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet
 from stages.types import TokenPair
+from tests.conftest import Listens
 from tests.logprobs.zoo import VOCABULARY, tiny
 
 END = 7
@@ -27,7 +29,8 @@ def asked(temperature=0.0, top_p=1.0, prompts=PROMPTS, rooms=ROOMS):
 
 
 def answers(model, requests, max_tokens=10**6, ends=(END,)):
-    found = dict(decode(find_paths(model, Quiet()), requests, ends=ends, max_tokens=max_tokens))
+    decoding = find_decoding(find_paths(model, Quiet()), Quiet())
+    found = dict(decode(decoding, requests, ends=ends, max_tokens=max_tokens))
     assert sorted(found) == [*range(len(requests))]
     return [found[index] for index in range(len(requests))]
 
@@ -36,6 +39,7 @@ def generated(model, prompt, room):
     """What transformers answers to one prompt."""
     how = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=END, pad_token_id=0)
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    model(ids[:, :1])  # lets go of frequencies that it has from a longer row
     return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)[0, len(prompt) :].tolist()
 
 
@@ -48,6 +52,7 @@ def generated(model, prompt, room):
         "granite, scaled logits",
         "mamba, a state space",
         "lfm2, a convolution",
+        "phi3, longrope beyond 12 positions",
     ],
 )
 def test_the_likeliest_tokens_are_those_of_generate(family):
@@ -60,7 +65,7 @@ def test_the_likeliest_tokens_are_those_of_generate(family):
         assert [each.ended for each in found] == [ids[-1] == END for ids in expected]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3, a window of 4"])
+@pytest.mark.parametrize("family", ["llama", "gemma3, a window of 4", "mamba, a state space", "recurrent gemma"])
 def test_log_probs_are_those_of_the_primitive(family):
     """Of the model itself, at whatever temperature it was sampled."""
     model = tiny(family)
@@ -69,6 +74,41 @@ def test_log_probs_are_those_of_the_primitive(family):
     [expected] = response_logps([find_paths(model, Quiet())], pairs, max_tokens=1000, device=model.device, task=Quiet())
     for each, logps in zip(found, expected, strict=True):
         np.testing.assert_allclose(each.logps, logps.chosen, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"mixed": True, "alone": False, "cached": True}),
+        ("phi3, longrope beyond 12 positions", {"mixed": True, "alone": True, "cached": True}),
+        ("recurrent gemma", {"mixed": True, "alone": True, "cached": False}),
+    ],
+)
+def test_a_model_that_cannot_be_batched_is_not(family, expected):
+    heard = Listens()
+    decoding = find_decoding(find_paths(tiny(family), Quiet()), heard)
+    assert {name: getattr(decoding, name) for name in expected} == expected
+    assert bool(heard.said) == decoding.alone
+
+
+def test_a_model_that_mixes_up_padding_answers_prompts_of_one_length_together(monkeypatch):
+    """Positions that count the padding make such a model of one."""
+    model = tiny("gpt2, absolute positions")
+    forward = model.base_model.forward
+
+    def careless(*inputs, position_ids=None, **how):
+        if position_ids is not None:
+            position_ids = position_ids[:1].expand_as(position_ids)
+        return forward(*inputs, position_ids=position_ids, **how)
+
+    monkeypatch.setattr(model.base_model, "forward", careless)
+    decoding = find_decoding(Forward(model, chunked=True), Quiet())
+    assert (decoding.mixed, decoding.alone, decoding.cached) == (False, False, True)
+    monkeypatch.undo()
+    expected = [generated(model, prompt, room) for prompt, room in zip(PROMPTS, ROOMS, strict=True)]
+    monkeypatch.setattr(model.base_model, "forward", careless)
+    found = dict(decode(decoding, asked(), ends=(END,), max_tokens=10**6))
+    assert [found[index].answer_ids.tolist() for index in range(len(PROMPTS))] == expected
 
 
 def test_a_seed_gives_its_answer_in_any_company():
