@@ -30,7 +30,6 @@ from stages.types import Tokenizer
 
 STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)
-SAMPLE_BATCH: Final = 256
 KL_TOKENS: Final = 8192
 MAX_NEW_TOKENS: Final = 64
 RECALL: Final = (
@@ -132,7 +131,7 @@ def _evaluate(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """What each policy's samples are worth, in the figures of `sepo evaluate`."""
-    sampling = Sampling(MAX_NEW_TOKENS, config.seed, SAMPLE_BATCH, by_length=False)
+    sampling = Sampling(MAX_NEW_TOKENS, config.seed)
     evaluator = Evaluator(
         candidates[0], sampling, max_tokens=KL_TOKENS, device=device, reporter=reporter, rewards=rewards
     )

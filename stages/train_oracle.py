@@ -23,7 +23,6 @@ from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
 from stages.logprobs.batches import whole
-from stages.logprobs.generate import stop_at
 from stages.logprobs.head import kl_of_reference
 from stages.logprobs.logps import Reference
 from stages.logprobs.paths import find_paths
@@ -31,6 +30,7 @@ from stages.method.examples import chosen_only
 from stages.method.objectives import dpo, sft
 from stages.method.rewards import with_sequence_kl
 from stages.models.adapters import is_adapter, put_on
+from stages.models.ends import stop_at
 from stages.models.folders import (
     embedding_rows,
     holds_model,

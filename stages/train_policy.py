@@ -17,7 +17,6 @@ from stages.configs import PolicyConfig
 from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
 from stages.evaluation.contamination import SNAPSHOTS
-from stages.logprobs.generate import stop_at
 from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Forward, Reference
 from stages.logprobs.paths import find_paths
@@ -25,6 +24,7 @@ from stages.method.examples import make_examples
 from stages.method.rewards import held
 from stages.method.selection import RuleInputs
 from stages.models.adapters import base_name
+from stages.models.ends import stop_at
 from stages.models.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, usable_length
 from stages.models.quantization import load_trainable
 from stages.models.references import (

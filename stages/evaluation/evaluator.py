@@ -19,7 +19,8 @@ from stages.devices.memory import move_model
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
-from stages.logprobs.generate import sample
+from stages.logprobs.decode import DecodeRequest, decode
+from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import Forward, response_kl, response_logps
 from stages.logprobs.paths import find_paths
 from stages.models.folders import load_model
@@ -33,6 +34,8 @@ from stages.types import Ids, TokenPair
 
 PACKAGES: Final = ("logprobs", "models", "evaluation", "method")
 """whose code decides what is measured"""
+_DECODED: Final = 4
+"""tokens of rows that are sampled together, over those of a forward pass: of them only keys and values are held"""
 
 
 class Candidate(NamedTuple):
@@ -50,10 +53,6 @@ class Sampling(NamedTuple):
 
     max_new_tokens: int
     seed: int
-    batch_size: int = 32
-    """answers that are sampled together; another number would draw other answers"""
-    by_length: bool = True
-    """prompts of one length are answered together, not in the order given"""
 
 
 @dataclass
@@ -139,27 +138,25 @@ class Evaluator:
     def _answers(self, model: Candidate) -> list[Ids]:
         """One answer for each prompt."""
         how, prompts, end_of_turn = self.sampling, model.prompts, model.held_out.encoder.end_of_turn
-        order = list(range(len(prompts)))
-        if how.by_length:
-            order.sort(key=lambda place: -len(prompts[place].ids))
 
         def make() -> Arrays:
+            asked = [
+                DecodeRequest(prompt.ids, 1.0, 1.0, how.max_new_tokens, (how.seed, place))
+                for place, prompt in enumerate(prompts)
+            ]
+            decoding = find_decoding(self._forward(model.folder), self.reporter)
+            ends = () if end_of_turn is None else (end_of_turn,)
+            found: dict[int, Ids] = {}
             with self.reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
-                drawn = sample(
-                    self._forward(model.folder).model.eval(),
-                    [prompts[place].ids for place in order],
-                    end_of_turn=end_of_turn,
-                    max_new_tokens=how.max_new_tokens,
-                    batch_size=how.batch_size,
-                    seed=how.seed,
-                    task=task,
-                )
+                for place, answer in decode(decoding, asked, ends=ends, max_tokens=_DECODED * self.max_tokens):
+                    found[place] = answer.answer_ids
+                    task.advance()
+            drawn = [found[place] for place in range(len(prompts))]
             return {"ids": np.concatenate(drawn), "lengths": np.array([len(answer) for answer in drawn])}
 
         key = [hash_json([prompt.ids.tolist() for prompt in prompts]), end_of_turn, how._asdict()]
         found = self._once("samples", model, key, make)
-        drawn = np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
-        return [answer for _, answer in sorted(zip(order, drawn, strict=True), key=lambda item: item[0])]
+        return np.split(found["ids"], np.cumsum(found["lengths"])[:-1])
 
     def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """What `make` measures, from the cache. Another device, code or library version may measure another number."""

@@ -7,6 +7,7 @@ from stages.generation.engine import Generated, Request
 from stages.logprobs.decode import Decoded, DecodeRequest, decode, decoded_together
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.paths import find_paths
+from stages.models.ends import named_ends
 from stages.reporting import Quiet, Reporter
 from stages.tokens.encode import NO_ROOM, Encoder
 from stages.types import CausalLM, Ids
@@ -33,7 +34,7 @@ class TransformersEngine:
         self._encoder = encoder
         self._max_tokens = max_tokens
         self._positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._ends = frozenset(_ends_named(model)).union(() if encoder.end_of_turn is None else (encoder.end_of_turn,))
+        self._ends = named_ends(model).union(() if encoder.end_of_turn is None else (encoder.end_of_turn,))
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generated]]:
         """Each request's index and its answer; at first those that have none, by their problem."""
@@ -76,12 +77,3 @@ class TransformersEngine:
         said = decoded.answer_ids[:-1] if decoded.ended else decoded.answer_ids
         text = self._encoder.answer_text(said, ended=decoded.ended)
         return Generated(text, decoded.ended, prompt_ids, decoded.answer_ids, decoded.logps)
-
-
-def _ends_named(model: CausalLM) -> list[int]:
-    """What a model's configurations say that an answer ends with."""
-    ids: list[int] = []
-    for config in (model.config, getattr(model, "generation_config", None)):
-        named = getattr(config, "eos_token_id", None)
-        ids += named if isinstance(named, list) else [] if named is None else [named]
-    return ids

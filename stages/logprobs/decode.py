@@ -40,7 +40,7 @@ class DecodeRequest(NamedTuple):
     """0: always the likeliest token"""
     top_p: float
     max_new_tokens: int
-    seed: int
+    seed: int | tuple[int, ...]
 
     @property
     def longest(self) -> int:
@@ -59,7 +59,7 @@ class Decoded(NamedTuple):
     """False: cut at `max_new_tokens`"""
 
 
-class Decoding(NamedTuple):
+class DecodePlan(NamedTuple):
     """A model, and how its answers can be decoded; see `stages.logprobs.decode_trial.find_decoding`."""
 
     forward: Forward
@@ -96,7 +96,7 @@ class _Row:
 
 
 def decode(
-    decoding: Decoding, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
+    decoding: DecodePlan, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
 ) -> Iterator[tuple[int, Decoded]]:
     """The index and the answer of each request, as they are ready.
 
@@ -113,7 +113,7 @@ def decode(
         yield from decoder.answers([_Row(index, requests[index]) for index in group], ends)
 
 
-def decoded_together(decoding: Decoding, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
+def decoded_together(decoding: DecodePlan, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
     """Indices of the requests of each batch. Longest first: memory runs out at once or never.
 
     Some of these batches without the others are batched in the same way.
@@ -135,7 +135,7 @@ def decoded_together(decoding: Decoding, requests: Sequence[DecodeRequest], max_
 class _Decoder:
     """A model, ready to say what comes next."""
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, decoding: DecodePlan) -> None:
         self._decoding, self._forward = decoding, decoding.forward
         self._model: CausalLM = self._forward.model
         self._states_only = "cache_params" in _parameters(self._model)

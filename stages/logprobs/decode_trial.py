@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from stages.logprobs.decode import Decoded, DecodeRequest, Decoding, decode
+from stages.logprobs.decode import Decoded, DecodePlan, DecodeRequest, decode
 from stages.logprobs.logps import Forward
 from stages.logprobs.trial import agree, rounds_as, trial_logps, trial_pairs
 from stages.reporting import Reporter
@@ -20,7 +20,7 @@ _ROOMS = (2, 5, 3, 6)
 """tokens of the answers: two to the first prompt, two to the second"""
 
 
-def find_decoding(forward: Forward, reporter: Reporter) -> Decoding:
+def find_decoding(forward: Forward, reporter: Reporter) -> DecodePlan:
     """The fastest way to decode that gives a model's own log-probs; its model is in eval mode afterwards."""
     forward.model.eval()
     name = type(forward.model).__name__
@@ -30,18 +30,18 @@ def find_decoding(forward: Forward, reporter: Reporter) -> Decoding:
                 reporter.say(f"{name}: {said}")
             return decoding
     reporter.say(f"{name}: its cache cannot be used, each token takes a pass over its whole row")
-    return Decoding(forward, alone=True, cached=False)
+    return DecodePlan(forward, alone=True, cached=False)
 
 
-def _ways(forward: Forward) -> Iterator[tuple[Decoding, str]]:
+def _ways(forward: Forward) -> Iterator[tuple[DecodePlan, str]]:
     """From the fastest on, and what to say of it."""
     if not forward.alone:
-        yield Decoding(forward), ""
-        yield Decoding(forward, mixed=False), "only prompts of one length are answered together"
-    yield Decoding(forward, alone=True), "prompts are answered one by one"
+        yield DecodePlan(forward), ""
+        yield DecodePlan(forward, mixed=False), "only prompts of one length are answered together"
+    yield DecodePlan(forward, alone=True), "prompts are answered one by one"
 
 
-def _is_right(decoding: Decoding) -> bool:
+def _is_right(decoding: DecodePlan) -> bool:
     pairs = trial_pairs(decoding.forward.model)
     if not decoding.mixed:
         width = min(len(pair.prompt_ids) for pair in pairs)

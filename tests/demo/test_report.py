@@ -9,7 +9,8 @@ import torch
 from stages import demo_report, make_demo
 from stages.configs import DemoConfig, DemoReportConfig
 from stages.demo.language import REWARDS, true_reward
-from stages.logprobs.generate import sample
+from stages.logprobs.decode import DecodePlan, DecodeRequest, decode
+from stages.logprobs.paths import find_paths
 from stages.models.folders import load_model, load_tokenizer
 from stages.reporting import Quiet
 from stages.store.manifest import Input
@@ -51,10 +52,10 @@ def test_samples_are_drawn_for_the_prompts_in_turn(tmp_path, samples):
     found = demo_report._evaluate(config, [model], REWARDS, torch.device("cpu"), Quiet())["reference"]
     tokenizer = load_tokenizer(demo / "model", trust_remote_code=False)
     end = tokenizer.eos_token_id
-    answers = sample(
-        load_model(demo / "model", trust_remote_code=False).eval(), [prompt.ids for prompt in model.prompts],
-        end_of_turn=end, max_new_tokens=64, batch_size=256, seed=config.seed, task=Quiet(),
-    )  # fmt: skip
+    decoding = DecodePlan(find_paths(load_model(demo / "model", trust_remote_code=False), Quiet()))
+    asked = [DecodeRequest(prompt.ids, 1.0, 1.0, 64, (config.seed, n)) for n, prompt in enumerate(model.prompts)]
+    drawn = dict(decode(decoding, asked, ends=(end,), max_tokens=4 * demo_report.KL_TOKENS))
+    answers = [drawn[number].answer_ids for number in range(samples)]
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     assert [prompt.pair_id for prompt in model.prompts] == [number % 6 for number in range(samples)]
     assert found["samples"] == samples

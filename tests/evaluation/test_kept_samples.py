@@ -9,6 +9,7 @@ import torch
 from stages.evaluation import evaluator
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.held_out import HeldOut, Prompt
+from stages.logprobs.decode import Decoded
 from tests.evaluation.conftest import Ear
 
 PROMPTS = [Prompt(number, number, np.arange(5, 9 + number, dtype=np.int32)) for number in range(2)]
@@ -44,6 +45,10 @@ def test_other_settings_have_other_samples(sample, change):
 
 
 def test_answers_stand_at_their_prompts(sample, monkeypatch):
-    """The longest prompts are answered first."""
-    monkeypatch.setattr(evaluator, "sample", lambda model, prompts, **how: prompts)
+    """In whatever order they come."""
+    monkeypatch.setattr(evaluator, "decode", lambda decoding, asked, **how: reversed([*enumerate(map(_echo, asked))]))
     assert sample("echo")[0] == [prompt.ids.tolist() for prompt in PROMPTS]
+
+
+def _echo(request):
+    return Decoded(request.prompt_ids, np.zeros(len(request.prompt_ids), np.float32), False)

@@ -48,7 +48,8 @@ def test_the_ends_that_a_model_names_end_answers_too(model, chatml):
     """And what else its configuration for generation asks for is not done."""
     plain = answers(engine(model, chatml), [request(max_new_tokens=60)])[0]
     named = int(plain.answer_ids[9])
-    model.generation_config.update(eos_token_id=[named], repetition_penalty=3.0, temperature=0.1, do_sample=True)
+    others = {"repetition_penalty": 3.0, "temperature": 0.1, "do_sample": True, "suppress_tokens": [named], "top_k": 1}
+    model.generation_config.update(eos_token_id=[named], no_repeat_ngram_size=1, min_new_tokens=24, **others)
     found = answers(engine(model, chatml), [request(max_new_tokens=60)])[0]
     model.generation_config.eos_token_id = None
     assert found.ended

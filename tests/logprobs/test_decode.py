@@ -5,13 +5,14 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from stages.logprobs.decode import DecodeRequest, decode
+from stages.errors import SepoError
+from stages.logprobs.decode import DecodePlan, DecodeRequest, decode
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.reporting import Quiet
 from stages.types import TokenPair
-from tests.conftest import Listens
+from tests.conftest import Listens, tiny_llama
 from tests.logprobs.zoo import VOCABULARY, tiny
 
 END = 7
@@ -119,3 +120,19 @@ def test_a_seed_gives_its_answer_in_any_company():
         assert [each.answer_ids.tolist() for each in answers(model, [request])] == [expected]
     others = [request._replace(seed=request.seed + 1) for request in requests]
     assert [each.answer_ids.tolist() for each in answers(model, others)] != found
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says():
+    """4,000 first tokens of one prompt against the model's own probabilities: chi-squared, 31 degrees of freedom."""
+    model = tiny_llama(32, seed=3)
+    found = answers(model, asked(1.0, 1.0, [np.array([7], np.int32)] * 4000, [1] * 4000), ends=())
+    expected = 4000 * model(torch.tensor([[7]])).logits[0, -1].softmax(-1).detach().numpy()
+    seen = np.bincount([each.answer_ids[0] for each in found], minlength=32)
+    assert ((seen - expected) ** 2 / expected).sum() < 61.1  # exceeded by 1 in 1,000
+
+
+def test_what_is_not_finite_is_said():
+    model = tiny("llama")
+    model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(SepoError, match="not finite"):
+        [*decode(DecodePlan(Forward(model)), asked(), ends=(), max_tokens=100)]
