@@ -22,6 +22,7 @@ PROMPTS = [
     np.random.default_rng(1).integers(0, VOCABULARY, length).astype(np.int32) for length in (9, 3, 5, 5, 14)
 ]  # fmt: skip
 OTHER = np.array([0], np.int32)
+TOGETHER = ("llama", "gpt2, absolute positions", "gemma3, a window of 4", "mamba, a state space", "lfm2, a convolution")
 
 
 def asked(temperature=0.0, top_p=1.0, prompts=PROMPTS, rooms=ROOMS):
@@ -80,7 +81,7 @@ def test_log_probs_are_those_of_the_primitive(family):
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("llama", {"mixed": True, "alone": False, "cached": True}),
+        *((family, {"mixed": True, "alone": False, "cached": True}) for family in TOGETHER),
         ("phi3, longrope beyond 12 positions", {"mixed": True, "alone": True, "cached": True}),
         ("recurrent gemma", {"mixed": True, "alone": True, "cached": False}),
     ],
