@@ -56,10 +56,10 @@ class GenerateConfig(Config):
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the model is computed; logits are float32 always. medium: products of bfloat16 on a CPU; tf32: on
     CUDA."""
-    max_tokens_per_device: Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False)] = 16384
+    max_tokens_per_device: Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False)] = 32768
     """Token budget of one batch on one device, prompts and answers together: bounds the memory. Lower it when memory
     runs out; it changes no more than the rounding of answers that are still to come."""
-    shard_size: Annotated[int, Option(OUTPUT, limit=limits.at_least_one)] = 64
+    shard_size: Annotated[int, Option(OUTPUT, limit=limits.at_least_one)] = 128
     """Prompts per Parquet file. The answers of an unfinished one are in its journal."""
     worker: Annotated[str | None, Option(OUTPUT, "N/COUNT", limit=limits.worker, content=False)] = None
     """Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever
