@@ -246,7 +246,8 @@ def _official(job: GenerateJob, work: Run) -> tuple[list[str], str, list[str]]:
         warnings += written.warnings
         work.promise(files)
     steps = job.benchmark.next_steps(work.folder, [*job.models])
-    write_text(work.folder / NEXT_STEPS, steps.text + "\n")
+    # In a script: at a prompt it would close the shell.
+    write_text(work.folder / NEXT_STEPS, f"set -e\n{steps.text}\n")
     return [*files, *steps.files], steps.text, warnings
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -60,7 +61,28 @@ def _compute(found: Results, reporter: Reporter) -> list[Judged]:
         task = stack.enter_context(reporter.task("answers", _answers(found.folders), "answers"))
         for name, folder in zip(_names(found.folders), found.folders, strict=True):
             judged += own_figures(folder, name, verify if _is_ifeval(folder) else None, task)
-    return judged + found.judged
+    return (
+        _told_apart(judged, dict(zip(map(_source, found.folders), _names(found.folders), strict=True))) + found.judged
+    )
+
+
+def _told_apart(judged: list[Judged], names: dict[str, str]) -> list[Judged]:
+    """Models of one name in several folders, which were verified there, have their folder's name in front.
+
+    Args:
+        names: of the folders, by where they are.
+    """
+    times = Counter(each.subject for each in judged)
+    return [
+        each._replace(subject=each.subject._replace(model=f"{names[each.source]}/{each.subject.model}"))
+        if times[each.subject] > 1
+        else each
+        for each in judged
+    ]
+
+
+def _source(folder: AnswerFolder) -> str:
+    return str(folder.folder)
 
 
 def _answers(folders: list[AnswerFolder]) -> int:

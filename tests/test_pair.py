@@ -172,6 +172,7 @@ def test_given_rewards(make, answers, rewards):
         ({"question_id": "q0", "sample": 0}, 'no column "reward"'),
         ({"question_id": "q0", "sample": 0, "reward": "much"}, '"sample" or "reward" is no number'),
         ({"question_id": "q0", "sample": 0, "reward": 1e999}, '"reward" is inf'),
+        ({"question_id": "q0", "sample": 0.7, "reward": 1}, '"sample" is 0.7, no whole number'),
         ({"question_id": "q0", "sample": "1", "reward": 1}, "a second reward of question q0, sample 1"),
     ],
 )
@@ -191,8 +192,10 @@ def test_a_verifier_of_ones_own(make, answers, tmp_path, monkeypatch):
         "def silent(row, answer):\n    return None\n"
         "def broken(row, answer):\n    return {'Paris': float('nan')}.get(answer, 1.0)\n"
         "def failing(row, answer):\n    return row['reference']\n"
+        "def leaving(row, answer):\n    raise SystemExit(0)\n"
     )
     (tmp_path / "my_checks.py").write_text(code)
+    (tmp_path / "my_program.py").write_text("import sys\nsys.exit()\n")
     pairs, _, _ = make(answers, verifier="my_checks:shortest")
     assert texts_of(pairs[0]) == ("the quick fox", "the lazy fox jumps")
     assert [row["chosen_reward"] for row in pairs] == [-13, -5, -5]
@@ -201,6 +204,8 @@ def test_a_verifier_of_ones_own(make, answers, tmp_path, monkeypatch):
         "my_checks:silent": r"no pair is left: .*7 without a reward",
         "my_checks:broken": r"--verifier my_checks:broken gives nan at question q1, sample 0",
         "my_checks:failing": r"--verifier my_checks:failing fails at question q0, sample 0: KeyError 'reference'",
+        "my_checks:leaving": "fails at question q0, sample 0: it ends the program, with 0",
+        "my_program:any": "my_program cannot be imported: it ends the program, with None",
         "my_checks:longest": "my_checks has no function longest",
         "no_checks:any": "no_checks cannot be imported",
         "ifevel": "there is no verifier ifevel",

@@ -134,8 +134,9 @@ class ArenaHard(Benchmark):
         at, data = folder.absolute(), f"data/{version.name}"
         wanted = [f"{data}/question.jsonl", *(f"{version.answers}/{name}.jsonl" for name in version.names)]
         commands = [
-            "git clone https://github.com/lmarena/arena-hard-auto && cd arena-hard-auto",
-            "pip install -r requirements.txt",
+            # One line: without the folder nothing of it is right, and there may be other requirements here.
+            "{ [ -d arena-hard-auto ] || git clone https://github.com/lmarena/arena-hard-auto; } && cd arena-hard-auto "
+            "&& pip install -r requirements.txt",
             # The questions, and the answers that ours are compared with.
             f"hf download --repo-type dataset --local-dir . {self.published.repository} {' '.join(wanted)}",
             f"cp {quoted(at / version.answers)}/*.jsonl {version.answers}/",

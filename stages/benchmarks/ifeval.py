@@ -58,13 +58,15 @@ class IfEval(Benchmark):
         return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
-        lines = ["# IFEval needs no judge: a program verifies the answers.", f"sepo results {quoted(folder)}"]
-        verify = "python -m instruction_following_eval.evaluation_main --input_data=ifeval_input_data.jsonl"
-        lines += ["# or, in a checkout of google-research, where the verifier comes from:"]
+        at, tool = folder.absolute(), "instruction_following_eval"
+        lines = ["# IFEval needs no judge: a program verifies the answers.", f"sepo results {quoted(at)}"]
+        verify = f"python -m {tool}.evaluation_main --input_data={tool}/data/input_data.jsonl"
+        # For a reader alone: it takes all of its prompts or none.
+        lines += ["# Or, in a checkout of google-research, where the verifier comes from, with answers to all prompts:"]
         for name in names:
-            responses, results = folder.absolute() / f"ifeval/{name}.jsonl", folder.absolute() / f"ifeval/google/{name}"
+            responses, results = at / f"ifeval/{name}.jsonl", at / f"ifeval/google/{name}"
             flags = f"--input_response_data={quoted(responses)} --output_dir={quoted(results)}"
-            lines.append(f"mkdir -p {quoted(results)} && {verify} {flags}")
+            lines.append(f"# mkdir -p {quoted(results)} && {verify} {flags}")
         return NextSteps("\n".join(lines), [])
 
 

@@ -131,9 +131,17 @@ def _rows(file: Path) -> Iterator[Placed]:
     """The rows of a table; a JSON file that is one object is one row."""
     name = str(file)
     if file.suffix == ".csv":
-        rows = csv.DictReader(line for _, line in lines(file, name))
-        return ((f"{name}:{rows.line_num}", {str(key): value for key, value in row.items()}) for row in rows)
+        return _table_rows(file, name)
     if file.suffix == ".jsonl":
         return json_lines(file, name)
     start = next((line.lstrip()[:1] for _, line in lines(file, name) if line.strip()), "")
     return iter([(name, read_object(file, HINT))]) if start == "{" else json_rows(file, name)
+
+
+def _table_rows(file: Path, name: str) -> Iterator[Placed]:
+    rows = csv.DictReader(line for _, line in lines(file, name))
+    try:
+        for row in rows:
+            yield f"{name}:{rows.line_num}", {str(key): value for key, value in row.items()}
+    except csv.Error as error:
+        raise SepoError(f"{name}: no table that can be read: {error}", hint=HINT) from error

@@ -151,7 +151,8 @@ def compare(ours: Figures, theirs: Figures, seed: int) -> Comparison:
         for figures, places in ((ours, mine), (theirs, others))
     )
     accuracies = [name for name in first if name in second and name.startswith("accuracy_")]
-    signs = {name: sign_test(first[name].numerators - second[name].numerators) for name in accuracies}
+    # Shares, as one model may have more samples of a prompt than the other.
+    signs = {name: sign_test(first[name].shares - second[name].shares) for name in accuracies}
     return Comparison(len(keys), bootstrap_differences(first, second, seed=seed), signs)
 
 

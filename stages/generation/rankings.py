@@ -4,7 +4,8 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final, Protocol
 
@@ -78,7 +79,8 @@ class VerifierRanking:
 
     def _reward(self, answer: Answer) -> Reward:
         which = f"question {printable(answer.question_id)}, sample {answer.sample}"
-        with borrowed(f"--verifier {self._name} fails at {which}", "the function has to take every row of the prompts"):
+        hint = "the function has to take every row of the prompts"
+        with borrowed(f"--verifier {self._name} fails at {which}", hint), _no_exit():
             value = self._verifier(answer.row, answer.text)
         if value is None:
             return NO_REWARD
@@ -108,7 +110,8 @@ def load_verifier(name: str, known: Collection[str]) -> Verifier:
     # As `python -m` has it, and an installed program does not.
     sys.path.insert(0, os.getcwd())
     try:
-        with borrowed(f"--verifier {name}: {module} cannot be imported", "run sepo in the folder that holds its file"):
+        hint = "run sepo in the folder that holds its file"
+        with borrowed(f"--verifier {name}: {module} cannot be imported", hint), _no_exit():
             found = getattr(importlib.import_module(module), function, None)
     finally:
         sys.path.remove(os.getcwd())
@@ -127,7 +130,10 @@ def read_rewards(file: str, column: str) -> dict[tuple[str, int], float]:
         if row.columns[column] is None:
             continue
         with borrowed(f'{row.where}: "sample" or "{column}" is no number', _REWARDS_HINT):
-            key, reward = (str(row.columns["question_id"]), int(row.columns["sample"])), float(row.columns[column])
+            sample, reward = float(row.columns["sample"]), float(row.columns[column])
+        if not sample.is_integer():
+            raise SepoError(f'{row.where}: "sample" is {sample}, no whole number', hint=_REWARDS_HINT)
+        key = (str(row.columns["question_id"]), int(sample))
         if not math.isfinite(reward):
             raise SepoError(f'{row.where}: "{column}" is {reward}', hint="give finite rewards; null for none")
         if key in known:
@@ -137,6 +143,15 @@ def read_rewards(file: str, column: str) -> dict[tuple[str, int], float]:
             )
         known[key] = reward
     return known
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """Code of others that ends the program would end it as if all were done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"it ends the program, with {error.code!r}") from error
 
 
 def _by_two(items: list[TokenPair]) -> list[tuple[TokenPair, TokenPair]]:

@@ -40,6 +40,12 @@ class Ratio(NamedTuple):
     def value(self) -> float:
         return float(_quotient(self.numerators.sum(), self.denominators.sum()))
 
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Of each item (N,) alone."""
+        shares: NDArray[np.float64] = _quotient(self.numerators, self.denominators)
+        return shares
+
 
 def wilson(successes: float, trials: int) -> Interval:
     """A proportion with Wilson's score interval (1927), which stays honest near 0, near 1 and for few trials."""

@@ -172,6 +172,16 @@ def test_sepo_results_verifies_a_folders_own_answers(verify, tmp_path):
     assert ifeval["comparisons"][0]["sentences"] == ["dpo and sepo are level: prompts, strict, %, on 2 common prompts"]
 
 
+def test_models_of_one_name_in_several_folders_are_all_shown(verify, tmp_path):
+    asked = row(punctuation__no_comma={})
+    for name, text in (("first", "one, two"), ("second", "one two")):
+        folders.write_folder(tmp_path / name, "ifeval", {"policy": [folders.answer(0, text, asked)]})
+    report = results.run(ResultsConfig(paths=(str(tmp_path),), json=True), Quiet()).json
+    models = next(each["models"] for each in report["benchmarks"] if each["benchmark"] == "ifeval")
+    strict = {name: model["figures"]["accuracy_prompt_strict"]["value"] for name, model in models.items()}
+    assert strict == {"first/policy": 0, "second/policy": 100}
+
+
 def test_without_the_verifier_answers_to_ifeval_are_refused_at_once(monkeypatch, tmp_path):
     folders.write_folder(tmp_path / "g", "ifeval", {"sepo": [folders.answer(0, "x", row(punctuation__no_comma={}))]})
     monkeypatch.setitem(sys.modules, "immutabledict", None)

@@ -134,6 +134,31 @@ def test_next_steps_are_a_script(tmp_path, name):
     assert all((folder / file).exists() for file in steps.files)
 
 
+def test_the_script_of_ifeval_needs_no_other_checkout_and_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = files_of(Path("answers"), "ifeval", lambda *_: "Yes.")
+    commands = [line for line in steps.text.splitlines() if not line.startswith("#")]
+    assert commands == [f"sepo results {tmp_path / 'answers'}"]
+
+
+def test_arena_hards_script_may_run_again_and_never_in_another_folder(tmp_path):
+    steps = files_of(tmp_path / "answers", "arena-hard", lambda *_: "So.")
+    [fetch] = [line for line in steps.text.splitlines() if "git clone" in line]
+    tools = {"git": "mkdir $(basename $2) && echo cloned", "pip": "basename $PWD"}
+    shell = "\n".join(f"{name}() {{ {body}; }}" for name, body in tools.items())
+    for said in ("cloned\narena-hard-auto\n", "arena-hard-auto\n"):
+        done = subprocess.run(
+            ["bash", "-c", f"{shell}\n{fetch}"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == said
+    offline = "git() { false; }\npip() { echo installed; }"
+    (tmp_path / "elsewhere").mkdir()
+    failed = subprocess.run(
+        ["bash", "-c", f"{offline}\n{fetch}"], cwd=tmp_path / "elsewhere", capture_output=True, check=False
+    )
+    assert (failed.returncode, failed.stdout) == (1, b"")
+
+
 def test_length_controlled_win_rates_need_all_prompts(tmp_path):
     steps = files_of(tmp_path, "alpaca-eval", lambda *_: "Yes.", real_rows("alpaca-eval"))
     assert "get_winrate" not in steps.text

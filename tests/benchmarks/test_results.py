@@ -275,10 +275,13 @@ def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path):
     broken = write_rows(tmp_path / "b.jsonl", arena_rows("dpo", GAMES))
     broken.write_text(broken.read_text()[:-40])
     (tmp_path / "c.json").write_text("{")
+    (tmp_path / "d.csv").write_text(f"a,b\n{'x' * 200_000},1\n")
     reporter = Quiet()
     assert {*group(report_of(tmp_path, reporter=reporter), "arena-hard")["models"]} == {"sepo"}
     left_out = [warning for warning in reporter.warnings if "left out" in warning]
-    assert [warning.split()[0] for warning in left_out] == [str(broken), str(tmp_path / "c.json")]
+    assert [warning.split()[0] for warning in left_out] == [
+        str(broken), str(tmp_path / "c.json"), str(tmp_path / "d.csv")
+    ]  # fmt: skip
     assert "broken JSON" in left_out[0]
     with pytest.raises(SepoError, match=r"b\.jsonl:5: broken JSON"):
         report_of(broken)

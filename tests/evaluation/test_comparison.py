@@ -221,6 +221,16 @@ def test_signs_are_counted_like_coins(ups, downs, p):
     assert sign_test(np.array([0.5] * ups + [-2.0] * downs + [0.0] * 7)) == p
 
 
+def test_more_samples_of_a_prompt_are_no_more_wins():
+    """Both follow every instruction of every prompt, one of them in eight samples each."""
+    keys = np.arange(12)
+    eight, one = (
+        Figures(keys, keys, {"accuracy_prompt_strict": Ratio(np.full(12, 100.0 * count), np.full(12, count))})
+        for count in (8, 1)
+    )
+    assert compare(eight, one, 0).sign_tests == {"accuracy_prompt_strict": 1.0}
+
+
 def test_a_long_row_of_coins_is_like_a_bell():
     """Half of 10,000 plus one standard deviation: beyond it, on both sides, lies what lies there of the bell."""
     assert sign_test(np.repeat([1.0, -1.0], [5050, 4950])) == pytest.approx(0.3222, abs=1e-3)

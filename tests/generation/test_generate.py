@@ -262,6 +262,8 @@ def test_a_benchmark_is_asked_and_its_official_files_are_listed(benchmark, tmp_p
     official = [name for name in found["files"] if not name.startswith(("m/", "n/"))]
     assert all([name for name in official if f"/{model}.json" in name] for model in "mn")
     assert all((tmp_path / "out" / name).is_file() for name in official)
+    # As a script it stops where a command fails.
+    assert (tmp_path / "out/next-steps.sh").read_text().startswith("set -e\n#")
 
 
 def folder_state(folder):
