@@ -109,6 +109,11 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
         prompts = config.prompts or str(_published(benchmark))
         inputs = {"prompts": Input(prompts, dataset_hash(prompts), data=True)}
     counts = count_questions(lambda: _questions(benchmark, prompts), config.shard_size)
+    if counts.greedy and config.samples > 1 and config.temperature is None:
+        reporter.warn(
+            f"{counts.greedy:,} of {counts.questions:,} prompts are asked at temperature 0, as {config.benchmark}"
+            f" has it: the {config.samples} samples of each are alike; --temperature asks all prompts at one"
+        )
     if benchmark is not None:
         deviation = benchmark.deviation(_questions(benchmark, prompts))
         if deviation:
@@ -168,7 +173,6 @@ def _compute(job: GenerateJob, work: Run) -> None:
         for name, shards in wanted.items():
             if shards:
                 _answer(job, work, job.models[name], shards, task)
-    refuse_changed(job.prompts, job.inputs["prompts"].hash)
 
 
 def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int], task: Task) -> None:
@@ -176,8 +180,10 @@ def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int]
     folder = work.folder / model.name
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    with open_engine(model, job.config, job.device, job.reporter) as engine:
+    with open_engine(model, job.config, job.device, job.reporter, task) as engine:
         for shard, questions in _shards(job.questions(), job.config.shard_size, wanted):
+            # What is asked from here on is what was read; a journal holds no answer to other prompts than the run's.
+            refuse_changed(job.prompts, job.inputs["prompts"].hash)
             started = time.monotonic()
             with Journal(folder / journal_name(shard), work.fingerprint) as journal:
                 answers = answer_shard(questions, engine, job.settings, journal, task)

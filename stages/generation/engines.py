@@ -16,19 +16,30 @@ from stages.devices.precision import products, weights_of
 from stages.errors import SepoError
 from stages.generation.engine import GenerationEngine
 from stages.generation.questions import QuestionCounts
+from stages.generation.tally import LiveRate
 from stages.generation.transformers_engine import TransformersEngine
 from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.models.named import named_models, split_names
-from stages.reporting import Quiet, Reporter, printable
+from stages.reporting import Quiet, Reporter, Task, printable
 from stages.store.files import hash_json
-from stages.store.manifest import Input
+from stages.store.manifest import FINISHED, UNFINISHED, Input
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_fingerprint
 from stages.types import Tokenizer
 
 _SAFE: Final = re.compile(r"[A-Za-z0-9_][\w.+@-]{0,99}", re.ASCII)
-_TAKEN: Final = ("alpaca_eval", "config", "data", "ifeval")
-"""folders of official files, beside those of the models"""
+_TAKEN: Final = (
+    "alpaca_eval",
+    "arena_hard",
+    "config",
+    "data",
+    "ifeval",
+    "mt_bench",
+    "next-steps.sh",
+    FINISHED,
+    UNFINISHED,
+)
+"""what lies beside the folders of the models: official files, the run's own"""
 
 
 class AnsweringModel(NamedTuple):
@@ -48,7 +59,11 @@ def refuse_unsafe_names(items: Iterable[str]) -> None:
     """Names of models become names of folders and files, of other people's tools too."""
     for name in split_names(items):
         if not _SAFE.fullmatch(name) or name in _TAKEN:
-            why = "is the name of a folder of official files" if name in _TAKEN else "cannot be the name of a file"
+            why = (
+                "is the name of what else lies in the output folder"
+                if name in _TAKEN
+                else "cannot be the name of a file"
+            )
             raise SepoError(
                 f"the model name {printable(name)[:100]!r} {why}",
                 hint="give --model NAME=FOLDER, with a NAME of letters, digits and ._+@-",
@@ -92,9 +107,9 @@ def refuse_without_template(models: dict[str, AnsweringModel], counts: QuestionC
 
 @contextmanager
 def open_engine(
-    model: AnsweringModel, config: GenerateConfig, device: torch.device, reporter: Reporter
+    model: AnsweringModel, config: GenerateConfig, device: torch.device, reporter: Reporter, task: Task
 ) -> Iterator[GenerationEngine]:
-    """The engine that answers for a model, ready to be asked."""
+    """The engine that answers for a model, ready to be asked; between answers it shows in the task how fast it is."""
     if config.engine == "openai":
         yield _ask_server(model, config, reporter)
         return
@@ -111,7 +126,9 @@ def open_engine(
     folder, dtype = Path(model.source), weights_of(config.precision)
     loaded = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, dtype=dtype), device)
     with products(config.precision):
-        yield TransformersEngine(loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter)
+        yield TransformersEngine(
+            loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter, told=LiveRate(task)
+        )
 
 
 def refuse_unserved(models: Iterable[AnsweringModel], config: GenerateConfig) -> None:

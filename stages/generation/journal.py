@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import numpy as np
 
+from stages.errors import SepoError, one_line
 from stages.generation.engine import Generated
 from stages.store.files import write_bytes, writing
 
@@ -87,9 +88,14 @@ class Journal:
             head, *lines = self._path.read_bytes().split(b"\n")[:-1] or [b""]
         except FileNotFoundError:
             return found
+        except OSError as error:
+            raise SepoError(
+                f"cannot read {self._path}: {one_line(error)}",
+                hint="repair it, or delete it: its answers are asked again",
+            ) from error
         if head + b"\n" != _line(self._head):
             return found
-        with suppress(ValueError, TypeError, KeyError, OverflowError):
+        with suppress(ValueError, TypeError, KeyError, OverflowError, AttributeError):
             for line in lines:
                 key, answer = _from_json(json.loads(line))
                 found[key] = answer

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.data.conversations import UnusableError, conversation, split, turns_of, with_system
+from stages.data.conversations import UnusableError, check_texts, conversation, split, turns_of, with_system
 from stages.data.read import Row, read_rows
 from stages.data.text_files import kind
 from stages.errors import SepoError
@@ -53,6 +53,8 @@ class QuestionCounts(NamedTuple):
     """of each shard"""
     needs_template: int | None
     """row number of the first question of more than one turn"""
+    greedy: int
+    """questions whose own temperature is 0"""
 
 
 def read_questions(dataset: str) -> Iterator[Question]:
@@ -66,23 +68,34 @@ def read_questions(dataset: str) -> Iterator[Question]:
 
 
 def count_questions(questions: Callable[[], Iterable[Question]], shard_size: int) -> QuestionCounts:
-    """Look at all questions; two of one id are a `SepoError`. Of each, eight bytes stay in memory.
+    """Look at all questions; two of one id, or a broken text, are a `SepoError`. Of each, eight bytes stay in memory.
 
     Args:
         questions: gives them anew with every call.
         shard_size: questions of a shard.
     """
     answers: list[int] = []
-    hashes, several = array("Q"), None
+    hashes, several, greedy = array("Q"), None, 0
     for count, question in enumerate(questions(), start=1):
+        _check_texts(question)
         hashes.append(_hash(question.question_id))
+        greedy += question.temperature == 0
         if count > shard_size * len(answers):
             answers.append(0)
         answers[-1] += 1 + len(question.later_turns)
         if several is None and (question.later_turns or len(question.messages) > 1):
             several = question.number
     _refuse_twins(questions, hashes)
-    return QuestionCounts(len(hashes), answers, several)
+    return QuestionCounts(len(hashes), answers, several, greedy)
+
+
+def _check_texts(question: Question) -> None:
+    try:
+        check_texts([question.question_id, *(turn["content"] for turn in question.messages), *question.later_turns])
+    except UnusableError as reason:
+        raise SepoError(
+            f"row {question.number:,} (from 0) of the prompts: {reason}", hint="repair the row, or take it out"
+        ) from reason
 
 
 def _refuse_twins(questions: Callable[[], Iterable[Question]], hashes: "array[int]") -> None:

@@ -1,6 +1,7 @@
 """What became of a model's answers, by reason, and how fast they came."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from stages.reporting import Task
 from stages.store.answers import Answer
 from stages.store.files import writing
 
 _TIMING: Final = "timing.jsonl"
+_SECONDS_BETWEEN_FIGURES: Final = 5.0
+"""the display forgets all but a thousand figures, and with them how long the work takes"""
 
 
 @dataclass
@@ -73,6 +77,22 @@ def tallied(answers: Iterable[Answer]) -> AnswerTally:
     for answer in answers:
         tally.add(answer)
     return tally
+
+
+class LiveRate:
+    """The live figures of answers that are being written: their first batch may take many minutes to end one."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._tokens, self._since = task, 0, time.monotonic()
+
+    def __call__(self, tokens: int) -> None:
+        """Each of so many answers has a token more."""
+        self._tokens += tokens
+        now = time.monotonic()
+        if now - self._since >= _SECONDS_BETWEEN_FIGURES:
+            rate = self._tokens / (now - self._since)
+            self._task.advance(0, {"tokens/s": rate, "answers at once": tokens})
+            self._tokens, self._since = 0, now
 
 
 def write_timing(folder: Path, shard: int, tokens: int, seconds: float) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from stages.data.conversations import UnusableError
 from stages.generation.engine import Generated, Request
-from stages.logprobs.decode import Decoded, DecodeRequest, decode, decoded_together
+from stages.logprobs.decode import Decoded, DecodeRequest, Told, decode, decoded_together
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.paths import find_paths
 from stages.models.ends import named_ends
@@ -27,12 +27,14 @@ class TransformersEngine:
         *,
         max_tokens: int,
         reporter: Reporter | None = None,
+        told: Told | None = None,
     ) -> None:
-        """Args: max_tokens: of one batch, prompts and longest answers together."""
+        """Args: max_tokens: of one batch, prompts and longest answers together; told: see `decode`."""
         reporter = reporter or Quiet()
         self._decoding = find_decoding(find_paths(model, reporter), reporter)
         self._encoder = encoder
         self._max_tokens = max_tokens
+        self._told = told
         self._positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._ends = named_ends(model).union(() if encoder.end_of_turn is None else (encoder.end_of_turn,))
 
@@ -42,7 +44,8 @@ class TransformersEngine:
         for index, reason in problems.items():
             yield index, Generated("", False, problem=reason)
         order = list(asked)
-        found = decode(self._decoding, list(asked.values()), ends=self._ends, max_tokens=self._max_tokens)
+        each = list(asked.values())
+        found = decode(self._decoding, each, ends=self._ends, max_tokens=self._max_tokens, told=self._told)
         for place, decoded in found:
             index = order[place]
             yield index, self._generated(asked[index].prompt_ids, decoded)

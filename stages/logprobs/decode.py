@@ -14,7 +14,7 @@ Shapes: ``R`` rows, ``T`` tokens (padding included), ``V`` vocabulary.
 """
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -29,6 +29,9 @@ from stages.logprobs.head import Head, find_head, own_head_in_float32
 from stages.logprobs.kv_cache import forgets_beginnings, keep_rows, make_cache
 from stages.logprobs.logps import Forward, keeps_logits
 from stages.types import CausalLM, Floats, Ids
+
+Told = Callable[[int], object]
+"""hears how many answers have a token more"""
 
 
 class DecodeRequest(NamedTuple):
@@ -96,7 +99,12 @@ class _Row:
 
 
 def decode(
-    decoding: DecodePlan, requests: Sequence[DecodeRequest], *, ends: Collection[int], max_tokens: int
+    decoding: DecodePlan,
+    requests: Sequence[DecodeRequest],
+    *,
+    ends: Collection[int],
+    max_tokens: int,
+    told: Told | None = None,
 ) -> Iterator[tuple[int, Decoded]]:
     """The index and the answer of each request, as they are ready.
 
@@ -107,10 +115,11 @@ def decode(
         ends: ids that end an answer.
         max_tokens: of one batch: its rows times the most tokens that one of them may come to have. One request alone
             may have more.
+        told: called with every token of a batch, with its rows.
     """
     decoder = _Decoder(decoding)
     for group in decoded_together(decoding, requests, max_tokens):
-        yield from decoder.answers([_Row(index, requests[index]) for index in group], ends)
+        yield from decoder.answers([_Row(index, requests[index]) for index in group], ends, told)
 
 
 def decoded_together(decoding: DecodePlan, requests: Sequence[DecodeRequest], max_tokens: int) -> list[list[int]]:
@@ -144,7 +153,7 @@ class _Decoder:
             head = find_head(self._model)
             self._head = head._replace(weight_VH=head.weight_VH.float())
 
-    def answers(self, rows: list[_Row], ends: Collection[int]) -> Iterator[tuple[int, Decoded]]:
+    def answers(self, rows: list[_Row], ends: Collection[int], told: Told | None) -> Iterator[tuple[int, Decoded]]:
         """The answers of one batch."""
         batch = _Rows(rows, self._model.device)
         cache, ids_RT = make_cache(self._model.config), batch.whole()
@@ -153,6 +162,8 @@ class _Decoder:
         while rows:
             with enough_memory(*batch.size()):
                 tokens = self._next(rows, batch, ids_RT, cache)
+            if told:
+                told(len(rows))
             done = [_is_done(row, ends) for row in rows]
             yield from ((row.index, row.decoded(ends)) for row, ended in zip(rows, done, strict=True) if ended)
             ids_RT = tokens[:, None]

@@ -9,6 +9,7 @@ import pytest
 from stages import generate
 from stages.configs import GenerateConfig
 from stages.errors import SepoError
+from stages.generation import tally
 from stages.generation.engine import Generated
 from stages.reporting import Quiet
 from stages.store.answers import open_answers
@@ -234,6 +235,64 @@ def test_an_engine_that_stops_loses_nothing(tmp_path, chat_folder, monkeypatch):
     assert [len(requests) for requests in engine.asked] == [6, 4, 2]
 
 
+def test_prompts_that_change_while_they_are_asked_are_not_answered(tmp_path, chat_folder, monkeypatch):
+    class Writes(Parrot):
+        """Somebody writes to the prompts while the first is answered."""
+
+        def answer(self, request, seeds):
+            write_lines(tmp_path / "prompts.jsonl", [{"prompt": "q" * 9999}] * 3)
+            return super().answer(request, seeds)
+
+    rows = [{"prompt": f"q{n}" * 9999} for n in range(3)]
+    for engine in (Writes(), Parrot()):
+        monkeypatch.setattr(generate, "open_engine", lambda *_, engine=engine: nullcontext(engine))
+        write_lines(tmp_path / "prompts.jsonl", rows)
+        if isinstance(engine, Writes):
+            with pytest.raises(SepoError, match="was written to while it was read"):
+                run(tmp_path, chat_folder, shard_size=1)
+    run(tmp_path, chat_folder, shard_size=1)
+    answers = [*open_answers(tmp_path / "answers").answers("m")]
+    assert [answer.messages[0]["content"] for answer in answers] == [row["prompt"] for row in rows]
+    assert len(engine.asked) == 2
+
+
+def test_a_journal_that_cannot_be_read_is_one_line(tmp_path, chat_folder, parrot):
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": "hello"}, {"prompt": "there"}])
+    parrot.dies_after = 0
+    with pytest.raises(Interrupted):
+        run(tmp_path, chat_folder)
+    journal = tmp_path / "answers/m/answers-00000.partial.jsonl"
+    journal.unlink()
+    journal.mkdir()
+    with pytest.raises(SepoError, match=r"cannot read .*answers-00000.partial.jsonl: "):
+        run(tmp_path, chat_folder)
+
+
+class Watches(Quiet):
+    """Remembers live figures."""
+
+    def __init__(self):
+        super().__init__()
+        self.figures = []
+
+    def advance(self, amount=1, figures=None):
+        self.figures += [(amount, figures)] if figures else []
+
+
+def test_how_fast_answers_are_written_shows_before_the_first_has_ended(tmp_path, chat_folder, monkeypatch):
+    monkeypatch.setattr(tally, "_SECONDS_BETWEEN_FIGURES", 0.0)
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": "hello"}, {"prompt": "there"}, {"prompt": "you"}])
+    ears = Watches()
+    run(tmp_path, chat_folder, reporter=ears, max_new_tokens=5)
+    assert {amount for amount, _ in ears.figures} == {0}
+    assert [figures["answers at once"] for _, figures in ears.figures][:1] == [3]
+    assert all(figures["tokens/s"] > 0 for _, figures in ears.figures)
+    answers = open_answers(tmp_path / "answers").answers("m")
+    assert sum(figures["answers at once"] for _, figures in ears.figures) == sum(
+        len(each.answer_ids) for each in answers
+    )
+
+
 def test_the_names_of_benchmarks_are_those_there_are():
     from stages.benchmarks.registry import BENCHMARKS
     from stages.configs.generation import BENCHMARKS as NAMES
@@ -247,6 +306,17 @@ ASKED = {
     "mt-bench": "mt_bench_question.jsonl.gz",
     "ifeval": "ifeval_input_data.jsonl.gz",
 }
+
+
+@pytest.mark.skipif(not (REAL / "prompts").is_dir(), reason="needs the benchmarks' own prompts")
+@pytest.mark.parametrize(("options", "told"), [({"samples": 2}, 1), ({}, 0), ({"samples": 2, "temperature": 0.5}, 0)])
+def test_samples_that_will_be_alike_are_warned_of(options, told, tmp_path, chat_folder, parrot):
+    ears, prompts = Quiet(), f"{ASKED['mt-bench']}[18:21]"
+    run(REAL / "prompts", chat_folder, prompts, tmp_path / "out", ears, benchmark="mt-bench", **options)
+    warned = [
+        text for text in ears.warnings if text.startswith("1 of 3 prompts are asked at temperature 0, as mt-bench")
+    ]
+    assert len(warned) == told
 
 
 @pytest.mark.skipif(not (REAL / "prompts").is_dir(), reason="needs the benchmarks' own prompts")

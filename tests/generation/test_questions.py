@@ -59,6 +59,8 @@ def test_ids_are_the_rows_own(column, tmp_path):
         ({"turns": ["u", None]}, "p.jsonl:2: turn 2 of 2 is null, not text"),
         ({"messages": []}, "p.jsonl:2: the prompt has no turn"),
         ({"messages": [{"role": "user"}]}, 'p.jsonl:2: "messages" turn 1 has no "content"'),
+        ({"prompt": "u", "id": "\udc80"}, "row 1 (from 0) of the prompts: broken Unicode"),
+        ({"turns": ["u", "\udc80"]}, "row 1 (from 0) of the prompts: broken Unicode"),
         ({"prompt": "u", "id": 1.5}, 'p.jsonl:2: "id" is a number, and no id'),
         ({"prompt": "u", "id": "one"}, "rows 0 and 1 (from 0) have the same id 'one'"),
     ],
@@ -76,7 +78,7 @@ def test_questions_are_counted_by_shard(tmp_path):
     rows = [{"turns": ["u"] * (1 + number % 3)} for number in range(7)]
     file = str(write_lines(tmp_path / "p.jsonl", rows))
     counts = count_questions(lambda: read_questions(file), 3)
-    assert counts == (7, [6, 6, 1], 1)
+    assert counts == (7, [6, 6, 1], 1, 0)
     assert count_questions(lambda: read_questions(file), 1).answers == [1, 2, 3, 1, 2, 3, 1]
 
 
@@ -105,7 +107,11 @@ def config(folder, **options):
         (("../x=M",), "the model name '../x' cannot be the name of a file"),
         (("a b=M",), "the model name 'a b' cannot be"),
         (("-n=M",), "the model name '-n' cannot be"),
-        (("data=M",), "the model name 'data' is the name of a folder of official files"),
+        (("data=M",), "the model name 'data' is the name of what else lies in the output folder"),
+        (("mt_bench=M",), "the model name 'mt_bench' is the name"),
+        (("arena_hard=M",), "the model name 'arena_hard' is the name"),
+        (("manifest.json=M",), "the model name 'manifest.json' is the name"),
+        (("next-steps.sh=M",), "the model name 'next-steps.sh' is the name"),
         (("a=./nowhere",), "there is no model folder ./nowhere"),
     ],
 )
