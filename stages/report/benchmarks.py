@@ -177,6 +177,9 @@ def lead(ours: str, theirs: str, comparison: Comparison, figure: str, words: str
         said = f"leads {theirs} by {value}, but the interval {interval} holds 0: not told apart"
     elif verdict(difference, sign_p) == "not told apart":
         said = f"leads {theirs} by {value} {interval}, but p = {sign_p:.3f} by a sign test over prompts: not told apart"
+    elif comparison.items < FEWEST:
+        # Three prompts that all speak for one model leave a bootstrap nothing else to draw.
+        said = f"leads {theirs} by {value} {interval}, but so few prompts do not tell: not told apart"
     else:
         said = f"leads {theirs} by {value} {interval}"
     return f"{ours} {said} ({words}, {prompts})"

@@ -90,6 +90,15 @@ def test_a_lead_smaller_than_its_interval_is_called_none(tmp_path):
     assert "arXiv 2408.13518, Table 1" in text
 
 
+@pytest.mark.parametrize(("count", "told"), [(29, False), (30, True)])
+def test_a_few_prompts_give_no_lead(tmp_path, count, told):
+    for name, preference in (("sepo", 1.5), ("dpo", 1.25)):
+        write_rows(tmp_path / name / "annotations.json", alpaca_rows(name, [preference] * count))
+    [sentence] = group(report_of(tmp_path), "alpaca-eval")["comparisons"][0]["sentences"]
+    assert sentence.startswith("sepo leads dpo by 25.00 [25.00, 25.00]")
+    assert ("so few prompts do not tell: not told apart" not in sentence) == told
+
+
 LEADERBOARD = """,win_rate,standard_error,n_total,avg_length,length_controlled_winrate,lc_standard_error
 sepo,40.0,2.0,805,1500,42.5,1.0
 dpo,30.0,1.5,805,1400,,
