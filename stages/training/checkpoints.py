@@ -94,8 +94,9 @@ class Checkpoints:
         if of_another or _step_of(path) > steps:
             fault = "of another run" if of_another else f"beyond the {steps:,} steps of this run"
             raise SepoError(f"{path} is {fault}", hint=f"move {self.folder} away, and run the same again")
-        written = next((how for name, how in LAYOUTS.items() if (path / name).exists()), "in an unknown way")
-        if written != (here := self._layout()):
+        here = self._layout()
+        written = next((how for name, how in LAYOUTS.items() if (path / name).exists()), here)
+        if written != here:
             problem = f"{path} was written {written}, and this run would go on {here}"
             raise SepoError(
                 problem, hint=f"start it as before, with any number of processes, or move {self.folder} away"

@@ -105,7 +105,7 @@ def test_an_oracle_option_out_of_range(ends_well, chat_folder, tmp_path, option,
         ("--rejected-ratio", "-0.3", "rejected_ratio must be in (0, 1], got -0.3"),
         ("--gamma", "0", "gamma must be above 0 and finite, got 0.0"),
         ("--margin", "-1", "margin must be at least 0 and finite, got -1.0"),
-        ("--objective", "sepp", "rrhf, sft, got 'sepp' (did you mean sepo?)"),
+        ("--objective", "sepp", "rrhf, regress, sft, got 'sepp' (did you mean sepo?)"),
         ("--beta", "0.1", "beta is no option of objective sepo; dpo, ipo, r-dpo, tdpo1, tdpo, cpo, orpo have it"),
         ("--threshold", "0.1", "threshold is no option of select oracle; threshold has it"),
         (
