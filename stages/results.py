@@ -86,12 +86,8 @@ def _source(folder: AnswerFolder) -> str:
 
 
 def _answers(folders: list[AnswerFolder]) -> int:
-    """How many answers there are, as far as the manifests tell; else 0."""
-    counts = [folder.manifest.get("counts", {}) for folder in folders]
-    return sum(
-        len(folder.models) * count.get("questions", 0) * count.get("samples", 0)
-        for folder, count in zip(folders, counts, strict=True)
-    )
+    """How many answers there are to be read."""
+    return sum(folder.count(model) for folder in folders for model in folder.models)
 
 
 def _is_ifeval(folder: AnswerFolder) -> bool:
