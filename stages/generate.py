@@ -212,7 +212,7 @@ def _write(job: GenerateJob, work: Run) -> Summary:
     if work.finished_by_another():
         return work.nothing_to_do("answers")
     if missing:
-        return _unfinished(job, work, missing)
+        return work.unfinished(str(job.worker), missing)
     tallies = {name: tallied(_answers(job, work, name)) for name in job.models}
     official, steps, warnings = _official(job, work)
     warnings = [each for name, tally in tallies.items() for each in tally.warnings(name)] + warnings
@@ -271,10 +271,3 @@ def _summary(
     rows += [("file", work.place.at(name)) for name in files]
     rows += [("next" * (not number), line) for number, line in enumerate(steps.strip().split("\n")) if steps]
     return Summary(f"answers in {work.place}", rows, every_process=True)
-
-
-def _unfinished(job: GenerateJob, work: Run, missing: list[str]) -> Summary:
-    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-    title = f"worker {job.worker} done; {len(missing):,} shards of others are missing in {work.place}"
-    rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
-    return Summary(title, rows, every_process=True)

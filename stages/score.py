@@ -122,7 +122,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
     checksums = {} if missing else _written(work, shards)
     missing = missing or [name for name in shards if name not in checksums]
     if missing:
-        return work.nothing_to_do("scores") if work.finished_by_another() else _unfinished(job, work, missing)
+        return work.nothing_to_do("scores") if work.finished_by_another() else work.unfinished(str(job.worker), missing)
     noise = _noise(job, work, scorer, pairs, checksums)
     accuracy, drift, scale = _read_back(job, work, checksums)
     results = {"accuracy": accuracy.as_json(), "drift": drift._asdict(), "noise": noise._asdict() if noise else None}
@@ -150,13 +150,6 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
         ("shards", f"{len(shards):,}"),
     ]
     return Summary(f"scores in {work.place}", rows, every_process=True)
-
-
-def _unfinished(job: ScoreJob, work: Run, missing: list[str]) -> Summary:
-    more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-    title = f"worker {job.worker} done; {len(missing):,} shards of others are missing in {work.place}"
-    rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
-    return Summary(title, rows, every_process=True)
 
 
 def _read_back(job: ScoreJob, work: Run, checksums: dict[str, Checksum]) -> tuple[Interval, Drift, Scale]:

@@ -75,6 +75,13 @@ class Run:
         finished = ("already finished", self.place.at(FINISHED))
         return Summary(f"{what} in {self.place}", [finished, *(rows or [])], fresh=False)
 
+    def unfinished(self, worker: str, missing: list[str]) -> Summary:
+        """The summary of one of several workers that is done before the others are."""
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        title = f"worker {worker} done; {len(missing):,} shards of others are missing in {self.place}"
+        rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
+        return Summary(title, rows, every_process=True)
+
     def finish(self, *, files: list[str], device: str, **sections: Any) -> None:
         """Write the manifest, the last act of a stage.
 
