@@ -161,7 +161,7 @@ def _load(job: PairJob) -> Ranking:
     assert job.oracle is not None
     models, tokenizer = job.oracle
     trust = config.trust_remote_code
-    max_length = usable_length(models, config.max_length, trust_remote_code=trust, reporter=job.reporter)
+    max_length = usable_length(models.named.values(), config.max_length, trust_remote_code=trust, reporter=job.reporter)
     scorer = Scorer(models, config, job.device, None, job.reporter)
     encoder = Encoder(tokenizer, _template_arguments(job))
     return OracleRanking(scorer, encoder, max_length, per_token=config.per_token)

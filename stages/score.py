@@ -18,12 +18,13 @@ from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
+from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import Interval, implicit_margin, preference_accuracy
 from stages.models.folders import usable_length
 from stages.models.quantization import quantized
-from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
+from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
@@ -32,6 +33,7 @@ from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.store.scores import is_sound
+from stages.store.shape import lookup
 from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
@@ -58,7 +60,9 @@ class ScoreJob(NamedTuple):
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     """Score every usable pair, or this worker's share; shards that are there already are kept."""
     job = _check(config, reporter)
-    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, sound=is_sound) as work:
+    folds = len(job.models.oracles)
+    settings = {"folds": folds} if folds > 1 else {}
+    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, settings=settings, sound=is_sound) as work:
         if work.finished:
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
@@ -79,14 +83,26 @@ def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
     with accelerator.main_process_first():
         inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
     worker = this_worker(accelerator, config.worker)
+    if len(models.oracles) > 1:
+        _refuse_other_prompts(config)
     return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs)
+
+
+def _refuse_other_prompts(config: ScoreConfig) -> None:
+    """Which oracle has not seen a pair is told by its prompt's ids, which have to be those of training."""
+    theirs = lookup(oracle_manifest(str(config.oracle)), "settings.chat_template_kwargs")
+    if given_arguments(theirs) != given_arguments(config.chat_template_kwargs):
+        raise SepoError(
+            f"the oracles in {config.oracle} were trained with other --chat-template-kwargs ({theirs})",
+            hint="give the same: by its prompt's ids each pair finds the oracle that has not seen it",
+        )
 
 
 def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
     config, reporter = job.config, job.reporter
     encoder = Encoder(job.tokenizer, given_arguments(config.chat_template_kwargs))
     trust = config.trust_remote_code
-    max_length = usable_length(job.models, config.max_length, trust_remote_code=trust, reporter=reporter)
+    max_length = usable_length(job.models.named.values(), config.max_length, trust_remote_code=trust, reporter=reporter)
     limit = LengthLimit(max_length, config.overlong)
     pairs, counts = load_pairs(config.dataset, encoder, limit, columns=column_names(config.columns), reporter=reporter)
     refuse_changed(config.dataset, work.identity["inputs"]["dataset"])
@@ -142,7 +158,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
     rows = [
         ("pairs", f"{len(pairs):,}"),
         ("response tokens", f"{counts.tokens['chosen'] + counts.tokens['rejected']:,}"),
-        ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, trained on or not"),
+        ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, {_seen(job.models)}"),
         *drift_rows(drift),
         *(noise_rows(noise) if noise else []),
         # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
@@ -150,6 +166,10 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
         ("shards", f"{len(shards):,}"),
     ]
     return Summary(f"scores in {work.place}", rows, every_process=True)
+
+
+def _seen(models: Models) -> str:
+    return "trained on or not" if len(models.oracles) == 1 else "each by an oracle that did not see its prompt"
 
 
 def _read_back(job: ScoreJob, work: Run, checksums: dict[str, Checksum]) -> tuple[Interval, Drift, Scale]:
@@ -200,7 +220,7 @@ def _noise(
     wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))), MOST_NOISE_PAIRS)
     indices = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
     sample = [pairs[index] for index in indices]
-    with job.reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models), "models") as task:
+    with job.reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models.named), "models") as task:
         exact = scorer.exact(sample, task)
     ids = {pair.pair_id for pair in sample}
     measured = [
@@ -214,7 +234,7 @@ def _noise(
 
 def _rounded(models: Models) -> list[str]:
     """Said of each model of which float32 cannot be exact: its weights were rounded before."""
-    held = {name: quantized(folder) for name, folder in models._asdict().items()}
+    held = {name: quantized(folder) for name, folder in models.named.items()}
     return [
         f"the {name}'s weights are in {bits}: scores are those of the rounded model, and the noise check cannot see it"
         for name, bits in held.items()

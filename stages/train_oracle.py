@@ -3,6 +3,7 @@
     model --SFT on chosen responses--> O/reference --DPO on a share of the pairs--> O/oracle
 
 (arXiv 2408.13518 section 3.2.) What is held out is never trained on, and says at the end whether the oracle learnt.
+With several folds there are as many oracles, O/oracle-1 and so on, each trained without the pairs of its own fold.
 """
 
 import shutil
@@ -21,18 +22,19 @@ from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
+from stages.errors import SepoError
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
 from stages.logprobs.batches import whole
 from stages.logprobs.head import kl_of_reference
 from stages.logprobs.logps import Reference
 from stages.logprobs.paths import find_paths
 from stages.method.examples import chosen_only
+from stages.method.folds import fold_of, trains
 from stages.method.objectives import dpo, sft
 from stages.method.rewards import with_sequence_kl
 from stages.models.adapters import is_adapter, put_on
 from stages.models.ends import stop_at
 from stages.models.folders import (
-    embedding_rows,
     holds_model,
     load_model,
     load_tokenizer,
@@ -43,6 +45,7 @@ from stages.models.folders import (
 )
 from stages.models.quantization import load_trainable
 from stages.models.references import RunContext, frozen, kept_logps, logps_of, refuse_unknown_ids
+from stages.models.scorer import oracle_names
 from stages.report.card import FILE as CARD
 from stages.report.card import Made, write_oracle_card, write_reference_card
 from stages.report.curves import FILE as CURVES
@@ -54,7 +57,7 @@ from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
 from stages.tokens.dataset import KeptPairs, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
-from stages.tokens.fingerprint import tokenizer_inputs
+from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_size
 from stages.training.checkpoints import forget_checkpoints
 from stages.training.loop import fit
 from stages.training.lora import UNMERGED, Divided, Trainee, make_trainee, refuse_useless_lora
@@ -63,10 +66,9 @@ from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.step import Objective
 from stages.training.training_mode import refuse_impossible
-from stages.types import CausalLM, Example, Tokenizer, TokenPair
+from stages.types import CausalLM, Example, PairLogps, Tokenizer, TokenPair
 
 REFERENCE: Final = "reference"
-ORACLE: Final = "oracle"
 STAGE: Final = "train-oracle"
 
 
@@ -80,6 +82,15 @@ class OracleJob(NamedTuple):
     tokenizer: Tokenizer
     encoder: Encoder
     inputs: dict[str, Input]
+
+    @property
+    def oracles(self) -> list[str]:
+        """The names of their folders, one for each fold."""
+        return oracle_names(self.config.folds)
+
+    def phase(self, oracle: str) -> str:
+        """``dpo``, or ``dpo-1`` and so on."""
+        return oracle.replace("oracle", "dpo")
 
     def load(self, folder: Path) -> CausalLM:
         """A model on this process's device, ready to be saved as one."""
@@ -149,9 +160,20 @@ def _load(job: OracleJob, work: Run) -> OracleData:
         + (f" + {left_out:,} left out by data_fraction {config.data_fraction}" if left_out else "")
     )
     sft: Sequence[TokenPair] = train
-    counts = {"dataset": read, "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
+    counts: dict[str, Any] = {"dataset": read, "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
     if config.sft_dataset and config.sft_epochs:
         sft, counts["sft_dataset"] = _read(job, work, "sft_dataset", limit)
+    if config.folds > 1:
+        trained_on = {
+            name: sum(trains(pair, fold, config.folds) for pair in train) for fold, name in enumerate(job.oracles)
+        }
+        counts["trained_on"] = trained_on
+        if not 0 < min(trained_on.values()) <= max(trained_on.values()) < len(train):
+            raise SepoError(
+                f"of {config.folds} folds of the {len(train):,} pairs to train on, told by their prompts, one is empty",
+                hint="lower --folds, or give pairs of more prompts",
+            )
+        reporter.say(", ".join(f"{name}: {count:,} pairs" for name, count in trained_on.items()))
     return OracleData(train, held_out, sft, counts)
 
 
@@ -170,33 +192,51 @@ def _read(
 
 
 def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | None:
-    """Write O/reference and O/oracle, and judge the oracle on the held-out pairs (None if none were held out)."""
+    """Write O/reference and the oracles, and judge these on the held-out pairs (None if none were held out)."""
     if not _written(job, work, "sft", REFERENCE):
         _make_reference(job, work, data)
     config, folder = job.config, work.folder
     context = RunContext(job.accelerator, folder, config.tokens_read, job.reporter)
-    model = load_trainable(folder / REFERENCE, config, job.accelerator.device)
     # Computed once, and kept for `sepo score`; of weights in few bits they are others than it needs, which reads the
     # reference in full.
     reference = kept_logps(
         frozen(REFERENCE, folder / REFERENCE, config.quantize),
-        lambda: model,
+        partial(load_trainable, folder / REFERENCE, config, job.accelerator.device),
         [*data.held_out, *data.train],
         context,
         file=LOGPS,
         title=REFERENCE,
     )
-    known = len(data.held_out)
-    if not _written(job, work, "dpo", ORACLE):
-        examples = [*map(whole, [*data.held_out, *data.train], reference)]
-        model = _make_oracle(job, work, model, examples[known:], examples[:known])
-    else:
-        model = _read_oracle(job, folder, lambda: model)
+    logps: dict[int, PairLogps] = {}
+    for fold in range(config.folds):
+        logps |= _oracle_of_fold(job, work, data, reference, fold, context)
     if not data.held_out:
         return None
-    oracle = logps_of(model, data.held_out, context, "oracle, held-out pairs")
-    rows, decode = embedding_rows(model), job.tokenizer.decode
-    return oracle_metrics(data.held_out, oracle, reference[:known], config.beta, rows, decode)
+    oracle = [logps[pair.pair_id] for pair in data.held_out]
+    rows, decode = vocabulary_size(job.tokenizer), job.tokenizer.decode
+    return oracle_metrics(data.held_out, oracle, reference[: len(oracle)], config.beta, rows, decode)
+
+
+def _oracle_of_fold(
+    job: OracleJob, work: Run, data: OracleData, reference: list[PairLogps], fold: int, context: RunContext
+) -> dict[int, PairLogps]:
+    """Write the oracle of a fold; its log-probs of the held-out pairs that it is to score, by their numbers.
+
+    Args:
+        reference: log-probs under the reference of the held-out pairs, then of those to train on.
+    """
+    config, name = job.config, job.oracles[fold]
+    model = load_trainable(work.folder / REFERENCE, config, job.accelerator.device)
+    if not _written(job, work, job.phase(name), name):
+        known = len(data.held_out)
+        examples = [*map(whole, [*data.held_out, *data.train], reference)]
+        train = [example for example in examples[known:] if trains(example.pair, fold, config.folds)]
+        model = _make_oracle(job, work, name, model, train, examples[:known])
+    else:
+        model = _read_oracle(job, work.folder / name, lambda: model)
+    mine = [pair for pair in data.held_out if fold_of(pair, config.folds) == fold]
+    logps = logps_of(model, mine, context, f"{name}, held-out pairs") if mine else []
+    return {pair.pair_id: each for pair, each in zip(mine, logps, strict=True)}
 
 
 def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
@@ -204,7 +244,8 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
     config, accelerator, folder = job.config, job.accelerator, job.model_folder
     # An oracle is made from its reference: a new reference needs a new oracle.
     if accelerator.is_main_process:
-        shutil.rmtree(work.folder / ORACLE, ignore_errors=True)
+        for name in job.oracles:
+            shutil.rmtree(work.folder / name, ignore_errors=True)
     model = load_trainable(folder, config, accelerator.device) if config.sft_epochs else job.load(folder)
     stop_at(model, job.encoder.end_of_turn)
     refuse_unknown_ids(model, [*data.train, *data.held_out, *data.sft], config.model_name)
@@ -232,7 +273,9 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
     _save(job, work, trainee, REFERENCE, folder, merged=True)
 
 
-def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Example], held_out: list[Example]) -> Any:
+def _make_oracle(
+    job: OracleJob, work: Run, name: str, reference: Any, examples: list[Example], held_out: list[Example]
+) -> Any:
     """The reference after DPO, as each process can read it."""
     config, base = job.config, work.folder / REFERENCE
     trainee = make_trainee(reference, config, str(base.resolve()), job.reporter, merged=config.merge)
@@ -244,25 +287,24 @@ def _make_oracle(job: OracleJob, work: Run, reference: Any, examples: list[Examp
         examples,
         objective,
         config,
-        phase="dpo",
+        phase=job.phase(name),
         folder=work.folder,
         reporter=job.reporter,
         fingerprint=work.fingerprint,
         reference=_measured_from(job, trainee, base) if config.kl_weight else None,
         held_out=held_out,
     )
-    _save(job, work, trainee, ORACLE, work.folder / REFERENCE, merged=config.merge)
+    _save(job, work, trainee, name, work.folder / REFERENCE, merged=config.merge)
     if not job.accelerator.is_fsdp2:
         return reference
     # Its parts are spread over the processes; each of them reads a whole one.
     load = partial(load_trainable, work.folder / REFERENCE, config, job.accelerator.device)
-    return _read_oracle(job, work.folder, load)
+    return _read_oracle(job, work.folder / name, load)
 
 
 def _read_oracle(job: OracleJob, folder: Path, reference: Callable[[], CausalLM]) -> CausalLM:
     """The oracle that was written; an adapter on the reference with its weights held as they were in training."""
-    adapter = is_adapter(folder / ORACLE)
-    return put_on(reference(), folder / ORACLE).model if adapter else job.load(folder / ORACLE)
+    return put_on(reference(), folder).model if is_adapter(folder) else job.load(folder)
 
 
 def _measured_from(job: OracleJob, trainee: Trainee, base: Path) -> Reference:
@@ -311,21 +353,22 @@ def _write(job: OracleJob, work: Run, counts: dict[str, Any], metrics: OracleMet
         warnings, results = oracle_warnings(metrics), metrics.as_json()
         held_out = {"accuracy": metrics.accuracy.value, "reward margin": metrics.margin.value}
         rows += oracle_rows(metrics)
-    warnings += linear_warnings(folder, "dpo")
+    warnings += [warning for name in job.oracles for warning in linear_warnings(folder, job.phase(name))]
     for warning in warnings:
         job.reporter.warn(warning)
     warnings += training_warnings(folder)
     if accelerator.is_main_process:
         made = Made(config, work.identity["inputs"], counts)
         write_reference_card(folder / REFERENCE, folder, made)
-        write_oracle_card(folder / ORACLE, folder, made, held_out)
+        for name in job.oracles:
+            write_oracle_card(folder / name, folder, made, held_out, job.phase(name))
         # A kill may have left some of it behind.
         forget_checkpoints(folder)
         # What the models need: without card, picture and log they are still whole, and not to be trained again.
-        paths = [path for name in (REFERENCE, ORACLE) for path in sorted((folder / name).iterdir())]
+        paths = [path for name in (REFERENCE, *job.oracles) for path in sorted((folder / name).iterdir())]
         files = [str(path.relative_to(folder)) for path in paths if path.name not in (CARD, CURVES)]
         device = str(accelerator.device)
         work.finish(files=[LOGPS, *files], device=device, counts=counts, results=results, warnings=warnings)
-    rows += [("reference", str(folder / REFERENCE)), ("oracle", str(folder / ORACLE))]
+    rows += [("reference", str(folder / REFERENCE)), *(("oracle", str(folder / name)) for name in job.oracles)]
     rows += push_run(folder, config, job.reporter, first=accelerator.is_main_process)
     return Summary(f"oracle in {folder}", rows)

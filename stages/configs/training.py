@@ -127,6 +127,10 @@ class OracleConfig(OptimizerConfig):
     kl_weight: Annotated[float, Option(METHOD, limit=limits.not_negative)] = 0.0
     """Weight of KL(reference || oracle) over the whole vocabulary, summed over the tokens of both responses, beside
     DPO; 0 = pure DPO, as in the paper."""
+    folds: Annotated[int, Option(METHOD, limit=limits.at_least_one)] = 1
+    """Train so many oracles, each on all prompts but those of a fold of its own, and let `score` take for each pair the
+    one that has not seen its prompt: scores without memory of their labels, for `denoise` to calibrate by. 2 = two on
+    halves, which together cost as much as one; 1 = one oracle on all pairs, as in the paper."""
     data_fraction: Annotated[float, Option(DATA, limit=limits.share)] = 1.0
     """Share of the pairs that SFT and DPO train on, drawn without replacement; 1.0 = all (section 3.2)."""
     eval_fraction: shared.EvalFraction = 0.05

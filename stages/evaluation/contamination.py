@@ -107,11 +107,11 @@ def training_history(model: Path) -> tuple[list[TrainedOn], str]:
         made_by = _manifest(run, "train-policy")
         if made_by is not None:
             sources.append(_scores_of(run, made_by))
-        elif place.name in ("oracle", "reference") and (made_by := _manifest(place.parent, "train-oracle")):
+        elif place.name.startswith(("oracle", "reference")) and (made_by := _manifest(place.parent, "train-oracle")):
             run = place.parent
             # A reference that was taken as it is, or fine-tuned on other data, has seen none of the pairs.
             tuned = made_by["settings"]["sft_epochs"] > 0 and "sft_dataset" not in made_by["inputs"]
-            sources += [TrainedOn(str(run))] if tuned or place.name == "oracle" else []
+            sources += [TrainedOn(str(run))] if tuned or place.name != "reference" else []
         if made_by is not None:
             name = made_by["input_names"]["model"]
             model = next(filter(Path.is_dir, _meant_by(name, run)), Path(name))

@@ -1,7 +1,8 @@
 """Oracle and reference, loaded once, as a function from pairs to scores."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -10,20 +11,28 @@ from stages.devices.precision import products, weights_of
 from stages.errors import SepoError
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
+from stages.method.folds import fold_of
 from stages.models.adapters import is_adapter, put_on
 from stages.models.folders import base_folder, load_model, load_tokenizer, model_hash, resolve_model
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import KnownLogps
 from stages.store.manifest import Input, read_manifest
+from stages.store.shape import lookup
 from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_hash
 from stages.types import CausalLM, PairLogps, ScoredPair, Tokenizer, TokenPair
 
 
 class Models(NamedTuple):
-    """The two folders whose difference is a score."""
+    """The folders whose difference is a score."""
 
-    oracle: Path
+    oracles: tuple[Path, ...]
+    """one that scores all pairs, or one for each fold, which it has not seen (`stages.method.folds`)"""
     reference: Path
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """All of them by name: ``oracle`` or ``oracle-1`` and so on, and ``reference``."""
+        return {**dict(zip(oracle_names(len(self.oracles)), self.oracles, strict=True)), "reference": self.reference}
 
 
 class OracleOptions(Protocol):
@@ -43,14 +52,26 @@ class OracleOptions(Protocol):
     def max_tokens_per_device(self) -> int: ...
 
 
+def oracle_names(folds: int) -> list[str]:
+    """What the oracles are called in a folder of `sepo train-oracle`."""
+    return ["oracle"] if folds == 1 else [f"oracle-{fold + 1}" for fold in range(folds)]
+
+
+def oracle_manifest(folder: str) -> dict[str, Any]:
+    """That of a finished folder of `sepo train-oracle`."""
+    return read_manifest(folder, "train-oracle", "run `sepo train-oracle` first, or let it finish")
+
+
 def find_models(config: OracleOptions, reporter: Reporter) -> tuple[Models, Tokenizer]:
     """The models that the options name and their common tokenizer: a score is a difference at one and the same id."""
-    names = (str(config.oracle_model), str(config.reference_model))
+    oracles, reference_name = [str(config.oracle_model)], str(config.reference_model)
     if config.oracle:
-        read_manifest(Path(config.oracle), "train-oracle", "run `sepo train-oracle` first, or let it finish")
-        names = (str(Path(config.oracle) / "oracle"), str(Path(config.oracle) / "reference"))
-    models = Models(*(resolve_model(name, reporter) for name in names))
-    tokenizer = load_tokenizer(models.oracle, trust_remote_code=config.trust_remote_code, reporter=reporter)
+        folder = Path(config.oracle)
+        folds = lookup(oracle_manifest(config.oracle), "settings.folds", 1)
+        oracles = [str(folder / name) for name in oracle_names(folds)]
+        reference_name = str(folder / "reference")
+    models = Models(tuple(resolve_model(name, reporter) for name in oracles), resolve_model(reference_name, reporter))
+    tokenizer = load_tokenizer(models.oracles[0], trust_remote_code=config.trust_remote_code, reporter=reporter)
     reference = load_tokenizer(models.reference, trust_remote_code=config.trust_remote_code)
     if vocabulary_hash(tokenizer) != vocabulary_hash(reference):
         raise SepoError(
@@ -63,9 +84,8 @@ def find_models(config: OracleOptions, reporter: Reporter) -> tuple[Models, Toke
 def scorer_inputs(models: Models, tokenizer: Tokenizer) -> dict[str, Input]:
     """What decides the scores of given text, as inputs of a run."""
     return {
-        "oracle": Input(str(models.oracle), model_hash(models.oracle)),
-        "reference": Input(str(models.reference), model_hash(models.reference)),
-        **tokenizer_inputs(str(models.oracle), tokenizer),
+        **{name: Input(str(folder), model_hash(folder)) for name, folder in models.named.items()},
+        **tokenizer_inputs(str(models.oracles[0]), tokenizer),
     }
 
 
@@ -84,16 +104,29 @@ class Scorer:
 
     def score(self, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
         """Oracle minus reference log-prob of every response token, in the order of the pairs, each a step of `task`."""
+        scored: dict[int, ScoredPair] = {}
+        for oracle, places in self._by_oracle(pairs):
+            scored |= zip(places, self._score(oracle, [pairs[place] for place in places], task), strict=True)
+        return [scored[place] for place in range(len(pairs))]
+
+    def _by_oracle(self, pairs: list[TokenPair]) -> Iterator[tuple[Path, list[int]]]:
+        """Each oracle with the places of the pairs that it scores: all, or those of its fold."""
+        folds = [fold_of(pair, len(self.models.oracles)) for pair in pairs]
+        for fold, oracle in enumerate(self.models.oracles):
+            yield oracle, [place for place, theirs in enumerate(folds) if theirs == fold]
+
+    def _score(self, folder: Path, pairs: list[TokenPair], task: Task) -> list[ScoredPair]:
+        """The same by the oracle in a folder."""
         known = [self._known.find(pair) if self._known else None for pair in pairs]
         reference = {index: logps for index, logps in enumerate(known) if logps is not None}
         oracle: dict[int, PairLogps] = {}
         done, fresh = [*reference], [index for index, logps in enumerate(known) if logps is None]
         if fresh:
-            [ours, theirs] = self._logps([*self.models], [pairs[index] for index in fresh], task)
+            [ours, theirs] = self._logps([folder, self.models.reference], [pairs[index] for index in fresh], task)
             oracle |= zip(fresh, ours, strict=True)
             reference |= zip(fresh, theirs, strict=True)
         if done:
-            [ours] = self._logps([self.models.oracle], [pairs[index] for index in done], task)
+            [ours] = self._logps([folder], [pairs[index] for index in done], task)
             oracle |= zip(done, ours, strict=True)
         return [ScoredPair(pair, difference(oracle[n], reference[n]), reference[n]) for n, pair in enumerate(pairs)]
 
@@ -103,15 +136,21 @@ class Scorer:
         One model is in memory at a time, each a step of `task`; those that `score` used are let go.
         """
         self._forwards.clear()
-        logps = []
-        for folder in self.models:
-            model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
-            forward = Forward(model, alone=True)
-            with products("float32"):
-                [found] = response_logps([forward], pairs, max_tokens=1, device=self._device, task=Quiet())
-            logps.append(found)
-            task.advance()
-        return [difference(ours, theirs) for ours, theirs in zip(*logps, strict=True)]
+        oracle: dict[int, PairLogps] = {}
+        reference = self._exact_logps(self.models.reference, pairs, task)
+        for folder, places in self._by_oracle(pairs):
+            some = self._exact_logps(folder, [pairs[place] for place in places], task)
+            oracle |= zip(places, some, strict=True)
+        return [difference(oracle[place], theirs) for place, theirs in enumerate(reference)]
+
+    def _exact_logps(self, folder: Path, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
+        model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
+        with products("float32"):
+            [found] = response_logps(
+                [Forward(model, alone=True)], pairs, max_tokens=1, device=self._device, task=Quiet()
+            )
+        task.advance()
+        return found
 
     def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
         with products(self._config.precision):
@@ -125,22 +164,22 @@ class Scorer:
 
     def _forward(self, folder: Path) -> Forward:
         if folder not in self._forwards:
-            if is_adapter(self.models.oracle) and base_folder(self.models.oracle).samefile(self.models.reference):
-                self._share_one_model()
+            if is_adapter(folder) and base_folder(folder).samefile(self.models.reference):
+                self._share_one_model(folder)
             else:
                 self._forwards[folder] = find_paths(self._load(folder), self._reporter)
         return self._forwards[folder]
 
-    def _share_one_model(self) -> None:
-        """The oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
-        adapted = put_on(self._load(self.models.reference), self.models.oracle)
+    def _share_one_model(self, folder: Path) -> None:
+        """An oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
+        adapted = put_on(self._load(self.models.reference), folder)
         oracle = find_paths(adapted.model, self._reporter)
         if adapted.without is None:
-            self._reporter.say(f"{self.models.oracle} changes its base: the reference is a second model in memory")
+            self._reporter.say(f"{folder} changes its base: the reference is a second model in memory")
             reference = find_paths(self._load(self.models.reference), self._reporter)
         else:
             reference = oracle._replace(context=adapted.without)
-        self._forwards = {self.models.oracle: oracle, self.models.reference: reference}
+        self._forwards |= {folder: oracle, self.models.reference: reference}
 
     def _load(self, folder: Path) -> CausalLM:
         dtype = weights_of(self._config.precision)

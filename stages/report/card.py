@@ -53,13 +53,13 @@ def write_reference_card(folder: Path, run: Path, made: Made) -> None:
     _write(folder, records, made, "reference of an oracle", what, _last(records))
 
 
-def write_oracle_card(folder: Path, run: Path, made: Made, held_out: dict[str, float]) -> None:
-    """The same of the oracle; `held_out` is what the pairs say that it was not trained on."""
+def write_oracle_card(folder: Path, run: Path, made: Made, held_out: dict[str, float], phase: str) -> None:
+    """The same of an oracle, trained in a phase; `held_out` is what the pairs say that it was not trained on."""
     what = (
         "An oracle by `sepo train-oracle`: trained by DPO, its log-probs minus those of its reference score the tokens"
         " of responses (arXiv 2408.13518 section 3.2). It is made to score, not to be talked to."
     )
-    records = _records(run, "dpo")
+    records = _records(run, phase)
     results = _last(records) | {f"held-out {name}": value for name, value in held_out.items()}
     _write(folder, records, made, "oracle for token scores", what, results)
 
