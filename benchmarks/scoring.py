@@ -34,7 +34,7 @@ from stages.logprobs.batches import whole
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.packing import pack, packed_groups
 from stages.logprobs.paths import find_paths
-from stages.models import scorer
+from stages.models import loading
 from stages.models.folders import load_model, load_tokenizer, model_hash
 from stages.reporting import Quiet
 from stages.store.logps import FILE, write_logps
@@ -87,14 +87,14 @@ class Stage:
         self._oracle = oracle
         self._dataset = dataset
         self._loaded: dict[Path, torch.nn.Module] = {}
-        load = scorer.load_model
+        load = loading.load_model
 
         def load_once(folder: Path, **how: object) -> torch.nn.Module:
             if folder not in self._loaded:
                 self._loaded[folder] = load(folder, **how)
             return self._loaded[folder]
 
-        scorer.load_model = load_once
+        loading.load_model = load_once
 
     def run(self, *, known: bool) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:

@@ -30,6 +30,16 @@ def unsplit_modules(model: Any) -> set[str]:
     return set(getattr(model, "_no_split_modules", None) or ())
 
 
+def skipped_by_devices(model: Any) -> Any:
+    """What accelerate's hooks shall leave where it is, such as a cache; transformers hands it the same attribute."""
+    return getattr(model, "_skip_keys_device_placement", None)
+
+
+def execution_device(module: Any) -> Any:
+    """Where a module is computed whose weights accelerate's hook fetches; nothing public tells."""
+    return module._hf_hook.execution_device
+
+
 def forget_compiled(module: Any) -> None:
     """Undo `torch.nn.Module.compile`, which has no inverse."""
     module._compiled_call_impl = None

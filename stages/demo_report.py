@@ -17,6 +17,7 @@ from stages.evaluation.held_out import HeldOut, Prompt, truth_hash
 from stages.method.selection import random_keys, select_by_keys, signed
 from stages.method.statistics import Ratio, by_cluster
 from stages.models.folders import load_tokenizer, model_hash, resolve_model
+from stages.models.loading import Loading
 from stages.models.named import named_models
 from stages.report.evaluation import Column, figure_table, figures_json
 from stages.reporting import Reporter, Summary
@@ -132,8 +133,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     """What each policy's samples are worth, in the figures of `sepo evaluate`."""
     sampling = Sampling(MAX_NEW_TOKENS, config.seed)
+    loading = Loading(device, reporter)
     evaluator = Evaluator(
-        candidates[0], sampling, max_tokens=KL_TOKENS, device=device, reporter=reporter, rewards=rewards
+        candidates[0], sampling, max_tokens=KL_TOKENS, loading=loading, reporter=reporter, rewards=rewards
     )
     policies = {}
     for model in candidates:

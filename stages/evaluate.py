@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from stages.configs import EvaluateConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash, refuse_changed
 from stages.demo.language import load_rewards
+from stages.devices.precision import products
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
 from stages.evaluation.contamination import contamination, source_hash
@@ -19,6 +21,7 @@ from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.figures import FEWEST, Measured, figures_of, table_of
 from stages.evaluation.held_out import HeldOut, prompts_for, prompts_of, read_held_out, scored_pairs, truth_hash
 from stages.models.folders import load_tokenizer, model_hash, most_positions, resolve_model
+from stages.models.loading import loading_of, refuse_unloadable
 from stages.models.named import named_models
 from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
@@ -37,7 +40,7 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
     config = replace(config, dataset=config.dataset or str(Path(str(config.demo)) / "test.jsonl"))
-    folders, inputs = _check(config, reporter)
+    folders, inputs = _check(config, accelerator, reporter)
     defaults = content_defaults(EvaluateConfig)
     identity = identity_of(STAGE, content_settings(config), inputs, defaults)
     tables, overwrite = TABLES[: 2 if config.samples else 1], config.overwrite
@@ -53,9 +56,13 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     return _write(config, candidates, reference, measured, identity | {"warnings": warnings, "made_by": made_by})
 
 
-def _check(config: EvaluateConfig, reporter: Reporter) -> tuple[dict[str, Path], dict[str, Input]]:
+def _check(
+    config: EvaluateConfig, accelerator: Accelerator, reporter: Reporter
+) -> tuple[dict[str, Path], dict[str, Input]]:
     """The folders of the models, by name, and all that is read."""
     folders = named_models(config.models, reporter)
+    base = resolve_model(config.reference_model, reporter) if config.reference_model else None
+    refuse_unloadable(config, accelerator, [*folders.values(), *([base] if base else [])])
     inputs = {f"model {name}": Input(str(folder), model_hash(folder)) for name, folder in folders.items()}
     for first, second in combinations(folders, 2):
         if inputs[f"model {first}"].hash == inputs[f"model {second}"].hash:
@@ -63,9 +70,8 @@ def _check(config: EvaluateConfig, reporter: Reporter) -> tuple[dict[str, Path],
     dataset = str(config.dataset)
     scores = scored_pairs(dataset)
     inputs["dataset"] = Input(dataset, scores.fingerprint if scores else dataset_hash(dataset), data=True)
-    if config.reference_model:
-        folder = resolve_model(config.reference_model, reporter)
-        inputs[REFERENCE] = Input(config.reference_model, model_hash(folder))
+    if base is not None:
+        inputs[REFERENCE] = Input(str(config.reference_model), model_hash(base))
         if REFERENCE in folders and inputs[f"model {REFERENCE}"].hash != inputs[REFERENCE].hash:
             raise SepoError(
                 f"a model is named {REFERENCE!r} and is not the reference {config.reference_model}",
@@ -152,13 +158,13 @@ def _compute(
         reference,
         Sampling(config.max_new_tokens, config.seed),
         max_tokens=config.max_tokens_per_device,
-        device=device,
+        loading=loading_of(config, device, reporter),
         reporter=reporter,
         kl=not config.skip_kl,
         rewards=load_rewards(Path(config.demo)) if config.demo else None,
-        trust_remote_code=config.trust_remote_code,
     )
-    return {candidate.name: evaluator.measure(candidate) for candidate in candidates}
+    with products(config.precision):
+        return {candidate.name: evaluator.measure(candidate) for candidate in candidates}
 
 
 def _write(

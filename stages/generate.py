@@ -19,7 +19,6 @@ from stages.benchmarks.registry import BENCHMARKS
 from stages.configs import GenerateConfig
 from stages.data.read import dataset_hash, read_rows, refuse_changed
 from stages.data.sources import find_source
-from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.generation.engines import (
@@ -101,7 +100,6 @@ def run(config: GenerateConfig, reporter: Reporter) -> Summary:
 def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
     """The prompts, all of them, and the models, as far as that needs no weights."""
     accelerator = join_processes()
-    refuse_useless(config.precision, accelerator.device)
     refuse_unsafe_names(config.models)
     benchmark = BENCHMARKS[config.benchmark] if config.benchmark else None
     settings = _settings(config, benchmark)
@@ -120,7 +118,7 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
             reporter.warn(deviation)
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
-        models = find_models(config, reporter)
+        models = find_models(config, accelerator, reporter)
     refuse_without_template(models, counts, reporter)
     refuse_changed(prompts, inputs["prompts"].hash)
     for name, model in models.items():

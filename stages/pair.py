@@ -22,7 +22,6 @@ from stages.benchmarks.ifeval_verifier import open_verifier
 from stages.configs import PairConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import KWARGS, given_arguments
-from stages.devices.precision import refuse_useless
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
 from stages.generation.best_and_worst import Chosen, PairCounts, Reward, best_and_worst, by_prompt, usable
@@ -36,6 +35,7 @@ from stages.generation.rankings import (
     read_rewards,
 )
 from stages.models.folders import usable_length
+from stages.models.loading import refuse_unloadable
 from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
 from stages.reporting import Reporter, Summary, printable
 from stages.store.answers import Answer, AnswerFolder, open_answers
@@ -114,8 +114,8 @@ def _check(config: PairConfig, reporter: Reporter) -> PairJob:
     elif config.rewards:
         inputs["rewards"] = Input(config.rewards, dataset_hash(config.rewards), data=True)
     else:
-        refuse_useless(config.precision, accelerator.device)
         oracle = find_models(config, reporter)
+        refuse_unloadable(config, accelerator, oracle[0].named.values())
         inputs |= scorer_inputs(*oracle)
     return PairJob(config, reporter, accelerator.device, answers, inputs, oracle)
 

@@ -16,13 +16,13 @@ import torch
 from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
-from stages.devices.precision import refuse_useless
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
 from stages.method.statistics import Interval, implicit_margin, preference_accuracy
 from stages.models.folders import usable_length
+from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
@@ -77,8 +77,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
 
 def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
     accelerator = join_processes()
-    refuse_useless(config.precision, accelerator.device)
     models, tokenizer = find_models(config, reporter)
+    refuse_unloadable(config, accelerator, models.named.values())
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
         inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM
 
 from stages import train_oracle, train_policy
 from stages.errors import SepoError
-from stages.models import scorer
+from stages.models import loading
 from stages.models.folders import load_model, model_hash
 from stages.store.scores import open_scores
 from tests import reference
@@ -49,8 +49,8 @@ def test_an_oracle_is_an_adapter_on_its_reference_which_is_an_ordinary_folder(lo
 
 
 def test_scores_are_those_of_the_merged_oracle_with_one_model_in_memory(lora_world, tmp_path, monkeypatch):
-    loaded, load = [], scorer.load_model
-    monkeypatch.setattr(scorer, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
+    loaded, load = [], loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
     run_score(lora_world, output=tmp_path / "again")
     assert set(loaded) <= {"reference"}
     oracle, base = (

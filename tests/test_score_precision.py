@@ -54,11 +54,11 @@ def oracle(world, tmp_path):
 
 def test_known_reference_logps_are_taken_and_not_computed(world, oracle, tmp_path, monkeypatch):
     """Of 40 pairs all are known; with a damaged reference the scores still come out, for it is never loaded."""
-    from stages.models import scorer
+    from stages.models import loading
 
     loaded = []
-    load = scorer.load_model
-    monkeypatch.setattr(scorer, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
     run_score(world, output=tmp_path / "s", oracle=str(oracle))
     assert loaded == ["oracle"]
     np.testing.assert_allclose(all_scores(tmp_path / "s"), all_scores(world / "scores"), atol=2e-5)

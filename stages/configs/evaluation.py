@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from stages.configs import limits, shared
-from stages.configs.option import DATA, METHOD, OUTPUT, REQUIRED, Config, Option, required
+from stages.configs.fields import PRECISIONS
+from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,10 @@ class EvaluateConfig(Config):
     seed: shared.Seed = 42
     strict: shared.Strict = False
     trust_remote_code: shared.TrustRemoteCode = False
+    precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
+    """How exactly the models are computed, as in `sepo score`; logits are float32 always. Models that are compared are
+    computed alike, and what rounding adds to their figures is not measured: float32 tells what it was."""
+    device_map: shared.DeviceMap = None
     max_tokens_per_device: shared.MaxTokensPerDevice = 4096
     overwrite: shared.Overwrite = False
 

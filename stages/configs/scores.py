@@ -32,6 +32,7 @@ class ScoreConfig(Config):
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the models are computed; logits are float32 always. A score is a small difference: see what the
     summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA."""
+    device_map: shared.DeviceMap = None
     noise_check: Annotated[float, Option(MEMORY, limit=limits.share_or_zero, content=False)] = 0.01
     """Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure the
     noise of the scores; 0 = no check."""

@@ -81,6 +81,12 @@ _TOKENS = (
 )
 MaxTokensPerDevice = Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False, help=_TOKENS)]
 
+_DEVICE_MAP = (
+    "auto: divide a model that is larger than one GPU, layer by layer, over all of them; layers for which there is no"
+    " room wait in the host's memory and are fetched for every batch. In one process."
+)
+DeviceMap = Annotated[str | None, Option(MEMORY, choices=("auto",), content=False, help=_DEVICE_MAP)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOptions(Config):

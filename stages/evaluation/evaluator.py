@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stages.demo.language import true_reward
-from stages.devices.memory import move_model
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
@@ -23,7 +21,7 @@ from stages.logprobs.decode import DecodeRequest, decode
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import Forward, response_kl, response_logps
 from stages.logprobs.paths import find_paths
-from stages.models.folders import load_model
+from stages.models.loading import Loading
 from stages.models.references import refuse_unknown_ids
 from stages.reporting import Reporter
 from stages.store.files import hash_json
@@ -62,13 +60,12 @@ class Evaluator:
     reference: Candidate | None
     sampling: Sampling
     max_tokens: int
-    device: torch.device
+    loading: Loading
     reporter: Reporter
     kl: bool = True
     """whether to measure KL from the reference, where there is one"""
     rewards: Mapping[str, float] | None = None
     """the demo's, by word"""
-    trust_remote_code: bool = False
     _forwards: dict[Path, Forward] = field(default_factory=dict)
     _known: dict[str, Arrays] = field(default_factory=dict)
     """what was measured so far, where the cache cannot hold it"""
@@ -112,7 +109,9 @@ class Evaluator:
             forward = self._forward(model.folder)
             refuse_unknown_ids(forward.model, pairs, model.name)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                [found] = response_logps([forward], pairs, max_tokens=self.max_tokens, device=self.device, task=task)
+                [found] = response_logps(
+                    [forward], pairs, max_tokens=self.max_tokens, device=self.loading.device, task=task
+                )
             _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)
             return sums_of(found)
 
@@ -129,7 +128,9 @@ class Evaluator:
             title = f"{model.name}: KL, {what}"
             base, forward = self._forward(reference.folder), self._forward(model.folder)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                kl_N2 = response_kl(forward, base, pairs, max_tokens=self.max_tokens, device=self.device, task=task)
+                kl_N2 = response_kl(
+                    forward, base, pairs, max_tokens=self.max_tokens, device=self.loading.device, task=task
+                )
             _refuse_not_finite(kl_N2, title)
             return {"kl_N2": kl_N2}
 
@@ -160,7 +161,15 @@ class Evaluator:
 
     def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """What `make` measures, from the cache. Another device, code or library version may measure another number."""
-        key = [what, self.device.type, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
+        key = [
+            what,
+            self.loading.device.type,
+            self.loading.precision,
+            modules_hash(*PACKAGES),
+            *map(version, LIBRARIES),
+            model.hash,
+            *more,
+        ]
         name = hash_json(key)
         if name not in self._known:
             self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
@@ -171,8 +180,7 @@ class Evaluator:
             kept = self.reference.folder if self.reference else None
             if folder != kept:
                 self._forwards = {each: forward for each, forward in self._forwards.items() if each == kept}
-            model = move_model(load_model(folder, trust_remote_code=self.trust_remote_code), self.device)
-            self._forwards[folder] = find_paths(model, self.reporter)
+            self._forwards[folder] = find_paths(self.loading.load(folder), self.reporter)
         return self._forwards[folder]
 
 

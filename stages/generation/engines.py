@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
+from accelerate import Accelerator
 
 from stages.configs import GenerateConfig
 from stages.data.template_arguments import given_arguments
 from stages.devices.extras import refuse_without
-from stages.devices.memory import move_model
-from stages.devices.precision import products, weights_of
+from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.generation.engine import GenerationEngine
 from stages.generation.questions import QuestionCounts
 from stages.generation.tally import LiveRate
 from stages.generation.transformers_engine import TransformersEngine
-from stages.models.folders import load_model, load_tokenizer, model_hash
+from stages.models.folders import load_tokenizer, model_hash
+from stages.models.loading import loading_of, refuse_unloadable
 from stages.models.named import named_models, split_names
 from stages.reporting import Quiet, Reporter, Task, printable
 from stages.store.files import hash_json
@@ -70,7 +71,7 @@ def refuse_unsafe_names(items: Iterable[str]) -> None:
             )
 
 
-def find_models(config: GenerateConfig, reporter: Reporter) -> dict[str, AnsweringModel]:
+def find_models(config: GenerateConfig, accelerator: Accelerator, reporter: Reporter) -> dict[str, AnsweringModel]:
     """The models by name, without their weights."""
     if config.engine == "openai":
         refuse_without("openai", "--engine openai", "openai")
@@ -78,6 +79,7 @@ def find_models(config: GenerateConfig, reporter: Reporter) -> dict[str, Answeri
     if config.engine == "vllm":
         refuse_without("vllm", "--engine vllm", "vllm")
     folders = named_models(config.models, reporter)
+    refuse_unloadable(config, accelerator, folders.values())
     return {name: _local(name, folder, config, reporter) for name, folder in folders.items()}
 
 
@@ -123,8 +125,7 @@ def open_engine(
 
         yield VllmEngine(Path(model.source), encoder, trust_remote_code=config.trust_remote_code)
         return
-    folder, dtype = Path(model.source), weights_of(config.precision)
-    loaded = move_model(load_model(folder, trust_remote_code=config.trust_remote_code, dtype=dtype), device)
+    loaded = loading_of(config, device, reporter).load(Path(model.source))
     with products(config.precision):
         yield TransformersEngine(
             loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter, told=LiveRate(task)

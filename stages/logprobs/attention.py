@@ -119,11 +119,13 @@ def _attend_packed(
         prompt, longest = key.shape[2] - query.shape[2], key.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < longest else None
         if softcap is not None:
-            mask_QS = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
+            mask_QS = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype).to(query.device)
             parts.append(_capped(query, key, value, mask_QS, scaling, softcap))
             continue
         whole = prompt == 0 and window is None
+        # The layers of one model may be on several devices.
         mask = None if whole else layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
+        mask = mask if mask is None else mask.to(query.device)
         parts.append(
             F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=groups > 1

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stages.devices.memory import enough_memory
+from stages.devices.placement import input_device
 from stages.errors import SepoError
 from stages.logprobs.draw import draw
 from stages.logprobs.head import Head, find_head, own_head_in_float32
@@ -155,7 +156,7 @@ class _Decoder:
 
     def answers(self, rows: list[_Row], ends: Collection[int], told: Told | None) -> Iterator[tuple[int, Decoded]]:
         """The answers of one batch."""
-        batch = _Rows(rows, self._model.device)
+        batch = _Rows(rows, input_device(self._model))
         cache, ids_RT = make_cache(self._model.config), batch.whole()
         if self._decoding.alone:
             self._forget_frequencies(ids_RT)
@@ -207,7 +208,8 @@ class _Decoder:
     def _logits(self, inputs: dict[str, Any]) -> Tensor:
         """What follows the last column, (R, V) float32."""
         if self._head is not None:
-            return self._head.logits(self._model.base_model(**inputs).last_hidden_state[:, -1])
+            last_RH = self._model.base_model(**inputs).last_hidden_state[:, -1]
+            return self._head.logits(last_RH.to(self._head.weight_VH.device)).to(last_RH.device)
         # By the model's own head: soft-capping and scaling are its own.
         last = {"logits_to_keep": 1} if keeps_logits(self._model) else {}
         with own_head_in_float32(self._model):

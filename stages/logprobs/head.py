@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -50,7 +51,9 @@ def find_head(model: CausalLM) -> Head:
     output = model.get_output_embeddings()
     scaling = getattr(model.config, "logits_scaling", None)
     scale = 1.0 / scaling if scaling else float(getattr(model.config, "logit_scale", None) or 1.0)
-    return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
+    # Weights that wait in the host's memory or on disk are fetched for as long as somebody has the head.
+    with align_module_device(output):
+        return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
@@ -85,11 +88,13 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
     Its gradient makes every chunk a second time instead of keeping it.
     """
-    with full_precision(hidden_NH.device):
+    # Of a model that is divided over devices the head may lie on another one than the ids.
+    device = head.weight_VH.device
+    with full_precision(device):
         logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
-            hidden_NH, head.weight_VH, head.bias_V, targets_N, head
+            hidden_NH.to(device), head.weight_VH, head.bias_V, targets_N.to(device), head
         )
-    return logps_N
+    return logps_N.to(targets_N.device)
 
 
 class LazyLogits(NamedTuple):
@@ -112,7 +117,9 @@ class LazyLogits(NamedTuple):
     def log_softmax(self, rows: slice) -> Tensor:
         """Of some rows, (rows, V) float32."""
         values_NX = self.values_NX[rows]
-        return (values_NX.float() if self.head is None else self.head.logits(values_NX)).log_softmax(-1)
+        if self.head is None:
+            return values_NX.float().log_softmax(-1)
+        return self.head.logits(values_NX.to(self.head.weight_VH.device)).log_softmax(-1).to(values_NX.device)
 
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -145,7 +152,7 @@ def head_kl(ours: LazyLogits, theirs: LazyLogits, divergence: Divergence) -> Ten
         rows = slice(start, start + step)
         with full_precision(ours.values_NX.device):
             with torch.no_grad():
-                theirs_NV = theirs.log_softmax(rows)
+                theirs_NV = theirs.log_softmax(rows).to(ours.values_NX.device)
             return divergence(ours.log_softmax(rows), theirs_NV)
 
     budget = _CPU_LOGITS if ours.values_NX.device.type == "cpu" else _DEVICE_LOGITS

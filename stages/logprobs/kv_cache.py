@@ -46,6 +46,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         """Only these rows, and of each what follows its first `start` tokens."""
         if self.is_initialized:
             width = self.keys.shape[-2] - start
+            rows = rows.to(self.keys.device)
             self._buffers = [_with_room(states[rows, :, start:], 0) for states in (self.keys, self.values)]
             self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
 

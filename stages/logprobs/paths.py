@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.compat import attention_of, takes_attention
+from stages.devices.placement import input_device
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
@@ -34,7 +35,7 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
     training = model.training
     model.eval()
     examples = [whole(pair) for pair in trial_pairs(model)]
-    padded = collate(examples, model.device)
+    padded = collate(examples, input_device(model))
     expected_N = trial_logps(model)
     if sees_later_tokens(model, expected_N):
         raise SepoError(
@@ -56,7 +57,7 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
             forward, limit = chunked, max(limit, rounding_of(chunked_N, expected_N, model.dtype))
         else:
             reporter.say(f"{_name(model)}: its head is more than a matrix; its own forward computes the logits")
-    packed = pack(examples, model.device)
+    packed = pack(examples, input_device(model))
     if forward.alone:
         reporter.say(f"{_name(model)}: log-probs depend on the rest of a batch; responses are read one by one")
     elif getattr(model, "own_attention", False):
@@ -120,7 +121,7 @@ def _moved(forward: Forward) -> float:
 
     def logps_of(pairs: list[TokenPair]) -> Tensor:
         examples = [whole(pair) for pair in pairs]
-        return _logps(forward, make_batch(examples, forward.model.device, packs=forward.packs))
+        return _logps(forward, make_batch(examples, input_device(forward.model), packs=forward.packs))
 
     before_N = logps_of(pairs)
     lengths = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.devices.placement import input_device
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.logps import Forward, pair_by_pair, weighted_logps
 from stages.types import CausalLM, TokenPair
@@ -45,7 +46,7 @@ def trial_pairs(model: CausalLM) -> list[TokenPair]:
 @torch.no_grad()
 def trial_logps(model: CausalLM, pairs: list[TokenPair] | None = None) -> Tensor:
     """Log-probs of the trial's response tokens, (N,) float32 nats, each row by itself, in the mode the model is in."""
-    batch = collate([whole(pair) for pair in pairs or trial_pairs(model)], model.device)
+    batch = collate([whole(pair) for pair in pairs or trial_pairs(model)], input_device(model))
     return pair_by_pair(batch, weighted_logps(Forward(model, alone=True), batch))
 
 

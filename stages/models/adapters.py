@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.devices.placement import input_device
 from stages.errors import SepoError, borrowed
 from stages.logprobs.trial import agree, trial_logps
 from stages.store.files import read_object, write_json
@@ -140,7 +141,7 @@ def tied_target(adapter: Any) -> str | None:
 def _signature(model: CausalLM) -> Tensor:
     """What tells a model from one with other weights to the bit: the trial, and every row of the embedding."""
     embedding = model.get_input_embeddings()
-    ids_V = torch.arange(embedding.weight.shape[0], device=model.device)
+    ids_V = torch.arange(embedding.weight.shape[0], device=input_device(model))
     rows_V = [embedding(ids).sum(-1, dtype=torch.float32) for ids in torch.split(ids_V, _ROWS)]
     return torch.cat([trial_logps(model), *rows_V])
 

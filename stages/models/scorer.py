@@ -6,20 +6,20 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from stages.devices.memory import move_model
-from stages.devices.precision import products, weights_of
+from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
 from stages.method.folds import fold_of
-from stages.models.adapters import is_adapter, put_on
-from stages.models.folders import base_folder, load_model, load_tokenizer, model_hash, resolve_model
+from stages.models.adapters import is_adapter
+from stages.models.folders import base_folder, load_tokenizer, model_hash, resolve_model
+from stages.models.loading import LoadingOptions, loading_of
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import KnownLogps
 from stages.store.manifest import Input, read_manifest
 from stages.store.shape import lookup
 from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_hash
-from stages.types import CausalLM, PairLogps, ScoredPair, Tokenizer, TokenPair
+from stages.types import PairLogps, ScoredPair, Tokenizer, TokenPair
 
 
 class Models(NamedTuple):
@@ -35,7 +35,7 @@ class Models(NamedTuple):
         return {**dict(zip(oracle_names(len(self.oracles)), self.oracles, strict=True)), "reference": self.reference}
 
 
-class OracleOptions(Protocol):
+class OracleOptions(LoadingOptions, Protocol):
     """What a command that scores has among its options."""
 
     @property
@@ -44,10 +44,6 @@ class OracleOptions(Protocol):
     def oracle_model(self) -> str | None: ...
     @property
     def reference_model(self) -> str | None: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def trust_remote_code(self) -> bool: ...
     @property
     def max_tokens_per_device(self) -> int: ...
 
@@ -96,8 +92,8 @@ class Scorer:
         self, models: Models, config: OracleOptions, device: torch.device, known: KnownLogps | None, reporter: Reporter
     ) -> None:
         self.models = models
-        self._config = config
-        self._device = device
+        self._loading = loading_of(config, device, reporter)
+        self._max_tokens = config.max_tokens_per_device
         self._known = known
         self._reporter = reporter
         self._forwards: dict[Path, Forward] = {}
@@ -144,21 +140,20 @@ class Scorer:
         return [difference(oracle[place], theirs) for place, theirs in enumerate(reference)]
 
     def _exact_logps(self, folder: Path, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
-        model = move_model(load_model(folder, trust_remote_code=self._config.trust_remote_code), self._device)
+        exact = self._loading._replace(precision="float32")
+        forward = Forward(exact.load(folder), alone=True)
         with products("float32"):
-            [found] = response_logps(
-                [Forward(model, alone=True)], pairs, max_tokens=1, device=self._device, task=Quiet()
-            )
+            [found] = response_logps([forward], pairs, max_tokens=1, device=exact.device, task=Quiet())
         task.advance()
         return found
 
     def _logps(self, folders: list[Path], pairs: list[TokenPair], task: Task) -> list[list[PairLogps]]:
-        with products(self._config.precision):
+        with products(self._loading.precision):
             return response_logps(
                 [self._forward(folder) for folder in folders],
                 pairs,
-                max_tokens=self._config.max_tokens_per_device,
-                device=self._device,
+                max_tokens=self._max_tokens,
+                device=self._loading.device,
                 task=task,
             )
 
@@ -167,25 +162,19 @@ class Scorer:
             if is_adapter(folder) and base_folder(folder).samefile(self.models.reference):
                 self._share_one_model(folder)
             else:
-                self._forwards[folder] = find_paths(self._load(folder), self._reporter)
+                self._forwards[folder] = find_paths(self._loading.load(folder), self._reporter)
         return self._forwards[folder]
 
     def _share_one_model(self, folder: Path) -> None:
         """An oracle is an adapter on its reference: with it and without it, one model is both, if it can be."""
-        adapted = put_on(self._load(self.models.reference), folder)
+        adapted = self._loading.load_adapted(self.models.reference, folder)
         oracle = find_paths(adapted.model, self._reporter)
         if adapted.without is None:
             self._reporter.say(f"{folder} changes its base: the reference is a second model in memory")
-            reference = find_paths(self._load(self.models.reference), self._reporter)
+            reference = find_paths(self._loading.load(self.models.reference), self._reporter)
         else:
             reference = oracle._replace(context=adapted.without)
         self._forwards |= {folder: oracle, self.models.reference: reference}
-
-    def _load(self, folder: Path) -> CausalLM:
-        dtype = weights_of(self._config.precision)
-        return move_model(
-            load_model(folder, trust_remote_code=self._config.trust_remote_code, dtype=dtype), self._device
-        )
 
 
 def difference(oracle: PairLogps, reference: PairLogps) -> PairLogps:

@@ -8,17 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from stages.configs import OptimizerConfig, OracleConfig, PolicyConfig
-from stages.errors import borrowed
-from stages.models.fit import REMEDY
-from stages.models.folders import load_config
+from stages.models.folders import without_weights
 from stages.reporting import Table
 from stages.training.budget import SMALLEST
 from stages.training.schedule import make_schedule
-from stages.types import CausalLM
 
 FORWARD: Final = 2
 TRAINING: Final = 6
@@ -42,10 +36,8 @@ class ModelSize(NamedTuple):
 
 def model_size(folder: Path, *, trust_remote_code: bool) -> ModelSize:
     """Count a model's parameters from its configuration alone, without room for them."""
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
-        model: CausalLM = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
+    model = without_weights(folder, trust_remote_code=trust_remote_code)
+    text = model.config.get_text_config()
     hidden = int(text.hidden_size)
     intermediate = int(getattr(text, "intermediate_size", None) or 4 * hidden)
     return ModelSize(

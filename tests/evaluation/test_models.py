@@ -8,6 +8,7 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from stages.errors import SepoError
 from stages.evaluation import evaluator
+from stages.models import loading
 from stages.models.folders import load_model, save_model
 from stages.tokens import fingerprint
 from tests.evaluation.conftest import Ear
@@ -61,7 +62,7 @@ def test_no_model_is_loaded_twice(run, world, monkeypatch, tmp_path, order):
         loaded.append(folder.name)
         return load_model(folder, **options)
 
-    monkeypatch.setattr(evaluator, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     run(models=[world / name for name in order])
     assert sorted(loaded) == ["policy", "reference"]
 

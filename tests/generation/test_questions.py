@@ -7,8 +7,8 @@ import pytest
 from stages import generate
 from stages.configs import GenerateConfig
 from stages.errors import SepoError
-from stages.generation import engines
 from stages.generation.questions import Question, count_questions, read_questions
+from stages.models import loading
 from stages.reporting import Quiet
 from tests.conftest import REAL, byte_level_tokenizer, tiny_llama, write_lines
 
@@ -178,7 +178,7 @@ def test_a_model_without_a_chat_template_is_refused_before_its_weights_are_read(
     tokenizer = byte_level_tokenizer(None, eos_token="<|im_end|>")
     tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    monkeypatch.setattr(engines, "load_model", None)
+    monkeypatch.setattr(loading, "load_model", None)
     write_lines(tmp_path / "p.jsonl", [{"prompt": "u"}, {"turns": ["u", "v"]}])
     message, _ = refusal(config(tmp_path, models=(str(tmp_path / "m"),)))
     assert message == "m has no chat template, and row 1 of the prompts has several turns"

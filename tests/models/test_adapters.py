@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from stages.errors import SepoError
-from stages.models import scorer
+from stages.models import loading
 from stages.models.adapters import put_on
 from stages.models.folders import load_model, load_tokenizer, model_hash, resolve_model, save_model
 from stages.reporting import Quiet
@@ -48,8 +48,8 @@ def test_an_adapter_loads_as_its_base_with_it(adapter):
 def test_an_adapter_on_its_reference_is_scored_with_one_model_in_memory(adapter, tmp_path, monkeypatch):
     write_lines(tmp_path / "pairs.jsonl", word_rows(20))
     loaded = []
-    load = scorer.load_model
-    monkeypatch.setattr(scorer, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda folder, **how: loaded.append(folder.name) or load(folder, **how))
     models = {"oracle": None, "reference_model": str(tmp_path / "base"), "noise_check": 0.0}
     run_score(tmp_path, output="a", oracle_model=str(adapter), **models)
     assert loaded == ["base"]
