@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from stages.benchmarks.benchmark import Benchmark
+from stages.benchmarks.benchmark import Benchmark, Decoding
 from stages.benchmarks.registry import BENCHMARKS
 from stages.configs import GenerateConfig
 from stages.data.read import dataset_hash, read_rows, refuse_changed
@@ -33,6 +33,7 @@ from stages.generation.journal import Journal
 from stages.generation.questions import Question, QuestionCounts, count_questions, read_questions
 from stages.generation.shard import RequestSettings, answer_shard
 from stages.generation.tally import AnswerTally, read_rate, tallied, write_timing
+from stages.models.habits import NO_HABITS, Habits
 from stages.reporting import Reporter, Summary, Task
 from stages.store.answers import DAMAGED, Answer, answers_name, journal_name, read_answers, write_answers
 from stages.store.files import write_text, writing
@@ -43,9 +44,8 @@ from stages.store.shards import own_shard
 
 STAGE: Final = "generate"
 NEXT_STEPS: Final = "next-steps.sh"
-_TEMPERATURE: Final = 1.0
-_TOP_P: Final = 1.0
-_MAX_NEW_TOKENS: Final = 1024
+_USUAL: Final = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=1024)
+"""of prompts that are no benchmark's"""
 
 
 class WorkUnit(NamedTuple):
@@ -70,7 +70,8 @@ class GenerateJob(NamedTuple):
     benchmark: Benchmark | None
     prompts: str
     counts: QuestionCounts
-    settings: RequestSettings
+    settings: dict[str, RequestSettings]
+    """by model"""
     models: dict[str, AnsweringModel]
     inputs: dict[str, Input]
 
@@ -87,7 +88,8 @@ def run(config: GenerateConfig, reporter: Reporter) -> Summary:
     """Have all prompts answered, or this worker's share; shards that are there already are kept."""
     job = _check(config, reporter)
     # What a benchmark decides where nobody else does; of `temperature` it is the usual one, since prompts may differ.
-    resolved = {name: getattr(job.settings, name) for name in ("usual_temperature", "top_p", "max_new_tokens")}
+    usual = _settings(config, job.benchmark)
+    resolved = {name: getattr(usual, name) for name in ("usual_temperature", "top_p", "max_new_tokens")}
     with open_stage(
         STAGE, config, job.inputs, reporter=reporter, workers=job.worker.workers, settings=resolved
     ) as work:
@@ -102,16 +104,10 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
     accelerator = join_processes()
     refuse_unsafe_names(config.models)
     benchmark = BENCHMARKS[config.benchmark] if config.benchmark else None
-    settings = _settings(config, benchmark)
     with accelerator.main_process_first():
         prompts = config.prompts or str(_published(benchmark))
         inputs = {"prompts": Input(prompts, dataset_hash(prompts), data=True)}
     counts = count_questions(lambda: _questions(benchmark, prompts), config.shard_size)
-    if counts.greedy and config.samples > 1 and config.temperature is None:
-        reporter.warn(
-            f"{counts.greedy:,} of {counts.questions:,} prompts are asked at temperature 0, as {config.benchmark}"
-            f" has it: the {config.samples} samples of each are alike; --temperature asks all prompts at one"
-        )
     if benchmark is not None:
         deviation = benchmark.deviation(_questions(benchmark, prompts))
         if deviation:
@@ -120,9 +116,11 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
     with accelerator.main_process_first():
         models = find_models(config, accelerator, reporter)
     refuse_without_template(models, counts, reporter)
+    settings = {name: _settings(config, benchmark, model.habits) for name, model in models.items()}
+    _refuse_alike(settings, config, counts, reporter)
     refuse_changed(prompts, inputs["prompts"].hash)
-    for name, model in models.items():
-        inputs |= {f"model {name}": model.weights} | ({f"tokenizer {name}": model.tokens} if model.tokens else {})
+    for model in models.values():
+        inputs |= model.inputs
     worker = this_worker(accelerator, config.worker)
     job = (config, reporter, worker, accelerator.device, benchmark, prompts, counts, settings, models, inputs)
     return GenerateJob(*job)
@@ -140,18 +138,34 @@ def _questions(benchmark: Benchmark | None, prompts: str) -> Iterator[Question]:
     return benchmark.questions(rows, find_source(prompts).rows.start)
 
 
-def _settings(config: GenerateConfig, benchmark: Benchmark | None) -> RequestSettings:
-    """What was asked for, else the benchmark's own, else ours."""
-    usual = benchmark.decoding if benchmark else None
-    temperature = usual.temperature if usual else _TEMPERATURE
-    top_p = config.top_p or (usual.top_p if usual else _TOP_P)
-    max_new_tokens = config.max_new_tokens or (usual.max_new_tokens if usual else _MAX_NEW_TOKENS)
-    if config.temperature is None and not temperature and config.samples > 1 and usual:
-        raise SepoError(
-            f"{config.samples} samples at temperature 0, which is usual for {config.benchmark}, would be alike",
-            hint="give --temperature 1, or leave out --samples",
+def _settings(config: GenerateConfig, benchmark: Benchmark | None, habits: Habits = NO_HABITS) -> RequestSettings:
+    """What was asked for, else the model's habits, else the benchmark's own, else ours."""
+    usual = benchmark.decoding if benchmark else _USUAL
+    temperature = habits.temperature if config.temperature is None else config.temperature
+    top_p = config.top_p or (usual.top_p if habits.top_p is None else habits.top_p)
+    max_new_tokens = config.max_new_tokens or usual.max_new_tokens
+    return RequestSettings(temperature, usual.temperature, top_p, max_new_tokens, config.samples, config.seed)
+
+
+def _refuse_alike(
+    settings: dict[str, RequestSettings], config: GenerateConfig, counts: QuestionCounts, reporter: Reporter
+) -> None:
+    """Several samples at temperature 0 are one sample several times."""
+    if config.samples == 1:
+        return
+    for name, each in settings.items():
+        own = each.temperature is None
+        if (each.usual_temperature if own else each.temperature) == 0:
+            whose = f"is usual for {config.benchmark}" if own else f"generation_config.json of {name} asks for"
+            raise SepoError(
+                f"{config.samples} samples at temperature 0, which {whose}, would be alike",
+                hint="give --temperature 1, or leave out --samples",
+            )
+    if counts.greedy and any(each.temperature is None for each in settings.values()):
+        reporter.warn(
+            f"{counts.greedy:,} of {counts.questions:,} prompts are asked at temperature 0, as {config.benchmark}"
+            f" has it: the {config.samples} samples of each are alike; --temperature asks all prompts at one"
         )
-    return RequestSettings(config.temperature, temperature, top_p, max_new_tokens, config.samples, config.seed)
 
 
 def _compute(job: GenerateJob, work: Run) -> None:
@@ -184,7 +198,7 @@ def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int]
             refuse_changed(job.prompts, job.inputs["prompts"].hash)
             started = time.monotonic()
             with Journal(folder / journal_name(shard), work.fingerprint) as journal:
-                answers = answer_shard(questions, engine, job.settings, journal, task)
+                answers = answer_shard(questions, engine, job.settings[model.name], journal, task)
                 work.refuse_if_lost()
                 write_answers(place_of(folder), answers_name(shard), answers, work.fingerprint)
                 write_timing(folder, shard, journal.tokens, time.monotonic() - started)
@@ -219,7 +233,7 @@ def _write(job: GenerateJob, work: Run) -> Summary:
     rates = {name: read_rate(work.folder / name) for name in job.models}
     models = {
         name: {"model": model.source, "hash": model.weights.hash, "tokens_per_second": rates[name]}
-        | {"counts": tallies[name].as_json()}
+        | {"generation_config": model.habits.given(), "counts": tallies[name].as_json()}
         for name, model in job.models.items()
     }
     work.finish(

@@ -17,6 +17,7 @@ _USERS: Final = {
     "device_map": ("transformers",),
     "max_tokens_per_device": ("transformers",),
     "trust_remote_code": ("transformers", "vllm"),
+    "use_generation_config": ("transformers", "vllm"),
 }
 """the options that not every engine has, and the engines that have them"""
 
@@ -48,6 +49,11 @@ class GenerateConfig(Config):
     """Draw from the likeliest tokens that have this share of the probability. Default: the benchmark's, else 1."""
     max_new_tokens: Annotated[int | None, Option(METHOD, limit=limits.at_least_one)] = None
     """Tokens at which an answer is cut. Default: the benchmark's, else 1024."""
+    use_generation_config: Annotated[bool, Option(METHOD)] = False
+    """Draw as each model's generation_config.json asks: its temperature, top_p, top_k, repetition_penalty, and always
+    the likeliest token where do_sample is false. It stands in for the benchmark's temperature and top-p; --temperature
+    and --top-p stand above it. What else changes what is drawn is refused; --max-new-tokens stays. Not with --engine
+    openai: the file is on the server."""
     engine: Annotated[str, Option(MEMORY, choices=ENGINES)] = "transformers"
     """What computes: this process, vLLM in it, or any server with OpenAI's interface."""
     base_url: Annotated[str | None, Option(MEMORY, "URL", content=False)] = None

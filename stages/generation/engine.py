@@ -25,13 +25,13 @@ class Generated(NamedTuple):
     text: str
     """without the end of turn"""
     ended: bool
-    """False: cut at `Request.max_new_tokens`"""
+    """False: cut at `Request.max_new_tokens`, or earlier where the model has no more positions"""
     prompt_ids: Ids | None = None
     """(P,); None where an engine does not tell ids"""
     answer_ids: Ids | None = None
     """(A,), with the end-of-turn token if the answer ended"""
     logps: Floats | None = None
-    """(A,), nats, of the model's own distribution: before temperature and top-p"""
+    """(A,), nats, of the model's own distribution: before penalties, temperature and top-p"""
     problem: str = ""
     """why there is no answer, where there is none: the prompt leaves no room, the server refuses this request"""
 

@@ -18,7 +18,9 @@ from stages.generation.engine import GenerationEngine
 from stages.generation.questions import QuestionCounts
 from stages.generation.tally import LiveRate
 from stages.generation.transformers_engine import TransformersEngine
+from stages.models.ends import ids_named
 from stages.models.folders import load_tokenizer, model_hash
+from stages.models.habits import NO_HABITS, Habits, habits_of, read_generation_config
 from stages.models.loading import loading_of, refuse_unloadable
 from stages.models.named import named_models, split_names
 from stages.reporting import Quiet, Reporter, Task, printable
@@ -54,6 +56,15 @@ class AnsweringModel(NamedTuple):
     tokens: Input | None
     """its tokenizer; None on a server"""
     tokenizer: Tokenizer | None
+    generation_config: Input | None = None
+    """what counts of its generation_config.json: where answers end, and the habits that are asked for"""
+    habits: Habits = NO_HABITS
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What decides its answers, by name."""
+        parts = {"model": self.weights, "tokenizer": self.tokens, "generation config": self.generation_config}
+        return {f"{what} {self.name}": part for what, part in parts.items() if part}
 
 
 def refuse_unsafe_names(items: Iterable[str]) -> None:
@@ -90,8 +101,17 @@ def _served(name: str, model: str, config: GenerateConfig) -> AnsweringModel:
 
 def _local(name: str, folder: Path, config: GenerateConfig, reporter: Reporter) -> AnsweringModel:
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
-    weights = Input(str(folder), model_hash(folder))
-    return AnsweringModel(name, str(folder), weights, Input(str(folder), tokenizer_fingerprint(tokenizer)), tokenizer)
+    said = read_generation_config(folder)
+    habits = habits_of(said, name) if config.use_generation_config else NO_HABITS
+    if habits.given():
+        asked = ", ".join(f"{what} {value:g}" for what, value in habits.given().items())
+        reporter.say(f"{name} is asked as its generation_config.json has it: {asked}")
+    elif config.use_generation_config:
+        reporter.warn(f"{name}'s generation_config.json asks for nothing: --use-generation-config changes nothing")
+    counted = hash_json([sorted(ids_named(said.get("eos_token_id")), key=str), habits.given()])
+    hashes = (model_hash(folder), tokenizer_fingerprint(tokenizer), counted)
+    weights, tokens, generation = (Input(str(folder), each) for each in hashes)
+    return AnsweringModel(name, str(folder), weights, tokens, tokenizer, generation, habits)
 
 
 def refuse_without_template(models: dict[str, AnsweringModel], counts: QuestionCounts, reporter: Reporter) -> None:
@@ -123,12 +143,18 @@ def open_engine(
     if config.engine == "vllm":
         from stages.generation.vllm_engine import VllmEngine
 
-        yield VllmEngine(Path(model.source), encoder, trust_remote_code=config.trust_remote_code)
+        folder, trust = Path(model.source), config.trust_remote_code
+        yield VllmEngine(folder, encoder, trust_remote_code=trust, habits=model.habits)
         return
     loaded = loading_of(config, device, reporter).load(Path(model.source))
     with products(config.precision):
         yield TransformersEngine(
-            loaded, encoder, max_tokens=config.max_tokens_per_device, reporter=reporter, told=LiveRate(task)
+            loaded,
+            encoder,
+            max_tokens=config.max_tokens_per_device,
+            habits=model.habits,
+            reporter=reporter,
+            told=LiveRate(task),
         )
 
 

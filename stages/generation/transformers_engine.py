@@ -1,6 +1,7 @@
 """The engine in this process: a model of transformers, asked in the words that training uses."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from stages.data.conversations import UnusableError
 from stages.generation.engine import Generated, Request
@@ -8,6 +9,7 @@ from stages.logprobs.decode import Decoded, DecodeRequest, Told, decode, decoded
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.paths import find_paths
 from stages.models.ends import named_ends
+from stages.models.habits import NO_HABITS, Habits
 from stages.reporting import Quiet, Reporter
 from stages.tokens.encode import NO_ROOM, Encoder
 from stages.types import CausalLM, Ids
@@ -16,8 +18,8 @@ from stages.types import CausalLM, Ids
 class TransformersEngine:
     """Answers requests, batched by length under a token budget.
 
-    The same sequence of requests gives the same bytes on the same machine. Only the ends that the model's
-    configurations name count of what they say about generation: no penalty, no temperature of their own.
+    The same sequence of requests gives the same bytes on the same machine. Of what the model's configurations say
+    about generation the ends count that they name, and what else is asked for: no penalty of their own.
     """
 
     def __init__(
@@ -26,15 +28,22 @@ class TransformersEngine:
         encoder: Encoder,
         *,
         max_tokens: int,
+        habits: Habits = NO_HABITS,
         reporter: Reporter | None = None,
         told: Told | None = None,
     ) -> None:
-        """Args: max_tokens: of one batch, prompts and longest answers together; told: see `decode`."""
+        """Make ready to answer.
+
+        Args:
+            max_tokens: of one batch, prompts and longest answers together.
+            habits: of all answers; their temperature and top-p come with each request.
+            told: see `decode`.
+        """
         reporter = reporter or Quiet()
         self._decoding = find_decoding(find_paths(model, reporter), reporter)
         self._encoder = encoder
         self._max_tokens = max_tokens
-        self._told = told
+        self._how: Any = {"max_tokens": max_tokens, "processors": habits.processors(), "told": told}
         self._positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._ends = named_ends(model).union(() if encoder.end_of_turn is None else (encoder.end_of_turn,))
 
@@ -45,8 +54,7 @@ class TransformersEngine:
             yield index, Generated("", False, problem=reason)
         order = list(asked)
         each = list(asked.values())
-        found = decode(self._decoding, each, ends=self._ends, max_tokens=self._max_tokens, told=self._told)
-        for place, decoded in found:
+        for place, decoded in decode(self._decoding, each, ends=self._ends, **self._how):
             index = order[place]
             yield index, self._generated(asked[index].prompt_ids, decoded)
 

@@ -10,6 +10,7 @@ from vllm import LLM, SamplingParams, TokensPrompt
 from stages.data.conversations import UnusableError
 from stages.errors import borrowed
 from stages.generation.engine import Generated, Request
+from stages.models.habits import NO_HABITS, Habits
 from stages.tokens.encode import NO_ROOM, Encoder
 from stages.types import Ids
 
@@ -20,12 +21,14 @@ _LARGEST_FIT: Final = -1
 class VllmEngine:
     """Answers requests with vLLM, asked in the ids that training uses.
 
-    Of what the model's folder says about generation only the ends of an answer count, beside the template's own.
+    Of what the model's folder says about generation the ends of an answer count, beside the template's own, and the
+    habits that are asked for.
     The weights are in the precision that vLLM takes for them: never float32 by itself.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, *, trust_remote_code: bool) -> None:
+    def __init__(self, folder: Path, encoder: Encoder, *, trust_remote_code: bool, habits: Habits = NO_HABITS) -> None:
         """Load the model; vLLM takes most of the GPU's memory for itself."""
+        self._habits = habits
         with borrowed(f"vLLM cannot load {folder}", "see what vLLM says above; --engine transformers loads it too"):
             self._llm = LLM(
                 str(folder),
@@ -63,9 +66,9 @@ class VllmEngine:
 
     def _sampling(self, request: Request) -> Any:
         end = self._encoder.end_of_turn
+        own = {"temperature": request.temperature, "top_p": request.top_p}
         return SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
+            **self._habits.given() | own,
             max_tokens=request.max_new_tokens,
             seed=request.seed,
             stop_token_ids=[] if end is None else [end],

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from stages.devices.memory import enough_memory
 from stages.devices.placement import input_device
@@ -58,7 +59,7 @@ class Decoded(NamedTuple):
     answer_ids: Ids
     """(A,), with the token that ended it if one did"""
     logps: Floats
-    """(A,), nats, of the model's own distribution: before temperature and top-p"""
+    """(A,), nats, of the model's own distribution: before processors, temperature and top-p"""
     ended: bool
     """False: cut at `max_new_tokens`"""
 
@@ -105,20 +106,22 @@ def decode(
     *,
     ends: Collection[int],
     max_tokens: int,
+    processors: LogitsProcessorList | None = None,
     told: Told | None = None,
 ) -> Iterator[tuple[int, Decoded]]:
     """The index and the answer of each request, as they are ready.
 
-    What the model's generation_config.json asks for (penalties, suppressed tokens, other ends) has no part in it.
+    What the model's generation_config.json asks for (other ends too) has no part in it beyond what is given here.
 
     Args:
         decoding: its model is in eval mode.
         ends: ids that end an answer.
         max_tokens: of one batch: its rows times the most tokens that one of them may come to have. One request alone
             may have more.
+        processors: transformers' own, of the logits that tokens are drawn from.
         told: called with every token of a batch, with its rows.
     """
-    decoder = _Decoder(decoding)
+    decoder = _Decoder(decoding, processors)
     for group in decoded_together(decoding, requests, max_tokens):
         yield from decoder.answers([_Row(index, requests[index]) for index in group], ends, told)
 
@@ -145,8 +148,8 @@ def decoded_together(decoding: DecodePlan, requests: Sequence[DecodeRequest], ma
 class _Decoder:
     """A model, ready to say what comes next."""
 
-    def __init__(self, decoding: DecodePlan) -> None:
-        self._decoding, self._forward = decoding, decoding.forward
+    def __init__(self, decoding: DecodePlan, processors: LogitsProcessorList | None) -> None:
+        self._decoding, self._forward, self._processors = decoding, decoding.forward, processors
         self._model: CausalLM = self._forward.model
         self._states_only = "cache_params" in _parameters(self._model)
         self._head: Head | None = None
@@ -182,17 +185,20 @@ class _Decoder:
         """Append a token to every row; returns them, (R,)."""
         with self._forward.context():
             logits_RV = self._logits(self._inputs(batch, ids_RT, cache))
+        processed_RV = self._processors(batch.ids_RT, logits_RV) if self._processors else logits_RV
         uniform_R = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits_RV.device)
-        drawn = draw(logits_RV, batch.temperature_R, batch.top_p_R, uniform_R)
-        if not bool(drawn.logps_R.isfinite().all()):
+        tokens_R = draw(processed_RV, batch.temperature_R, batch.top_p_R, uniform_R)
+        logps_R = logits_RV.log_softmax(-1).gather(-1, tokens_R[:, None]).squeeze(-1)
+        if not bool(logps_R.isfinite().all()):
             raise SepoError(
                 "the model's log-probs are not finite",
                 hint="its training has diverged, or its weights are damaged: leave this model out",
             )
-        for row, token, logp in zip(rows, drawn.tokens_R.tolist(), drawn.logps_R.tolist(), strict=True):
+        for row, token, logp in zip(rows, tokens_R.tolist(), logps_R.tolist(), strict=True):
             row.tokens.append(token)
             row.logps.append(logp)
-        return drawn.tokens_R
+        batch.append(tokens_R)
+        return tokens_R
 
     def _inputs(self, batch: "_Rows", ids_RT: Tensor, cache: Any) -> dict[str, Any]:
         inputs = batch.inputs(ids_RT)
@@ -240,16 +246,22 @@ class _Rows:
         self.began = True
         """whether the columns that were new last were the first"""
         self._padding_R = torch.tensor([max(lengths) - length for length in lengths], device=device)
+        # Padded with a token of its own, which the attention mask hides, and which no processor can take for another.
+        prompts = [row.request.prompt_ids for row in rows]
+        padded = [np.pad(prompt, (max(lengths) - len(prompt), 0), "edge") for prompt in prompts]
+        self.ids_RT = torch.from_numpy(np.stack(padded).astype(np.int64)).to(device)
+        """all tokens so far"""
         self.temperature_R = torch.tensor([row.request.temperature for row in rows], device=device)
         self.top_p_R = torch.tensor([row.request.top_p for row in rows], device=device)
 
     def whole(self) -> Tensor:
-        """All tokens so far, padded on the left with id 0, which the attention mask hides, (R, T)."""
-        ids_RT = np.zeros((len(self._rows), max(row.length for row in self._rows)), np.int64)
-        for row, padded in zip(self._rows, ids_RT, strict=True):
-            padded[ids_RT.shape[1] - row.length :] = [*row.request.prompt_ids, *row.tokens]
+        """All tokens so far, (R, T), for a model that knows none of them."""
         self._width = 0
-        return torch.from_numpy(ids_RT).to(self._device)
+        return self.ids_RT
+
+    def append(self, tokens_R: Tensor) -> None:
+        """Each row has a token more."""
+        self.ids_RT = torch.cat([self.ids_RT, tokens_R[:, None]], -1)
 
     def inputs(self, ids_RT: Tensor) -> dict[str, Tensor]:
         """What a model is given for the columns that are new."""
@@ -267,6 +279,7 @@ class _Rows:
             values_R[kept] for values_R in (self._padding_R, self.temperature_R, self.top_p_R)
         )
         start = int(self._padding_R.min()) if forgets else 0
+        self.ids_RT = self.ids_RT[kept, start:]
         self._padding_R = self._padding_R - start
         self._width -= start
         return start

@@ -3,7 +3,7 @@
 Shapes: ``R`` rows, ``V`` vocabulary.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -12,31 +12,22 @@ _LIKELY: Final = 1024
 """tokens among which a nucleus is looked for first: sorting a whole vocabulary takes as long as a small model"""
 
 
-class Drawn(NamedTuple):
-    """A token for each row."""
-
-    tokens_R: Tensor
-    """int64"""
-    logps_R: Tensor
-    """float32 nats, of the distribution that the logits are: before temperature and top-p"""
-
-
-def draw(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, uniform_R: Tensor) -> Drawn:
-    """Draw by inverting the cumulative distribution in the order of the ids; at temperature 0 the likeliest token.
+def draw(logits_RV: Tensor, temperature_R: Tensor, top_p_R: Tensor, uniform_R: Tensor) -> Tensor:
+    """A token for each row, (R,): by inverting the cumulative distribution in the order of the ids; at temperature 0
+    the likeliest one.
 
     Args:
-        logits_RV: float32.
+        logits_RV: float32; what is minus infinity is never drawn.
         temperature_R: float32, at least 0.
         top_p_R: float32 in (0, 1]: of the likeliest tokens, as many as together have this probability, are left.
         uniform_R: float64 in [0, 1).
     """
-    logps_RV = logits_RV.log_softmax(-1)
-    tokens_R = logps_RV.argmax(-1)
+    tokens_R = logits_RV.argmax(-1)
     sampled = (temperature_R > 0).nonzero().squeeze(-1)
     if len(sampled):
         probabilities = (logits_RV[sampled] / temperature_R[sampled, None]).softmax(-1)
         tokens_R[sampled] = _inverted(_nucleus(probabilities, top_p_R[sampled]), uniform_R[sampled])
-    return Drawn(tokens_R, logps_RV.gather(-1, tokens_R[:, None]).squeeze(-1))
+    return tokens_R
 
 
 def _nucleus(probabilities_RV: Tensor, top_p_R: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from stages.types import CausalLM
 
 def named_ends(model: CausalLM) -> set[int]:
     """The ids that a model's configurations name."""
-    return {id_ for config in _configs(model) for id_ in _named(config)}
+    return {id_ for config in _configs(model) for id_ in ids_named(getattr(config, "eos_token_id", None))}
 
 
 def stop_at(model: CausalLM, end_of_turn: int | None) -> None:
     """Let a model stop where training teaches it to: its configurations name the end of turn beside what they name."""
     for config in _configs(model):
-        ids = _named(config)
+        ids = ids_named(getattr(config, "eos_token_id", None))
         if end_of_turn is not None and end_of_turn not in ids:
             config.eos_token_id = [*ids, end_of_turn] if ids else end_of_turn
 
@@ -23,6 +23,6 @@ def _configs(model: CausalLM) -> Iterator[Any]:
     yield from (config for config in (model.config, getattr(model, "generation_config", None)) if config is not None)
 
 
-def _named(config: Any) -> list[int]:
-    named = getattr(config, "eos_token_id", None)
-    return named if isinstance(named, list) else [] if named is None else [named]
+def ids_named(value: Any) -> list[int]:
+    """Of an ``eos_token_id``: an id, several or none."""
+    return value if isinstance(value, list) else [] if value is None else [value]

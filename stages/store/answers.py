@@ -59,7 +59,7 @@ class Answer(NamedTuple):
     text: str
     """the answer, without the end of turn"""
     ended: bool
-    """False: cut at --max-new-tokens"""
+    """False: cut at --max-new-tokens, or earlier where the model had no more positions"""
     problem: str
     """why there is no answer, where there is none"""
     prompt_ids: Ids | None

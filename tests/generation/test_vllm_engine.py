@@ -11,6 +11,7 @@ from stages import generate
 from stages.configs import GenerateConfig
 from stages.errors import SepoError
 from stages.generation.engine import Request
+from stages.models.habits import Habits
 from stages.reporting import Quiet
 from stages.tokens.encode import Encoder
 from tests.conftest import write_lines
@@ -46,7 +47,8 @@ def vllm_engine(monkeypatch):
 
 def test_asked_in_the_ids_of_training_and_read_as_they_are(vllm_engine, chatml, tmp_path):
     encoder = Encoder(chatml)
-    engine = vllm_engine.VllmEngine(tmp_path, encoder, trust_remote_code=True)
+    habits = Habits(temperature=0.1, top_k=20, repetition_penalty=1.05)
+    engine = vllm_engine.VllmEngine(tmp_path, encoder, trust_remote_code=True, habits=habits)
     assert engine._llm.given == (str(tmp_path), True, "vllm", -1)
     texts = ["the quick brown fox", "what is the capital " * 30, "<|im_end|>", "the lazy dog"]
     requests = [
@@ -57,6 +59,7 @@ def test_asked_in_the_ids_of_training_and_read_as_they_are(vllm_engine, chatml, 
     assert [prompt["prompt_token_ids"] for prompt in engine._llm.prompts] == [ids[0].tolist(), ids[3].tolist()]
     end = chatml.eos_token_id
     expected = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 6, "seed": 3, "stop_token_ids": [end], "logprobs": 0}
+    expected |= {"top_k": 20, "repetition_penalty": 1.05}
     assert expected.items() <= engine._llm.params[1].items()
     assert [answers[index].problem for index in (1, 2)] == [
         "prompt leaves no room for a response in 40 tokens",

@@ -10,6 +10,7 @@ from stages.logprobs.decode import DecodePlan, DecodeRequest, decode
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import Forward, response_logps
 from stages.logprobs.paths import find_paths
+from stages.models.habits import Habits
 from stages.reporting import Quiet
 from stages.types import TokenPair
 from tests.conftest import Listens, tiny_llama
@@ -30,16 +31,16 @@ def asked(temperature=0.0, top_p=1.0, prompts=PROMPTS, rooms=ROOMS):
     return [DecodeRequest(prompt, temperature, top_p, room, seed) for seed, (prompt, room) in pairs]
 
 
-def answers(model, requests, max_tokens=10**6, ends=(END,)):
+def answers(model, requests, max_tokens=10**6, ends=(END,), processors=None):
     decoding = find_decoding(find_paths(model, Quiet()), Quiet())
-    found = dict(decode(decoding, requests, ends=ends, max_tokens=max_tokens))
+    found = dict(decode(decoding, requests, ends=ends, max_tokens=max_tokens, processors=processors))
     assert sorted(found) == [*range(len(requests))]
     return [found[index] for index in range(len(requests))]
 
 
-def generated(model, prompt, room):
+def generated(model, prompt, room, **options):
     """What transformers answers to one prompt."""
-    how = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=END, pad_token_id=0)
+    how = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=END, pad_token_id=0, **options)
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
     model(ids[:, :1])  # lets go of frequencies that it has from a longer row
     return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=how)[0, len(prompt) :].tolist()
@@ -67,11 +68,24 @@ def test_the_likeliest_tokens_are_those_of_generate(family):
         assert [each.ended for each in found] == [ids[-1] == END for ids in expected]
 
 
+def test_tokens_are_penalised_as_by_generate():
+    """Of a row its own alone, whatever it is padded with."""
+    model, penalty = tiny("llama"), {"repetition_penalty": 1.5}
+    # What rows are often padded with is what a short prompt is answered with.
+    model.lm_head.weight.data[0] = 1.1 * model.lm_head.weight.data[generated(model, PROMPTS[1], 1)[0]]
+    expected = [generated(model, prompt, room, **penalty) for prompt, room in zip(PROMPTS, ROOMS, strict=True)]
+    assert (0 in PROMPTS[1], expected[1][0]) == (False, 0)
+    # Of one token the likeliest is drawn at any temperature.
+    for requests, habits in ((asked(), Habits(**penalty)), (asked(2.0), Habits(top_k=1, **penalty))):
+        found = answers(model, requests, processors=habits.processors())
+        assert [each.answer_ids.tolist() for each in found] == expected
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3, a window of 4", "mamba, a state space", "recurrent gemma"])
 def test_log_probs_are_those_of_the_primitive(family):
-    """Of the model itself, at whatever temperature it was sampled."""
+    """Of the model itself, however its tokens were drawn."""
     model = tiny(family)
-    found = answers(model, asked(temperature=0.7, top_p=0.9))
+    found = answers(model, asked(temperature=0.7, top_p=0.9), processors=Habits(repetition_penalty=1.5).processors())
     pairs = [TokenPair(n, PROMPTS[n], each.answer_ids, OTHER) for n, each in enumerate(found)]
     [expected] = response_logps([find_paths(model, Quiet())], pairs, max_tokens=1000, device=model.device, task=Quiet())
     for each, logps in zip(found, expected, strict=True):
