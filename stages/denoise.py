@@ -1,7 +1,8 @@
 """`sepo denoise`: scores without what only one token says, in the place of those that were measured.
 
 A token's score becomes what its type scores over the data set, and beyond that what the type scores after the token
-before it (`stages.method.pooling`). Nothing else of a row changes; the measured scores stay beside the new ones.
+before it (`stages.method.pooling`). Where oracles scored pairs that they had not seen, the labels say how much of each
+part is real (`stages.method.calibration`). Nothing else of a row changes; the measured scores stay beside the new ones.
 """
 
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 
 from stages.configs import DenoiseConfig
 from stages.errors import SepoError
-from stages.method.pooling import Pooled, Shrinkage, pool
-from stages.method.statistics import implicit_margin, preference_accuracy
+from stages.method.calibration import Calibration, calibrate, cross_fitted_margins
+from stages.method.folds import fold_of
+from stages.method.pooling import PARTS, Pooled, pool
+from stages.method.statistics import Interval, preference_accuracy
+from stages.report.scores import calibration_rows, calibration_warnings, shrinkage_in_words
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
@@ -26,31 +30,62 @@ from stages.store.shards import RAW, own_shard, shard_name, write_shard
 from stages.types import PairLogps, ScoredPair
 
 STAGE: Final = "denoise"
-_KEPT_SETTINGS: Final = ("columns", "chat_template_kwargs", "precision")
+_KEPT_SETTINGS: Final = ("columns", "chat_template_kwargs", "precision", "folds")
 """of the scorer, which later stages ask the scores for"""
 
 
 class DenoiseJob(NamedTuple):
     """What is known before the output folder is opened."""
 
+    config: DenoiseConfig
     reporter: Reporter
     scores: Scores
     inputs: dict[str, Input]
     """the scores, and what they were made of"""
     settings: dict[str, Any]
-    predecessors: bool
-    """whether the token before has a part in it"""
+    folds: int
+    """of the oracles that scored what they had not seen; 1 where one scored all"""
 
 
-class Written(NamedTuple):
-    """What became of the scores."""
+class ScoredTokens(NamedTuple):
+    """``N`` response tokens of ``R`` responses, two a pair: all chosen ones, then all rejected ones."""
 
-    checksums: dict[str, Checksum]
+    scores_N: NDArray[np.float64]
+    types_N: NDArray[Any]
+    predecessors_N: NDArray[Any]
+    lengths_R: NDArray[np.int64]
+    folds_P: NDArray[np.int64]
+
+    def pooled(self, mask_N: NDArray[np.bool_] | slice = slice(None)) -> Pooled:
+        """The scores of some tokens, pooled over these."""
+        return pool(self.scores_N[mask_N], self.types_N[mask_N], self.predecessors_N[mask_N])
+
+    def differences(self, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum over each pair's chosen response minus that over its rejected one, (P,)."""
+        sums_R = np.add.reduceat(values_N, np.cumsum(self.lengths_R) - self.lengths_R)
+        chosen_P, rejected_P = np.split(sums_R, 2)
+        return np.asarray(chosen_P - rejected_P)
+
+
+class Unseen(NamedTuple):
+    """What pairs say of scores by oracles that had not seen them."""
+
+    calibration: Calibration
+    """of the parts of a score"""
+    accuracies: dict[str, Interval]
+    """of the implicit reward by each kind of score; none of the scores knows the label that it is judged by"""
+
+
+class Denoised(NamedTuple):
+    """What becomes of the scores."""
+
+    sides: list[NDArray[np.float64]]
+    """the new scores of all chosen responses, then those of all rejected ones"""
     pooled: Pooled
-    before: list[float]
-    """a margin a pair, nats"""
-    after: list[float]
-    scale: Scale
+    unseen: Unseen | None
+    before: Interval
+    """accuracy of the implicit reward on all pairs"""
+    after: Interval
 
 
 def run(config: DenoiseConfig, reporter: Reporter) -> Summary:
@@ -59,7 +94,8 @@ def run(config: DenoiseConfig, reporter: Reporter) -> Summary:
     with open_stage(STAGE, config, job.inputs, settings=job.settings, sound=is_sound) as work:
         if work.finished:
             return work.nothing_to_do("scores")
-        return _write(job, work, _compute(job, work))
+        tokens = _load(job)
+        return _write(job, work, _compute(job, tokens))
 
 
 def _check(config: DenoiseConfig, reporter: Reporter) -> DenoiseJob:
@@ -67,50 +103,36 @@ def _check(config: DenoiseConfig, reporter: Reporter) -> DenoiseJob:
     if scores.manifest["stage"] == STAGE:
         source = lookup(scores.manifest, "input_names.scores")
         raise SepoError(f"{scores.folder} is denoised already", hint=f"denoise the scores it is made of ({source})")
+    theirs = lookup(scores.manifest, "settings") or {}
+    settings = {name: theirs[name] for name in _KEPT_SETTINGS if name in theirs}
+    folds = settings.get("folds", 1)
+    if config.calibrate and folds == 1:
+        raise SepoError(
+            f"the oracle of {scores.folder} may have seen the pairs that it scored: calibrate has no labels to go by",
+            hint="score with a folder of `sepo train-oracle --folds 2`",
+        )
     hashes, names = (lookup(scores.manifest, part) or {} for part in ("inputs", "input_names"))
     inputs = {name: Input(str(names.get(name, "")), str(each)) for name, each in hashes.items() if name != "scores"}
     inputs["scores"] = Input(str(scores.folder), scores.fingerprint)
-    theirs = lookup(scores.manifest, "settings") or {}
-    settings = {name: theirs[name] for name in _KEPT_SETTINGS if name in theirs}
-    return DenoiseJob(reporter, scores, inputs, settings, config.pool == "predecessor")
+    return DenoiseJob(config, reporter, scores, inputs, settings, folds)
 
 
-def _compute(job: DenoiseJob, work: Run) -> Written:
-    pooled, tokens = _pooled(job)
-    sides = [pooled.scores_N[:tokens], pooled.scores_N[tokens:]]
-    written = Written({}, pooled, [], [], Scale())
-    with job.reporter.task("denoise", int(job.scores.manifest["counts"]["kept"]), "pairs") as task:
-        for index, source in enumerate(job.scores.shards):
-            rows = list(job.scores.rows_of(source))
-            made = [row._replace(scores=_next_scores(row, sides)) for row in rows]
-            for before, after in zip(rows, made, strict=True):
-                written.before.append(implicit_margin(before.scores))
-                written.after.append(implicit_margin(after.scores))
-                written.scale.add(after.scores)
-            work.refuse_if_lost()
-            name, vocabulary = shard_name(index), job.scores.manifest["tokenizer"]["vocabulary"]
-            write_shard(work.place, name, made, work.fingerprint, vocabulary, raw=[row.scores for row in rows])
-            shard = own_shard(work.place, name, work.fingerprint)
-            if shard is None:
-                raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
-            written.checksums[name] = shard.checksum
-            task.advance(len(rows))
-    return written
-
-
-def _pooled(job: DenoiseJob) -> tuple[Pooled, int]:
-    """The scores of all chosen responses, then of all rejected ones, and how many the former are."""
+def _load(job: DenoiseJob) -> ScoredTokens:
     sides: list[list[tuple[NDArray[Any], ...]]] = [[], []]
+    folds: list[int] = []
     for columns in job.scores.columns():
+        prompts = np.split(columns.prompt_ids, columns.prompt_offsets[1:-1])
+        folds += [fold_of(ids, job.folds) for ids in prompts]
         last_ids = columns.prompt_ids[columns.prompt_offsets[1:] - 1]
         for side, found in zip((columns.chosen, columns.rejected), sides, strict=True):
-            found.append((side.scores, side.ids, _predecessors(side, last_ids)))
+            found.append((side.scores, side.ids, _predecessors(side, last_ids), side.lengths))
     chosen, rejected = sides
-    tokens = sum(len(scores) for scores, *_ in chosen)
-    scores_N, types_N, predecessors_N = (np.concatenate(part) for part in zip(*chosen, *rejected, strict=True))
-    if not job.predecessors:
+    scores_N, types_N, predecessors_N, lengths_R = (
+        np.concatenate(part) for part in zip(*chosen, *rejected, strict=True)
+    )
+    if job.config.pool == "type":
         predecessors_N = np.zeros_like(predecessors_N)
-    return pool(scores_N.astype(np.float64), types_N, predecessors_N), tokens
+    return ScoredTokens(scores_N.astype(np.float64), types_N, predecessors_N, lengths_R, np.array(folds))
 
 
 def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
@@ -119,6 +141,113 @@ def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
     before[1:] = side.ids[:-1]
     before[side.offsets[:-1]] = last_ids
     return before
+
+
+def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
+    pooled, unseen = tokens.pooled(), _unseen(job, tokens)
+    scores_N = pooled.scores_N
+    if job.config.calibrate:
+        if unseen is None:
+            raise SepoError(
+                f"all pairs of {job.scores.folder} are of one fold: calibrate has nothing to compare them with",
+                hint="score more pairs, or leave out --calibrate",
+            )
+        scores_N = unseen.calibration.coefficients_K @ pooled.parts_KN
+    before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.scores_N, scores_N))
+    chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
+    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, before, after)
+
+
+def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
+    """What the labels say of the scores, where these are of oracles that have not seen them."""
+    if len(np.unique(tokens.folds_P)) < 2:
+        return None
+    # Pooled within each fold, over the scores of one oracle: another fold's oracle has seen the labels of this one.
+    parts_KN = np.empty((len(PARTS), len(tokens.scores_N)))
+    folds_N = np.repeat(np.tile(tokens.folds_P, 2), tokens.lengths_R)
+    for fold in np.unique(tokens.folds_P):
+        parts_KN[:, folds_N == fold] = tokens.pooled(folds_N == fold).parts_KN
+    differences_PK = np.stack([tokens.differences(part_N) for part_N in parts_KN], axis=1)
+    type_P, context_P, residual_P = differences_PK.T
+    margins = {
+        "as measured": type_P + context_P + residual_P,
+        "pooled": type_P + context_P,
+        "calibrated": cross_fitted_margins(differences_PK, tokens.folds_P),
+    }
+    accuracies = {name: preference_accuracy(margins_P.tolist()) for name, margins_P in margins.items()}
+    return Unseen(calibrate(differences_PK), accuracies)
+
+
+def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
+    checksums, scale = _write_shards(job, work, found.sides)
+    manifest, calibrated = job.scores.manifest, job.config.calibrate
+    warnings = alarms(scale, {})
+    if found.unseen:
+        warnings += calibration_warnings(found.unseen.calibration, calibrated=calibrated)
+    elif job.folds > 1:
+        warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
+    warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
+    for warning in warnings:
+        job.reporter.warn(warning)
+    work.finish(
+        files=list(checksums),
+        device="cpu",
+        counts=manifest["counts"],
+        results=_results(found)
+        | {"source": {"fingerprint": job.scores.fingerprint, "results": manifest.get("results")}},
+        warnings=warnings,
+        tokenizer=manifest["tokenizer"],
+        shards=checksums,
+    )
+    pooled, accuracy = found.pooled, f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here"
+    rows = [
+        ("pairs", f"{manifest['counts']['kept']:,}"),
+        ("types", shrinkage_in_words(pooled.types)),
+        *([("types after a predecessor", shrinkage_in_words(pooled.contexts))] * (job.config.pool == "predecessor")),
+        ("implicit reward prefers chosen", accuracy),
+        *(calibration_rows(*found.unseen) if found.unseen else []),
+        ("scores", "calibrated: coefficients times parts" if calibrated else "pooled: type and context"),
+        ("measured scores", f"in the columns {' and '.join(RAW)}"),
+    ]
+    return Summary(f"scores in {work.place}", rows)
+
+
+def _results(found: Denoised) -> dict[str, Any]:
+    """For the manifest."""
+    results = {
+        "accuracy_before": found.before.as_json(),
+        "accuracy": found.after.as_json(),
+        "types": found.pooled.types._asdict(),
+        "contexts": found.pooled.contexts._asdict(),
+    }
+    if found.unseen:
+        calibration, accuracies = found.unseen
+        results["calibration"] = calibration.as_json(PARTS)
+        results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in accuracies.items()}
+    return results
+
+
+def _write_shards(job: DenoiseJob, work: Run, sides: list[NDArray[np.float64]]) -> tuple[dict[str, Checksum], Scale]:
+    """A shard for each shard; what they are, and how large the scores in them."""
+    sides = list(sides)
+    checksums: dict[str, Checksum] = {}
+    scale = Scale()
+    count, vocabulary = int(job.scores.manifest["counts"]["kept"]), job.scores.manifest["tokenizer"]["vocabulary"]
+    with job.reporter.task("denoise", count, "pairs") as task:
+        for index, source in enumerate(job.scores.shards):
+            rows = list(job.scores.rows_of(source))
+            made = [row._replace(scores=_next_scores(row, sides)) for row in rows]
+            for row in made:
+                scale.add(row.scores)
+            work.refuse_if_lost()
+            name = shard_name(index)
+            write_shard(work.place, name, made, work.fingerprint, vocabulary, raw=[row.scores for row in rows])
+            shard = own_shard(work.place, name, work.fingerprint)
+            if shard is None:
+                raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
+            checksums[name] = shard.checksum
+            task.advance(len(rows))
+    return checksums, scale
 
 
 def _next_scores(row: ScoredPair, sides: list[NDArray[Any]]) -> PairLogps:
@@ -130,39 +259,3 @@ def _next_scores(row: ScoredPair, sides: list[NDArray[Any]]) -> PairLogps:
             sides[number] = sides[number][len(ids) :]
 
     return PairLogps(*take())
-
-
-def _write(job: DenoiseJob, work: Run, written: Written) -> Summary:
-    manifest, pooled = job.scores.manifest, written.pooled
-    accuracies = [preference_accuracy(margins) for margins in (written.before, written.after)]
-    warnings = alarms(written.scale, {})
-    warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
-    for warning in warnings:
-        job.reporter.warn(warning)
-    work.finish(
-        files=list(written.checksums),
-        device="cpu",
-        counts=manifest["counts"],
-        results={
-            "accuracy_before": accuracies[0].as_json(),
-            "accuracy": accuracies[1].as_json(),
-            "types": pooled.types._asdict(),
-            "contexts": pooled.contexts._asdict(),
-            "source": {"fingerprint": job.scores.fingerprint, "results": manifest.get("results")},
-        },
-        warnings=warnings,
-        tokenizer=manifest["tokenizer"],
-        shards=written.checksums,
-    )
-    rows = [
-        ("pairs", f"{len(written.before):,}"),
-        ("types", _in_words(pooled.types)),
-        *([("types after a predecessor", _in_words(pooled.contexts))] if job.predecessors else []),
-        ("implicit reward prefers chosen", f"{accuracies[0]:.3f} before, {accuracies[1]:.3f} now, of all pairs here"),
-        ("measured scores", f"in the columns {' and '.join(RAW)}"),
-    ]
-    return Summary(f"scores in {work.place}", rows)
-
-
-def _in_words(found: Shrinkage) -> str:
-    return f"{found.groups:,}: variance {found.between:.2g} between their means, {found.within:.2g} within"

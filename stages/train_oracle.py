@@ -234,7 +234,7 @@ def _oracle_of_fold(
         model = _make_oracle(job, work, name, model, train, examples[:known])
     else:
         model = _read_oracle(job, work.folder / name, lambda: model)
-    mine = [pair for pair in data.held_out if fold_of(pair, config.folds) == fold]
+    mine = [pair for pair in data.held_out if fold_of(pair.prompt_ids, config.folds) == fold]
     logps = logps_of(model, mine, context, f"{name}, held-out pairs") if mine else []
     return {pair.pair_id: each for pair, each in zip(mine, logps, strict=True)}
 

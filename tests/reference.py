@@ -172,6 +172,19 @@ def token_kl(model, other, prompt_ids, response_ids):
     return found
 
 
+def logistic_slopes(differences, coefficients):
+    """First and second derivatives of the sum of log sigmoid(x . c) over the rows x of `differences`."""
+    count = len(coefficients)
+    first, second = [0.0] * count, [[0.0] * count for _ in range(count)]
+    for row in differences:
+        p = 1 / (1 + math.exp(-sum(x * c for x, c in zip(row, coefficients, strict=True))))
+        for i in range(count):
+            first[i] += (1 - p) * row[i]
+            for j in range(count):
+                second[i][j] -= p * (1 - p) * row[i] * row[j]
+    return first, second
+
+
 def quantile(values, share):
     """The usual linear interpolation between the two nearest values."""
     ordered = sorted(values)

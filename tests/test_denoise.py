@@ -9,9 +9,14 @@ import pytest
 from stages import denoise
 from stages.configs import DenoiseConfig
 from stages.errors import SepoError
+from stages.method.calibration import calibrate
+from stages.method.folds import fold_of
 from stages.method.pooling import pool
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
+from stages.types import PairLogps, ScoredPair
+from tests.conftest import token_pair
+from tests.scored import score_folder, scored_pair
 from tests.world import manifest, run_policy
 
 
@@ -99,3 +104,75 @@ def test_what_is_denoised_is_not_denoised_again(world, folder, tmp_path):
     before = (folder / "manifest.json").read_bytes()
     denoised(world / "scores", folder)
     assert (folder / "manifest.json").read_bytes() == before
+
+
+def planted(folder, *, real):
+    """Scores by two oracles of pairs that these had not seen: half of a token's score is its type's, half its own.
+
+    Labels follow the types, or the tokens' own halves.
+    """
+    rng, rows = np.random.default_rng(7), []
+    types = rng.normal(size=20)
+    for number in range(300):
+        ids = rng.integers(0, 20, (2, 6))
+        own = rng.normal(size=(2, 6))
+        rewards = (types[ids] if real == "type" else own).sum(1)
+        first = int(rng.random() > 1 / (1 + np.exp(rewards[1] - rewards[0])))
+        pair = token_pair(number, rng.integers(0, 20, 3), ids[first], ids[1 - first])
+        scores = (types[ids] + own).astype(np.float32)
+        rows.append(ScoredPair(pair, PairLogps(scores[first], scores[1 - first]), None))
+    score_folder(folder, rows, shards=2)
+    written = manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps({**written, "settings": {"folds": 2}}))
+    return folder
+
+
+@pytest.mark.parametrize(("real", "memory"), [("type", "residual"), ("residual", "type")])
+def test_labels_of_unseen_pairs_say_which_part_of_the_scores_is_real(tmp_path, real, memory):
+    results = manifest(denoised(planted(tmp_path / "s", real=real), tmp_path / "d"))["results"]
+    found, accuracies = results["calibration"], results["accuracy_on_unseen_pairs"]
+    assert found[real]["coefficient"] == pytest.approx(1, abs=3 * found[real]["standard_error"])
+    assert found[memory]["coefficient"] == pytest.approx(0, abs=3 * found[memory]["standard_error"])
+    assert found[real]["standard_error"] < 0.2
+    best = "pooled" if real == "type" else "calibrated"
+    assert accuracies[best]["value"] > accuracies["as measured"]["value"] + 0.05
+    assert accuracies["calibrated"]["value"] > accuracies["as measured"]["value"] + 0.05
+    warned = " ".join(manifest(tmp_path / "d")["warnings"])
+    assert ("neither what a token's type" in warned, "--calibrate keeps it" in warned) == (real != "type",) * 2
+
+
+def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
+    """The coefficients are of parts pooled within a fold; what is written is pooled over all."""
+    folder = planted(tmp_path / "s", real="type")
+    types, predecessors, scores = map(np.array, zip(*tokens(folder), strict=True))
+    rows = list(open_scores(folder).rows())
+    of_pair = np.tile(np.repeat(np.arange(300), 6), 2)
+    folds = np.array([fold_of(row.pair.prompt_ids, 2) for row in rows])[of_pair]
+    sign = np.repeat([1, -1], 1800)
+    differences = np.zeros((300, 3))
+    for fold in (0, 1):
+        mine = folds == fold
+        for k, part in enumerate(pool(scores[mine], types[mine], predecessors[mine]).parts_KN):
+            np.add.at(differences[:, k], of_pair[mine], sign[mine] * part)
+    calibration = calibrate(differences)
+    output = denoised(folder, tmp_path / "d", calibrate=True)
+    found = manifest(output)["results"]["calibration"]
+    assert [each["coefficient"] for each in found.values()] == pytest.approx(calibration.coefficients_K)
+    assert [each["standard_error"] for each in found.values()] == pytest.approx(calibration.errors_K)
+    expected = calibration.coefficients_K @ pool(scores, types, predecessors).parts_KN
+    assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
+    assert manifest(output)["settings"]["folds"] == 2
+
+
+def test_scores_that_may_remember_the_labels_are_not_calibrated(world, tmp_path):
+    with pytest.raises(SepoError, match="may have seen the pairs"):
+        denoised(world / "scores", tmp_path / "d", calibrate=True)
+    assert "calibration" not in manifest(denoised(world / "scores", tmp_path / "d"))["results"]
+
+
+def test_pairs_of_one_fold_calibrate_nothing(tmp_path):
+    folder = score_folder(tmp_path / "s", [scored_pair(number, [1], [2, 3], [4]) for number in range(3)])
+    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "settings": {"folds": 2}}))
+    with pytest.raises(SepoError, match="are of one fold"):
+        denoised(folder, tmp_path / "d", calibrate=True)
+    assert "all pairs are of one of 2 folds" in " ".join(manifest(denoised(folder, tmp_path / "d"))["warnings"])

@@ -32,10 +32,10 @@ def folds(tmp_path_factory, chat_folder):
 
 def test_the_fold_is_told_by_the_prompt_alone():
     pairs = [token_pair(n, [5, n % 40], [n], [n + 1]) for n in range(400)]
-    told = [fold_of(pair, 2) for pair in pairs]
+    told = [fold_of(pair.prompt_ids, 2) for pair in pairs]
     assert told[:40] * 10 == told
     assert 8 < sum(told[:40]) < 32
-    assert {fold_of(pair, 3) for pair in pairs} == {0, 1, 2}
+    assert {fold_of(pair.prompt_ids, 3) for pair in pairs} == {0, 1, 2}
 
 
 def split_of(folds):
@@ -47,7 +47,7 @@ def test_each_oracle_is_that_of_the_other_pairs_alone(folds, chat_folder):
     """To the bit; and the manifest says of how many."""
     train, _ = split_of(folds)
     rows, pairs = rows_of_many_prompts(), [row.pair for row in open_scores(folds / "scores").rows()]
-    second = [rows[n] for n in train if fold_of(pairs[n], 2) == 1]
+    second = [rows[n] for n in train if fold_of(pairs[n].prompt_ids, 2) == 1]
     write_lines(folds / "second.jsonl", second)
     run_oracle(folds, chat_folder, output="second", dataset=folds / "second.jsonl", sft_epochs=0, eval_fraction=0.0)
     assert torch.equal(weights(folds / "oracle/oracle-1"), weights(folds / "second/oracle"))
@@ -60,7 +60,7 @@ def test_each_oracle_is_that_of_the_other_pairs_alone(folds, chat_folder):
 def test_each_pair_is_scored_by_the_oracle_that_has_not_seen_it(folds):
     base = load_model(folds / "oracle/reference", trust_remote_code=False)
     for row in list(open_scores(folds / "scores").rows())[::5]:
-        name = f"oracle-{fold_of(row.pair, 2) + 1}"
+        name = f"oracle-{fold_of(row.pair.prompt_ids, 2) + 1}"
         oracle = load_model(folds / "oracle" / name, trust_remote_code=False)
         ids = row.pair.prompt_ids, row.pair.chosen_ids
         expected = reference.scores(reference.response_logps(oracle, *ids), reference.response_logps(base, *ids))

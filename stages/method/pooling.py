@@ -6,13 +6,16 @@ tokens of a type, and over those that follow the same token, holds less of that.
 Shapes: ``N`` tokens of a data set, ``G`` groups of them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+PARTS: Final = ("type", "context", "residual")
+"""of a score"""
 
 
 class Shrinkage(NamedTuple):
@@ -32,15 +35,30 @@ class Shrinkage(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """Pooled scores, and what they were made by."""
+    """Scores in three parts that add up to them, and what the parts were made by."""
 
-    scores_N: Values
+    type_N: Values
+    """what a token's type scores"""
+    context_N: Values
+    """what the type scores beyond that after this predecessor"""
+    residual_N: Values
+    """what this token alone scores beyond both"""
     types: Shrinkage
     contexts: Shrinkage
 
+    @property
+    def scores_N(self) -> Values:
+        """Pooled scores: without what one token alone says."""
+        return self.type_N + self.context_N
+
+    @property
+    def parts_KN(self) -> Values:
+        """The parts named in `PARTS`, (3, N)."""
+        return np.stack([self.type_N, self.context_N, self.residual_N])
+
 
 def pool(scores_N: Values, types_N: Labels, predecessors_N: Labels) -> Pooled:
-    """Scores as mean of their type + what the type scores beyond that after this predecessor, both shrunk.
+    """Scores as mean of their type + what the type scores beyond that after this predecessor, both shrunk, + the rest.
 
     A type's mean is shrunk towards that of all tokens; the mean of a (predecessor, type) towards the type's.
 
@@ -54,7 +72,8 @@ def pool(scores_N: Values, types_N: Labels, predecessors_N: Labels) -> Pooled:
     contexts_N = _numbered(predecessors_N.astype(np.int64) << 32 | types_N)
     of_type_N, types = _effects(scores_N, types_N, everything_N)
     of_context_N, contexts = _effects(scores_N, contexts_N, types_N)
-    return Pooled(overall + of_type_N + of_context_N, types, contexts)
+    residual_N = scores_N - overall - of_type_N - of_context_N
+    return Pooled(overall + of_type_N, of_context_N, residual_N, types, contexts)
 
 
 def shrinkage(values_N: Values, groups_N: Labels, wholes_N: Labels) -> Shrinkage:

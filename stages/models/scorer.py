@@ -107,7 +107,7 @@ class Scorer:
 
     def _by_oracle(self, pairs: list[TokenPair]) -> Iterator[tuple[Path, list[int]]]:
         """Each oracle with the places of the pairs that it scores: all, or those of its fold."""
-        folds = [fold_of(pair, len(self.models.oracles)) for pair in pairs]
+        folds = [fold_of(pair.prompt_ids, len(self.models.oracles)) for pair in pairs]
         for fold, oracle in enumerate(self.models.oracles):
             yield oracle, [place for place, theirs in enumerate(folds) if theirs == fold]
 
