@@ -1,8 +1,9 @@
 """`sepo denoise`: scores without what only one token says, in the place of those that were measured.
 
 A token's score becomes what its type scores over the data set, and beyond that what the type scores after the token
-before it (`stages.method.pooling`). Where oracles scored pairs that they had not seen, the labels say how much of each
-part is real (`stages.method.calibration`). Nothing else of a row changes; the measured scores stay beside the new ones.
+before it (`stages.method.pooling`), of centred scores where `sepo score --center` measured how to centre them. Where
+oracles scored pairs that they had not seen, the labels say how much of each part is real
+(`stages.method.calibration`). Nothing else of a row changes; the measured scores stay beside the new ones.
 """
 
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
 from stages.store.columns import Side
 from stages.store.manifest import Input
+from stages.store.rows import KL
 from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, is_sound, open_scores
 from stages.store.shape import lookup
-from stages.store.shards import RAW, own_shard, shard_name, write_shard
+from stages.store.shards import RAW, own_shard, read_beside, shard_name, write_shard
 from stages.types import PairLogps, ScoredPair
 
 STAGE: Final = "denoise"
@@ -50,11 +52,17 @@ class DenoiseJob(NamedTuple):
 class ScoredTokens(NamedTuple):
     """``N`` response tokens of ``R`` responses, two a pair: all chosen ones, then all rejected ones."""
 
+    measured_N: NDArray[np.float64]
     scores_N: NDArray[np.float64]
+    """centred, where the folder says by how much"""
     types_N: NDArray[Any]
     predecessors_N: NDArray[Any]
     lengths_R: NDArray[np.int64]
     folds_P: NDArray[np.int64]
+
+    @property
+    def is_centred(self) -> bool:
+        return self.scores_N is not self.measured_N
 
     def pooled(self, mask_N: NDArray[np.bool_] | slice = slice(None)) -> Pooled:
         """The scores of some tokens, pooled over these."""
@@ -83,6 +91,7 @@ class Denoised(NamedTuple):
     """the new scores of all chosen responses, then those of all rejected ones"""
     pooled: Pooled
     unseen: Unseen | None
+    centred: bool
     before: Interval
     """accuracy of the implicit reward on all pairs"""
     after: Interval
@@ -130,9 +139,29 @@ def _load(job: DenoiseJob) -> ScoredTokens:
     scores_N, types_N, predecessors_N, lengths_R = (
         np.concatenate(part) for part in zip(*chosen, *rejected, strict=True)
     )
+    scores_N = scores_N.astype(np.float64)
     if job.config.pool == "type":
         predecessors_N = np.zeros_like(predecessors_N)
-    return ScoredTokens(scores_N.astype(np.float64), types_N, predecessors_N, lengths_R, np.array(folds))
+    kl_N = _kl(job.scores, len(scores_N))
+    centred_N = scores_N if kl_N is None else scores_N + kl_N
+    return ScoredTokens(scores_N, centred_N, types_N, predecessors_N, lengths_R, np.array(folds))
+
+
+def _kl(scores: Scores, tokens: int) -> NDArray[np.float64] | None:
+    """KL(reference || oracle) at every token, (N,), where all shards have it.
+
+    Score + KL is the score minus its mean under the reference, which is -KL by definition of both: how much more likely
+    the oracle makes this token, against what it does to the tokens that might stand there. TDPO1 rewards a response
+    with its sum (arXiv 2404.11999, with beta 1).
+    """
+    found = [read_beside(scores.folder, name, KL) for name in scores.shards]
+    if any(each is None for each in found):
+        return None
+    kl_N = np.concatenate([np.concatenate(side) for side in zip(*filter(None, found), strict=True)])
+    if len(kl_N) != tokens or not np.isfinite(kl_N).all():
+        problem = f"{scores.folder}: the columns {' and '.join(KL)} do not have a number for every response token"
+        raise SepoError(problem, hint="score again with --center")
+    return kl_N.astype(np.float64)
 
 
 def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
@@ -153,9 +182,9 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
                 hint="score more pairs, or leave out --calibrate",
             )
         scores_N = unseen.calibration.coefficients_K @ pooled.parts_KN
-    before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.scores_N, scores_N))
+    before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
-    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, before, after)
+    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
 
 
 def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
@@ -169,8 +198,10 @@ def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
         parts_KN[:, folds_N == fold] = tokens.pooled(folds_N == fold).parts_KN
     differences_PK = np.stack([tokens.differences(part_N) for part_N in parts_KN], axis=1)
     type_P, context_P, residual_P = differences_PK.T
+    centred = {"centred": type_P + context_P + residual_P} if tokens.is_centred else {}
     margins = {
-        "as measured": type_P + context_P + residual_P,
+        "as measured": tokens.differences(tokens.measured_N),
+        **centred,
         "pooled": type_P + context_P,
         "calibrated": cross_fitted_margins(differences_PK, tokens.folds_P),
     }
@@ -202,6 +233,7 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     pooled, accuracy = found.pooled, f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here"
     rows = [
         ("pairs", f"{manifest['counts']['kept']:,}"),
+        ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),
         ("types", shrinkage_in_words(pooled.types)),
         *([("types after a predecessor", shrinkage_in_words(pooled.contexts))] * (job.config.pool == "predecessor")),
         ("implicit reward prefers chosen", accuracy),
@@ -217,6 +249,7 @@ def _results(found: Denoised) -> dict[str, Any]:
     results = {
         "accuracy_before": found.before.as_json(),
         "accuracy": found.after.as_json(),
+        "centred": found.centred,
         "types": found.pooled.types._asdict(),
         "contexts": found.pooled.contexts._asdict(),
     }
@@ -241,7 +274,8 @@ def _write_shards(job: DenoiseJob, work: Run, sides: list[NDArray[np.float64]]) 
                 scale.add(row.scores)
             work.refuse_if_lost()
             name = shard_name(index)
-            write_shard(work.place, name, made, work.fingerprint, vocabulary, raw=[row.scores for row in rows])
+            measured = dict(zip(RAW, zip(*(row.scores for row in rows), strict=True), strict=True))
+            write_shard(work.place, name, made, work.fingerprint, vocabulary, beside=measured)
             shard = own_shard(work.place, name, work.fingerprint)
             if shard is None:
                 raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")

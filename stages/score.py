@@ -9,7 +9,7 @@ side, is decided by `sepo train-policy`.
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -26,11 +26,12 @@ from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, Task
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
 from stages.store.logps import KnownLogps, read_logps
 from stages.store.manifest import Input
+from stages.store.rows import KL
 from stages.store.run import Run, open_stage
 from stages.store.scores import is_sound
 from stages.store.shape import lookup
@@ -38,7 +39,7 @@ from stages.store.shards import own_shard, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
-from stages.types import Tokenizer, TokenPair
+from stages.types import ScoredPair, Tokenizer, TokenPair
 
 STAGE: Final = "score"
 LEAST_NOISE_PAIRS: Final = 16
@@ -124,9 +125,19 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair
     count = sum(shards[name].stop - shards[name].start for name in missing)
     with job.reporter.task("score", count, "pairs") as task:
         for name in missing:
-            rows = scorer.score(list(pairs[shards[name]]), task)
+            rows, kl = _scored(job, scorer, list(pairs[shards[name]]), task)
             work.refuse_if_lost()
-            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer))
+            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer), beside=kl)
+
+
+def _scored(
+    job: ScoreJob, scorer: Scorer, pairs: list[TokenPair], task: Task
+) -> tuple[list[ScoredPair], dict[str, Sequence[Any]]]:
+    """The pairs' rows, and the columns that centre their scores, where these were asked for."""
+    if not job.config.center:
+        return scorer.score(pairs, task), {}
+    rows, kl = zip(*scorer.score_with_kl(pairs, task), strict=True)
+    return list(rows), dict(zip(KL, zip(*kl, strict=True), strict=True))
 
 
 def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair], counts: Counts) -> Summary:

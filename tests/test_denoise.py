@@ -164,6 +164,44 @@ def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
     assert manifest(output)["settings"]["folds"] == 2
 
 
+def beside(folder, **columns):
+    """Write further columns into every shard: functions of a row's number."""
+    start = 0
+    for name in manifest(folder)["files"]:
+        table = pq.read_table(folder / name)
+        for column, values in columns.items():
+            table = table.append_column(column, [[values(start + n) for n in range(len(table))]])
+        start += len(table)
+        pq.write_table(table, folder / name)
+
+
+def test_scores_are_centred_before_they_are_pooled(tmp_path):
+    """By what the folder says of each token; the measured scores stay what they were."""
+    folder = planted(tmp_path / "s", real="type")
+    types, predecessors, scores = map(np.array, zip(*tokens(folder), strict=True))
+    plain = manifest(denoised(folder, tmp_path / "plain"))["results"]
+    kl = np.random.default_rng(3).random((2, 300, 6)).round(3)
+    beside(folder, chosen_kl=lambda n: kl[0, n].tolist(), rejected_kl=lambda n: kl[1, n].tolist())
+    output = denoised(folder, tmp_path / "d")
+    expected = pool(scores + kl.ravel(), types, predecessors).scores_N
+    assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
+    results = manifest(output)["results"]
+    assert (results["centred"], plain["centred"]) == (True, False)
+    ours, theirs = (each["accuracy_on_unseen_pairs"] for each in (results, plain))
+    assert ours["as measured"] == theirs["as measured"]
+    margins = (scores + kl.ravel()).reshape(2, 300, 6).sum(-1)
+    assert ours["centred"]["value"] == pytest.approx((margins[0] > margins[1]).mean())
+    table = pq.read_table(output / manifest(output)["files"][0])
+    assert np.concatenate(table["chosen_raw_scores"].to_pylist()) == pytest.approx(scores[: 150 * 6], abs=1e-6)
+
+
+def test_what_centres_has_a_number_for_every_token(tmp_path):
+    folder = score_folder(tmp_path / "s", [scored_pair(number, [1], [2, 3], [4]) for number in range(3)])
+    beside(folder, chosen_kl=lambda n: [0.1] * (1 + (n > 0)), rejected_kl=lambda n: [0.1])
+    with pytest.raises(SepoError, match="do not have a number for every response token"):
+        denoised(folder, tmp_path / "d")
+
+
 def test_scores_that_may_remember_the_labels_are_not_calibrated(world, tmp_path):
     with pytest.raises(SepoError, match="may have seen the pairs"):
         denoised(world / "scores", tmp_path / "d", calibrate=True)

@@ -1,6 +1,7 @@
 """`sepo train-oracle --folds`: oracles that score what they have not seen."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -70,6 +71,22 @@ def test_each_pair_is_scored_by_the_oracle_that_has_not_seen_it(folds):
     assert {"oracle-1", "oracle-2"} < {*written["inputs"]}
     # Measured again by the same oracles.
     assert written["results"]["noise"]["p99"] < 1e-4
+
+
+def test_what_centres_a_score_is_its_own_oracles_divergence(folds):
+    """A score's mean under the reference is -KL(reference || oracle); nothing else of the shards changes."""
+    run_score(folds, output="centred", center=True)
+    base = load_model(folds / "oracle/reference", trust_remote_code=False)
+    kl = [pq.read_table(folds / "centred" / name)["rejected_kl"] for name in manifest(folds / "centred")["files"]]
+    rows = list(open_scores(folds / "centred").rows())
+    for row, theirs in zip(rows, open_scores(folds / "scores").rows(), strict=True):
+        np.testing.assert_allclose(np.concatenate(row.scores), np.concatenate(theirs.scores), atol=1e-5)
+    for number in (0, 1, 2, 23):
+        pair = rows[number].pair
+        oracle = load_model(folds / f"oracle/oracle-{fold_of(pair.prompt_ids, 2) + 1}", trust_remote_code=False)
+        expected = reference.token_kl(base, oracle, pair.prompt_ids, pair.rejected_ids)
+        assert max(expected) > 1e-3
+        assert kl[number // 16][number % 16].as_py() == pytest.approx(expected, abs=1e-5)
 
 
 def test_held_out_pairs_are_judged_by_the_oracle_of_their_fold(folds):

@@ -33,6 +33,9 @@ class ScoreConfig(Config):
     """How exactly the models are computed; logits are float32 always. A score is a small difference: see what the
     summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA."""
     device_map: shared.DeviceMap = None
+    center: Annotated[bool, Option(METHOD)] = False
+    """Measure KL(reference || oracle) over the whole vocabulary at every response token too, in columns beside the
+    scores, for `denoise` to centre them by. Computes the reference's log-probs anew where they are known."""
     noise_check: Annotated[float, Option(MEMORY, limit=limits.share_or_zero, content=False)] = 0.01
     """Share of the pairs (at least 16, at most 512) that is scored again in float32, one at a time, to measure the
     noise of the scores; 0 = no check."""

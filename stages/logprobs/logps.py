@@ -10,7 +10,7 @@ Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N``
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from stages.logprobs.head import (
     head_kl,
     head_logps,
     kl_from_reference,
+    kl_of_reference,
     own_head_in_float32,
 )
 from stages.logprobs.packing import Packed, pack, packed_groups, unique_tokens
@@ -142,25 +143,65 @@ def response_logps(
     Returns:
         one list a model, in the order of the models; each in the order of the pairs.
     """
+
+    def measure(batch: Packed | Batch) -> Iterator[Tensor]:
+        for forward in forwards:
+            with forward.context(), attention_for(forward, batch):
+                yield weighted_logps(forward, batch)
+
+    return _measured(measure, len(forwards), forwards, pairs, max_tokens, device, task, accelerator)
+
+
+@torch.no_grad()
+def response_logps_and_kl(
+    oracle: Forward, reference: Forward, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
+) -> list[list[PairLogps]]:
+    """Log-probs of every response token under two models, and KL(reference || oracle) there; as `response_logps`.
+
+    At a token it is the divergence of the two distributions that the token is drawn from, over the whole vocabulary.
+    """
+
+    def measure(batch: Packed | Batch) -> Iterator[Tensor]:
+        with oracle.context(), attention_for(oracle, batch):
+            ours = _logits(oracle, batch)
+        with reference.context(), attention_for(reference, batch):
+            theirs = _logits(reference, batch)
+        for values_N in (_logps_of(ours, batch), _logps_of(theirs, batch), head_kl(ours, theirs, kl_of_reference)):
+            yield _placed(batch, values_N)
+
+    return _measured(measure, 3, [oracle, reference], pairs, max_tokens, device, task, None)
+
+
+def _measured(
+    measure: Callable[[Packed | Batch], Iterator[Tensor]],
+    kinds: int,
+    forwards: Sequence[Forward],
+    pairs: list[TokenPair],
+    max_tokens: int,
+    device: torch.device,
+    task: Task,
+    accelerator: Accelerator | None,
+) -> list[list[PairLogps]]:
+    """So many kinds of values of every response token; `measure` gives them, in the shape of a batch's weights."""
     packs = all(forward.packs for forward in forwards)
+    for forward in forwards:
+        forward.model.eval()
     examples = [whole(pair) for pair in pairs]
     groups = make_groups(examples, max_tokens, packs=packs)
-    found: list[list[Tensor]] = [[] for _ in forwards]
+    found: list[list[Tensor]] = [[] for _ in range(kinds)]
     worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
     mine = worker.share(len(groups))
     for number in mine:
         chosen = [examples[place] for place in groups[number]]
         batch = make_batch(chosen, device, packs=packs)
-        for forward, logps in zip(forwards, found, strict=True):
-            forward.model.eval()
-            memory = memory_for(chosen, batch[0].numel(), max_tokens, trains=False)
-            with memory, forward.context(), attention_for(forward, batch):
-                logps.append(pair_by_pair(batch, weighted_logps(forward, batch)))
+        with memory_for(chosen, batch[0].numel(), max_tokens, trains=False):
+            for values, kind in zip(measure(batch), found, strict=True):
+                kind.append(pair_by_pair(batch, values))
         # Meanwhile the others do as many.
         task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
     places = [place for number in mine for place in groups[number]]
     # Copied once, at the end: a device would wait for every copy.
-    share = places, [torch.cat(logps).cpu().numpy() if logps else np.empty(0, np.float32) for logps in found]
+    share = places, [torch.cat(kind).cpu().numpy() if kind else np.empty(0, np.float32) for kind in found]
     shares = gather_object([share]) if accelerator else [share]
     places = [place for places, _ in shares for place in places]
     return [

@@ -8,7 +8,7 @@ import torch
 
 from stages.devices.precision import products
 from stages.errors import SepoError
-from stages.logprobs.logps import Forward, response_logps
+from stages.logprobs.logps import Forward, response_logps, response_logps_and_kl
 from stages.logprobs.paths import find_paths
 from stages.method.folds import fold_of
 from stages.models.adapters import is_adapter
@@ -104,6 +104,24 @@ class Scorer:
         for oracle, places in self._by_oracle(pairs):
             scored |= zip(places, self._score(oracle, [pairs[place] for place in places], task), strict=True)
         return [scored[place] for place in range(len(pairs))]
+
+    def score_with_kl(self, pairs: list[TokenPair], task: Task) -> list[tuple[ScoredPair, PairLogps]]:
+        """The same, each pair with KL(reference || its oracle) at every response token, nats."""
+        found: dict[int, tuple[ScoredPair, PairLogps]] = {}
+        for folder, places in self._by_oracle(pairs):
+            some = [pairs[place] for place in places]
+            with products(self._loading.precision):
+                ours, theirs, kl = response_logps_and_kl(
+                    self._forward(folder),
+                    self._forward(self.models.reference),
+                    some,
+                    max_tokens=self._max_tokens,
+                    device=self._loading.device,
+                    task=task,
+                )
+            scored = [ScoredPair(*each) for each in zip(some, map(difference, ours, theirs), theirs, strict=True)]
+            found |= zip(places, zip(scored, kl, strict=True), strict=True)
+        return [found[place] for place in range(len(pairs))]
 
     def _by_oracle(self, pairs: list[TokenPair]) -> Iterator[tuple[Path, list[int]]]:
         """Each oracle with the places of the pairs that it scores: all, or those of its fold."""

@@ -28,6 +28,8 @@ SCHEMA: Final = pa.schema(
 )
 WEIGHTS: Final = ("chosen_weights", "rejected_weights")
 """list<float32>, which another scorer may add: a weight for every response token"""
+KL: Final = ("chosen_kl", "rejected_kl")
+"""list<float32>, nats, which `sepo score --center` adds: KL(reference || oracle) at every response token"""
 READ: Final = (*SCHEMA.names, *WEIGHTS)
 ID_BOUND: Final = 1 << 31
 _REMEDY: Final = "docs/scores-format.md says what a folder of scores holds"

@@ -7,6 +7,7 @@ killed run left is taken over only where all that is right. The manifest of a fi
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,14 +28,14 @@ from stages.store.rows import (
     refuse_other_columns,
     rows_of,
 )
-from stages.types import PairLogps, ScoredPair
+from stages.types import Floats, ScoredPair
 
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"
 ROWS_IN_MEMORY: Final = 1024
 RAW: Final = ("chosen_raw_scores", "rejected_raw_scores")
 """list<float32>, scores as they were measured, where others stand in their place"""
-_NONE: Final[Mapping[str, str]] = {}
+_NONE: Final[Mapping[str, Any]] = {}
 
 
 class OwnShard(NamedTuple):
@@ -57,23 +58,22 @@ def write_shard(
     fingerprint: str,
     tokenizer: str,
     notes: Mapping[str, str] = _NONE,
-    raw: list[PairLogps] | None = None,
+    beside: Mapping[str, Sequence[Any]] = _NONE,
 ) -> None:
     """Check the rows and write them as one shard, whole or not at all.
 
     Args:
         tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
         notes: what else the shard shall say of itself, as key-value metadata.
-        raw: the scores, a row each, that those of the rows were made of, for the columns `RAW`; with them go the rows'
-            weights.
+        beside: further columns of list<float32>, an array each row, such as `RAW`; with them go the rows' weights.
     """
     for row in rows:
         check_row(row, name)
     said = {"sepo.format": str(FORMAT), "sepo.fingerprint": fingerprint, "sepo.tokenizer": tokenizer}
     schema = SCHEMA.with_metadata({**said, "sepo.shard": name, **notes})
     table = pa.Table.from_pydict(as_columns(rows), schema=schema)
-    added: dict[str, Sequence[Any]] = {} if raw is None else dict(zip(RAW, zip(*raw, strict=True), strict=True))
-    if raw is not None and any(row.weights for row in rows):
+    added = dict(beside)
+    if beside and any(row.weights for row in rows):
         added |= zip(WEIGHTS, ([getattr(row.weights, side, None) for row in rows] for side in SIDES), strict=True)
     for column, values in added.items():
         table = table.append_column(pa.field(column, FLOATS), pa.array(values, FLOATS))
@@ -140,6 +140,16 @@ def shard_batches(
     batches = parquet.iter_batches(ROWS_IN_MEMORY, columns=columns)
     while batch := _next_of(batches, where):
         yield batch
+
+
+def read_beside(place: Place, name: str, columns: Sequence[str]) -> list[Floats] | None:
+    """Flat values of further columns of a shard whose rows have been read; None if it lacks one."""
+    with borrowed(f"cannot read {place.at(name)}", DAMAGED):
+        parquet = pq.ParquetFile(pa.BufferReader(place.read(name)))
+        if not {*columns} <= {*parquet.schema_arrow.names}:
+            return None
+        table = parquet.read(columns=[*columns])
+        return [table[column].combine_chunks().flatten().to_numpy().astype(np.float32) for column in columns]
 
 
 def _next_of(batches: Iterator[pa.RecordBatch], where: str) -> pa.RecordBatch | None:
