@@ -34,7 +34,7 @@ from stages.generation.questions import Question, QuestionCounts, count_question
 from stages.generation.shard import RequestSettings, answer_shard
 from stages.generation.tally import AnswerTally, read_rate, tallied, write_timing
 from stages.models.habits import NO_HABITS, Habits
-from stages.reporting import Reporter, Summary, Task
+from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.answers import DAMAGED, Answer, answers_name, journal_name, read_answers, write_answers
 from stages.store.files import write_text, writing
 from stages.store.manifest import Input
@@ -174,10 +174,11 @@ def _compute(job: GenerateJob, work: Run) -> None:
     mine = [units[index] for index in job.worker.share(len(units))]
     missing = [unit for unit in mine if not _is_there(work, unit)]
     job.reporter.say(
-        f"{job.counts.questions:,} prompts = {len(job.counts.answers):,} shards of up to {config.shard_size:,}"
+        f"{counted(job.counts.questions, 'prompt')} = {counted(len(job.counts.answers), 'shard')}"
+        f" of up to {config.shard_size:,}"
     )
     if len(missing) < len(mine):
-        job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+        job.reporter.say(f"there already: {counted(len(mine) - len(missing), 'shard')}")
     wanted = {name: {unit.shard for unit in missing if unit.model == name} for name in job.models}
     refuse_unserved([job.models[name] for name, shards in wanted.items() if shards], config)
     total = sum(job.counts.answers[unit.shard] for unit in missing) * config.samples
@@ -225,7 +226,7 @@ def _write(job: GenerateJob, work: Run) -> Summary:
         return work.nothing_to_do("answers")
     if missing:
         return work.unfinished(str(job.worker), missing)
-    tallies = {name: tallied(_answers(job, work, name)) for name in job.models}
+    tallies = {name: tallied(_answers(job, work, name), job.settings[name].max_new_tokens) for name in job.models}
     official, steps, warnings = _official(job, work)
     warnings = [each for name, tally in tallies.items() for each in tally.warnings(name)] + warnings
     for warning in warnings:

@@ -33,11 +33,12 @@ from stages.generation.rankings import (
     VerifierRanking,
     load_verifier,
     read_rewards,
+    strays,
 )
 from stages.models.folders import usable_length
 from stages.models.loading import refuse_unloadable
 from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
-from stages.reporting import Reporter, Summary, printable
+from stages.reporting import Reporter, Summary, counted, printable
 from stages.store.answers import Answer, AnswerFolder, open_answers
 from stages.store.files import hash_file
 from stages.store.manifest import Input, identity_of, made_just_now
@@ -91,7 +92,8 @@ def run(config: PairConfig, reporter: Reporter) -> Summary:
     found = claim_pairs(output, identity, job.inputs, defaults=defaults, overwrite=config.overwrite)
     if found is not None:
         return Summary(f"pairs in {output}", [("already finished", str(manifest_of(output)))], fresh=False)
-    ranking, tally = _load(job), Tally()
+    tally = Tally()
+    ranking = _load(job, tally.counts)
 
     def manifest() -> dict[str, Any]:
         made_by = made_just_now(str(job.device), started)
@@ -152,12 +154,12 @@ def _verifier(name: str) -> Verifier:
     return share
 
 
-def _load(job: PairJob) -> Ranking:
+def _load(job: PairJob, counts: PairCounts) -> Ranking:
     config = job.config
     if config.verifier:
         return VerifierRanking(config.verifier, _verifier(config.verifier))
     if config.rewards:
-        return GivenRanking(read_rewards(config.rewards, config.reward_column))
+        return GivenRanking(_given(job, config.rewards, counts))
     assert job.oracle is not None
     models, tokenizer = job.oracle
     trust = config.trust_remote_code
@@ -165,6 +167,22 @@ def _load(job: PairJob) -> Ranking:
     scorer = Scorer(models, config, job.device, None, job.reporter)
     encoder = Encoder(tokenizer, _template_arguments(job))
     return OracleRanking(scorer, encoder, max_length, per_token=config.per_token)
+
+
+def _given(job: PairJob, file: str, counts: PairCounts) -> dict[tuple[str, int], float]:
+    """The rewards of a file; those that are of no answer are counted."""
+    known = read_rewards(file, job.config.reward_column)
+    counts.rewards, counts.strays = len(known), strays(known, job.answers.keys(str(job.config.model)))
+    said = [f"{count:,} of {len(known):,} rewards are {reason}" for reason, count in counts.strays.most_common()]
+    if known and counts.strays.total() == len(known):
+        question, sample = next(iter(job.answers.keys(str(job.config.model))))
+        raise SepoError(
+            f"{file} rewards no answer of {job.config.answers}: {'; '.join(said)}",
+            hint=f"its rows name answers, such as question_id {printable(question)[:80]!r}, sample {sample}",
+        )
+    for text in said:
+        job.reporter.warn(f"{file}: {text}")
+    return known
 
 
 def _template_arguments(job: PairJob) -> dict[str, Any]:
@@ -227,8 +245,9 @@ def _summarise(job: PairJob, output: Path, tally: Tally) -> Summary:
     best, worst = means["chosen_reward"], means["rejected_reward"]
     rows = [
         ("pairs", f"{counts.kept:,} of {counts.prompts:,} prompts"),
-        *((f"no pair: {reason}", f"{count:,} prompts") for reason, count in counts.dropped.most_common()),
-        *((f"left out: {reason}", f"{count:,} answers") for reason, count in counts.left_out.most_common()),
+        *((f"no pair: {reason}", counted(count, "prompt")) for reason, count in counts.dropped.most_common()),
+        *((f"left out: {reason}", counted(count, "answer")) for reason, count in counts.left_out.most_common()),
+        *((f"left out: {reason}", counted(count, "reward")) for reason, count in counts.strays.most_common()),
         ("mean reward", f"chosen {best:.3f}, rejected {worst:.3f}, gap {best - worst:.3f}"),
         (
             "mean length",

@@ -32,6 +32,11 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", printable(text))
 
 
+def counted(count: int, one: str) -> str:
+    """``1 shard`` or ``2,000 shards``."""
+    return f"{count:,} {one if count == 1 else f'{one}s'}"
+
+
 class Task(Protocol):
     """A piece of long work in progress."""
 

@@ -26,7 +26,7 @@ from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
-from stages.reporting import Reporter, Summary, Task
+from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
 from stages.store.logps import KnownLogps, read_logps
@@ -110,7 +110,7 @@ def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
     if config.strict:
         refuse_dropped(counts, config.dataset)
     shards = _shards(pairs, config.shard_size)
-    reporter.say(f"{len(pairs):,} pairs = {len(shards):,} shards of up to {config.shard_size:,}")
+    reporter.say(f"{counted(len(pairs), 'pair')} = {counted(len(shards), 'shard')} of up to {config.shard_size:,}")
     return pairs, counts
 
 

@@ -157,8 +157,8 @@ def test_a_worker_beside_another_one_sweeps_nothing_and_replaces_nothing(world, 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_workers_divide_the_shards_and_the_last_one_judges(world, tmp_path, count):
     ends = [run_score(world, output=tmp_path / "s", worker=f"{n}/{count}").title for n in range(1, count + 1)]
-    missing = 3 - len(range(0, 3, count))
-    assert ends[0] == f"worker 1/{count} done; {missing} shards of others are missing in {tmp_path}/s"
+    missing = {1: "1 shard", 2: "2 shards"}[3 - len(range(0, 3, count))]
+    assert ends[0] == f"worker 1/{count} done; {missing} of others missing in {tmp_path}/s"
     assert ends[min(count, 3) - 1] == f"scores in {tmp_path}/s"
     assert contents(tmp_path / "s") == contents(world / "scores")
 

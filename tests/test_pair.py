@@ -1,12 +1,14 @@
 """`sepo pair`: what becomes a pair, by whichever ranking; what is left out and counted; and what is never lost."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from stages import pair
 from stages.configs import PairConfig, ValidateConfig
 from stages.errors import SepoError
+from stages.generation.best_and_worst import best_and_worst
 from stages.models.folders import load_model
 from stages.reporting import Quiet
 from stages.store.answers import Answer, answers_name, write_answers
@@ -141,12 +143,15 @@ def test_what_is_of_no_use_is_left_out_and_counted(make, tmp_path):
     assert [texts_of(row) for row in pairs] == [("good", "bad")]
     assert found["counts"] == {
         "prompts": 2, "kept": 1, "dropped": {"fewer than two usable answers": 1}, "answers": 9,
+        "rewards": 8, "rewards_left_out": {},
         "answers_left_out": {
-            "an earlier sample has the same text": 1, "cut at the limit of new tokens": 2, "empty": 1,
+            "an earlier sample has the same text": 1, "cut before its end": 2, "empty": 1,
             "no answer was generated": 1, "of a later turn": 1,
         },
     }  # fmt: skip
-    assert ("left out: cut at the limit of new tokens", "2 answers") in summary.rows
+    assert ("left out: cut before its end", "2 answers") in summary.rows
+    assert ("left out: empty", "1 answer") in summary.rows
+    assert ("no pair: fewer than two usable answers", "1 prompt") in summary.rows
     assert found["results"]["chosen_reward"] == 4
     assert found["results"]["rejected_characters"] == 3
     pairs, found, _ = make(folder, rewards=rewards, keep_cut=True, overwrite=True)
@@ -164,6 +169,47 @@ def test_given_rewards(make, answers, rewards):
     make(answers, rewards=rewards, min_gap=3.0, overwrite=True)
     with pytest.raises(SepoError, match="1 gap below min_gap"):
         make(answers, rewards=rewards, min_gap=3.5, overwrite=True)
+
+
+def test_rewards_of_no_answer_are_counted(make, answers, rewards, tmp_path):
+    rows = [json.loads(line) for line in Path(rewards).read_text().splitlines()]
+    strays = [("q0", 3), ("q1", 7), ("q7", 0)]
+    rows += [{"question_id": name, "sample": n, "reward": 9.0, "other": 0} for name, n in strays]
+    write_lines(tmp_path / "rewards.jsonl", rows)
+    ears = Quiet()
+    pairs, found, summary = make(answers, ears, rewards=rewards)
+    assert [texts_of(row) for row in pairs] == [("the lazy fox jumps", "the quick fox")]
+    assert found["counts"]["rewards"] == 9
+    assert found["counts"]["rewards_left_out"] == {
+        "of a question that was not asked": 1, "of a sample that is not there": 2,
+    }  # fmt: skip
+    assert ("left out: of a question that was not asked", "1 reward") in summary.rows
+    assert ears.warnings == [
+        f"{rewards}: 2 of 9 rewards are of a sample that is not there",
+        f"{rewards}: 1 of 9 rewards are of a question that was not asked",
+    ]
+    write_lines(tmp_path / "rewards.jsonl", rows[-3:])
+    with pytest.raises(SepoError, match=f"^{rewards} rewards no answer of {answers}: 2 of 3 rewards are of a sample"):
+        make(answers, rewards=rewards, output="none.jsonl")
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("rewards", "min_gap", "expected"),
+    [
+        ((0.2, 0.3), 0.1, 0.3),
+        ((100.2, 100.3), 0.1, 100.3),
+        ((0.2, 0.299999), 0.1, "gap below min_gap"),
+        ((0.3, 0.1 + 0.2), 0.0, "all rewards are equal"),
+        ((0.3, 0.30001), 0.0, 0.30001),
+        ((0.0, 1e-12), 0.0, 1e-12),
+    ],
+)
+def test_a_gap_is_as_wide_as_it_is_written(rewards, min_gap, expected):
+    """The rounding of binary fractions makes 0.3 - 0.2 less than 0.1, and 0.1 + 0.2 more than 0.3."""
+    known = [(answer(0, n, "abc"[n]), reward) for n, reward in enumerate(rewards)]
+    found = best_and_worst(known, min_gap)
+    assert (found if isinstance(found, str) else found.chosen_reward) == expected
 
 
 @pytest.mark.parametrize(

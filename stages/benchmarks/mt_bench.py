@@ -24,6 +24,7 @@ from stages.benchmarks.judges import JUDGE, URL, quoted, steps
 from stages.data.text_files import kind
 from stages.errors import SepoError
 from stages.generation.questions import Question
+from stages.reporting import counted
 from stages.store.answers import Answer
 
 TURNS: Final = 2
@@ -57,7 +58,7 @@ class MtBench(Benchmark):
             said = "holds an empty turn or one that is no text" if isinstance(turns, list) else f"is {kind(turns)}"
             raise SepoError(f"{where}: turns {said}, not a list of {TURNS} texts", hint=_HINT)
         if len(turns) != TURNS:
-            raise SepoError(f"{where}: {len(turns)} turn{'s' * (len(turns) != 1)}, not {TURNS}", hint=_HINT)
+            raise SepoError(f"{where}: {counted(len(turns), 'turn')}, not {TURNS}", hint=_HINT)
         category = text_of(row, "category", where)
         temperature = row.get("required_temperature", TEMPERATURES.get(category, self.decoding.temperature))
         if not isinstance(temperature, (int, float)) or temperature < 0:

@@ -42,11 +42,12 @@ class PairConfig(Config):
     model: Annotated[str | None, Option(DATA, "NAME")] = None
     """Whose answers, where the folder has those of several models."""
     min_gap: Annotated[float, Option(METHOD, limit=limits.not_negative)] = 0.0
-    """Least difference of the two rewards. Equal rewards make no pair, whatever this is."""
+    """Least difference of the two rewards. Equal rewards make no pair, whatever this is. What differs by less than a
+    billionth counts as equal."""
     per_token: Annotated[bool, Option(METHOD)] = False
     """Rank by the oracle's mean score of a token, and not by the sum."""
     keep_cut: Annotated[bool, Option(METHOD)] = False
-    """Take also answers that were cut at --max-new-tokens. In a pair every answer has its end of turn: they teach to
+    """Take also answers that were cut before their end. In a pair every answer has its end of turn: they teach to
     end in the middle of a sentence."""
     max_length: shared.MaxLength = 2048
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"

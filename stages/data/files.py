@@ -17,6 +17,7 @@ from stages.data import text_files
 from stages.data.json_files import json_lines, json_rows
 from stages.data.text_files import COMPRESSED, DAMAGED_HINT, UTF8_HINT, Placed, lines
 from stages.errors import SepoError, one_line
+from stages.reporting import counted
 
 Wanted = Callable[[list[str]], Collection[str]]
 """which of a file's columns to read"""
@@ -55,7 +56,7 @@ def _csv_rows(path: Path, name: str, delimiter: str) -> Iterator[Placed]:
                 names = _header(fields, where)
             elif fields:
                 if len(fields) != len(names):
-                    raise csv.Error(f"{len(fields)} field{'s' * (len(fields) > 1)}, but {len(names)} columns")
+                    raise csv.Error(f"{counted(len(fields), 'field')}, but {len(names)} columns")
                 yield where, dict(zip(names, fields, strict=True))
             # A field may hold line ends: a row is told of the line it starts on.
             where = f"{name}:{reader.line_num + 1}"

@@ -1,6 +1,7 @@
 """Several answers to a prompt as one preference pair: which are of use, and which two of them."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from stages.types import Message
 PROBLEM: Final = "no answer was generated"
 LATER_TURN: Final = "of a later turn"
 EMPTY: Final = "empty"
-CUT: Final = "cut at the limit of new tokens"
+CUT: Final = "cut before its end"
 REPEATED: Final = "an earlier sample has the same text"
 TOO_FEW: Final = "fewer than two usable answers"
 TIE: Final = "all rewards are equal"
@@ -59,6 +60,10 @@ class PairCounts:
     """answers, by reason"""
     dropped: Counter[str] = field(default_factory=Counter)
     """prompts, by reason"""
+    rewards: int = 0
+    """that were given in a file"""
+    strays: Counter[str] = field(default_factory=Counter)
+    """given rewards that are of no answer, by reason"""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -67,6 +72,8 @@ class PairCounts:
             "dropped": dict(sorted(self.dropped.items())),
             "answers": self.answers,
             "answers_left_out": dict(sorted(self.left_out.items())),
+            "rewards": self.rewards,
+            "rewards_left_out": dict(sorted(self.strays.items())),
         }
 
     def __str__(self) -> str:
@@ -112,15 +119,18 @@ def best_and_worst(known: list[Graded], min_gap: float) -> Chosen | str:
 
     Args:
         known: answers to one prompt, with finite rewards.
-        min_gap: least difference; a tie is none, whatever this is.
+        min_gap: least difference; a tie makes no pair, whatever this is.
     """
     if len(known) < 2:
         return TOO_FEW
     best, worst = max(known, key=itemgetter(1)), min(known, key=itemgetter(1))
-    gap = best[1] - worst[1]
-    if gap == 0:
+    # What differs by rounding alone is equal: 0.3 - 0.2 is 0.1, and 0.1 + 0.2 is 0.3.
+    if math.isclose(best[1], worst[1]):
         return TIE
-    return TOO_CLOSE if gap < min_gap else Chosen(best[0], worst[0], best[1], worst[1])
+    gap = best[1] - worst[1]
+    if gap < min_gap and not math.isclose(gap, min_gap):
+        return TOO_CLOSE
+    return Chosen(best[0], worst[0], best[1], worst[1])
 
 
 def _turn(answer: Answer) -> list[Message]:

@@ -4,7 +4,8 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final, Protocol
@@ -23,6 +24,8 @@ from stages.types import Dropped, Pair, TokenPair
 Verifier = Callable[[dict[str, Any], str], float | None]
 """of the prompt's row and the answer's text; None where it cannot tell"""
 NO_REWARD: Final = "without a reward"
+NO_QUESTION: Final = "of a question that was not asked"
+NO_SAMPLE: Final = "of a sample that is not there"
 _REWARDS_HINT: Final = 'a row is like {"question_id": "7", "sample": 0, "reward": 1.5}; --column names another column'
 
 
@@ -100,6 +103,13 @@ class GivenRanking:
     def rewards(self, answers: list[Answer]) -> list[Reward]:
         found = [self._known.get((answer.question_id, answer.sample)) for answer in answers]
         return [NO_REWARD if reward is None else reward for reward in found]
+
+
+def strays(known: Iterable[tuple[str, int]], answered: Iterable[tuple[str, int]]) -> Counter[str]:
+    """Why known rewards are of no answer. Args: known, answered: question_id and sample."""
+    there = {*answered}
+    questions = {question for question, _ in there}
+    return Counter(NO_SAMPLE if key[0] in questions else NO_QUESTION for key in known if key not in there)
 
 
 def load_verifier(name: str, known: Collection[str]) -> Verifier:

@@ -9,10 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from stages.reporting import Task
+from stages.reporting import Task, counted
 from stages.store.answers import Answer
 from stages.store.files import writing
 
+_SAID: Final = {
+    "cut": "are cut at --max-new-tokens",
+    "out_of_positions": "are cut before --max-new-tokens, where the model has no more positions",
+    "empty": "are empty",
+}
+"""of answers by their kind"""
 _TIMING: Final = "timing.jsonl"
 _SECONDS_BETWEEN_FIGURES: Final = 5.0
 """the display forgets all but a thousand figures, and with them how long the work takes"""
@@ -22,11 +28,13 @@ _SECONDS_BETWEEN_FIGURES: Final = 5.0
 class AnswerTally:
     """How many answers are of which kind."""
 
+    max_new_tokens: int
+    """at which an answer is cut"""
     answers: int = 0
     tokens: int | None = 0
     """of all answers, their ends of turn included; None where the engine tells no ids"""
     counts: Counter[str] = field(default_factory=Counter)
-    """``cut``: at the limit; ``empty``: nothing but blanks; ``problem``: no answer"""
+    """by the keys of `_SAID`, and ``problem``: no answer"""
     problems: Counter[str] = field(default_factory=Counter)
     """why there is no answer"""
     first: dict[str, str] = field(default_factory=dict)
@@ -37,7 +45,14 @@ class AnswerTally:
         known = self.tokens is not None and answer.answer_ids is not None
         if known or not answer.problem:
             self.tokens = self.tokens + len(answer.answer_ids) if known else None  # type: ignore[operator, arg-type]
-        kinds = {"problem": bool(answer.problem), "cut": not answer.ended, "empty": not answer.text.strip()}
+        # Of a server that tells no ids nobody knows.
+        short = answer.answer_ids is not None and len(answer.answer_ids) < self.max_new_tokens
+        kinds = {
+            "problem": bool(answer.problem),
+            "out_of_positions": not answer.ended and short,
+            "cut": not answer.ended,
+            "empty": not answer.text.strip(),
+        }
         kind = next((kind for kind, holds in kinds.items() if holds), None)
         if kind is not None:
             self.counts[kind] += 1
@@ -46,15 +61,14 @@ class AnswerTally:
             self.problems[answer.problem] += 1
 
     def as_json(self) -> dict[str, Any]:
-        kinds = {kind: self.counts[kind] for kind in ("cut", "empty", "problem")}
+        kinds = {kind: self.counts[kind] for kind in (*_SAID, "problem")}
         return {"answers": self.answers, "tokens": self.tokens, **kinds, "problems": dict(self.problems)}
 
     def warnings(self, name: str) -> list[str]:
         """What should be looked at before the answers are judged."""
-        said = {"cut": "are cut at --max-new-tokens", "empty": "are empty"}
         found = [
             f"{name}: {self.counts[kind]:,} of {self.answers:,} answers {words} (first: question {self.first[kind]})"
-            for kind, words in said.items()
+            for kind, words in _SAID.items()
             if self.counts[kind]
         ]
         return found + [
@@ -64,16 +78,16 @@ class AnswerTally:
 
     def in_words(self, rate: float | None) -> str:
         """``541 answers (12 cut, 3 empty), 84 tokens each, 212 tokens/s``."""
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-        text = f"{self.answers:,} answers" + (f" ({kinds})" if kinds else "")
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in self.counts.items())
+        text = counted(self.answers, "answer") + (f" ({kinds})" if kinds else "")
         if self.tokens is not None:
             text += f", {self.tokens / max(1, self.answers):,.0f} tokens each"
         return text + (f", {rate:,.0f} tokens/s" if rate else "")
 
 
-def tallied(answers: Iterable[Answer]) -> AnswerTally:
+def tallied(answers: Iterable[Answer], max_new_tokens: int) -> AnswerTally:
     """The counts of a model's answers."""
-    tally = AnswerTally()
+    tally = AnswerTally(max_new_tokens)
     for answer in answers:
         tally.add(answer)
     return tally

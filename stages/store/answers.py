@@ -138,6 +138,14 @@ class AnswerFolder(NamedTuple):
             # Whoever reads it will tell what is wrong.
             return 0
 
+    def keys(self, model: str) -> Iterator[tuple[str, int]]:
+        """The question's id and the sample of each answer of a model, several times where there are later turns."""
+        for name in self._shards(model):
+            path = self.folder / model / name
+            with borrowed(f"cannot read {path}", DAMAGED):
+                columns = pq.read_table(path, columns=["question_id", "sample"]).to_pydict().values()
+            yield from zip(*columns, strict=True)
+
     def answers(self, model: str) -> Iterator[Answer]:
         """All answers of a model, by question, sample and turn; one shard is in memory at a time."""
         for name in self._shards(model):

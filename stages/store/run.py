@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stages.configs import content_defaults, content_settings
 from stages.errors import SepoError
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, counted
 from stages.store.checksums import Checksum, altered_in, checksum_of, checksums_below, with_checksum
 from stages.store.files import probe_writable, sweep_temporary, sweep_writes, write_json
 from stages.store.lock import NAME as LOCK
@@ -78,7 +78,7 @@ class Run:
     def unfinished(self, worker: str, missing: list[str]) -> Summary:
         """The summary of one of several workers that is done before the others are."""
         more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        title = f"worker {worker} done; {len(missing):,} shards of others are missing in {self.place}"
+        title = f"worker {worker} done; {counted(len(missing), 'shard')} of others missing in {self.place}"
         rows = [("missing", missing[0] + more), ("to finish", "let the other workers end; run again those that died")]
         return Summary(title, rows, every_process=True)
 

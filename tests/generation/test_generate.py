@@ -186,10 +186,12 @@ def test_the_engine_is_asked_as_the_options_say(options, asked, tmp_path, chat_f
 
 
 class Odd(Parrot):
-    """Cut, empty, no answer, and one that is fine."""
+    """Cut, by the model's last position too, empty, no answer, and one that is fine."""
 
     def answer(self, request, seeds):
-        odd = {"cut": ("text", False), "empty": (" \n", True), "none": ("", False, None, None, None, "no room")}
+        ids, more = np.arange(9, dtype=np.int32), np.arange(10, dtype=np.int32)
+        odd = {"cut": ("text", False, ids, more), "full": ("text", False, ids, ids), "unknown": ("text", False)}
+        odd |= {"empty": (" \n", True), "none": ("", False, None, None, None, "no room")}
         found = odd.get(request.messages[0]["content"])
         return Generated(*found) if found else super().answer(request, seeds)
 
@@ -197,22 +199,23 @@ class Odd(Parrot):
 def test_what_is_cut_empty_or_missing_is_counted_and_told(tmp_path, chat_folder, monkeypatch):
     engine = Odd()
     monkeypatch.setattr(generate, "open_engine", lambda *_: nullcontext(engine))
-    prompts = [{"turns": [word, "more"], "id": word} for word in ("cut", "empty", "none", "fine")]
+    prompts = [{"turns": [word, "more"], "id": word} for word in ("cut", "full", "unknown", "empty", "none", "fine")]
     write_lines(tmp_path / "prompts.jsonl", prompts)
     ears = Quiet()
-    run(tmp_path, chat_folder, reporter=ears)
+    run(tmp_path, chat_folder, reporter=ears, max_new_tokens=10)
     counts = manifest(tmp_path / "answers")["models"]["m"]["counts"]
     assert counts == {
-        "answers": 8, "tokens": None, "cut": 2, "empty": 2, "problem": 2,
+        "answers": 12, "tokens": None, "cut": 4, "out_of_positions": 2, "empty": 2, "problem": 2,
         "problems": {"no room": 1, "the turn before has no answer": 1},
     }  # fmt: skip
     assert ears.warnings == manifest(tmp_path / "answers")["warnings"]
-    assert ears.warnings[:2] == [
-        "m: 2 of 8 answers are cut at --max-new-tokens (first: question cut)",
-        "m: 2 of 8 answers are empty (first: question empty)",
+    assert ears.warnings[:3] == [
+        "m: 4 of 12 answers are cut at --max-new-tokens (first: question cut)",
+        "m: 2 of 12 answers are cut before --max-new-tokens, where the model has no more positions (first: question full)",
+        "m: 2 of 12 answers are empty (first: question empty)",
     ]
-    # Three turns were asked first, and no more of the one without an answer.
-    assert [len(requests) for requests in engine.asked] == [4, 3]
+    # Of the one without an answer the second turn was not asked.
+    assert [len(requests) for requests in engine.asked] == [6, 5]
 
 
 def test_an_engine_that_stops_loses_nothing(tmp_path, chat_folder, monkeypatch):
