@@ -1,6 +1,8 @@
 """Training beside TRL: the same model, the same pairs, the same pairs a step, the same precision, in turns.
 
     python benchmarks/training.py --model M --dataset pairs.jsonl.gz --pairs 16 --rounds 3
+    python benchmarks/training.py --model M --dataset pairs.jsonl.gz --pairs 256 --step 32 --max-tokens 16384 \
+        --mixed-precision bf16 --rounds 1                                                    # on a GPU
 
 Every contestant runs in a process of its own, so that its peak memory is its own. The time is that of the steps behind
 the first one; for DPO with the reference's log-probs, which TRL computes in every step and sepo once.
@@ -52,6 +54,8 @@ class Clock:
         self.step, self.ends = step, list[float]()
 
     def tick(self, steps: int = 0) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     def seconds_a_pair(self) -> float:
@@ -68,20 +72,19 @@ def selected(pair: Any, rng: Any) -> Any:
 
 
 def ours(options: argparse.Namespace) -> float:
-    from stages.method.objectives.dpo import dpo
-    from stages.method.objectives.sepo import sepo
-    from stages.method.objectives.sft import sft
-
     from stages.configs import OptimizerConfig
+    from stages.devices.processes import join_processes
     from stages.logprobs.batches import whole
     from stages.logprobs.logps import response_logps
     from stages.logprobs.paths import find_paths
     from stages.models.folders import load_model
+    from stages.registry import OBJECTIVES
     from stages.reporting import Quiet
     from stages.training.loop import fit
 
+    device = join_processes(options.mixed_precision).device
     pairs = options.data or pairs_of(options)[2]
-    model = load_model(Path(options.model), trust_remote_code=False)
+    model = load_model(Path(options.model), trust_remote_code=False).to(device)
     name, _, checkpointing = options.who.partition("+")
     config = OptimizerConfig(
         batch_size=options.step,
@@ -89,15 +92,14 @@ def ours(options: argparse.Namespace) -> float:
         save_steps=0,
         max_tokens_per_device=options.max_tokens,
         max_length=4096,
+        mixed_precision=options.mixed_precision,
         gradient_checkpointing=bool(checkpointing),
     )
     start = time.perf_counter()
     examples = [whole(pair) for pair in pairs]
     if name == "dpo":
         forward = find_paths(model, Quiet())
-        [logps] = response_logps(
-            [forward], pairs, max_tokens=options.max_tokens, device=torch.device("cpu"), task=Quiet()
-        )
+        [logps] = response_logps([forward], pairs, max_tokens=options.max_tokens, device=device, task=Quiet())
         examples = list(map(whole, pairs, logps))
     reference = time.perf_counter() - start
     if name == "sepo":
@@ -106,7 +108,7 @@ def ours(options: argparse.Namespace) -> float:
     if name == "sft":
         examples = [whole(pair._replace(rejected_ids=np.empty(0, np.int32))) for pair in pairs]
     # SimPO is SePO's loss on all tokens.
-    objective = {"dpo": dpo, "sft": sft}.get(name, sepo)
+    objective = OBJECTIVES[name if name in ("dpo", "sft") else "sepo"].load()
 
     clock = Clock(options.step)
     with tempfile.TemporaryDirectory() as folder:
@@ -176,10 +178,10 @@ def theirs(options: argparse.Namespace) -> float:
             per_device_train_batch_size=options.step,
             num_train_epochs=1,
             learning_rate=1e-6,
-            bf16=False,
+            bf16=options.mixed_precision == "bf16",
             gradient_checkpointing=False,
             max_length=4096,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -242,6 +244,8 @@ def contestant(options: argparse.Namespace) -> None:
     run = {"floor": floor, **dict.fromkeys(THEIRS, theirs)}.get(options.who, ours)
     seconds = run(options)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated() / 1e9
     print("RESULT " + json.dumps({"seconds": seconds, "gigabytes": memory}), flush=True)
 
 
@@ -254,6 +258,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--who", choices=[*OURS, *THEIRS])
     parser.add_argument("--lengths", type=int, nargs="*", help="only ours, on random responses so long")
     parser.add_argument("--budgets", type=int, nargs="*", help="only ours, with these budgets of a micro-batch")
@@ -279,7 +284,8 @@ def main() -> None:
         for who, results in found.items():
             results.append(apart(who))
             print(number, who, results[-1], flush=True)
-    print(f"{options.pairs} pairs of {options.dataset}, {options.step} a step, float32, {options.threads} threads")
+    how = f"mixed precision {options.mixed_precision}, {options.threads} threads"
+    print(f"{options.pairs} pairs of {options.dataset}, {options.step} a step, {how}")
     print(f"torch {version('torch')}, transformers {version('transformers')}, trl {version('trl')}")
     print("| who | s a pair | x TRL's pairs/s | peak memory, GB | x TRL's memory |\n|---|---|---|---|---|")
     for who, results in found.items():

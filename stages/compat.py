@@ -3,9 +3,11 @@
 Each says why nothing public will do. All are as they were in torch 2.13, transformers 5.23 and accelerate 1.15.
 """
 
+import inspect
 from typing import Any, Final
 
 from accelerate.state import AcceleratorState
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers.quantizers.base import HfQuantizer
 
@@ -23,6 +25,12 @@ def attention_of(model: Any) -> str:
 def takes_attention(model: Any) -> bool:
     """Whether a model calls a function registered with `AttentionInterface` (no public name since 4.48)."""
     return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def varlen_options(*, grouped: bool) -> dict[str, bool]:
+    """How `varlen_attn` is told that keys have fewer heads than queries: torch 2.11 sees it, newer wants it said."""
+    told = grouped and "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": True} if told else {}
 
 
 def unsplit_modules(model: Any) -> set[str]:

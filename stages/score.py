@@ -16,6 +16,7 @@ import torch
 from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
+from stages.devices.precision import price_of_float32
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.drift import Drift, DriftMeter
@@ -80,6 +81,8 @@ def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
     accelerator = join_processes()
     models, tokenizer = find_models(config, reporter)
     refuse_unloadable(config, accelerator, models.named.values())
+    if config.precision == "float32" and (price := price_of_float32(accelerator.device, "--precision bfloat16")):
+        reporter.say(price)
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
         inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}

@@ -34,6 +34,13 @@ def refuse_useless(precision: str, device: torch.device) -> None:
         raise SepoError(f"precision tf32 is for CUDA devices, not for {device.type}", hint="use --precision float32")
 
 
+def price_of_float32(device: torch.device, faster: str) -> str | None:
+    """What computing in float32 costs on a GPU, as it was measured on one (benchmarks/RESULTS.md); else None."""
+    if device.type != "cuda":
+        return None
+    return f"float32 on a GPU: {faster} takes about a seventh of the time, and rounds more"
+
+
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """While open, matrix products of float32 tensors are computed as the recipe says."""

@@ -7,14 +7,16 @@
 
 Positions go on from the prompt, so every token is where it would be in a row of its own; a sliding window counts them.
 
-transformers calls the function registered here instead of its own attention while `packed_attention` is open. Models
-that mix tokens in other ways (state spaces, convolutions) do not reach it; `stages.logprobs.paths` finds out by trying.
+transformers calls the function registered here instead of its own attention while `packed_attention` is open. On GPUs
+in half precision that is one kernel a layer (`stages.logprobs.varlen`), elsewhere a loop over the answers. Models that
+mix tokens in other ways (state spaces, convolutions) do not reach it; `stages.logprobs.paths` finds out by trying.
 
 Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, ``D`` head size.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from stages.compat import attention_of
+from stages.logprobs.varlen import Sequences, attend_by_sequences, sequences_of, takes_varlen
 from stages.types import CausalLM
 
 NAME: Final = "sepo_packed"
@@ -48,6 +51,10 @@ class Layout:
         self.windows_seen: set[int | None] = set()
         self._device = device
         self._masks: dict[tuple[Any, ...], Tensor] = {}
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        return sequences_of(self.spans, self._device)
 
     def causal_mask(self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What may be seen by `queries` tokens behind a prompt, (Q, S): 0, or minus infinity for what may not.
@@ -104,6 +111,11 @@ def _attend_packed(
         raise ValueError("packed attention is for one row without a mask, inside packed_attention()")
     layout = _open
     layout.windows_seen.add(sliding_window)
+    dtype = _computed_in(query_HTD)
+    if softcap is None and takes_varlen(query_HTD, dtype):
+        query, key, value = (each[0].to(dtype) for each in (query_HTD, key_HTD, value_HTD))
+        seen_THD = attend_by_sequences(query, key, value, layout.sequences, scale=scaling, window=sliding_window)
+        return seen_THD[None], None
     groups = query_HTD.shape[1] // key_HTD.shape[1]
     if groups > 1 and (query_HTD.device.type != "cpu" or softcap is not None):
         # Elsewhere a mask keeps the fast kernels from reading grouped heads.
@@ -132,6 +144,12 @@ def _attend_packed(
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _computed_in(tensor: Tensor) -> torch.dtype:
+    """The precision of a product: rotated queries are float32 under autocast, which casts what torch multiplies."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:

@@ -1,13 +1,14 @@
 """The LM head on the rows that are needed, a chunk of rows x vocabulary at a time, in float32.
 
-No [rows x vocabulary] tensor ever exists: the log of the sum is gathered chunk by chunk, and a chunk stays in the cache
-of a CPU, where this is faster than the bare matrix product with its large result.
+On GPUs in mixed precision its products are TF32: far faster there, and eight times as exact as the bfloat16 of the
+layers below. No [rows x vocabulary] tensor ever exists: the log of the sum is gathered chunk by chunk, and a chunk
+stays in the cache of a CPU, where this is faster than the bare matrix product with its large result.
 
 Shapes: ``N`` rows, ``C`` columns of a chunk, ``V`` vocabulary, ``H`` hidden size.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from stages.devices.precision import products
 from stages.types import CausalLM
 
 _CPU_CHUNK: Final = (1024, 2048)
@@ -34,8 +36,15 @@ class Head(NamedTuple):
 
     def logits(self, hidden_NH: Tensor, columns: slice = slice(None)) -> Tensor:
         """In float32, of some ids, (N, C)."""
-        bias = None if self.bias_V is None else self.bias_V[columns].float()
-        logits_NC = torch.nn.functional.linear(hidden_NH.float(), self.weight_VH[columns].float(), bias)
+        weight_CH = self.weight_VH[columns]
+        if hidden_NH.is_cuda and hidden_NH.dtype == weight_CH.dtype != torch.float32:
+            # The exact products of half precision, which a GPU adds up in float32.
+            logits_NC = torch.mm(hidden_NH, weight_CH.T, out_dtype=torch.float32)
+            if self.bias_V is not None:
+                logits_NC += self.bias_V[columns].float()
+        else:
+            bias = None if self.bias_V is None else self.bias_V[columns].float()
+            logits_NC = torch.nn.functional.linear(hidden_NH.float(), weight_CH.float(), bias)
         if self.scale != 1.0:
             logits_NC *= self.scale
         return logits_NC if self.softcap is None else torch.tanh(logits_NC / self.softcap) * self.softcap
@@ -88,13 +97,19 @@ def head_logps(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
 
     Its gradient makes every chunk a second time instead of keeping it.
     """
+    precision = "tf32" if hidden_NH.is_cuda and torch.is_autocast_enabled("cuda") else None
     # Of a model that is divided over devices the head may lie on another one than the ids.
     device = head.weight_VH.device
     with full_precision(device):
         logps_N: Tensor = _HeadLogps.apply(  # type: ignore[no-untyped-call]
-            hidden_NH.to(device), head.weight_VH, head.bias_V, targets_N.to(device), head
+            hidden_NH.to(device), head.weight_VH, head.bias_V, targets_N.to(device), head, precision
         )
     return logps_N.to(targets_N.device)
+
+
+def _products(precision: str | None) -> AbstractContextManager[None]:
+    """As they are set, or in a precision of their own."""
+    return products(precision) if precision else nullcontext()
 
 
 class LazyLogits(NamedTuple):
@@ -166,15 +181,22 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
+        context: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        head: Head,
+        precision: str | None,
     ) -> Tensor:
         rows, columns = _chunk(hidden_NH)
         totals_N = torch.empty(len(hidden_NH), device=hidden_NH.device)
         picked_N = torch.empty_like(totals_N)
         for start in range(0, len(hidden_NH), rows):
             some = slice(start, start + rows)
-            totals_N[some], picked_N[some] = _rows(head, hidden_NH[some], targets_N[some], columns)
-        context.head = head
+            with _products(precision):
+                totals_N[some], picked_N[some] = _rows(head, hidden_NH[some], targets_N[some], columns)
+        context.head, context.precision = head, precision
         context.save_for_backward(hidden_NH, weight_VH, targets_N, totals_N)
         return picked_N - totals_N
 
@@ -191,18 +213,20 @@ class _HeadLogps(torch.autograd.Function):
         to_bias_V = hidden_NH.new_zeros(len(weight_VH), dtype=torch.float32) if bias_learns else None
         for start in range(0, len(hidden_NH), rows):
             some = slice(start, start + rows)
-            hidden = hidden_NH[some].float()
             for first in range(0, len(weight_VH), columns):
                 part = slice(first, first + columns)
-                slope_NC = _slope(head, hidden, part, targets_N[some] - first, totals_N[some], gradient_N[some])
-                to_hidden_NH[some] += slope_NC @ weight_VH[part].float()
-                if to_weight_VH is not None:
-                    to_weight_VH[part] += slope_NC.T @ hidden
+                with _products(context.precision):
+                    slope_NC = _slope(
+                        head, hidden_NH[some], part, targets_N[some] - first, totals_N[some], gradient_N[some]
+                    )
+                    to_hidden_NH[some] += slope_NC @ weight_VH[part].float()
+                    if to_weight_VH is not None:
+                        to_weight_VH[part] += slope_NC.T @ hidden_NH[some].float()
                 if to_bias_V is not None:
                     to_bias_V[part] += slope_NC.sum(0)
         weight = None if to_weight_VH is None else to_weight_VH.to(weight_VH.dtype)
         bias = None if to_bias_V is None else to_bias_V.to(weight_VH.dtype)
-        return to_hidden_NH.to(hidden_NH.dtype), weight, bias, None, None
+        return to_hidden_NH.to(hidden_NH.dtype), weight, bias, None, None, None
 
 
 def _chunk(hidden_NH: Tensor) -> tuple[int, int]:
@@ -211,7 +235,6 @@ def _chunk(hidden_NH: Tensor) -> tuple[int, int]:
 
 def _rows(head: Head, hidden_NH: Tensor, targets_N: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """log of the sum of exp of all logits, and the target's logit, each (N,)."""
-    hidden_NH = hidden_NH.float()
     highest_N1 = torch.full((len(hidden_NH), 1), float("-inf"), device=hidden_NH.device)
     total_N1 = torch.zeros_like(highest_N1)
     picked_N = torch.empty_like(highest_N1).squeeze(1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.compat import attention_of, takes_attention
 from stages.devices.placement import input_device
+from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
@@ -30,8 +31,12 @@ _NOISE: Final = 4.0
 
 
 @torch.no_grad()
+@products("float32")
 def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
-    """The model with the fastest paths that give its own log-probs; one that sees later tokens is refused."""
+    """The model with the fastest paths that give its own log-probs; one that sees later tokens is refused.
+
+    Tried in exact products, whatever the recipe that is open: the rounding of TF32 would look like another model.
+    """
     training = model.training
     model.eval()
     examples = [whole(pair) for pair in trial_pairs(model)]

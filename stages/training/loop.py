@@ -18,6 +18,7 @@ from transformers import get_scheduler
 from stages.configs import OptimizerConfig
 from stages.devices.engines import refuse_divided, refuse_undividable
 from stages.devices.memory import OutOfMemory, enough_memory
+from stages.devices.precision import price_of_float32
 from stages.devices.processes import join_processes
 from stages.logprobs.logps import Reference, WeightedLogps
 from stages.logprobs.paths import find_paths
@@ -80,6 +81,8 @@ def fit(
     accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
+    if config.mixed_precision == "no" and (price := price_of_float32(accelerator.device, "--mixed-precision bf16")):
+        reporter.say(price)
     engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stages.configs import OptimizerConfig
+from stages.devices.precision import price_of_float32
 from stages.errors import SepoError
 from stages.logprobs.batches import whole
 from stages.registry import OBJECTIVES
@@ -74,3 +75,8 @@ def test_an_overflow_passes_over_the_step_and_leaves_the_learning_rate(tmp_path,
 def test_a_gradient_that_is_never_finite_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(SepoError, match=r"the gradient is not finite at step 4 \(pairs .*that step was not taken"):
         train(tmp_path / "a", monkeypatch, -1.0, 4.0, num_train_epochs=9)
+
+
+def test_float32_says_what_it_costs_on_a_gpu_alone():
+    assert "--mixed-precision bf16" in price_of_float32(torch.device("cuda"), "--mixed-precision bf16")
+    assert price_of_float32(torch.device("cpu"), "--mixed-precision bf16") is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.devices.precision import products
 from stages.logprobs.attention import Layout, Span, packed_attention
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import Head, _HeadLogps, head_logps
@@ -302,3 +303,12 @@ def test_a_frozen_head_gets_no_gradient_and_changes_none(frozen):
             assert part[name] is None
         else:
             assert torch.equal(part[name], expected)
+
+
+def test_paths_are_tried_in_exact_products_whatever_the_recipe_that_is_open():
+    model, seen = tiny_llama(VOCABULARY), set()
+    model.register_forward_pre_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))
+    with products("medium"):
+        find_paths(model, Quiet())
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert seen == {"highest"}
