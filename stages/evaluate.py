@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from stages.configs import EvaluateConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash, refuse_changed
 from stages.demo.language import load_rewards
 from stages.devices.precision import products
-from stages.devices.processes import join_processes, refuse_several
+from stages.devices.processes import join_processes
 from stages.errors import SepoError
 from stages.evaluation.contamination import contamination, source_hash
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
@@ -38,9 +37,10 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     """Measure what is not measured yet, and say what it means."""
     started = time.monotonic()
     accelerator = join_processes()
-    refuse_several(accelerator, STAGE)
     config = replace(config, dataset=config.dataset or str(Path(str(config.demo)) / "test.jsonl"))
-    folders, inputs = _check(config, accelerator, reporter)
+    # What the first process has hashed or tokenised, the others find in the cache.
+    with accelerator.main_process_first():
+        folders, inputs = _check(config, accelerator, reporter)
     defaults = content_defaults(EvaluateConfig)
     identity = identity_of(STAGE, content_settings(config), inputs, defaults)
     tables, overwrite = TABLES[: 2 if config.samples else 1], config.overwrite
@@ -49,11 +49,15 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
         for model in finished["models"].values() if config.strict else ():
             refuse_recorded(model["counts"], str(config.dataset))
         return show_again(finished, str(config.output))
-    candidates, reference = _load(config, folders, inputs, reporter)
-    warnings = _warnings(config, candidates, reporter)
-    measured = _compute(config, candidates, reference, accelerator.device, reporter)
+    with accelerator.main_process_first():
+        candidates, reference = _load(config, folders, inputs, reporter)
+    warnings = _warnings(config, candidates, reporter) if accelerator.is_main_process else []
+    measured = _compute(config, candidates, reference, accelerator, reporter)
     made_by = made_just_now(str(accelerator.device), started)
-    return _write(config, candidates, reference, measured, identity | {"warnings": warnings, "made_by": made_by})
+    report = _report(config, candidates, reference, measured, identity | {"warnings": warnings, "made_by": made_by})
+    if accelerator.is_main_process:
+        _write(config, report, measured)
+    return summarise(report, output=config.output)
 
 
 def _check(
@@ -151,15 +155,16 @@ def _compute(
     config: EvaluateConfig,
     candidates: list[Candidate],
     reference: Candidate | None,
-    device: torch.device,
+    accelerator: Accelerator,
     reporter: Reporter,
 ) -> dict[str, Measured]:
     evaluator = Evaluator(
         reference,
         Sampling(config.max_new_tokens, config.seed),
         max_tokens=config.max_tokens_per_device,
-        loading=loading_of(config, device, reporter),
+        loading=loading_of(config, accelerator.device, reporter),
         reporter=reporter,
+        accelerator=accelerator if accelerator.num_processes > 1 else None,
         kl=not config.skip_kl,
         rewards=load_rewards(Path(config.demo)) if config.demo else None,
     )
@@ -167,13 +172,13 @@ def _compute(
         return {candidate.name: evaluator.measure(candidate) for candidate in candidates}
 
 
-def _write(
+def _report(
     config: EvaluateConfig,
     candidates: list[Candidate],
     reference: Candidate | None,
     measured: dict[str, Measured],
     record: dict[str, Any],
-) -> Summary:
+) -> dict[str, Any]:
     about = {
         model.name: {
             "folder": str(model.folder),
@@ -185,9 +190,11 @@ def _write(
     }
     rival = measured[reference.name] if reference else None
     figures = {name: figures_of(found, rival) for name, found in measured.items()}
-    report = {**record, **build_report(figures, about, config.seed)}
+    return {**record, **build_report(figures, about, config.seed)}
+
+
+def _write(config: EvaluateConfig, report: dict[str, Any], measured: dict[str, Measured]) -> None:
     if config.output:
         pairs = table_of({name: found.pairs for name, found in measured.items()})
         samples = table_of({name: found.samples for name, found in measured.items()})
         write_results(config.output, report, [pairs, samples])
-    return summarise(report, output=config.output)

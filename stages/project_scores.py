@@ -16,6 +16,7 @@ from stages.configs import ProjectScoresConfig, column_names
 from stages.data.layouts import read_pairs
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
+from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.statistics import implicit_margin, preference_accuracy
 from stages.models.folders import load_tokenizer, resolve_without_weights
@@ -42,6 +43,7 @@ class ProjectionJob(NamedTuple):
     """What is known before the output folder is opened."""
 
     reporter: Reporter
+    worker: Worker
     scores: Scores
     scored: Encoder
     """makes ids of text as the scorer did"""
@@ -58,11 +60,18 @@ class ProjectionJob(NamedTuple):
         """Name of a shard -> name of the one that it is made of."""
         return {shard_name(index): source for index, source in enumerate(self.scores.shards)}
 
+    @property
+    def own_sources(self) -> dict[str, str]:
+        """Those of this worker's share."""
+        sources = [*self.sources.items()]
+        return dict(sources[index] for index in self.worker.share(len(sources)))
+
 
 def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     """Write the scores as scores of the policy's tokens, a shard for each shard; those that are there are kept."""
     job = _check(config, reporter)
-    with open_stage(STAGE, config, job.inputs, settings=job.settings, sound=is_sound) as work:
+    workers = job.worker.workers
+    with open_stage(STAGE, config, job.inputs, workers=workers, settings=job.settings, sound=is_sound) as work:
         if work.finished:
             return work.nothing_to_do("scores")
         pairs = read_pairs(config.dataset, column_names(job.settings["columns"]), on_layout=reporter.say)
@@ -71,6 +80,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
 
 
 def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
+    accelerator = join_processes()
     scores = open_scores(config.scores)
     name, tokenizers = _scored_name(config, scores), []
     for owner in (name, config.model_name):
@@ -100,14 +110,18 @@ def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
     settings = {"columns": columns, "chat_template_kwargs": config.chat_template_kwargs or given}
     scored = Encoder(tokenizers[0], given_arguments(given))
     wanted = Encoder(tokenizers[1], given_arguments(settings["chat_template_kwargs"]))
+    # What the first process has hashed, the others find in the cache.
+    with accelerator.main_process_first():
+        dataset = Input(config.dataset, _dataset_hash(config, scores, reporter))
     inputs = {
         "scores": Input(str(scores.folder), scores.fingerprint),
         "scored tokenizer": Input(name, scored.fingerprint),
         "tokenizer": Input(config.model_name, wanted.fingerprint),
-        "dataset": Input(config.dataset, _dataset_hash(config, scores, reporter)),
+        "dataset": dataset,
     }
     scores = scores._replace(ids_below=vocabulary_size(tokenizers[0]))
-    return ProjectionJob(reporter, scores, scored, wanted, tokenizers[1], inputs, settings)
+    worker = this_worker(accelerator, config.worker)
+    return ProjectionJob(reporter, worker, scores, scored, wanted, tokenizers[1], inputs, settings)
 
 
 def _scored_name(config: ProjectScoresConfig, scores: Scores) -> str:
@@ -138,10 +152,11 @@ def _dataset_hash(config: ProjectScoresConfig, scores: Scores, reporter: Reporte
 
 
 def _compute(job: ProjectionJob, work: Run, pairs: Iterator[Pair | Dropped]) -> None:
-    """Write the shards that are not there, whole, yet."""
+    """Write this worker's shards that are not there, whole, yet."""
     text = next(pairs, None)
-    with job.reporter.task("project", int(job.scores.manifest["counts"]["kept"]), "pairs") as task:
-        for name, source in job.sources.items():
+    total = -(-int(job.scores.manifest["counts"]["kept"]) // job.worker.workers)
+    with job.reporter.task("project", total, "pairs") as task:
+        for name, source in job.own_sources.items():
             there = own_shard(work.place, name, work.fingerprint)
             if there is not None:
                 task.advance(there.checksum["rows"] + sum(json.loads(there.notes[_DROPPED]).values()))
@@ -200,6 +215,12 @@ def _read_back(job: ProjectionJob, work: Run) -> tuple[dict[str, Checksum], Coun
 
 
 def _write(job: ProjectionJob, work: Run) -> Summary:
+    """Where the shards of all workers are there, look at them and finish the run."""
+    missing = [name for name in job.sources if own_shard(work.place, name, work.fingerprint) is None]
+    if work.finished_by_another():
+        return work.nothing_to_do("scores")
+    if missing:
+        return work.unfinished(str(job.worker), missing)
     checksums, counts, scale, results = _read_back(job, work)
     for reason, dropped in counts.dropped.items():
         job.reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
@@ -222,8 +243,10 @@ def _write(job: ProjectionJob, work: Run) -> Summary:
         ("response tokens", f"{before:,} before, {now:,} now"),
         ("implicit reward prefers chosen", f"{results['accuracy']['value']:.3f} of all pairs here"),
         ("largest error of a response's sum", f"{results['largest_error']:.1e} of the sum of its tokens' sizes"),
+        # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
+        *(("warning", warning) for warning in warnings),
     ]
-    return Summary(f"scores in {work.place}", rows)
+    return Summary(f"scores in {work.place}", rows, every_process=True)
 
 
 def _error(before: Floats, after: Floats) -> float:

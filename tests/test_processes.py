@@ -12,9 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages import evaluate
+from stages.configs import EvaluateConfig
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
+from stages.reporting import Quiet
 from tests import lives
+from tests.conftest import word_rows, write_lines
 from tests.world import FAST, run_policy, run_score
 
 
@@ -124,6 +128,29 @@ def test_two_processes_score_as_one_does(world, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in (world / "scores").iterdir()}
     for shard in (world / "scores").glob("*.parquet"):
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_two_processes_evaluate_as_one_does(world, tmp_path, monkeypatch):
+    """Log-probs, KL and samples in several batches each; of the policy all is measured already, of the oracle nothing."""
+    write_lines(tmp_path / "pairs.jsonl", word_rows(9, seed=9))
+    settings = {"dataset": str(tmp_path / "pairs.jsonl"), "reference_model": str(world / "oracle/reference")}
+    settings |= {"samples": 7, "max_new_tokens": 6, "max_length": 128, "max_tokens_per_device": 20}
+    models = [f"policy={world / 'policy'}", f"oracle={world / 'oracle/oracle'}"]
+    for name, given in (("one", models), ("policy", models[:1])):
+        monkeypatch.setenv("SEPO_CACHE", str(tmp_path / f"cache-{name}"))
+        output = str(tmp_path / f"{name}.json")
+        evaluate.run(EvaluateConfig(models=tuple(given), output=output, **settings), Quiet())
+    arguments = [*options(settings), *(f"--model={model}" for model in models), "--output", tmp_path / "two.json"]
+    codes, said = fork(tmp_path, "evaluate", *arguments)
+    assert codes == [0, 0], said
+    assert "oracle: samples: 4/4 responses" in said
+    assert "policy: log-probs" not in said
+    ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    for part in ("models", "comparisons", "warnings", "fingerprint"):
+        assert ours[part] == theirs[part]
+    for table in ("pairs", "samples"):
+        files = [pq.read_table(tmp_path / f"{name}.{table}.parquet") for name in ("one", "two")]
+        assert files[0].equals(files[1])
 
 
 def namespaces_can_be_made():

@@ -235,6 +235,17 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(world, strong, carried, tm
     assert carry(*arguments).fresh is False
 
 
+def test_workers_divide_the_shards_and_the_last_one_finishes(world, strong, carried, tmp_path):
+    """Of three shards the second worker has one; the bytes are those of a run without workers."""
+    parts = [carry(world / "scores", strong, world / "pairs.jsonl", tmp_path / "s", worker=f"{n}/2") for n in (2, 1)]
+    assert parts[0].title == f"worker 2/2 done; 2 shards of others are missing in {tmp_path / 's'}"
+    assert parts[1].title == f"scores in {tmp_path / 's'}"
+    written = {path.name: path.read_bytes() for path in (tmp_path / "s").glob("*.parquet")}
+    assert written == {path.name: path.read_bytes() for path in carried.glob("*.parquet")}
+    for part in ("counts", "results", "warnings", "shards"):
+        assert manifest_of(tmp_path / "s")[part] == manifest_of(carried)[part]
+
+
 def test_a_damaged_shard_is_made_anew_and_the_others_stay(world, strong, carried, tmp_path):
     shutil.copytree(carried, tmp_path / "out")
     damaged = tmp_path / "out/scores-00001.parquet"

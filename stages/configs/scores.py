@@ -44,9 +44,7 @@ class ScoreConfig(Config):
     trust_remote_code: shared.TrustRemoteCode = False
     max_tokens_per_device: shared.MaxTokensPerDevice = 4096
     strict: shared.Strict = False
-    worker: Annotated[str | None, Option(OUTPUT, "N/COUNT", limit=limits.worker, content=False)] = None
-    """Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever
-    completes them writes the manifest."""
+    worker: shared.WorkerNumber = None
     overwrite: shared.Overwrite = False
 
     def _faults(self) -> list[str]:
@@ -155,6 +153,7 @@ class ProjectScoresConfig(shared.StartsFromModel):
     """Tokenizer that the scores were made with; without it, the one that the scores' manifest names."""
     columns: shared.Columns = None
     chat_template_kwargs: shared.ChatTemplateKwargs = None
+    worker: shared.WorkerNumber = None
     overwrite: shared.Overwrite = False
 
 

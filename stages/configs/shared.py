@@ -81,6 +81,12 @@ _TOKENS = (
 )
 MaxTokensPerDevice = Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False, help=_TOKENS)]
 
+_WORKER = (
+    "Number of this worker, from 1, and how many there are: 3/16. Each takes its share of the shards; whoever"
+    " completes them writes the manifest."
+)
+WorkerNumber = Annotated[str | None, Option(OUTPUT, "N/COUNT", limit=limits.worker, content=False, help=_WORKER)]
+
 _DEVICE_MAP = (
     "auto: divide a model that is larger than one GPU, layer by layer, over all of them; layers for which there is no"
     " room wait in the host's memory and are fetched for every batch. In one process."

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from stages.demo.language import true_reward
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
-from stages.logprobs.decode import DecodeRequest, decode
+from stages.logprobs.decode import DecodeRequest, decode, decoded_together
 from stages.logprobs.decode_trial import find_decoding
-from stages.logprobs.logps import Forward, response_kl, response_logps
+from stages.logprobs.logps import Forward, response_kl, response_logps, shared_groups
 from stages.logprobs.paths import find_paths
 from stages.models.loading import Loading
 from stages.models.references import refuse_unknown_ids
-from stages.reporting import Reporter
+from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_json
 from stages.store.manifest import LIBRARIES
 from stages.tokens.cache import Arrays, cached_arrays
@@ -62,6 +64,8 @@ class Evaluator:
     max_tokens: int
     loading: Loading
     reporter: Reporter
+    accelerator: Accelerator | None = None
+    """its processes divide what is measured, and each of them has all of it; without one this process does it alone"""
     kl: bool = True
     """whether to measure KL from the reference, where there is one"""
     rewards: Mapping[str, float] | None = None
@@ -109,9 +113,7 @@ class Evaluator:
             forward = self._forward(model.folder)
             refuse_unknown_ids(forward.model, pairs, model.name)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                [found] = response_logps(
-                    [forward], pairs, max_tokens=self.max_tokens, device=self.loading.device, task=task
-                )
+                [found] = response_logps([forward], pairs, task=task, **self._how)
             _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)
             return sums_of(found)
 
@@ -128,9 +130,7 @@ class Evaluator:
             title = f"{model.name}: KL, {what}"
             base, forward = self._forward(reference.folder), self._forward(model.folder)
             with self.reporter.task(title, len(pairs), "pairs") as task:
-                kl_N2 = response_kl(
-                    forward, base, pairs, max_tokens=self.max_tokens, device=self.loading.device, task=task
-                )
+                kl_N2 = response_kl(forward, base, pairs, task=task, **self._how)
             _refuse_not_finite(kl_N2, title)
             return {"kl_N2": kl_N2}
 
@@ -146,12 +146,16 @@ class Evaluator:
                 for place, prompt in enumerate(prompts)
             ]
             decoding = find_decoding(self._forward(model.folder), self.reporter)
-            ends = () if end_of_turn is None else (end_of_turn,)
+            ends, most = () if end_of_turn is None else (end_of_turn,), _DECODED * self.max_tokens
+            groups = decoded_together(decoding, asked, most)
+            mine = [place for group in shared_groups(groups, self.accelerator, Quiet()) for place in group]
             found: dict[int, Ids] = {}
-            with self.reporter.task(f"{model.name}: samples", len(prompts), "responses") as task:
-                for place, answer in decode(decoding, asked, ends=ends, max_tokens=_DECODED * self.max_tokens):
-                    found[place] = answer.answer_ids
+            with self.reporter.task(f"{model.name}: samples", len(mine), "responses") as task:
+                for number, answer in decode(decoding, [asked[place] for place in mine], ends=ends, max_tokens=most):
+                    found[mine[number]] = answer.answer_ids
                     task.advance()
+            for theirs in gather_object([found]) if self.accelerator else ():
+                found |= theirs
             drawn = [found[place] for place in range(len(prompts))]
             return {"ids": np.concatenate(drawn), "lengths": np.array([len(answer) for answer in drawn])}
 
@@ -161,19 +165,34 @@ class Evaluator:
 
     def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """What `make` measures, from the cache. Another device, code or library version may measure another number."""
-        key = [
-            what,
-            self.loading.device.type,
-            self.loading.precision,
-            modules_hash(*PACKAGES),
-            *map(version, LIBRARIES),
-            model.hash,
-            *more,
-        ]
+        computed = (self.loading.device.type, self.loading.precision)
+        key = [what, *computed, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
         name = hash_json(key)
         if name not in self._known:
-            self._known[name] = cached_arrays(key, make, name=f"{model.name}: {what}", reporter=self.reporter)
+            self._known[name] = self._shared(key, make, f"{model.name}: {what}")
         return self._known[name]
+
+    def _shared(self, key: list[Any], make: Callable[[], Arrays], name: str) -> Arrays:
+        """`cached_arrays` for all processes: the first one looks, and has all of them make what it does not find."""
+        if self.accelerator is None:
+            return cached_arrays(key, make, name=name, reporter=self.reporter)
+        if not self.accelerator.is_main_process:
+            while (heard := _told(None)) is None:
+                make()
+            return heard
+
+        def make_together() -> Arrays:
+            _told(None)
+            return make()
+
+        found = cached_arrays(key, make_together, name=name, reporter=self.reporter)
+        _told(found)
+        return found
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        """Of log-probs and KL."""
+        return {"max_tokens": self.max_tokens, "device": self.loading.device, "accelerator": self.accelerator}
 
     def _forward(self, folder: Path) -> Forward:
         if folder not in self._forwards:
@@ -182,6 +201,12 @@ class Evaluator:
                 self._forwards = {each: forward for each, forward in self._forwards.items() if each == kept}
             self._forwards[folder] = find_paths(self.loading.load(folder), self.reporter)
         return self._forwards[folder]
+
+
+def _told(word: Arrays | None) -> Arrays | None:
+    """What the first process says to all."""
+    heard: list[Arrays | None] = broadcast_object_list([word])
+    return heard[0]
 
 
 def _refuse_not_finite(values: NDArray[Any], what: str) -> None:

@@ -16,7 +16,6 @@ Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -51,10 +50,13 @@ class Layout:
         self.windows_seen: set[int | None] = set()
         self._device = device
         self._masks: dict[tuple[Any, ...], Tensor] = {}
+        self._sequences: dict[torch.device, Sequences] = {}
 
-    @cached_property
-    def sequences(self) -> Sequences:
-        return sequences_of(self.spans, self._device)
+    def sequences_on(self, device: torch.device) -> Sequences:
+        """For the kernel of `stages.logprobs.varlen`; the layers of one model may be on several devices."""
+        if device not in self._sequences:
+            self._sequences[device] = sequences_of(self.spans, device)
+        return self._sequences[device]
 
     def causal_mask(self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What may be seen by `queries` tokens behind a prompt, (Q, S): 0, or minus infinity for what may not.
@@ -114,7 +116,8 @@ def _attend_packed(
     dtype = _computed_in(query_HTD)
     if softcap is None and takes_varlen(query_HTD, dtype):
         query, key, value = (each[0].to(dtype) for each in (query_HTD, key_HTD, value_HTD))
-        seen_THD = attend_by_sequences(query, key, value, layout.sequences, scale=scaling, window=sliding_window)
+        sequences = layout.sequences_on(query.device)
+        seen_THD = attend_by_sequences(query, key, value, sequences, scale=scaling, window=sliding_window)
         return seen_THD[None], None
     groups = query_HTD.shape[1] // key_HTD.shape[1]
     if groups > 1 and (query_HTD.device.type != "cpu" or softcap is not None):
@@ -135,7 +138,6 @@ def _attend_packed(
             parts.append(_capped(query, key, value, mask_QS, scaling, softcap))
             continue
         whole = prompt == 0 and window is None
-        # The layers of one model may be on several devices.
         mask = None if whole else layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
         mask = mask if mask is None else mask.to(query.device)
         parts.append(

@@ -189,17 +189,14 @@ def _measured(
     examples = [whole(pair) for pair in pairs]
     groups = make_groups(examples, max_tokens, packs=packs)
     found: list[list[Tensor]] = [[] for _ in range(kinds)]
-    worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
-    mine = worker.share(len(groups))
-    for number in mine:
-        chosen = [examples[place] for place in groups[number]]
+    places: list[int] = []
+    for group in shared_groups(groups, accelerator, task):
+        chosen = [examples[place] for place in group]
         batch = make_batch(chosen, device, packs=packs)
         with memory_for(chosen, batch[0].numel(), max_tokens, trains=False):
             for values, kind in zip(measure(batch), found, strict=True):
                 kind.append(pair_by_pair(batch, values))
-        # Meanwhile the others do as many.
-        task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
-    places = [place for number in mine for place in groups[number]]
+        places += group
     # Copied once, at the end: a device would wait for every copy.
     share = places, [torch.cat(kind).cpu().numpy() if kind else np.empty(0, np.float32) for kind in found]
     shares = gather_object([share]) if accelerator else [share]
@@ -211,7 +208,14 @@ def _measured(
 
 @torch.no_grad()
 def response_kl(
-    forward: Forward, other: Forward, pairs: list[TokenPair], *, max_tokens: int, device: torch.device, task: Task
+    forward: Forward,
+    other: Forward,
+    pairs: list[TokenPair],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    task: Task,
+    accelerator: Accelerator | None = None,
 ) -> NDArray[np.float64]:
     """KL(model || other model) summed over the tokens of each pair's chosen and rejected response, (N, 2) nats.
 
@@ -221,6 +225,7 @@ def response_kl(
         pairs: either all with a rejected response, or all without; then the second column is 0.
         max_tokens: of one forward pass.
         task: advanced by one for every pair.
+        accelerator: as in `response_logps`.
     """
     packs = forward.packs and other.packs
     forward, reference = forward._replace(packs=packs), Reference(other, kl_from_reference).packed(packs)
@@ -228,14 +233,26 @@ def response_kl(
         model.eval()
     examples = [whole(pair) for pair in pairs]
     kl_N2 = np.zeros((len(pairs), 2))
-    for group in make_groups(examples, max_tokens, packs=packs):
+    places: list[int] = []
+    for group in shared_groups(make_groups(examples, max_tokens, packs=packs), accelerator, task):
         batch = make_batch([examples[index] for index in group], device, packs=packs)
         with forward.context(), attention_for(forward, batch):
             _, kl_RW = logps_and_kl(forward, reference, batch)
         by_side = kl_RW.double().sum(-1).view(-1, len(group)).T.cpu().numpy()
         kl_N2[group, : by_side.shape[1]] = by_side
-        task.advance(len(group))
+        places += group
+    for theirs, values_N2 in gather_object([(places, kl_N2[places])]) if accelerator else ():
+        kl_N2[theirs] = values_N2
     return kl_N2
+
+
+def shared_groups(groups: list[list[int]], accelerator: Accelerator | None, task: Task) -> Iterator[list[int]]:
+    """This process's part of what several divide; without an accelerator, all. `task` is advanced for all of them."""
+    worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
+    for number in worker.share(len(groups)):
+        yield groups[number]
+        # Meanwhile the others did as many.
+        task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
 
 
 def make_batch(

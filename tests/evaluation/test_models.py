@@ -11,7 +11,8 @@ from stages.evaluation import evaluator
 from stages.models import loading
 from stages.models.folders import load_model, save_model
 from stages.tokens import fingerprint
-from tests.evaluation.conftest import Ear
+from tests.evaluation.conftest import Ear, value
+from tests.models.test_loading import leave_room
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
@@ -119,3 +120,25 @@ def test_a_folder_of_scores_keeps_the_limit_it_is_given(run, world):
 def test_a_model_without_a_name_is_refused(run, world):
     with pytest.raises(SepoError, match=r"the model '=.*policy' has no name"):
         run(models=[f"={world / 'policy'}"])
+
+
+def test_a_divided_model_is_measured_as_the_whole_one(run, monkeypatch, tmp_path):
+    """Two models and their reference, each loaded once."""
+    figures = {}
+    for device_map in (None, "auto"):
+        monkeypatch.setenv("SEPO_CACHE", str(tmp_path / f"cache-{device_map}"))
+        ear = Ear()
+        figures[device_map] = run(ear, samples=0, skip_kl=True, device_map=device_map)["models"]
+        (tmp_path / "out.json").unlink()
+        leave_room(monkeypatch, 0.05)
+    assert sum("on disk" in line for line in ear.said) == 3
+    assert figures["auto"] == figures[None]
+
+
+def test_precision_is_another_measurement_and_is_told(run):
+    exact, half = (run(samples=0, skip_kl=True, precision=name) for name in ("float32", "bfloat16"))
+    assert half["settings"]["precision"] == "bfloat16"
+    assert half["fingerprint"] != exact["fingerprint"]
+    ours, theirs = (value(report, "policy", "margin_implicit") for report in (half, exact))
+    assert ours != theirs
+    assert ours == pytest.approx(theirs, abs=0.3)

@@ -46,7 +46,9 @@ def test_sequences_are_what_the_loop_over_answers_sees(heads, window):
         torch.randn(1, size, TOKENS, 8, dtype=torch.float64, requires_grad=True) for size in (4, heads, heads)
     )
     layout = Layout(SPANS, CPU)
-    found = attend_by_sequences(query[0], key[0], value[0], layout.sequences, scale=0.3, window=window, kernel=plainly)
+    found = attend_by_sequences(
+        query[0], key[0], value[0], layout.sequences_on(query.device), scale=0.3, window=window, kernel=plainly
+    )
     with packed_attention(tiny_llama(10), layout):
         expected, _ = _attend_packed(None, query, key, value, None, scaling=0.3, sliding_window=window)
     upstream = torch.randn_like(found)
