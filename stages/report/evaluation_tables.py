@@ -34,7 +34,9 @@ def _block(evaluation: Evaluation) -> Block:
     name, stage, report = evaluation
     if stage in ("evaluate", "results"):
         said = (summarise if stage == "evaluate" else summarise_benchmarks)(report, output=None)
-        return Block(f"{name} ({stage})", said.rows, [each for each in said.tables if isinstance(each, Table)])
+        # Its warnings are among those of the page.
+        facts = [(label, text) for label, text in said.rows if label != "warning"]
+        return Block(f"{name} ({stage})", facts, [each for each in said.tables if isinstance(each, Table)])
     return Block(f"{name} ({stage})", [], _recipes(report) if stage == "compare" else _truth(report))
 
 

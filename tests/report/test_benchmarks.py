@@ -32,6 +32,7 @@ def test_results_have_a_section_with_figures_leads_and_the_papers_own(report, tm
     assert re.search(r'<th scope="row">LLaMA2-Chat-7B</th><td>5\.4 / 5</td>', section)
     assert "<script>alert" not in section
     assert "\u202e" not in section
+    assert (tmp_path / "r.html").read_text().count("alpaca-eval, dpo: 40 of 805 prompts are judged") == 1
 
 
 def test_a_damaged_report_is_a_mistake_of_the_world(report, tmp_path):

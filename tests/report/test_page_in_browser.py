@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages import results
+from stages.configs import ResultsConfig
 from stages.method.selection import RuleInputs
 from stages.registry import RULES
+from stages.reporting import Quiet
 from stages.store.scores import open_scores
+from tests.benchmarks.folders import alpaca_rows, write_rows
 from tests.report.pages import NOISE, write_page, write_scores
 from tests.world import manifest, run_policy
 
@@ -229,6 +233,23 @@ def test_nothing_is_wider_than_the_window(page, width):
     page.click("nav a[href='#tokens']")
     chosen, rejected = (page.locator("#pair-0 .side").nth(at).bounding_box() for at in range(2))
     assert (rejected["y"] > chosen["y"]) == (width == 390)
+
+
+def test_the_title_of_a_wide_table_is_read_whole_on_a_phone(browser, tmp_path):
+    """The table scrolls below it, in a box of its own."""
+    source = write_rows(tmp_path / "annotations.json", alpaca_rows("sepo", [1.0, 2.0] * 20))
+    results.run(ResultsConfig(paths=(str(source),), output=str(tmp_path / "results.json")), Quiet())
+    write_page(tmp_path / "report.html", tmp_path / "results.json")
+    window = browser.new_context(viewport={"width": 390, "height": 844})
+    with opened_page(window, tmp_path / "report.html") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        box = page.locator("#benchmarks .wide").last
+        box.evaluate("box => box.scrollLeft = 200")
+        assert box.evaluate("box => box.scrollLeft") == 200
+        title = box.locator("caption span").bounding_box()
+        assert title["x"] >= box.bounding_box()["x"]
+        assert title["x"] + title["width"] <= 390
+    window.close()
 
 
 def test_hostile_text_is_text(page):
