@@ -60,6 +60,8 @@ OBJECTIVES: Final = {
         Objective("sepo", {"gamma": 2.1, "margin": 0.5} | _ANCHORS, select="oracle", void=("soft_k",)),
         Objective("sepo-hinge", {"gamma": 1.0, "margin": 0.0} | _ANCHORS, select="oracle", void=("soft_k",)),
         Objective("simpo", {"gamma": 2.1, "margin": 0.5} | _ANCHORS, void=("soft_k",)),
+        Objective("confpo", {"gamma": 2.1, "margin": 0.5}, void=("soft_k",)),
+        Objective("simper", {}, void=("soft_k",)),
         Objective("dpo", {"beta": 0.1, "sft_weight": 0.0}, needs=("reference",)),
         Objective("ipo", {"beta": 0.1}, needs=("reference",), void=("soft_k",)),
         # The paper names no alpha.
@@ -85,6 +87,7 @@ RULES: Final = {
         Rule("earliest", _RATIOS),
         Rule("latest", _RATIOS),
         Rule("confidence", _RATIOS, needs=("start_logps",)),
+        Rule("sampo", {}),
         Rule("symmetric", _RATIOS, whole_data=True),
         Rule("dataset-share", _RATIOS, whole_data=True),
         Rule("dataset-symmetric", _RATIOS, whole_data=True),

@@ -98,6 +98,24 @@ def sepo_hinge(win, lose, gamma, margin, sft_weight=0.0, kl_weight=0.0, anchor_m
     return max(0.0, margin - lead) + anchors(win, lose, sft_weight, kl_weight)
 
 
+def confpo(win, lose, gamma, margin):
+    rewards = []
+    for side in (win, lose):
+        probabilities = [math.exp(logp) for logp in side.logps]
+        threshold = mean(probabilities, side.weights)
+        below = [
+            (w, logp) for w, logp, p in zip(side.weights, side.logps, probabilities, strict=True) if w and p < threshold
+        ]
+        if not below:
+            return 0.0
+        rewards.append(gamma * sum(w * logp for w, logp in below) / sum(w for w, _ in below))
+    return -log_sigmoid(rewards[0] - rewards[1] - margin)
+
+
+def simper(win, lose):
+    return math.exp(lose.mean) - math.exp(win.mean)
+
+
 def dpo(win, lose, beta, sft_weight=0.0):
     return -log_sigmoid(beta * (win.ratio - lose.ratio)) + sft_weight * -win.mean
 

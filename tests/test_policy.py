@@ -340,7 +340,7 @@ def test_weights_that_cannot_be_are_refused(world, chat_folder, tmp_path, value,
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"objective": "dpo", "gamma": 1.0}, "gamma is no option of objective dpo; sepo, sepo-hinge, simpo have it"),
+        ({"objective": "dpo", "gamma": 1.0}, "gamma is no option of objective dpo; sepo, sepo-hinge, simpo, confpo have it"),
         ({"threshold": 0.1}, "threshold is no option of select oracle; threshold has it"),
         ({"objective": "simpo", "chosen_ratio": 0.3}, "chosen_ratio is no option of select all"),
         ({"objective": "sft", "select": "oracle", "rejected_ratio": 0.1}, "rejected_ratio changes nothing of objective sft"),
@@ -398,7 +398,7 @@ def test_the_registry_knows_every_function_and_the_options_that_it_takes(module,
 
 
 def test_defaults_are_told_in_words():
-    assert defaults_in_words("margin") == "sepo, simpo 0.5; sepo-hinge 0.0; slic 1.0"
+    assert defaults_in_words("margin") == "sepo, simpo, confpo 0.5; sepo-hinge 0.0; slic 1.0"
 
 
 def test_snapshots_are_the_policy_after_so_many_steps(world, chat_folder, tmp_path):

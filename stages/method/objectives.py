@@ -67,6 +67,32 @@ simpo = sepo
 """arXiv 2405.14734 Eq. 6 is the same loss on all tokens: its beta is gamma here, its gamma the margin."""
 
 
+def confpo(logps_RW: Tensor, batch: Weighted, *, gamma: float, margin: float) -> PairLoss:
+    """SimPO on the tokens whose probability is below the mean over their response, arXiv 2506.08712
+
+    The threshold moves with the policy, which is asked anew in every step. As in its authors' code, the mean is one of
+    probabilities, and a pair with a response that has no token below it (a single one, say) counts nothing.
+    """
+    probabilities_RW = logps_RW.detach().exp()
+    below_RW = batch.weights_RW * (probabilities_RW < weighted_mean(probabilities_RW, batch)[:, None])
+    counts_R = below_RW.sum(-1)
+    means_R = (logps_RW * below_RW).sum(-1) / counts_R.where(counts_R > 0, 1.0)
+    chosen_B, rejected_B = (gamma * means_R).chunk(2)
+    counted_B = (counts_R > 0).view(2, -1).all(0)
+    loss = pair_loss(-F.logsigmoid(chosen_B - rejected_B - margin) * counted_B, chosen_B, rejected_B)
+    share_R = counts_R / batch.weights_RW.sum(-1)
+    return PairLoss(loss.loss_B, loss.metrics | {"below_mean": share_R.view(2, -1).mean(0)})
+
+
+def simper(logps_RW: Tensor, batch: Weighted) -> PairLoss:
+    """p_l - p_w, p = exp of the mean log-prob of a response, its inverse perplexity, arXiv 2502.00883
+
+    No reference and nothing to tune; p is the reward that is logged.
+    """
+    chosen_B, rejected_B = weighted_mean(logps_RW, batch).exp().chunk(2)
+    return pair_loss(rejected_B - chosen_B, chosen_B, rejected_B)
+
+
 def dpo(logps_RW: Tensor, batch: Weighted, *, beta: float, sft_weight: float) -> PairLoss:
     """-log sigmoid(beta * (log-ratio of y_w - log-ratio of y_l)), arXiv 2305.18290 Eq. 7
 

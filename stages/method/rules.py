@@ -62,11 +62,24 @@ def latest(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) ->
 def confidence(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
     """the tokens that the starting policy is least sure of, in both responses, as in ConfPO, arXiv 2506.08712
 
-    ConfPO asks the policy anew in every step and takes the tokens below the mean of their response; here the share is
-    given, and the starting policy is asked once.
+    ConfPO asks the policy anew in every step and takes the tokens below the mean of their response, as the objective
+    confpo does; here the share is given, and the starting policy is asked once.
     """
     keys = (PairLogps(-logps.chosen, -logps.rejected) for logps in inputs.start_logps)
     return ranked(keys, chosen_ratio, rejected_ratio)
+
+
+def sampo(inputs: RuleInputs) -> Selection:
+    """every token of the shorter response, and as many of the longer one by chance (seeded), SamPO, arXiv 2406.10957
+
+    A sum over the tokens then says nothing of length. SamPO draws anew in every step; here each pair is drawn once.
+    """
+    weights = []
+    for row in inputs.rows:
+        count = min(map(len, row.scores))
+        keys = random_keys(row.scores, seed=inputs.seed, pair_id=row.pair.pair_id)
+        weights.append(as_weights(*(select_highest(side, count / len(side)) for side in keys)))
+    return Selection(weights)
 
 
 def symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:

@@ -24,6 +24,8 @@ OPTIONS = {
     "sepo": ANCHORED,
     "sepo-hinge": ANCHORED,
     "simpo": ANCHORED,
+    "confpo": {"gamma": 1.3, "margin": 0.7},
+    "simper": {},
     "dpo": {"beta": 0.5, "sft_weight": 0.4},
     "ipo": {"beta": 0.4},
     "rrhf": {"sft_weight": 0.3, "kl_weight": 0.9},
@@ -94,6 +96,8 @@ DEFAULTS = {
     "sepo": {"gamma": 2.1, "margin": 0.5, **OFF, "anchor_margin": False},
     "sepo-hinge": {"gamma": 1.0, "margin": 0.0, **OFF, "anchor_margin": False},
     "simpo": {"gamma": 2.1, "margin": 0.5, **OFF, "anchor_margin": False},
+    "confpo": {"gamma": 2.1, "margin": 0.5},
+    "simper": {},
     "dpo": {"beta": 0.1, "sft_weight": 0.0},
     "ipo": {"beta": 0.1},
     "rrhf": {"sft_weight": 1.0, "kl_weight": 0.0},
@@ -126,6 +130,9 @@ def test_without_options_the_defaults_are_taken(name):
         # Means -1.875 and -1.583: u = gamma x mean.
         ("sepo", {"gamma": 1.0, "margin": 0.0}, math.log1p(math.exp(1.875 - 19 / 12))),
         ("simpo", {"gamma": 2.0, "margin": 0.5}, math.log1p(math.exp(2 * (1.875 - 19 / 12) + 0.5))),
+        # Probabilities 0.37 0.14 0.61 0.02, mean 0.28: -2 and -4; 0.05 0.78 0.22, mean 0.35: -3 and -1.5. u -6 and -4.5.
+        ("confpo", {"gamma": 2.0, "margin": 0.5}, math.log1p(math.exp(2.0))),
+        ("simper", {}, math.exp(-19 / 12) - math.exp(-1.875)),
         ("sepo-hinge", {}, 1.875 - 19 / 12),
         # Sums -7.5 and -4.75; the reference's are 0.
         ("dpo", {"beta": 0.1}, math.log1p(math.exp(0.275))),
@@ -220,7 +227,7 @@ REWARDS = {
     "sepo": (-2.1 * 1.875, -2.1 * 19 / 12), "simpo": (-2.1 * 1.875, -2.1 * 19 / 12), "sepo-hinge": (-1.875, -19 / 12),
     "dpo": (0.1 * -6.5, 0.1 * -4.25), "ipo": (0.1 * -1.625, 0.1 * -4.25 / 3), "r-dpo": (0.1 * -6.5, 0.1 * -4.25),
     "tdpo": (0.1 * -6.5, 0.1 * -4.25), "tdpo1": (0.1 * (-6.5 + 2), 0.1 * (-4.25 + 1.5)), "rrhf": (-1.875, -19 / 12),
-    "orpo": (-0.1875, -0.1 * 19 / 12), "cpo": (-0.75, -0.475), "slic": (-7.5, -4.75),
+    "confpo": (-6.3, -4.725), "simper": (math.exp(-1.875), math.exp(-19 / 12)), "orpo": (-0.1875, -0.1 * 19 / 12), "cpo": (-0.75, -0.475), "slic": (-7.5, -4.75),
     "regress": (-6.5, -4.25),
 }  # fmt: skip
 
@@ -233,6 +240,22 @@ def test_the_rewards_that_are_logged(name):
     found = (metrics["chosen_reward"].item(), metrics["rejected_reward"].item())
     assert found == pytest.approx(REWARDS[name])
     assert metrics["reward_margin"].item() == pytest.approx(found[0] - found[1], abs=1e-6)
+
+
+def test_confpo_counts_nothing_of_a_pair_without_a_token_below_the_mean():
+    """A single token is its own mean. Where there is one, only it has a gradient, and the threshold none."""
+    logps, batch = batch_of(Side(CHOSEN), Side([-1.0]))
+    logps.requires_grad_()
+    loss = OBJECTIVES["confpo"].load()(logps, batch)
+    loss.loss_B.sum().backward()
+    assert loss.loss_B.item() == 0
+    assert not logps.grad.any()
+    logps, batch = batch_of(Side(CHOSEN), Side([-1.0, -2.0, -2.0]))
+    logps.requires_grad_()
+    loss = OBJECTIVES["confpo"].load()(logps, batch)
+    loss.loss_B.sum().backward()
+    assert torch.sign(logps.grad[:, 2:6]).tolist() == [[0, -1, 0, -1], [0, 1, 1, 0]]
+    assert loss.metrics["below_mean"].item() == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
 def test_sepo_on_all_tokens_is_simpo():

@@ -146,6 +146,15 @@ def test_random_is_seeded_and_of_the_same_size():
     assert [side[0] for side in chosen("random", *rows, authors_rule=True)[0]] == [0, 0]
 
 
+def test_sampo_takes_as_many_tokens_of_both_responses():
+    """All of the shorter one, as many of the longer one by a seeded chance."""
+    rows = row(range(40), range(10), pair_id=5), row(range(3), range(40), pair_id=6), row([1], [2], pair_id=7)
+    draws = [chosen("sampo", *rows, seed=seed) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert [[sum(side) for side in pair] for pair in draws[0]] == [[10, 10], [3, 3], [1, 1]]
+    assert draws[0][0][0] != draws[2][0][0]
+
+
 def test_column_takes_the_weights_as_they_come():
     weights = PairWeights(np.array([0.5, 0, 2, 0]), floats([0, 0, 0, 1]))
     assert chosen("column", row(CHOSEN, REJECTED, weights)) == [[[0.5, 0, 2, 0], [0, 0, 0, 1]]]
