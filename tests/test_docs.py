@@ -1,5 +1,6 @@
 """What the documentation shows can be run: every command line is parsed by the real parser, every link leads somewhere."""
 
+import os
 import re
 import runpy
 import shlex
@@ -72,6 +73,32 @@ def test_accelerate_takes_the_example_configurations():
     for file in sorted(ROOT.glob("examples/accelerate_*.yaml")):
         loaded = load_config_from_file(str(file))
         assert loaded.distributed_type.value == yaml.safe_load(file.read_text())["distributed_type"]
+
+
+STUBS = {
+    "scontrol": 'case "$1" in show) printf "first\\nsecond\\n";; *) echo "$@" >> "$SEEN/queued";; esac',
+    "srun": 'shift; SLURM_NODEID=1 exec "$@"',
+    "accelerate": 'shift; printf "%s\\n" "$@" > "$SEEN/launched"; trap "exit 1" TERM; kill -TERM "$LAUNCHED_BY"; sleep 9 & wait',
+}
+"""what a cluster would answer, and a launcher that its job is told to stop"""
+
+
+def test_the_training_job_starts_every_node_and_is_queued_again_when_its_time_is_over(tmp_path):
+    from accelerate.commands.launch import launch_command_parser
+
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7", "SLURM_NNODES": "2"}
+    here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEN": str(tmp_path)}
+    script = f"export LAUNCHED_BY=$$; . {ROOT / 'examples/train.slurm'}"
+    done = subprocess.run(["bash", "-c", script], env=os.environ | slurm | here, check=False, timeout=60)
+    assert done.returncode == 1
+    assert (tmp_path / "queued").read_text() == "requeue 7\n"
+    launch = launch_command_parser().parse_args((tmp_path / "launched").read_text().split())
+    assert (launch.num_machines, launch.num_processes, launch.machine_rank) == (2, 16, 1)
+    assert (launch.main_process_ip, launch.main_process_port, launch.module) == ("first", 20007, True)
+    assert launch.training_script == "sepo_cli"
 
 
 def test_a_scorer_of_ones_own_makes_what_training_reads(world, tmp_path):

@@ -35,10 +35,8 @@ def refuse_useless(precision: str, device: torch.device) -> None:
 
 
 def price_of_float32(device: torch.device, faster: str) -> str | None:
-    """What computing in float32 costs on a GPU, as it was measured on one (benchmarks/RESULTS.md); else None."""
-    if device.type != "cuda":
-        return None
-    return f"float32 on a GPU: {faster} takes about a seventh of the time, and rounds more"
+    """What there is to say of float32 on a GPU, as it was measured on one (benchmarks/RESULTS.md); else None."""
+    return f"float32 is slow on a GPU: {faster}" if device.type == "cuda" else None
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def fit(
     accelerator = join_processes(config.mixed_precision, config.report_to, folder / TRACKERS / phase)
     schedule = make_schedule(len(examples), config)
     reporter.say(f"{phase}: {schedule}")
-    if config.mixed_precision == "no" and (price := price_of_float32(accelerator.device, "--mixed-precision bf16")):
+    faster = "--mixed-precision bf16 takes about a seventh of the time"
+    if config.mixed_precision == "no" and (price := price_of_float32(accelerator.device, faster)):
         reporter.say(price)
     engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
