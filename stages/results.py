@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any, Final
 
 from stages.benchmarks.coverage import judgment_warnings
@@ -12,6 +11,7 @@ from stages.benchmarks.ifeval_verifier import open_verifier
 from stages.benchmarks.judge_files import Results, find_results
 from stages.benchmarks.judged import Judged
 from stages.benchmarks.own_answers import own_figures
+from stages.benchmarks.same_subject import joined, model_names, told_apart
 from stages.configs import ResultsConfig, content_defaults, content_settings
 from stages.report.benchmarks import build_benchmarks, summarise_benchmarks
 from stages.reporting import Reporter, Summary
@@ -34,10 +34,11 @@ def run(config: ResultsConfig, reporter: Reporter) -> Summary:
     finished = claim_results(config.output, identity, inputs, defaults=defaults, tables=(), overwrite=overwrite)
     if finished is not None:
         return _summary(config, finished, fresh=False)
-    judged = _compute(found, reporter)
     folders = dict(zip(_names(found.folders), found.folders, strict=True))
+    names = model_names(folders)
+    judged = _compute(found, folders, names, reporter)
     benchmarks = {name: folder.manifest.get("benchmark") for name, folder in folders.items()}
-    warnings = judgment_warnings(judged, benchmarks)
+    warnings = judgment_warnings(judged, benchmarks, names)
     for warning in warnings:
         reporter.warn(warning)
     made_by = made_just_now("cpu", started)
@@ -53,36 +54,17 @@ def _summary(config: ResultsConfig, report: dict[str, Any], *, fresh: bool = Tru
     return summarise_benchmarks(report, output=config.output, fresh=fresh)
 
 
-def _compute(found: Results, reporter: Reporter) -> list[Judged]:
+def _compute(
+    found: Results, folders: Mapping[str, AnswerFolder], names: Mapping[tuple[str, str], str], reporter: Reporter
+) -> list[Judged]:
     """What is to be said of the answers themselves, and what others said of them."""
-    verify = open_verifier() if any(_is_ifeval(folder) for folder in found.folders) else None
+    verify = open_verifier() if any(map(_is_ifeval, found.folders)) else None
     judged = []
-    with ExitStack() as stack:
-        task = stack.enter_context(reporter.task("answers", _answers(found.folders), "answers"))
-        for name, folder in zip(_names(found.folders), found.folders, strict=True):
+    with reporter.task("answers", _answers(found.folders), "answers") as task:
+        for name, folder in folders.items():
             judged += own_figures(folder, name, verify if _is_ifeval(folder) else None, task)
-    return (
-        _told_apart(judged, dict(zip(map(_source, found.folders), _names(found.folders), strict=True))) + found.judged
-    )
-
-
-def _told_apart(judged: list[Judged], names: dict[str, str]) -> list[Judged]:
-    """Models of one name in several folders, which were verified there, have their folder's name in front.
-
-    Args:
-        names: of the folders, by where they are.
-    """
-    times = Counter(each.subject for each in judged)
-    return [
-        each._replace(subject=each.subject._replace(model=f"{names[each.source]}/{each.subject.model}"))
-        if times[each.subject] > 1
-        else each
-        for each in judged
-    ]
-
-
-def _source(folder: AnswerFolder) -> str:
-    return str(folder.folder)
+    answered = {*names.values(), *(model for _, model in names)}
+    return joined(told_apart(judged + found.judged, folders, names), answered, reporter)
 
 
 def _answers(folders: list[AnswerFolder]) -> int:

@@ -20,28 +20,31 @@ WHOLE: Final = {
 """prompts, by benchmark and category"""
 
 
-def judgment_warnings(judged: Iterable[Judged], benchmarks: Mapping[str, str | None]) -> list[str]:
+def judgment_warnings(
+    judged: Iterable[Judged], benchmarks: Mapping[str, str | None], names: Mapping[tuple[str, str], str]
+) -> list[str]:
     """One line for each thing that spoils a result, with its count.
 
     Args:
         benchmarks: of each folder of answers, by its name.
+        names: of the models, `stages.benchmarks.same_subject.model_names`.
     """
     judged = list(judged)
-    own = {(benchmarks[each.subject.part], each.subject.model): each for each in judged if _is_own(each)}
+    mine = [(each.subject.part, each.subject.model, each) for each in judged if _is_own(each)]
+    own = {(benchmarks[part], names[part, model]): each for part, model, each in mine}
     warnings = [
         f"{label(each)}: {count:,} {reason}" for each in judged for reason, count in each.counts.items() if count
     ]
     for each in (each for each in judged if not _is_own(each) and each.subject.judge != VERIFIER):
         subject = each.subject
         benchmark = MT_BENCH if subject.benchmark == PAIRS else subject.benchmark
-        mine = own.get((benchmark, subject.model))
-        if mine is not None:
-            warnings += _against_own(each, mine, judged)
-        elif any(name == benchmark for name, _ in own):
-            models = ", ".join(model for name, model in own if name == benchmark)
-            warnings.append(f"{label(each)}: no answers of it are here, but of {models}")
+        answers = own.get((benchmark, subject.model))
+        if answers is not None:
+            warnings += _against_own(each, answers, judged)
+        else:
+            warnings += _against_others(each, [model for name, model in own if name == benchmark])
         whole = WHOLE.get((benchmark, subject.part))
-        if mine is None and whole and each.prompts and len(each.prompts) != whole:
+        if answers is None and whole and each.prompts and len(each.prompts) != whole:
             warnings.append(f"{label(each)}: {len(each.prompts):,} of {whole:,} prompts are judged")
     return warnings
 
@@ -54,6 +57,15 @@ def label(judged: Judged) -> str:
 
 def _is_own(judged: Judged) -> bool:
     return judged.subject.benchmark == ANSWERS
+
+
+def _against_others(each: Judged, models: list[str]) -> list[str]:
+    """Of a model that is none of those of its benchmark whose answers are here."""
+    several = ", ".join(model for model in models if model.endswith(f"/{each.subject.model}"))
+    if several:
+        said = "its place does not tell: put the file into the folder whose answers it judges"
+        return [f"{label(each)}: whether it judges {several}, {said}"]
+    return [f"{label(each)}: no answers of it are here, but of {', '.join(models)}"] if models else []
 
 
 def _against_own(each: Judged, mine: Judged, judged: list[Judged]) -> list[str]:

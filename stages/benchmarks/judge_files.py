@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 from stages.benchmarks import alpaca_results, arena_results, ifeval_results, mt_bench_results
 from stages.benchmarks.judged import HINT, Judged
-from stages.benchmarks.same_subject import joined
 from stages.data.json_files import json_lines, json_rows
 from stages.data.text_files import Placed, lines
 from stages.errors import SepoError, borrowed
@@ -80,8 +79,7 @@ def find_results(names: tuple[str, ...], reporter: Reporter) -> Results:
                 seen.add(real)
         if not results.hashes[name]:
             raise SepoError(f"{name} holds no answers and no judgments that are known", hint=READABLE)
-    answered = {model for folder in results.folders for model in folder.models}
-    return results._replace(judged=joined(results.judged, answered, reporter))
+    return results
 
 
 def _answer_folders(path: Path, reporter: Reporter) -> Iterator[AnswerFolder]:

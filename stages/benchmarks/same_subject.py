@@ -1,16 +1,55 @@
 """Several files that tell of the same answers, put together."""
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from stages.benchmarks.alpaca_results import BENCHMARK as ALPACA_EVAL
 from stages.benchmarks.judged import Judged, Subject
 from stages.benchmarks.mt_bench_results import BENCHMARK as MT_BENCH
+from stages.benchmarks.own_answers import ANSWERS
 from stages.reporting import Reporter
+from stages.store.answers import AnswerFolder
 
 MOST_OF_A_LEADERBOARD: Final = 20
 """rows; a longer one is a published one, of which only the models that answered here are shown"""
+
+
+def model_names(folders: Mapping[str, AnswerFolder]) -> dict[tuple[str, str], str]:
+    """What the models are called, by folder and model: where folders of one benchmark share a name, with the folder's.
+
+    Args:
+        folders: of answers, by their names.
+    """
+    models = [(name, folder, model) for name, folder in folders.items() for model in folder.models]
+    times = Counter((folder.manifest.get("benchmark"), model) for _, folder, model in models)
+    return {
+        (name, model): model if times[folder.manifest.get("benchmark"), model] == 1 else f"{name}/{model}"
+        for name, folder, model in models
+    }
+
+
+def told_apart(
+    judged: Iterable[Judged], folders: Mapping[str, AnswerFolder], names: Mapping[tuple[str, str], str]
+) -> list[Judged]:
+    """What lies in a folder of answers is of that folder's model. Args: names: `model_names` of the folders."""
+    found = []
+    for each in judged:
+        subject, name = each.subject, _folder_of(each.source, folders)
+        if name is not None and subject.benchmark != ANSWERS:
+            model = names.get((name, subject.model), subject.model)
+            each = each._replace(subject=subject._replace(model=model))
+        found.append(each)
+    return found
+
+
+def _folder_of(source: str, folders: Mapping[str, AnswerFolder]) -> str | None:
+    """The name of the innermost folder in which a file lies."""
+    path = Path(source).resolve()
+    around = {name: folder.folder.resolve() for name, folder in folders.items()}
+    found = [name for name, folder in around.items() if path.is_relative_to(folder)]
+    return max(found, key=lambda name: len(around[name].parts), default=None)
 
 
 def joined(judged: Iterable[Judged], answered: Collection[str], reporter: Reporter) -> list[Judged]:

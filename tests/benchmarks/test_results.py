@@ -279,6 +279,33 @@ def test_judgments_are_held_against_the_folders_answers(tmp_path):
     ]
 
 
+def test_each_folders_judge_is_held_against_its_own_answers(tmp_path):
+    """Of two rounds of one model."""
+    texts = {"one": ["a", "b", "c"], "two": ["x", "y", "z"]}
+    for name, said in texts.items():
+        folder = alpaca_folder(tmp_path / name, sepo=said)
+        write_rows(folder / "judged/annotations.json", alpaca_rows("sepo", [1.0, 2.0, 1.5], said))
+    reporter = Quiet()
+    report = report_of(tmp_path, reporter=reporter)
+    assert [*group(report, "alpaca-eval")["models"]] == ["one/sepo", "two/sepo"]
+    assert [group(report, "answers", name)["models"]["sepo"]["prompts"] for name in texts] == [3, 3]
+    assert reporter.warnings == []
+    write_rows(tmp_path / "one/judged/annotations.json", alpaca_rows("sepo", [1.0, 2.0, 1.5], ["a", "b", "z"]))
+    write_rows(tmp_path / "annotations.json", alpaca_rows("sepo", [1.0] * 3, texts["two"]))
+    report_of(tmp_path, reporter=reporter)
+    assert reporter.warnings == [
+        "alpaca-eval, sepo: whether it judges one/sepo, two/sepo, its place does not tell: put the file into the folder"
+        " whose answers it judges",
+        "alpaca-eval, sepo: 3 of 805 prompts are judged",
+        "alpaca-eval, one/sepo: 1 of 3 judged answers are not those of the folder: judge again",
+    ]
+    # A model of that name that answered another benchmark is none of them.
+    (tmp_path / "annotations.json").unlink()
+    write_folder(tmp_path / "three", None, {"sepo": [answer(0, "a", {"prompt": "p"})]})
+    assert [*group(report_of(tmp_path, tmp_path / "two"), "alpaca-eval")["models"]] == ["one/sepo", "two/sepo"]
+    assert [*group(report_of(tmp_path / "two", tmp_path / "three"), "alpaca-eval")["models"]] == ["sepo"]
+
+
 def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path):
     write_rows(tmp_path / "a.jsonl", arena_rows("sepo", GAMES))
     broken = write_rows(tmp_path / "b.jsonl", arena_rows("dpo", GAMES))
