@@ -32,7 +32,7 @@ from stages.store.shards import RAW, own_shard, read_beside, shard_name, write_s
 from stages.types import PairLogps, ScoredPair
 
 STAGE: Final = "denoise"
-_KEPT_SETTINGS: Final = ("columns", "chat_template_kwargs", "precision", "folds")
+_KEPT_SETTINGS: Final = ("columns", "chat_template_kwargs", "precision", "quantize", "folds")
 """of the scorer, which later stages ask the scores for"""
 
 

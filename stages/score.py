@@ -217,7 +217,7 @@ def _known_logps(job: ScoreJob) -> KnownLogps | None:
     float32: beside an oracle in another precision they would add noise that otherwise cancels in part.
     """
     folder = job.config.oracle
-    if not folder or job.config.precision != "float32":
+    if not folder or job.config.precision != "float32" or job.config.quantize:
         return None
     known = read_logps(Path(folder), job.inputs["reference"].hash)
     if known is not None:

@@ -46,6 +46,7 @@ class EvaluateConfig(Config):
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the models are computed, as in `sepo score`; logits are float32 always. Models that are compared are
     computed alike, and what rounding adds to their figures is not measured: float32 tells what it was."""
+    quantize: shared.Quantize = None
     device_map: shared.DeviceMap = None
     max_tokens_per_device: shared.MaxTokensPerDevice = 4096
     overwrite: shared.Overwrite = False

@@ -14,6 +14,7 @@ _USERS: Final = {
     "base_url": ("openai",),
     "concurrency": ("openai",),
     "precision": ("transformers",),
+    "quantize": ("transformers",),
     "device_map": ("transformers",),
     "max_tokens_per_device": ("transformers",),
     "trust_remote_code": ("transformers", "vllm"),
@@ -63,6 +64,7 @@ class GenerateConfig(Config):
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the model is computed; logits are float32 always. medium: products of bfloat16 on a CPU; tf32: on
     CUDA."""
+    quantize: shared.Quantize = None
     device_map: shared.DeviceMap = None
     max_tokens_per_device: Annotated[int, Option(MEMORY, limit=limits.at_least_two, content=False)] = 32768
     """Token budget of one batch on one device, prompts and answers together: bounds the memory. Lower it when memory

@@ -9,7 +9,7 @@ from stages.configs.fields import PRECISIONS
 from stages.configs.option import DATA, MEMORY, METHOD, OUTPUT, REQUIRED, Config, Option, required
 
 REWARD: str = "reward"
-_OF_THE_ORACLE = ("max_length", "per_token", "precision", "device_map")
+_OF_THE_ORACLE = ("max_length", "per_token", "precision", "quantize", "device_map")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class PairConfig(Config):
     max_length: shared.MaxLength = 2048
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the oracle and its reference are computed, as in `sepo score`."""
+    quantize: shared.Quantize = None
     device_map: shared.DeviceMap = None
     trust_remote_code: shared.TrustRemoteCode = False
     max_tokens_per_device: shared.MaxTokensPerDevice = 4096

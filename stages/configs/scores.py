@@ -32,6 +32,7 @@ class ScoreConfig(Config):
     precision: Annotated[str, Option(MEMORY, choices=PRECISIONS)] = "float32"
     """How exactly the models are computed; logits are float32 always. A score is a small difference: see what the
     summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA."""
+    quantize: shared.Quantize = None
     device_map: shared.DeviceMap = None
     center: Annotated[bool, Option(METHOD)] = False
     """Measure KL(reference || oracle) over the whole vocabulary at every response token too, in columns beside the

@@ -87,6 +87,12 @@ _WORKER = (
 )
 WorkerNumber = Annotated[str | None, Option(OUTPUT, "N/COUNT", limit=limits.worker, content=False, help=_WORKER)]
 
+_QUANTIZE = (
+    "Hold the layers' weights in so many bits, by bitsandbytes: 4bit is NF4, 8bit is LLM.int8. Embeddings and head stay"
+    " as they are. It computes another, rounded model."
+)
+Quantize = Annotated[str | None, Option(MEMORY, choices=("4bit", "8bit"), help=_QUANTIZE)]
+
 _DEVICE_MAP = (
     "auto: divide a model that is larger than one GPU, layer by layer, over all of them; layers for which there is no"
     " room wait in the host's memory and are fetched for every batch. In one process."

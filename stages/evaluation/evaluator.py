@@ -165,7 +165,7 @@ class Evaluator:
 
     def _once(self, what: str, model: Candidate, more: list[Any], make: Callable[[], Arrays]) -> Arrays:
         """What `make` measures, from the cache. Another device, code or library version may measure another number."""
-        computed = (self.loading.device.type, self.loading.precision)
+        computed = (self.loading.device.type, self.loading.precision, self.loading.quantize)
         key = [what, *computed, modules_hash(*PACKAGES), *map(version, LIBRARIES), model.hash, *more]
         name = hash_json(key)
         if name not in self._known:

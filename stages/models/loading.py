@@ -6,7 +6,7 @@ embedding is computed (`stages.devices.placement`).
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -16,12 +16,14 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from accelerate.utils import get_balanced_memory
 
 from stages.compat import skipped_by_devices, unsplit_modules
+from stages.devices.extras import refuse_without
 from stages.devices.memory import enough_memory, move_model
 from stages.devices.placement import input_device
 from stages.devices.precision import refuse_useless, weights_of
 from stages.errors import SepoError
 from stages.models.adapters import Adapted, is_adapter, put_on
 from stages.models.folders import base_folder, load_model, without_weights
+from stages.models.quantization import held_in, quantized
 from stages.reporting import Reporter
 from stages.types import CausalLM
 
@@ -33,6 +35,8 @@ class LoadingOptions(Protocol):
 
     @property
     def precision(self) -> str: ...
+    @property
+    def quantize(self) -> str | None: ...
     @property
     def device_map(self) -> str | None: ...
     @property
@@ -47,27 +51,38 @@ class Loading(NamedTuple):
     reporter: Reporter
     """hears where a divided model's weights lie"""
     precision: str = "float32"
+    quantize: str | None = None
     device_map: str | None = None
     trust_remote_code: bool = False
 
     def load(self, folder: Path) -> CausalLM:
-        """The model of a folder; an adapter is merged."""
+        """The model of a folder; an adapter is merged, but for one on few bits, which would be rounded with them."""
+        if self.quantize and is_adapter(folder):
+            return self.load_adapted(base_folder(folder), folder).model
         if self.device_map is None:
             return move_model(self._read(folder), self.device)
         if is_adapter(folder):
-            return self._divide(self._read(folder, ordinary=True), folder)
+            return self._divide(self._read_here(folder, ordinary=True), folder)
         with _room_for(folder):
-            return self._joined(self._read(folder, held={"device_map": self.device_map}), folder)
+            return self._joined(self._read(folder), folder)
 
     def load_adapted(self, base: Path, adapter: Path) -> Adapted:
         """A base with an adapter in it, which can be switched off if it leaves the base as it is."""
         if self.device_map is None:
             return put_on(self.load(base), adapter)
         # Before it is divided: peft takes the hooks out by which accelerate does that.
-        adapted = put_on(self._read(base), adapter)
+        adapted = put_on(self._read_here(base), adapter)
         return adapted._replace(model=self._divide(adapted.model, base))
 
-    def _read(self, folder: Path, **how: Any) -> CausalLM:
+    def _read(self, folder: Path) -> CausalLM:
+        """Each weight to where it belongs."""
+        held = {"device_map": self.device_map} if self.device_map else None
+        if self.quantize:
+            held = held_in(self.quantize, self.device_map or {"": self.device}, weights_of(self.precision))
+        return self._read_here(folder, held=held)
+
+    def _read_here(self, folder: Path, **how: Any) -> CausalLM:
+        """Into the host's memory, unless `how` says otherwise."""
         dtype = weights_of(self.precision)
         return load_model(folder, trust_remote_code=self.trust_remote_code, dtype=dtype, **how)
 
@@ -97,12 +112,17 @@ class Loading(NamedTuple):
 
 def loading_of(options: LoadingOptions, device: torch.device, reporter: Reporter) -> Loading:
     """What a command's options say of it."""
-    return Loading(device, reporter, options.precision, options.device_map, options.trust_remote_code)
+    how = (options.precision, options.quantize, options.device_map, options.trust_remote_code)
+    return Loading(device, reporter, *how)
 
 
-def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders: Iterable[Path]) -> None:
+def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders: Collection[Path]) -> None:
     """Stop, before a model's weights are read, where it could not be loaded as the options say."""
     refuse_useless(options.precision, accelerator.device)
+    if options.quantize:
+        refuse_without("bitsandbytes", f"--quantize {options.quantize}", "qlora")
+        for folder in folders:
+            _refuse_rounding(folder, options)
     if options.device_map is None:
         return
     if accelerator.num_processes > 1:
@@ -118,6 +138,20 @@ def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders
                 f"{folder} cannot be divided by device_map: {type(model).__name__} does not say what its layers are",
                 hint="leave out --device-map; its class in transformers lacks _no_split_modules",
             )
+
+
+def _refuse_rounding(folder: Path, options: LoadingOptions) -> None:
+    held = quantized(folder)
+    if held:
+        raise SepoError(
+            f"{folder} holds its weights in {held} already, and cannot be held in {options.quantize}",
+            hint="leave out --quantize, or give the model that it was made from",
+        )
+    if options.device_map and is_adapter(folder):
+        raise SepoError(
+            f"{folder} is an adapter, which cannot be put on a model that is quantized and divided",
+            hint="leave out --quantize or --device-map, or give the folder of a merged model",
+        )
 
 
 def _room_for(folder: Path) -> Any:

@@ -35,8 +35,8 @@ def bits_of(config: dict[str, Any]) -> str | None:
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> CausalLM:
     """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
-    # Weights in few bits are packed as they are read: they are never whole on the device.
-    held = {"quantization_config": _how(config.quantize), "device_map": {"": device}} if config.quantize else None
+    # Products are float32: log-probs are compared.
+    held = held_in(config.quantize, {"": device}) if config.quantize else None
     ordinary, trust = config.quantize is None, config.trust_remote_code
     model = move_model(load_model(folder, trust_remote_code=trust, held=held, ordinary=ordinary), device)
     quantizer = getattr(model, "hf_quantizer", None)
@@ -54,13 +54,15 @@ def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) 
     return model
 
 
-def _how(quantize: str) -> BitsAndBytesConfig:
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    # NF4 with quantised constants, as in the paper. Products are float32: log-probs are compared.
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
+def held_in(quantize: str, device_map: Any, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """For `load_model`: weights of so many bits, which are packed as they are read; products take `dtype`."""
+    how = BitsAndBytesConfig(load_in_8bit=True)
+    if quantize == "4bit":
+        # NF4 with quantised constants, as in the paper.
+        how = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return {"quantization_config": how, "device_map": device_map}

@@ -158,7 +158,7 @@ class Scorer:
         return [difference(oracle[place], theirs) for place, theirs in enumerate(reference)]
 
     def _exact_logps(self, folder: Path, pairs: list[TokenPair], task: Task) -> list[PairLogps]:
-        exact = self._loading._replace(precision="float32")
+        exact = self._loading._replace(precision="float32", quantize=None)
         forward = Forward(exact.load(folder), alone=True)
         with products("float32"):
             [found] = response_logps([forward], pairs, max_tokens=1, device=exact.device, task=Quiet())

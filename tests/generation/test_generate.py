@@ -13,7 +13,8 @@ from stages.generation import tally
 from stages.generation.engine import Generated
 from stages.reporting import Quiet
 from stages.store.answers import open_answers
-from tests.conftest import REAL, write_lines
+from tests.conftest import REAL, Listens, write_lines
+from tests.models.test_loading import leave_room
 from tests.world import manifest
 
 
@@ -347,3 +348,23 @@ def folder_state(folder):
         if path.is_file() and path.name not in ("manifest.json", "timing.jsonl")
     ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def test_a_model_is_loaded_as_the_options_say(tmp_path, chat_folder, monkeypatch):
+    """Divided it answers the same, in few bits otherwise, and each is told or recorded."""
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"what is the fox {n}?"} for n in range(2)])
+
+    def said(name, **how):
+        ear = Listens()
+        run(tmp_path, chat_folder, output=name, reporter=ear, max_new_tokens=5, **how)
+        return ear.said, [answer.text for answer in open_answers(tmp_path / name).answers("m")]
+
+    _, expected = said("whole")
+    assert said("rounded", quantize="4bit")[1] != expected
+    assert manifest(tmp_path / "rounded")["settings"]["quantize"] == "4bit"
+    leave_room(monkeypatch, 0.05)
+    lines, texts = said("divided", device_map="auto")
+    assert texts == expected
+    assert any("on disk" in line for line in lines)
+    with pytest.raises(SepoError, match="device_map is no option of engine openai; transformers has it"):
+        run(tmp_path, chat_folder, engine="openai", base_url="http://localhost:1/v1", device_map="auto")

@@ -21,11 +21,13 @@ from stages.logprobs.decode import DecodeRequest, decode
 from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import response_kl, response_logps
 from stages.logprobs.paths import find_paths
+from stages.models.adapters import put_on
 from stages.models.folders import load_model
 from stages.models.loading import Loading, refuse_unloadable
 from stages.reporting import Quiet
+from stages.store.scores import open_scores
 from tests.conftest import Listens, random_pairs, tiny_gpt2, tiny_llama, word_rows, write_lines
-from tests.world import run_score
+from tests.world import manifest, run_score
 
 CPU = torch.device("cpu")
 PAIRS = random_pairs(6, 50)
@@ -103,6 +105,21 @@ def test_scores_by_a_device_map_are_the_same_bytes(world, tmp_path, monkeypatch)
         assert (tmp_path / "divided" / shard.name).read_bytes() == shard.read_bytes()
 
 
+def scores(folder):
+    return np.concatenate([side for row in open_scores(folder).rows() for side in row.scores])
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_scores_in_few_bits_are_those_of_a_rounded_model_and_the_noise_says_so(bits, world, tmp_path):
+    given = {"noise_check": 1.0, "dataset": write_lines(tmp_path / "p.jsonl", word_rows(4))}
+    for name, quantize in (("exact", None), ("few", bits)):
+        run_score(world, output=tmp_path / name, quantize=quantize, oracle=str(world / "oracle"), **given)
+    apart = abs(scores(tmp_path / "few") - scores(tmp_path / "exact"))
+    assert manifest(tmp_path / "few")["settings"]["quantize"] == bits
+    assert manifest(tmp_path / "few")["results"]["noise"]["mean"] == pytest.approx(apart.mean(), rel=0.01)
+    assert apart.mean() > 1e-3
+
+
 @pytest.fixture
 def adapter(tmp_path):
     tiny_llama(50).save_pretrained(tmp_path / "base")
@@ -127,6 +144,15 @@ def test_an_adapter_in_a_model_whose_weights_wait_elsewhere(adapter):
     assert abs(without - expected).max() > 0.1
 
 
+def test_an_adapter_on_few_bits_is_not_rounded_with_them(adapter):
+    """Merged, it would be: it stays beside them."""
+    few = Loading(CPU, Quiet(), quantize="4bit")
+    base, beside = few.load(adapter.parent / "base"), few.load(adapter)
+    assert any("lora" in name for name, _ in beside.named_parameters())
+    expected = logps(find_paths(put_on(base, adapter).model, Quiet()))
+    np.testing.assert_array_equal(logps(find_paths(beside, Quiet())), expected)
+
+
 def test_an_adapter_is_merged_before_it_is_divided(adapter, monkeypatch):
     np.testing.assert_array_equal(logps(loaded(adapter, "auto")), logps(loaded(adapter)))
     adapted = Loading(CPU, Quiet(), device_map="auto").load_adapted(adapter.parent / "base", adapter)
@@ -140,8 +166,8 @@ def options(**given):
     return ScoreConfig(dataset="d", output_dir="o", oracle="x", **given)
 
 
-def test_what_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path):
-    """Its weights are not there at all."""
+def test_what_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path, adapter):
+    """Of most of these there are no weights at all."""
     config = OpenAIGPTConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4)
     config.architectures = [OpenAIGPTLMHeadModel.__name__]
     config.save_pretrained(tmp_path)
@@ -151,6 +177,13 @@ def test_what_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path)
         refuse_unloadable(options(device_map="auto"), one, [tmp_path])
     with pytest.raises(SepoError, match="device_map gives one process all devices, but 2 were started"):
         refuse_unloadable(options(device_map="auto"), two, [])
+    config.quantization_config = {"load_in_4bit": True, "quant_method": "bitsandbytes"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SepoError, match=r"holds its weights in 4 bits \(bitsandbytes\) already"):
+        refuse_unloadable(options(quantize="8bit"), one, [tmp_path])
+    refuse_unloadable(options(quantize="8bit"), two, [adapter])
+    with pytest.raises(SepoError, match="an adapter, which cannot be put on a model that is quantized and divided"):
+        refuse_unloadable(options(quantize="8bit", device_map="auto"), one, [adapter])
     with pytest.raises(SepoError, match="device_map must be one of auto, got 'cuda:1'"):
         options(device_map="cuda:1")
     with pytest.raises(SepoError, match="device_map changes nothing without an oracle"):

@@ -5,8 +5,11 @@ import pytest
 from accelerate import Accelerator
 
 from stages.models import references
-from stages.models.references import Frozen, RunContext, kept_logps
+from stages.models.references import Frozen, RunContext, kept_logps, logps_of_rows
 from stages.reporting import Quiet
+from stages.store.place import place_of
+from stages.store.scores import Scores
+from stages.types import PairLogps, ScoredPair
 from tests import reference
 from tests.conftest import random_pairs, tiny_llama
 from tests.training.fits import Killed
@@ -105,3 +108,23 @@ def test_parts_that_a_kill_left_beside_the_whole_are_removed(tmp_path):
     (tmp_path / part(2)).write_bytes(b"")
     keep(tmp_path, load=None)
     assert names(tmp_path) == [FILE]
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({"precision": "float32"}, True),
+        ({"precision": "medium"}, False),
+        ({"precision": "float32", "quantize": "4bit"}, False),
+    ],
+)
+def test_what_a_scorer_rounded_is_not_taken_for_the_model_s_own(settings, taken, tmp_path):
+    """The shards say 0 of every token."""
+    zeros = [PairLogps(*(np.zeros(len(ids), np.float32) for ids in pair.parts[1:])) for pair in PAIRS]
+    rows = [ScoredPair(pair, zero, zero) for pair, zero in zip(PAIRS, zeros, strict=True)]
+    manifest = {"settings": settings, "inputs": {"reference": "sha256:one"}}
+    scores = Scores(place_of(tmp_path / "scores"), manifest, [])
+    model = Frozen("a model", tmp_path, "sha256:one")
+    context = RunContext(Accelerator(cpu=True), tmp_path, 60, Quiet())
+    found = logps_of_rows(model, lambda: tiny_llama(50), rows, scores, context, file=FILE)
+    assert all(not side.any() for each in found for side in each) == taken
