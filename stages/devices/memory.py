@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from stages.errors import SepoError, one_line
 from stages.types import CausalLM, Example, longest
@@ -39,6 +42,13 @@ def move_model(model: CausalLM, device: torch.device) -> CausalLM:
     doing = f"moving a model of {sum(weight.numel() for weight in model.parameters()):,} parameters to {device}"
     with enough_memory(doing, lambda: "use a smaller model or a larger device, or see what else takes its memory"):
         return model.to(device)
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array's numbers on a device. A GPU gets them while it computes, and whoever sends them goes on at once."""
+    numbers = torch.from_numpy(array)
+    # Only out of pinned memory; torch keeps that until the copy is done.
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.devices.memory import on_device
 from stages.types import Batch, Example, Floats, PairLogps, PairWeights, ReferenceSums, Response, TokenPair, longest
 
 
@@ -55,7 +56,7 @@ def collate(examples: list[Example], device: torch.device, *, every_token: bool 
         weights_RT[r, start:end] = response.weights
         needed_RT[r, start:end] = every_token | (response.weights != 0)
     arrays = (ids_RT, attention_RT, weights_RT, needed_RT)
-    ids, attention, weights, needed = (torch.from_numpy(array).to(device) for array in arrays)
+    ids, attention, weights, needed = (on_device(array, device) for array in arrays)
     sums_R = references_of([response.reference for response in responses], device)
     reference_RW, scores_RW = token_values(responses, needed)
     return Batch(ids, attention, weights, sums_R, needed, reference_RW=reference_RW, scores_RW=scores_RW)
@@ -74,7 +75,7 @@ def _spread(values: Sequence[Floats | None], needed_RW: Tensor) -> Tensor | None
     known = [each for each in values if each is not None]
     if not known:
         return None
-    flat = torch.from_numpy(np.concatenate(known)).to(needed_RW.device)
+    flat = on_device(np.concatenate(known), needed_RW.device)
     spread_RW = torch.zeros(needed_RW.shape, device=needed_RW.device)
     return spread_RW.masked_scatter(needed_RW, flat)
 
@@ -82,4 +83,4 @@ def _spread(values: Sequence[Floats | None], needed_RW: Tensor) -> Tensor | None
 def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor | None:
     """The summed reference log-probs of the rows of a batch, (R,) float32; None where they are not known."""
     known = [each for each in sums if each is not None]
-    return torch.tensor(known, dtype=torch.float32, device=device) if known else None
+    return on_device(np.array(known, np.float32), device) if known else None

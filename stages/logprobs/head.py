@@ -67,7 +67,8 @@ def find_head(model: CausalLM) -> Head:
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """The one way out of autocast: while open, a head's products have the precision of their weights."""
-    return torch.autocast(device.type, enabled=False)
+    # Of tensors without numbers there is nothing to cast.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

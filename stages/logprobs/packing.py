@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.devices.memory import on_device
 from stages.logprobs.attention import Layout, Span
 from stages.logprobs.batches import references_of, token_values
 from stages.types import Example, Floats, Response
@@ -98,7 +99,7 @@ def pack(examples: Sequence[Example], device: torch.device, *, every_token: bool
             end += length
         spans.append(Span(len(prompt), *lengths))
         start = end
-    weights_RW, needed_RW = (torch.from_numpy(each).to(device) for each in _by_response(responses, needed, width))
+    weights_RW, needed_RW = (on_device(each, device) for each in _by_response(responses, needed, width))
     reference_RW, scores_RW = token_values(responses, needed_RW)
     return Packed(
         ids_T=_integers(ids, device),
@@ -133,4 +134,4 @@ def _by_response(
 
 
 def _integers(parts: list[NDArray[Any]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+    return on_device(np.concatenate(parts).astype(np.int64), device)

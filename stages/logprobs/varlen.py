@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from stages.compat import varlen_options
+from stages.devices.memory import on_device
 
 HALF = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
@@ -51,11 +52,8 @@ def sequences_of(spans: Sequence[tuple[int, int, int]], device: torch.device) ->
             queries.append(rejected)
         start += prompt + chosen + rejected
     lengths = [len(each) for each in keys]
-    query_ends_G, key_ends_G = (
-        torch.from_numpy(np.cumsum([0, *each], dtype=np.int32)).to(device) for each in (queries, lengths)
-    )
-    keys_S = torch.from_numpy(np.concatenate(keys)).to(device)
-    return Sequences(keys_S, query_ends_G, key_ends_G, max(queries), max(lengths))
+    query_ends_G, key_ends_G = (on_device(np.cumsum([0, *each], dtype=np.int32), device) for each in (queries, lengths))
+    return Sequences(on_device(np.concatenate(keys), device), query_ends_G, key_ends_G, max(queries), max(lengths))
 
 
 def takes_varlen(query_HTD: Tensor, dtype: torch.dtype) -> bool:

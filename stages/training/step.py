@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from stages.devices.memory import memory_for
+from stages.devices.memory import memory_for, on_device
 from stages.errors import SepoError
 from stages.logprobs.logps import Forward, attention_for, batch_tokens, make_batch, make_groups
 from stages.training.schedule import deal
@@ -92,7 +93,7 @@ def _watched(logps_RW: Tensor, batch: Weighted, group: list[Example]) -> dict[st
     metrics = response_metrics(logps_RW, batch.weights_RW, batch.reference_R, len(group))
     if len(group[0].pair.rejected_ids):
         shares = [selected_share(example) for example in group]
-        metrics["selected_share"] = torch.tensor(shares, device=logps_RW.device)
+        metrics["selected_share"] = on_device(np.array(shares, np.float32), logps_RW.device)
     return metrics
 
 

@@ -1,5 +1,6 @@
 """The kernel of sequences is FlashAttention's and needs a GPU; what it is given is tried here on plain arithmetic."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,11 +8,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.logprobs.attention import Layout, Span, _attend_packed, packed_attention
 from stages.logprobs.batches import whole
+from stages.logprobs.head import kl_of_reference
+from stages.logprobs.logps import Forward, Reference, WeightedLogps, attention_for, make_batch
 from stages.logprobs.packing import pack
 from stages.logprobs.varlen import attend_by_sequences, takes_varlen
-from tests.conftest import random_pairs, tiny_llama
+from stages.registry import OBJECTIVES
+from stages.types import PairLogps, PerToken, ReferenceSums
+from tests.conftest import masked, random_pairs, tiny_llama
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+CONFIG = LlamaConfig(
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 SPANS = [Span(2, 3, 2), Span(1, 1, 4), Span(3, 2)]
 TOKENS = sum(map(sum, SPANS))
 
@@ -67,17 +80,29 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_layer_is_as_many_kernels_for_one_pair_as_for_nine():
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+def with_everything(pair):
+    """An example of key tokens with all that an objective may want to know of it."""
+    per_token = PerToken(*(PairLogps(*(-np.ones(len(side), np.float32) for side in pair.parts[1:])) for _ in "rs"))
+    return masked(pair, [-1], [0])._replace(reference=ReferenceSums(-1.0, -2.0), per_token=per_token)
+
+
+def test_a_step_of_no_objective_waits_for_a_number():
+    """Tensors without numbers cannot be read: where this fails, a GPU would be waited for."""
     with META:
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+        model, other = LlamaForCausalLM(CONFIG), LlamaForCausalLM(CONFIG)
+    forward, reference = (Forward(each, packs=True, chunked=True) for each in (model, other))
+    batch = make_batch([with_everything(pair) for pair in random_pairs(3, 32)], META, packs=True)
+    with attention_for(forward, batch):
+        logps_RW, kl_RW = WeightedLogps(forward, Reference(reference, kl_of_reference))(batch)
+        for objective in OBJECTIVES.values():
+            loss = objective.load()(logps_RW, batch._replace(kl_RW=kl_RW), **objective.options)
+            loss.loss_B.sum().backward(retain_graph=True)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_layer_is_as_many_kernels_for_one_pair_as_for_nine():
+    with META:
+        model = LlamaForCausalLM(CONFIG).to(torch.bfloat16)
 
     def launched(pairs):
         batch = pack([whole(pair) for pair in random_pairs(pairs, 32)], META)
