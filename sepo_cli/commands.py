@@ -56,6 +56,12 @@ COMMANDS: Final = (
     Command("results", configs.ResultsConfig, PIPELINE, "runs/answers --output results.json"),
     Command("report", configs.ReportConfig, PIPELINE, "runs/scores runs/oracle runs/policy --output report.html"),
     Command("pair", configs.PairConfig, PIPELINE, "runs/answers --oracle runs/oracle --output pairs.jsonl"),
+    Command(
+        "extrapolate",
+        configs.ExtrapolateConfig,
+        PIPELINE,
+        "--model runs/policy --reference-model runs/oracle/reference --scale 0.5 --output-dir runs/half-way",
+    ),
     Command("cache", configs.CacheConfig, PIPELINE, "prune --older-than 30"),
     Command("cut-model", configs.CutModelConfig, WEAK_TO_STRONG, "--model M --layers 6 --output-dir runs/small"),
     Command(

@@ -28,6 +28,7 @@ from stages.configs.scores import CacheConfig as CacheConfig
 from stages.configs.scores import CheckConfig as CheckConfig
 from stages.configs.scores import CutModelConfig as CutModelConfig
 from stages.configs.scores import DenoiseConfig as DenoiseConfig
+from stages.configs.scores import ExtrapolateConfig as ExtrapolateConfig
 from stages.configs.scores import InspectConfig as InspectConfig
 from stages.configs.scores import ProjectScoresConfig as ProjectScoresConfig
 from stages.configs.scores import ScoreConfig as ScoreConfig

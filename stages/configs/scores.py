@@ -184,6 +184,18 @@ class CutModelConfig(shared.StartsFromModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExtrapolateConfig(shared.StartsFromModel):
+    """Move a model's weights nearer to its reference's or farther from them, without training."""
+
+    reference_model: Annotated[str, Option(REQUIRED, "FOLDER|NAME", content=False)] = required()
+    """Model that --model was trained from."""
+    scale: Annotated[float, Option(REQUIRED, "C", limit=limits.finite)] = required()
+    """Where to go on the line through both: 0 is the reference, 1 the model, 2 twice as far."""
+    output_dir: shared.OutputDir = required()
+    overwrite: shared.Overwrite = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidateConfig(shared.StartsFromModel):
     """Show what a data set becomes and will cost, before any of it is spent."""
 

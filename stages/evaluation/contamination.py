@@ -34,6 +34,7 @@ Found = NDArray[np.uint64] | str
 _LOOKED_AT: Final[dict[str | tuple[str, ...], tuple[str, ...]]] = {
     MADE_BY: NEEDED,
     "train-policy": ("input_names.scores", "inputs.scores", "input_names.model"),
+    "extrapolate": ("input_names.model",),
     "train-oracle": ("input_names.model", "inputs", "settings.sft_epochs", "counts.held_out"),
 }
 """of each stage's manifest, as paths of keys"""
@@ -112,6 +113,9 @@ def training_history(model: Path) -> tuple[list[TrainedOn], str]:
             # A reference that was taken as it is, or fine-tuned on other data, has seen none of the pairs.
             tuned = made_by["settings"]["sft_epochs"] > 0 and "sft_dataset" not in made_by["inputs"]
             sources += [TrainedOn(str(run))] if tuned or place.name != "reference" else []
+        else:
+            # It has seen what the model has seen that it was made of.
+            made_by = _manifest(run, "extrapolate")
         if made_by is not None:
             name = made_by["input_names"]["model"]
             model = next(filter(Path.is_dir, _meant_by(name, run)), Path(name))

@@ -34,6 +34,7 @@ _UNLISTED: Final = {
     "generate": ("*/answers-*", "*/timing.jsonl"),
     "train-policy": (*_TRAINING, "snapshots/*", ".model/*", "README.md", "curves.png"),
     "cut-model": (".model/*",),
+    "extrapolate": (".model/*",),
     "demo-report": ("report.json", "report.md"),
     "compare": ("compare.json", "compare.md", "compare.png"),
 }

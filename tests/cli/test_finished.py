@@ -34,6 +34,7 @@ def commands(tmp_path, chat_folder):
         project-scores --scores {scores} --model {chat_folder} {data} --output-dir {tmp_path}/projected
         denoise --scores {scores} --output-dir {tmp_path}/denoised
         cut-model --model {policy} --layers 1 --output-dir {tmp_path}/cut
+        extrapolate --model {policy} --reference-model {demo}/model --scale 2 --output-dir {tmp_path}/further
         demo-report {report} --scores {scores} --reference {demo}/model --output-dir {tmp_path}/report
         evaluate {report} --reference-model {demo}/model --output {tmp_path}/e.json
         compare --run sepo={tmp_path}/e.json --output-dir {tmp_path}/table

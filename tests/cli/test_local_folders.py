@@ -6,6 +6,7 @@ STAGES = {
     "train-oracle": ["--model", "none", "--dataset", "none"],
     "train-policy": ["--model", "none", "--scores", "none"],
     "cut-model": ["--model", "none", "--layers", "2"],
+    "extrapolate": ["--model", "none", "--reference-model", "none", "--scale", "2"],
     "make-demo": [],
     "demo-report": ["--demo", "none", "--scores", "none", "--model", "a=none", "--reference", "none"],
     "compare": ["--run", "a=none"],

@@ -35,6 +35,7 @@ def commands(world, tmp_path_factory):
     return {
         "make-demo": ("make-demo", "--train-pairs", 8, "--test-pairs", 8),
         "cut-model": ("cut-model", "--model", policy, "--layers", 1),
+        "extrapolate": ("extrapolate", "--model", policy, "--reference-model", reference, "--scale", 2),
         "train-oracle": ("train-oracle", "--model", reference, *pairs, *TRAINING, "--sft-batch-size", 4),
         "score": ("score", "--oracle", world / "oracle", *pairs, "--max-length", 64),
         "project-scores": ("project-scores", "--scores", world / "scores", "--model", root / "other", "--dataset", world / "pairs.jsonl"),
@@ -50,12 +51,25 @@ def commands(world, tmp_path_factory):
 
 
 NAMES = [
-    "make-demo", "cut-model", "train-oracle", "score", "project-scores", "denoise", "train-policy", "evaluate", "compare", "demo-report",
+    "make-demo", "cut-model", "extrapolate", "train-oracle", "score", "project-scores", "denoise", "train-policy", "evaluate", "compare", "demo-report",
 ]  # fmt: skip
 
-SIZES = {"train-oracle": (4, 40, 400), "train-policy": (4, 40, 400), "cut-model": (4, 40), "make-demo": (4, 40)}
+SIZES = {
+    "train-oracle": (4, 40, 400),
+    "train-policy": (4, 40, 400),
+    "cut-model": (4, 40),
+    "extrapolate": (4, 40),
+    "make-demo": (4, 40),
+}
 """KiB of disks on which a command fails, in the end at what is largest"""
-LARGEST = {"train-oracle": 30_000, "train-policy": 30_000, "score": 3000, "make-demo": 30_000, "cut-model": 30_000}
+LARGEST = {
+    "train-oracle": 30_000,
+    "train-policy": 30_000,
+    "score": 3000,
+    "make-demo": 30_000,
+    "cut-model": 30_000,
+    "extrapolate": 30_000,
+}
 """bytes of a file"""
 FULL = re.compile("cannot write .*: .*(No space left|File too large|the disk takes no more)")
 
