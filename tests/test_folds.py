@@ -5,13 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from stages import train_oracle
 from stages.errors import SepoError
 from stages.method.folds import fold_of
 from stages.models.folders import load_model
 from stages.store.scores import open_scores
 from stages.training.schedule import split_pairs
 from tests import reference
-from tests.conftest import token_pair, word_rows, write_lines
+from tests.conftest import Listens, token_pair, word_rows, write_lines
 from tests.world import manifest, run_oracle, run_score, weights
 
 OPTIONS = {"folds": 2, "sft_epochs": 0, "eval_fraction": 0.5}
@@ -58,19 +59,51 @@ def test_each_oracle_is_that_of_the_other_pairs_alone(folds, chat_folder):
     assert not (folds / "oracle/oracle").exists()
 
 
-def test_each_pair_is_scored_by_the_oracle_that_has_not_seen_it(folds):
-    base = load_model(folds / "oracle/reference", trust_remote_code=False)
-    for row in list(open_scores(folds / "scores").rows())[::5]:
+def check_scores(root, numbers):
+    """Some rows against the two models of their fold."""
+    base, rows = (
+        load_model(root / "oracle/reference", trust_remote_code=False),
+        list(open_scores(root / "scores").rows()),
+    )
+    assert {fold_of(rows[number].pair.prompt_ids, 2) for number in numbers} == {0, 1}
+    for row in (rows[number] for number in numbers):
         name = f"oracle-{fold_of(row.pair.prompt_ids, 2) + 1}"
-        oracle = load_model(folds / "oracle" / name, trust_remote_code=False)
+        oracle = load_model(root / "oracle" / name, trust_remote_code=False)
         ids = row.pair.prompt_ids, row.pair.chosen_ids
         expected = reference.scores(reference.response_logps(oracle, *ids), reference.response_logps(base, *ids))
+        assert np.abs(expected).max() > 1e-3
         np.testing.assert_allclose(row.scores.chosen, expected, atol=3e-5)
+
+
+def test_each_pair_is_scored_by_the_oracle_that_has_not_seen_it(folds):
+    check_scores(folds, range(0, 24, 5))
     written = manifest(folds / "scores")
     assert written["settings"]["folds"] == 2
     assert {"oracle-1", "oracle-2"} < {*written["inputs"]}
     # Measured again by the same oracles.
     assert written["results"]["noise"]["p99"] < 1e-4
+
+
+def test_adapters_on_one_reference_after_an_interruption(folds, chat_folder, tmp_path, monkeypatch):
+    """The first oracle is there already; each adapter scores its own fold on a base that both share."""
+    train = train_oracle.fit
+
+    def interrupted(*given, phase, **options):
+        if phase == "dpo-2":
+            raise KeyboardInterrupt
+        return train(*given, phase=phase, **options)
+
+    options = {**OPTIONS, "dataset": folds / "pairs.jsonl", "lora_rank": 2, "learning_rate": 0.02}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_oracle, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_oracle(tmp_path, chat_folder, **options)
+    first, ears = (tmp_path / "oracle/oracle-1/adapter_model.safetensors").read_bytes(), Listens()
+    run_oracle(tmp_path, chat_folder, ears, **options)
+    assert any(f"{tmp_path}/oracle/oracle-1 is there already" in text for text in ears.said)
+    assert first == (tmp_path / "oracle/oracle-1/adapter_model.safetensors").read_bytes()
+    run_score(tmp_path, dataset=folds / "pairs.jsonl")
+    check_scores(tmp_path, range(0, 24, 6))
 
 
 def test_what_centres_a_score_is_its_own_oracles_divergence(folds):
