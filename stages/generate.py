@@ -108,10 +108,9 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
         prompts = config.prompts or str(_published(benchmark))
         inputs = {"prompts": Input(prompts, dataset_hash(prompts), data=True)}
     counts = count_questions(lambda: _questions(benchmark, prompts), config.shard_size)
-    if benchmark is not None:
-        deviation = benchmark.deviation(_questions(benchmark, prompts))
-        if deviation:
-            reporter.warn(deviation)
+    deviation = benchmark.deviation(counts) if benchmark else ""
+    if deviation:
+        reporter.warn(deviation)
     # What the first process has hashed, the others find in the cache.
     with accelerator.main_process_first():
         models = find_models(config, accelerator, reporter)

@@ -146,27 +146,25 @@ def train(case, folder, *, pairs=None, reporter=None, reference=None, **settings
     model = make()
     folder.mkdir(parents=True, exist_ok=True)
     config = OptimizerConfig(**{**SETTINGS, **settings})
-    with Watch(objective) as watch:
-        fit(
-            model,
-            examples,
-            watch.objective,
-            config,
-            phase="test",
-            folder=folder,
-            reporter=reporter or Quiet(),
-            size=size,
-            reference=reference and Reference(find_paths(reference(), Quiet()), kl_of_reference),
-        )
+    reference = reference and Reference(find_paths(reference(), Quiet()), kl_of_reference)
+    watch = fitted(model, examples, objective, config, folder, reporter, size=size, reference=reference)
     weights = gather_weights(model)
+    return outcome(watch, folder, model.state_dict() if weights is None else weights, weights is not None)
+
+
+def fitted(model, examples, objective, config, folder, reporter, **more):
+    with Watch(objective) as watch:
+        more |= {"phase": "test", "folder": folder, "reporter": reporter or Quiet()}
+        fit(model, examples, watch.objective, config, **more)
+    return watch
+
+
+def outcome(watch, folder, weights, divided):
+    """What a test compares of a run."""
     return {
-        "gradients": watch.gradients,
-        "micro_batches": watch.micro_batches,
-        "logps": watch.logps,
-        "weights": model.state_dict() if weights is None else weights,
-        "divided": weights is not None,
-        "metrics": read_metrics(folder),
-    }
+        "gradients": watch.gradients, "micro_batches": watch.micro_batches, "logps": watch.logps, "weights": weights,
+        "divided": divided, "metrics": read_metrics(folder),
+    }  # fmt: skip
 
 
 def train_adapter(objective, folder, *, reporter=None, **settings):
@@ -185,31 +183,14 @@ def train_adapter(objective, folder, *, reporter=None, **settings):
     if objective is distances:
         forward = find_paths(trainee.model, Quiet())._replace(context=trainee.adapter.disable_adapter)
         reference = Reference(forward, kl_of_reference)
-    with Watch(objective) as watch:
-        fit(
-            trainee.model,
-            examples,
-            watch.objective,
-            config,
-            phase="test",
-            folder=folder,
-            reporter=reporter or Quiet(),
-            size=size,
-            reference=reference,
-        )
+    watch = fitted(trainee.model, examples, objective, config, folder, reporter, size=size, reference=reference)
     weights, first = trainee.gathered(), accelerator.is_main_process
     divided = None if weights is None else Divided(weights, load)
     learnt = {name: each.detach() for name, each in trainee.adapter.named_parameters() if each.requires_grad}
     merged = trainee.finished(merged=True, aside=folder / "aside", divided=divided).state_dict() if first else {}
     accelerator.wait_for_everyone()
-    return {
-        "gradients": watch.gradients,
-        "micro_batches": watch.micro_batches,
-        "weights": learnt if weights is None else weights,
-        "divided": weights is not None,
-        "metrics": read_metrics(folder),
-        "merged": merged,
-    }
+    found = outcome(watch, folder, learnt if weights is None else weights, weights is not None)
+    return found | {"merged": merged}
 
 
 def divide_on_cpu(mixed_precision="no", **options):

@@ -1,6 +1,7 @@
 """AlpacaEval 2 (package `alpaca_eval`): 805 instructions, each answer against one of GPT-4 Turbo."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +12,7 @@ from stages.benchmarks.benchmark import (
     OfficialFiles,
     Published,
     Whole,
-    first_samples,
     text_of,
-    warnings_of,
     write_rows,
 )
 from stages.benchmarks.judges import JUDGE, URL, quoted, steps, write_settings
@@ -67,15 +66,13 @@ class AlpacaEval(Benchmark):
         return Whole(self.title, _ROWS, "81db2f426d2f66ece6e47d0ae37bdddded65b6d77d07087e5f212daf6920d0db")
 
     def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
-        counts: dict[str, int] = {}
-        file = f"{FOLDER}/{name}.json"
         baseline: list[dict[str, Any]] = []
-        write_rows(folder / file, _rows(name, first_samples(answers, counts), baseline), as_list=True)
-        files = [file]
+        rows = partial(_rows, baseline=baseline)
+        written = self.write_file(folder, f"{FOLDER}/{name}.json", name, rows, answers)
         if baseline and all(row["generator"] == _BASELINE and row["output"] for row in baseline):
-            files.append(f"{FOLDER}/{_REFERENCE}")
-            write_rows(folder / files[-1], baseline, as_list=True)
-        return OfficialFiles(files, counts, warnings_of(counts, name, self.title))
+            written.files.append(f"{FOLDER}/{_REFERENCE}")
+            write_rows(folder / written.files[-1], baseline, as_list=True)
+        return written
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         client = {"default": [{"api_key": "none", "base_url": URL}]}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,11 +16,8 @@ from stages.benchmarks.benchmark import (
     Published,
     Whole,
     answer_id,
-    first_samples,
     id_of,
     text_of,
-    warnings_of,
-    write_rows,
 )
 from stages.benchmarks.judges import JUDGE, URL, quoted, steps, write_settings
 from stages.data.text_files import Placed
@@ -109,19 +107,16 @@ class ArenaHard(Benchmark):
         return version_of(first.row).whole
 
     def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
-        counts: dict[str, int] = {}
-        said = first_samples(answers, counts)
+        said = iter(answers)
         first = next(said, None)
         if first is None:
-            return OfficialFiles([], counts, [])
-        version = version_of(first.row)
-        file = f"{version.answers}/{name}.jsonl"
+            return OfficialFiles([], {}, [])
         encoding, problem = _encoding()
-        write_rows(folder / file, _rows(name, chain([first], said), encoding))
-        warnings = warnings_of(counts, name, self.title)
+        file, rows = f"{version_of(first.row).answers}/{name}.jsonl", partial(_rows, encoding=encoding)
+        written = self.write_file(folder, file, name, rows, chain([first], said))
         if problem:
-            warnings.append(f"{name}: no metadata for style control: {problem}")
-        return OfficialFiles([file], counts, warnings)
+            written.warnings.append(f"{name}: no metadata for style control: {problem}")
+        return written
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         version = next(each for each in VERSIONS if (folder / each.answers / f"{names[0]}.jsonl").exists())

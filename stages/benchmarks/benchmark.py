@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 
 from stages.data.text_files import Placed, kind
 from stages.errors import SepoError, borrowed
-from stages.generation.questions import Question
+from stages.generation.questions import Question, QuestionCounts
 from stages.reporting import printable
 from stages.store.answers import Answer
 from stages.store.files import make_durable, write_whole
@@ -47,7 +47,7 @@ class Whole(NamedTuple):
     title: str
     rows: int
     prompts: str = ""
-    """sha256 of the prompts' own ones, in their order; "" where we have not seen the published file"""
+    """`QuestionCounts.digest` of them; "" where we have not seen the published file"""
 
 
 class OfficialFiles(NamedTuple):
@@ -68,6 +68,10 @@ class NextSteps(NamedTuple):
     """lines with the exact commands, and a sentence on the judge"""
     files: list[str]
     """configuration files written beside the answers; names from the folder of `sepo generate`"""
+
+
+OfficialRows = Callable[[str, Iterator[Answer]], Iterable[Mapping[str, Any]]]
+"""the rows of a model's file, of its name and the answers that go in"""
 
 
 class Benchmark(ABC):
@@ -101,6 +105,14 @@ class Benchmark(ABC):
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         """How the official judge is run on the files of these models, with its configuration written beside them."""
 
+    def write_file(
+        self, folder: Path, file: str, name: str, rows: OfficialRows, answers: Iterable[Answer]
+    ) -> OfficialFiles:
+        """Write the file of a model's answers: a list if its name ends in .json, else JSON Lines."""
+        counts: dict[str, int] = {}
+        write_rows(folder / file, rows(name, first_samples(answers, counts)), as_list=file.endswith(".json"))
+        return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
+
     def questions(self, rows: Iterable[Placed], first: int = 0) -> Iterator[Question]:
         """The questions of a prompt file; a row unfit or of another benchmark, or an id twice, is a `SepoError`.
 
@@ -118,16 +130,13 @@ class Benchmark(ABC):
                 seen[key] = where
             yield question
 
-    def deviation(self, questions: Iterable[Question]) -> str:
+    def deviation(self, counts: QuestionCounts) -> str:
         """A sentence where these are not all the questions as they are published, else ""."""
-        digest, count, whole = hashlib.sha256(), 0, Whole(self.title, 0)
-        for count, question in enumerate(questions, start=1):
-            whole = self.whole(question) if count == 1 else whole
-            turns = [question.messages[-1]["content"], *question.later_turns]
-            digest.update(hashlib.sha256("\0".join(turns).encode(errors="surrogatepass")).digest())
-        if count != whole.rows:
-            return f"{count:,} of the {whole.rows:,} prompts of {whole.title}: its published figures are of all"
-        if whole.prompts and digest.hexdigest() != whole.prompts:
+        whole = self.whole(counts.first)
+        if counts.questions != whole.rows:
+            said = f"{counts.questions:,} of the {whole.rows:,} prompts of {whole.title}"
+            return f"{said}: its published figures are of all"
+        if whole.prompts and counts.digest != whole.prompts:
             return f"these are not the prompts of {whole.title} as they are published, or not in their order"
         return ""
 

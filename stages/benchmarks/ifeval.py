@@ -1,6 +1,6 @@
 """IFEval: 541 prompts whose instructions a program verifies; it needs no judge."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,8 @@ from stages.benchmarks.benchmark import (
     OfficialFiles,
     Published,
     Whole,
-    first_samples,
     id_of,
     text_of,
-    warnings_of,
-    write_rows,
 )
 from stages.benchmarks.judges import quoted
 from stages.data.text_files import kind
@@ -51,11 +48,7 @@ class IfEval(Benchmark):
         return Whole(self.title, 541)
 
     def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
-        counts: dict[str, int] = {}
-        file = f"ifeval/{name}.jsonl"
-        said = first_samples(answers, counts)
-        write_rows(folder / file, ({"prompt": answer.row["prompt"], "response": answer.text} for answer in said))
-        return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
+        return self.write_file(folder, f"ifeval/{name}.jsonl", name, _rows, answers)
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         at, tool = folder.absolute(), "instruction_following_eval"
@@ -68,6 +61,11 @@ class IfEval(Benchmark):
             flags = f"--input_response_data={quoted(responses)} --output_dir={quoted(results)}"
             lines.append(f"# mkdir -p {quoted(results)} && {verify} {flags}")
         return NextSteps("\n".join(lines), [])
+
+
+def _rows(name: str, answers: Iterable[Answer]) -> Iterator[dict[str, Any]]:
+    for answer in answers:
+        yield {"prompt": answer.row["prompt"], "response": answer.text}
 
 
 _HINT = "give ifeval_input_data.jsonl of google/IFEval"

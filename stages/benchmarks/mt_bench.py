@@ -14,11 +14,8 @@ from stages.benchmarks.benchmark import (
     Published,
     Whole,
     answer_id,
-    first_samples,
     id_of,
     text_of,
-    warnings_of,
-    write_rows,
 )
 from stages.benchmarks.judges import JUDGE, URL, quoted, steps
 from stages.data.text_files import kind
@@ -71,10 +68,7 @@ class MtBench(Benchmark):
         return Whole(self.title, 80)
 
     def write_files(self, folder: Path, name: str, answers: Iterable[Answer]) -> OfficialFiles:
-        counts: dict[str, int] = {}
-        file = f"{_ANSWERS}/{name}.jsonl"
-        write_rows(folder / file, _rows(name, first_samples(answers, counts)))
-        return OfficialFiles([file], counts, warnings_of(counts, name, self.title))
+        return self.write_file(folder, f"{_ANSWERS}/{name}.jsonl", name, _rows, answers)
 
     def next_steps(self, folder: Path, names: Sequence[str]) -> NextSteps:
         at = folder.absolute()

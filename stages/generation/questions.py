@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -55,6 +55,9 @@ class QuestionCounts(NamedTuple):
     """row number of the first question of more than one turn"""
     greedy: int
     """questions whose own temperature is 0"""
+    first: Question
+    digest: str
+    """sha256 of those of what each asks, in their order"""
 
 
 def read_questions(dataset: str) -> Iterator[Question]:
@@ -75,9 +78,12 @@ def count_questions(questions: Callable[[], Iterable[Question]], shard_size: int
         shard_size: questions of a shard.
     """
     answers: list[int] = []
-    hashes, several, greedy = array("Q"), None, 0
+    hashes, several, greedy, first, digest = array("Q"), None, 0, None, sha256()
     for count, question in enumerate(questions(), start=1):
         _check_texts(question)
+        first = first or question
+        asked = "\0".join([question.messages[-1]["content"], *question.later_turns])
+        digest.update(sha256(asked.encode()).digest())
         hashes.append(_hash(question.question_id))
         greedy += question.temperature == 0
         if count > shard_size * len(answers):
@@ -86,7 +92,9 @@ def count_questions(questions: Callable[[], Iterable[Question]], shard_size: int
         if several is None and (question.later_turns or len(question.messages) > 1):
             several = question.number
     _refuse_twins(questions, hashes)
-    return QuestionCounts(len(hashes), answers, several, greedy)
+    # A data set without a row is refused where it is read.
+    assert first is not None
+    return QuestionCounts(len(hashes), answers, several, greedy, first, digest.hexdigest())
 
 
 def _check_texts(question: Question) -> None:

@@ -78,7 +78,7 @@ def test_questions_are_counted_by_shard(tmp_path):
     rows = [{"turns": ["u"] * (1 + number % 3)} for number in range(7)]
     file = str(write_lines(tmp_path / "p.jsonl", rows))
     counts = count_questions(lambda: read_questions(file), 3)
-    assert counts == (7, [6, 6, 1], 1, 0)
+    assert counts[:4] == (7, [6, 6, 1], 1, 0)
     assert count_questions(lambda: read_questions(file), 1).answers == [1, 2, 3, 1, 2, 3, 1]
 
 
