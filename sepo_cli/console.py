@@ -38,10 +38,10 @@ REFRESHES_A_SECOND: Final = 2
 
 
 def make_reporter(*, quiet: bool = False) -> Reporter:
-    """Bars on a terminal, lines in a log, warnings alone, and silence in all but the first process of several."""
-    if _rank() > 0:
-        return Quiet()
+    """Bars on a terminal, lines in a log, warnings alone, and alarms in all but the first process of several."""
     console = _stderr()
+    if _rank() > 0:
+        return Alarms(console)
     if quiet:
         return Warnings(console)
     return Bars(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
@@ -59,6 +59,9 @@ class Lines:
 
     def warn(self, text: str) -> None:
         _print(self._console, _labelled("warning:", "bold yellow", text))
+
+    def alarm(self, text: str) -> None:
+        self.warn(text)
 
     @contextmanager
     def task(self, title: str, total: int, unit: str) -> Iterator["_Work"]:
@@ -123,6 +126,17 @@ class Warnings(Lines):
     """The reporter of --quiet: what is said, progress too, is dropped."""
 
     def say(self, text: str) -> None: ...
+
+
+class Alarms(Quiet):
+    """The reporter of all processes but the first: what only they can know."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def alarm(self, text: str) -> None:
+        _print(self._console, _labelled(f"[rank {_rank()}] warning:", "bold yellow", text))
 
 
 class _Work:

@@ -7,6 +7,7 @@ import inspect
 from typing import Any, Final
 
 from accelerate.state import AcceleratorState
+from torch.distributed import distributed_c10d
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers.quantizers.base import HfQuantizer
@@ -15,6 +16,12 @@ DROPOUT: Final = _DropoutNd
 """the base of all dropout modules of torch: there is no public one"""
 BITSANDBYTES_LOGGER: Final = "bitsandbytes.autograd._functions"
 """warns at every product in 8 bits that activations are rounded"""
+
+
+def store_of_processes(prefix: str) -> Any:
+    """Through which processes found each other, by a connection of its own; torch's public ways open another store."""
+    store: Any = distributed_c10d.PrefixStore(prefix, distributed_c10d._get_default_store())
+    return store.clone()
 
 
 def attention_of(model: Any) -> str:

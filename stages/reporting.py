@@ -53,6 +53,9 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """Something that the user should read before trusting the result."""
 
+    def alarm(self, text: str) -> None:
+        """The same from whichever of several processes, where others only the first one is heard of."""
+
     def task(self, title: str, total: int, unit: str) -> AbstractContextManager[Task]:
         """Long work of `total` units (0: unknown), as a context that yields a `Task`; it shows rate and time left."""
 
@@ -116,6 +119,9 @@ class Quiet:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def alarm(self, text: str) -> None:
+        self.warn(text)
 
     @contextmanager
     def task(self, title: str, total: int, unit: str) -> Iterator["Quiet"]:

@@ -271,7 +271,7 @@ def test_pairs_are_dealt_out_by_their_tokens():
     lengths = rng.lognormal(5, 0.5, (128, 3)).astype(int) + 1
     examples = [masked(token_pair(number, *map(np.zeros, row)), [-1], [-1]) for number, row in enumerate(lengths)]
     eight = SimpleNamespace(num_processes=8)
-    dealt = shares(Engine(eight, None, Forward(None, packs=True), False, 100, None), examples)
+    dealt = shares(Engine(eight, None, Forward(None, packs=True), False, 100, None, None), examples)
     assert sorted(example.pair.pair_id for share in dealt for example in share) == list(range(128))
     loads = [sum(map(unique_tokens, share)) for share in dealt]
     assert sum(loads) / 8 / max(loads) > 0.95

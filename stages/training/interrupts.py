@@ -2,10 +2,13 @@
 
 import signal
 import threading
+import time
 from types import TracebackType
 from typing import Any, Final
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+TOGETHER: Final = 3.0
+"""seconds in which a second SIGTERM is the first one again: a scheduler may send it, and the launcher pass it on"""
 
 
 class Interrupts:
@@ -17,6 +20,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.number = 0
         """the signal that came; 0: none yet"""
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -39,8 +43,12 @@ class Interrupts:
         signal.raise_signal(number)
 
     def _remember(self, number: int, frame: Any) -> None:
-        self.number = number
-        self._let_go()
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._since = number, now
+        elif number == signal.SIGINT or now - self._since > TOGETHER:
+            self._let_go()
+            signal.raise_signal(number)
 
     def _let_go(self) -> None:
         while self._before:

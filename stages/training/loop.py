@@ -27,8 +27,10 @@ from stages.training.budget import measured_budget
 from stages.training.checkpoints import FOLDER as CHECKPOINTS
 from stages.training.checkpoints import Checkpoints
 from stages.training.interrupts import Interrupts
+from stages.training.leaving import Leaving
 from stages.training.metrics import MetricLog
 from stages.training.optimizers import make_optimizer
+from stages.training.pulse import PATIENCE, Pulse
 from stages.training.schedule import Schedule, make_schedule, order_of_epoch
 from stages.training.step import Done, Engine, Objective, agree, backward, evaluate, refuse_broken
 from stages.training.trackers import FOLDER as TRACKERS
@@ -55,11 +57,13 @@ def fit(
     reference: Reference | None = None,
     held_out: Sequence[Example] = (),
     after_step: Callable[[int], None] = lambda steps: None,
+    patience: float = PATIENCE,
 ) -> dict[str, float]:
     """Train `model` in place; go on from the last checkpoint of this phase if `folder` holds one.
 
-    SIGTERM and Ctrl-C end it after the step they come in, with a checkpoint of it; a second signal ends it at once. The
-    last checkpoint stays until the caller has saved the model and calls `forget_checkpoints`.
+    SIGTERM and Ctrl-C end it after the step they come in, with a checkpoint of it; a step that takes too long for that
+    is given up, and the checkpoint is of the one before. A second signal ends it at once. The last checkpoint stays
+    until the caller has saved the model and calls `forget_checkpoints`.
 
     Args:
         objective: makes one loss a pair of the log-probs of a batch.
@@ -70,6 +74,7 @@ def fit(
         reference: a second model, from which the divergence at every response token is given to the objective.
         held_out: pairs that are not trained on, for the figures of `eval_steps`.
         after_step: called in every process with the number of steps taken.
+        patience: seconds without progress of several processes before it is said which one the others wait for.
 
     Returns:
         the averages of the last logged steps, by name.
@@ -84,33 +89,38 @@ def fit(
     faster = "--mixed-precision bf16 takes about a seventh of the time"
     if config.mixed_precision == "no" and (price := price_of_float32(accelerator.device, faster)):
         reporter.say(price)
-    engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, reporter)
+    pulse = Pulse(accelerator, phase, reporter, lambda: checkpoints.newest, patience)
+    engine, optimizer = _make_engine(accelerator, model, examples, objective, reference, config, pulse, reporter)
     scheduler = get_scheduler(config.lr_scheduler_type, optimizer, schedule.warmup_steps, schedule.steps)
     log = MetricLog(accelerator, folder, phase, config.logging_steps, reporter)
     parts = {"schedule": scheduler, "log": log}
     checkpoints = Checkpoints(accelerator, folder / CHECKPOINTS, phase, config.save_total_limit, fingerprint, parts)
-    training = Training(engine, optimizer, scheduler, schedule, config, log, checkpoints, phase, size, reporter)
+    interrupts = Interrupts()
+    training = Training(
+        engine, optimizer, scheduler, schedule, config, log, checkpoints, interrupts, Leaving(), phase, size, reporter
+    )
     first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
     tracked = tracking(accelerator, config, first)
-    with training_mode(model, config), tracked, task_of_steps as task, Interrupts() as interrupts:
+    with training_mode(model, config), tracked, task_of_steps as task, interrupts, pulse:
         task.advance(first)
         for step in range(first, schedule.steps):
             batch = training.batch_of(examples, step)
-            done = training.gradients(batch, step)
-            norm = training.clipped(step)
-            interrupted = agree(accelerator, done, norm or 0.0, step, interrupts.number)
+            norm, interrupted = training.gradients(batch, step)
             rate = training.update(norm)
+            pulse.at(step, "held-out pairs")
             figures = training.held_out_figures(held_out, step)
             log.end_step(step, batch, rate, norm, figures, last=step + 1 == schedule.steps)
             task.advance(1, log.live)
             save = training.is_to_be_saved(step, interrupted)
+            pulse.at(step, "checkpoint")
             if save or step + 1 == schedule.steps:
                 refuse_broken(accelerator, model, phase, step + 1, checkpoints.newest)
             after_step(step + 1)
             if save:
-                checkpoints.save(step + 1)
+                training.save(step + 1)
+            training.warn_of_leaving()
             if interrupted:
                 reporter.say(f"{phase}: interrupted after step {step + 1:,}; {checkpoints.newest:,} steps are safe")
                 interrupts.leave(interrupted)
@@ -128,6 +138,8 @@ class Training(NamedTuple):
     config: OptimizerConfig
     log: MetricLog
     checkpoints: Checkpoints
+    interrupts: Interrupts
+    leaving: Leaving
     phase: str
     size: Callable[[Example], float]
     reporter: Reporter
@@ -136,22 +148,58 @@ class Training(NamedTuple):
         order = order_of_epoch(self.schedule.pairs, self.schedule.epoch_of(step), self.config.seed)
         return [examples[index] for index in self.schedule.step_of(order, step)]
 
-    def gradients(self, batch: list[Example], step: int) -> list[Done]:
-        """The step's gradients, and its losses in the log."""
-        step_size = sum(map(self.size, batch))
+    def gradients(self, batch: list[Example], step: int) -> tuple[float | None, int]:
+        """The step's gradients, as all processes agree that they may be taken, and its losses in the log.
+
+        Returns:
+            the gradient's norm, None if fp16 overflowed, and the signal that a process got, or 0.
+        """
+        with self.leaving.timed("step"):
+            done, given_up = self._backward(batch, step)
+            self.engine.pulse.at(step, "update")
+            norm = self._clipped(step)
+            number = self.interrupts.number
+            number, given_up = agree(self.engine.accelerator, done, norm or 0.0, step, number, given_up=given_up)
+        if given_up:
+            self._give_up(step, number)
+        self.leaving.stepped(len(done))
+        for _, loss in done:
+            self.log.add(loss, sum(map(self.size, batch)))
+        return norm, number
+
+    def _backward(self, batch: list[Example], step: int) -> tuple[list[Done], bool]:
+        """Losses with their gradients, and whether this process gave them up, since it has to leave soon."""
+        given_up = False
+
+        def gives_up() -> bool:
+            nonlocal given_up
+            given_up = bool(self.interrupts.number) and self.leaving.is_short
+            return given_up
+
+        self.engine.pulse.at(step, "gradients")
         try:
-            done = backward(self.engine, batch, step_size)
+            done = backward(self.engine, batch, sum(map(self.size, batch)), gives_up=gives_up)
         except OutOfMemory:
             # A run with a smaller budget is the same run. Other processes may not have come to this step's end.
             alone = self.engine.accelerator.num_processes == 1
             if self.config.save_steps and step > self.checkpoints.newest and alone:
                 self.checkpoints.save(step)
             raise
-        for _, loss in done:
-            self.log.add(loss, step_size)
-        return done
+        return done, given_up
 
-    def clipped(self, step: int) -> float | None:
+    def _give_up(self, step: int, signal: int) -> None:
+        """Leave with a checkpoint of the step before, which the weights still are of."""
+        self.engine.pulse.at(step, "checkpoint")
+        if self.config.save_steps and step > self.checkpoints.newest:
+            refuse_broken(self.engine.accelerator, self.engine.forward.model, self.phase, step, self.checkpoints.newest)
+            self.checkpoints.save(step)
+        safe = f"{self.checkpoints.newest:,} steps are safe"
+        self.reporter.say(f"{self.phase}: interrupted in step {step + 1:,}, which takes too long to finish; {safe}")
+        self.interrupts.leave(signal)
+        # Whoever handles the signal may go on, but this step cannot.
+        raise SystemExit(128 + signal)
+
+    def _clipped(self, step: int) -> float | None:
         """Scale the gradient down to its greatest norm; returns the norm it had, None if fp16 overflowed."""
         accelerator = self.engine.accelerator
         norm = float(accelerator.clip_grad_norm_(self.engine.module.parameters(), self.config.max_grad_norm))
@@ -177,12 +225,22 @@ class Training(NamedTuple):
         every, last = self.config.eval_steps, step + 1 == self.schedule.steps
         if not (every and held_out) or ((step + 1) % every and not last):
             return {}
-        figures = evaluate(self.engine, held_out, sum(map(self.size, held_out)))
+        with self.leaving.timed("held-out pairs"):
+            figures = evaluate(self.engine, held_out, sum(map(self.size, held_out)))
         said = ", ".join(
             f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )
         self.reporter.say(f"{self.phase}, step {step + 1:,}, held-out pairs: {said}")
         return figures
+
+    def save(self, steps: int) -> None:
+        with self.leaving.timed("checkpoint"):
+            self.checkpoints.save(steps)
+
+    def warn_of_leaving(self) -> None:
+        warning = self.leaving.warning()
+        if warning:
+            self.reporter.warn(f"{self.phase}: {warning}")
 
     def is_to_be_saved(self, step: int, interrupted: int) -> bool:
         last, every = step + 1 == self.schedule.steps, self.config.save_steps
@@ -196,6 +254,7 @@ def _make_engine(
     objective: Objective,
     reference: Reference | None,
     config: OptimizerConfig,
+    pulse: Pulse,
     reporter: Reporter,
 ) -> tuple[Engine, Any]:
     """The engine, and the optimiser as accelerate prepared it."""
@@ -214,4 +273,4 @@ def _make_engine(
         accelerator, module, forward, reference, config, examples, reporter
     )
     module, optimizer = accelerator.prepare(module, optimizer)
-    return Engine(accelerator, module, forward, reference is not None, budget, objective), optimizer
+    return Engine(accelerator, module, forward, reference is not None, budget, objective, pulse), optimizer

@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.devices.memory import memory_for, on_device
 from stages.errors import SepoError
 from stages.logprobs.logps import Forward, attention_for, batch_tokens, make_batch, make_groups
+from stages.training.pulse import Pulse
 from stages.training.schedule import deal
 from stages.training.watch import response_metrics
 from stages.types import CausalLM, Example, PairLoss, Weighted, selected_share
@@ -39,23 +40,34 @@ class Engine(NamedTuple):
     max_tokens: int
     """of one micro-batch"""
     objective: Objective
+    pulse: Pulse
 
 
-def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, trains: bool = True) -> list[Done]:
+def backward(
+    engine: Engine,
+    examples: Sequence[Example],
+    step_size: float,
+    *,
+    trains: bool = True,
+    gives_up: Callable[[], bool] = lambda: False,
+) -> list[Done]:
     """Gradients of one step, summed over this process's micro-batches and averaged over processes by accelerate.
 
     Args:
         step_size: what the step's summed loss is divided by.
         trains: without it only the losses, and nothing is kept for a backward pass.
+        gives_up: asked before each micro-batch; where it says so, this process only takes part from there on, since
+            others may wait for it, and the gradients are good for nothing.
     """
     accelerator, with_kl = engine.accelerator, engine.with_kl
     groups, rounds = _groups(engine, examples)
     done: list[Done] = []
     for index in range(rounds):
         # A process with nothing left to do still takes part: with a pair that counts for nothing.
-        idle = index >= len(groups)
+        idle = index >= len(groups) or gives_up()
         group = [examples[0]] if idle else groups[index]
         batch = make_batch(group, accelerator.device, packs=engine.forward.packs, every_token=with_kl)
+        engine.pulse.micro_batch(index, rounds)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), engine.max_tokens, trains=trains)
         # Processes exchange gradients in the last micro-batch of a step only.
@@ -67,6 +79,7 @@ def backward(engine: Engine, examples: Sequence[Example], step_size: float, *, t
                 values = engine.module(batch)
             logps_RW, seen = (values[0], batch._replace(kl_RW=values[1])) if with_kl else (values, batch)
             loss = engine.objective(logps_RW, seen)
+            engine.pulse.micro_batch(index, rounds, back=True)
             if trains:
                 accelerator.backward(loss.loss_B.sum() * (0.0 if idle else accelerator.num_processes / step_size))
         # What is idle reports no pairs, under the same names as the others.
@@ -119,20 +132,25 @@ def _groups(engine: Engine, examples: Sequence[Example]) -> tuple[list[list[Exam
     return mine, max(len(groups_of(share)) for share in dealt)
 
 
-def agree(accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int) -> int:
-    """Make sure, with all processes, that loss and gradient norm are finite; the signal that one of them got, or 0.
+def agree(
+    accelerator: Accelerator, done: list[Done], norm: float, step: int, signal: int, *, given_up: bool = False
+) -> tuple[int, bool]:
+    """Make sure, with all processes, that loss and gradient norm are finite.
 
     Args:
         norm: 0 for a step that overflowed in fp16 and is not taken.
+
+    Returns:
+        the signal that one of them got, or 0, and whether one of them has given up the step.
 
     Raises:
         SepoError: in every process, where the loss or the norm of one of them is not finite.
     """
     loss = torch.stack([loss.loss_B.sum() for _, loss in done]).sum()
-    row = torch.stack([loss, torch.tensor(float(signal), device=loss.device)])
-    losses, signals = accelerator.gather(row[None]).T.tolist()
+    row = torch.stack([loss, *torch.tensor([signal, given_up], dtype=loss.dtype, device=loss.device)])
+    losses, signals, gave_up = accelerator.gather(row[None]).T.tolist()
     if all(map(math.isfinite, [norm, *losses])):
-        return int(max(signals))
+        return int(max(signals)), any(gave_up)
     # Where a loss is not finite, its pairs are the cause; where only the gradient is not, any of the step's may be.
     pairs = [
         (example.pair.pair_id, value) for group, loss in done for example, value in zip(group, loss.loss_B, strict=True)

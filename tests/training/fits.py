@@ -20,11 +20,24 @@ def objective(logps_RW, batch):
     return sepo(logps_RW, batch, gamma=2.1, margin=0.5)
 
 
-def train(folder, *, pairs=10, objective=objective, model=None, size=None, reporter=None, held_out=(), **settings):
+def train(
+    folder,
+    *,
+    pairs=10,
+    objective=objective,
+    model=None,
+    size=None,
+    reporter=None,
+    held_out=(),
+    patience=45.0,
+    **settings,
+):
     folder.mkdir(exist_ok=True)
     model = model or tiny_llama(50)
     examples = [whole(pair) for pair in random_pairs(pairs, 50)]
-    more = ({} if size is None else {"size": size}) | ({"held_out": held_out} if held_out else {})
+    more = (
+        {"patience": patience} | ({} if size is None else {"size": size}) | ({"held_out": held_out} if held_out else {})
+    )
     config = OptimizerConfig(**{**SETTINGS, **({"eval_fraction": 0.1} if held_out else {}), **settings})
     fit(model, examples, objective, config, phase="test", folder=folder, reporter=reporter or Quiet(), **more)
     return model

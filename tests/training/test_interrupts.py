@@ -50,6 +50,25 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, monkeypatch)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000002"]
 
 
+def test_a_sigterm_that_a_scheduler_and_a_launcher_send_at_once_is_one(tmp_path):
+    class Twice(Asks):
+        def advance(self, amount=1, figures=None):
+            super().advance(amount, figures)
+            if self.after == 0:
+                signal.raise_signal(signal.SIGTERM)
+
+    def before(number, frame):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, reporter=Twice(2), save_steps=100)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["test-00000003"]
+
+
 def test_a_signal_is_not_lost_in_the_last_step(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, reporter=Asks(6, signal.SIGINT))
