@@ -230,7 +230,10 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
         tokenizer=manifest["tokenizer"],
         shards=checksums,
     )
-    pooled, accuracy = found.pooled, f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here"
+    pooled, accuracy = (
+        found.pooled,
+        f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not",
+    )
     rows = [
         ("pairs", f"{manifest['counts']['kept']:,}"),
         ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),

@@ -7,6 +7,7 @@ import torch
 
 from stages import train_oracle
 from stages.errors import SepoError
+from stages.evaluation.contamination import TrainedOn, training_history
 from stages.method.folds import fold_of
 from stages.models.folders import load_model
 from stages.store.scores import open_scores
@@ -57,6 +58,7 @@ def test_each_oracle_is_that_of_the_other_pairs_alone(folds, chat_folder):
     trained_on = {"oracle-1": len(second), "oracle-2": len(train) - len(second)}
     assert manifest(folds / "oracle")["counts"]["trained_on"] == trained_on
     assert not (folds / "oracle/oracle").exists()
+    assert training_history(folds / "oracle/oracle-1")[0] == [TrainedOn(str((folds / "oracle").resolve()))]
 
 
 def check_scores(root, numbers):

@@ -68,7 +68,10 @@ def shrinkage_in_words(found: Shrinkage) -> str:
 def calibration_rows(found: Calibration, accuracies: dict[str, Interval]) -> Rows:
     coefficients = zip(PARTS, found.coefficients_K, found.errors_K, strict=True)
     return [
-        *((f"real of the {part}", f"{value:+.2f} (standard error {error:.2f})") for part, value, error in coefficients),
+        *(
+            (f"coefficient of the {part}", f"{value:+.2f} (standard error {error:.2f})")
+            for part, value, error in coefficients
+        ),
         *((f"accuracy on unseen pairs, {kind}", f"{accuracy:.3f}") for kind, accuracy in accuracies.items()),
     ]
 
