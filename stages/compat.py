@@ -6,6 +6,7 @@ Each says why nothing public will do. All are as they were in torch 2.13, transf
 import inspect
 from typing import Any, Final
 
+import torch
 from accelerate.state import AcceleratorState
 from torch.distributed import distributed_c10d
 from torch.nn.attention.varlen import varlen_attn
@@ -67,6 +68,16 @@ def forget_other_precision(mixed_precision: str) -> None:
     """
     if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
         AcceleratorState._reset_state()
+
+
+def flash_attention(query: Any, key: Any, value: Any, mask: Any, *, causal: bool, scale: float | None) -> Any:
+    """`scaled_dot_product_attention` by a kernel that keeps no scores, unlike the one that the meta device would have.
+
+    The kernel is that of CPUs, the only one that takes a mask and has no limits of shape.
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )[0]
 
 
 def is_dequantizable(model: Any) -> bool:

@@ -1,8 +1,10 @@
 """`sepo validate`: what the stages would make of a data set, and what that would cost, before any of it is spent.
 
-No weights are read. Nothing is written but the cache of the tokenised pairs, which the stages find there.
+No weights are read: models are counted on the meta device. Nothing is written but the cache of the tokenised pairs,
+which the stages find there.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, Final
@@ -10,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from stages.configs import ValidateConfig, column_names
+from stages.configs import ValidateConfig, byte_count, column_names
 from stages.data.conversations import SAME
 from stages.data.layouts import look, read_pairs
 from stages.data.template_arguments import TOOLS, given_arguments
@@ -18,14 +20,27 @@ from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
 from stages.method.statistics import Interval
 from stages.models.adapters import is_adapter
-from stages.models.folders import base_folder, load_tokenizer, resolve_without_weights
+from stages.models.folders import base_folder, load_tokenizer, load_without_weights, resolve_without_weights
+from stages.models.quantization import quantized
 from stages.report.census import chosen_longer, leaks, overlong, repeats, spread_table, spreads, whole_lengths
-from stages.report.estimate import ModelSize, cost_table, gigabytes, model_size, stage_costs
+from stages.report.estimate import (
+    ModelSize,
+    cost_table,
+    gigabytes,
+    model_size,
+    plan_json,
+    plan_table,
+    stage_costs,
+    with_hours,
+)
 from stages.report.visible import pair_table, token_table
 from stages.reporting import Reporter, Summary, Table
 from stages.tokens.dataset import Counts, LengthLimit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised
 from stages.tokens.encode import SAME_IDS, Encoder
 from stages.training.budget import memory_of
+from stages.training.footprint import Footprint, Machine, Planned, footprint, planned
+from stages.training.lora import refuse_useless_lora
+from stages.training.optimizers import refuse_useless_optimizer
 from stages.types import Pair, Tokenizer, TokenPair
 
 STAGE: Final = "validate"
@@ -37,10 +52,13 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     """Look at everything; what is wrong comes back with the summary, as its `failure`."""
     accelerator = join_processes()
     refuse_several(accelerator, STAGE)
-    tokenizer, encoder, size = _check(config, reporter)
+    tokenizer, encoder, model = _check(config, accelerator.device, reporter)
     found, counts = _load(config, encoder, reporter)
     pair, ids, tools = _example(config, found)
+    size = model_size(model, config.optim)
     report = _compute(config, found, counts, size, accelerator.device)
+    plan = _plan(config, model, found, counts, accelerator.device) if config.plan and counts.kept else None
+    report["plan"] = plan_json(*plan) if plan else None
     report["tokenizer"] = _tokenizer_facts(tokenizer, encoder, ids)
     warnings = list(_warnings(report, counts, size))
     if tools and not encoder.shows_tools:
@@ -58,7 +76,8 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
         _dropped_table(counts),
         spread_table(report["lengths"]) if report["lengths"] else None,
         token_table(ids, tokenizer) if ids else None,
-        cost_table(estimate["stages"], size, estimate["memory"]) if estimate["stages"] else None,
+        cost_table(estimate["stages"], size) if estimate["stages"] else None,
+        plan_table(*plan) if plan else None,
     ]
     return Summary(
         f"{config.dataset} for {config.model_name}",
@@ -69,13 +88,25 @@ def run(config: ValidateConfig, reporter: Reporter) -> Summary:
     )
 
 
-def _check(config: ValidateConfig, reporter: Reporter) -> tuple[Any, Encoder, ModelSize]:
-    """The model's tokenizer, and its size."""
+def _check(config: ValidateConfig, device: torch.device, reporter: Reporter) -> tuple[Any, Encoder, Planned]:
+    """The model's tokenizer, and the model as it would be trained, without weights."""
+    training = config.training()
+    refuse_useless_optimizer(training, torch.device("cuda") if config.plan else device, divided=config.use_fsdp)
     folder = resolve_without_weights(config.model_name, reporter)
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
+    refuse_useless_lora(training, folder, keeps_base=True)
+    if config.plan and (held := quantized(folder)):
+        raise SepoError(
+            f"{folder} holds its weights in {held}, of which a plan knows no size",
+            hint="plan with the model that it was made from, and --quantize 4bit",
+        )
     described = base_folder(folder) if is_adapter(folder) else folder
-    size = model_size(described, trust_remote_code=config.trust_remote_code)
-    return tokenizer, Encoder(tokenizer, given_arguments(config.chat_template_kwargs)), size
+    model = load_without_weights(described, trust_remote_code=config.trust_remote_code)
+    return (
+        tokenizer,
+        Encoder(tokenizer, given_arguments(config.chat_template_kwargs)),
+        planned(model, training, reporter),
+    )
 
 
 def _load(config: ValidateConfig, encoder: Encoder, reporter: Reporter) -> tuple[Tokenised, Counts]:
@@ -104,7 +135,7 @@ def _compute(
     """All that is known of the data set and what it will cost; of pairs only where there are any."""
     layout = look(config.dataset, column_names(config.columns))
     pairs = found.pairs if len(found.pairs) else None
-    costs = stage_costs(size, counts.kept, counts.tokens) if counts.kept else []
+    costs = stage_costs(size, counts.kept, counts.tokens, config.training()) if counts.kept else []
     return {
         "dataset": config.dataset,
         "model": config.model_name,
@@ -123,8 +154,21 @@ def _compute(
         "lengths": spreads(pairs.lengths) if pairs else None,
         "repeats": repeats(pairs.content_hashes, pairs.prompt_hashes) if pairs else None,
         "chosen_longer": chosen_longer(pairs.lengths).as_json() if pairs else None,
-        "estimate": {"memory": memory_of(device), "stages": costs},
+        "estimate": {"memory": memory_of(device), "stages": with_hours(costs, config)},
     }
+
+
+def _plan(
+    config: ValidateConfig, model: Planned, found: Tokenised, counts: Counts, here: torch.device
+) -> tuple[Footprint, Machine]:
+    """What training takes of each device of the machine that is planned for."""
+    lengths = found.pairs.lengths[whole_lengths(found.pairs.lengths) <= config.max_length]
+    longest = int(lengths.sum(axis=1).max()) if len(lengths) else 2 * config.max_length
+    pairs = math.ceil(min(config.batch_size, counts.kept) / config.world_size)
+    most = math.ceil(pairs * sum(counts.tokens.values()) / counts.kept)
+    memory = byte_count(config.device_memory) if config.device_memory else memory_of(here)
+    machine = Machine(config.world_size, config.use_fsdp, "cuda" if config.device_memory else here.type, memory)
+    return footprint(model, config.training(), machine, longest, most), machine
 
 
 def _tokenizer_facts(tokenizer: Tokenizer, encoder: Encoder, example: TokenPair | None) -> dict[str, Any]:
@@ -165,8 +209,11 @@ def _warnings(report: dict[str, Any], counts: Counts, size: ModelSize) -> Iterat
     if size.positions is not None and limit > size.positions:
         yield f"--max-length is {limit:,}, but the model was made for {size.positions:,} tokens"
     short = [cost["stage"] for cost in report["estimate"]["stages"] if cost["memory"] > here]
-    if short:
-        yield f"{', '.join(short)} need more memory than the {gigabytes(here)} here; --lora-rank trains with less"
+    if short and not report["plan"]:
+        more = "--lora-rank trains with less, and --plan says what fits other machines"
+        yield f"{', '.join(short)} need more memory than the {gigabytes(here)} here; {more}"
+    if report["plan"] and report["plan"]["bytes"]["activations"] is None:
+        yield "what a micro-batch takes is unknown: this model's layers look at numbers to know what to compute"
 
 
 def _failure(config: ValidateConfig, counts: Counts, too_long: int) -> SepoError | None:

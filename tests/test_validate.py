@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from stages import validate
-from stages.configs import ValidateConfig
+from stages.configs import ValidateConfig, byte_count
 from stages.errors import SepoError
 from stages.models.folders import load_tokenizer
 from stages.reporting import Quiet
@@ -254,7 +254,8 @@ def test_a_limit_beyond_what_the_model_was_made_for_is_warned_of(look):
 
 def test_a_stage_that_will_not_fit_is_warned_of(look, monkeypatch):
     stages = "SFT (train-oracle), DPO (train-oracle), score, train-policy"
-    said = f"{stages} need more memory than the 0.0001 GB here; --lora-rank trains with less"
+    said = f"{stages} need more memory than the 0.0001 GB here; --lora-rank trains with less, "
+    said += "and --plan says what fits other machines"
     assert said not in warned(look, word_rows(200))
     monkeypatch.setattr(validate, "memory_of", lambda device: 100_000)
     assert said in warned(look, word_rows(200))
@@ -265,6 +266,75 @@ def test_the_estimate_is_of_what_is_kept(look):
     kept = look(word_rows(40)).json["tokens_kept"]
     assert costs[3]["tokens"] == kept["prompt"] + kept["chosen"] + kept["rejected"]
     assert [cost["steps"] for cost in costs] == [1, 1, None, 1]
+
+
+PLAN = {"plan": True, "world_size": 8, "device_memory": "10MB"}
+
+
+def test_every_option_of_a_plan_changes_it(look):
+    def plan(**options):
+        found = look(word_rows(40), **{**PLAN, **options}).json
+        return found["plan"], found["estimate"]["stages"]
+
+    before, costs = plan(use_fsdp=True)
+    assert (before["world_size"], before["device_memory"], before["fits"]) == (8, 10**7, True)
+    assert before["bytes"]["weights"] * 8 == pytest.approx(before["loading"], rel=0.01)
+    assert plan(device_memory="100KB", use_fsdp=True)[0]["fits"] is False
+    assert plan(world_size=4, use_fsdp=True)[0]["bytes"]["weights"] == pytest.approx(
+        2 * before["bytes"]["weights"], rel=0.01
+    )
+    ddp = plan()[0]["bytes"]
+    assert (ddp["gathered"], ddp["weights"], ddp["buckets"]) == (0, before["loading"], ddp["gradients"])
+    assert plan(mixed_precision="bf16")[0]["bytes"]["activations"] < ddp["activations"]
+    assert plan(gradient_checkpointing=True)[0]["bytes"]["activations"] < ddp["activations"]
+    assert plan(gradient_checkpointing=True)[1][3]["recomputed"] > 0
+    assert plan(max_tokens_per_device=3)[0]["micro_batch_tokens"] < before["micro_batch_tokens"]
+    assert plan(batch_size=8, use_fsdp=True)[0]["micro_batch_tokens"] < before["micro_batch_tokens"]
+    lora = plan(lora_rank=4)[0]["bytes"]
+    assert 2 * lora["gradients"] == lora["moments"] < ddp["gradients"]
+    assert plan(lora_rank=4, lora_target_modules="q_proj")[0]["bytes"]["gradients"] < lora["gradients"]
+    assert plan(lora_rank=4, quantize="4bit")[0]["bytes"]["weights"] < lora["weights"]
+    assert plan(optim="adamw-8bit")[0]["bytes"]["moments"] * 4 == ddp["moments"]
+    timed = plan(peak_tflops=1.0)[1][3]["hours"]
+    assert timed == pytest.approx(costs[3]["operations"] / (8 * 0.3e12 * 3600))
+    assert plan(peak_tflops=1.0, mfu=0.6)[1][3]["hours"] == pytest.approx(timed / 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"plan": False}, "world_size needs plan; device_memory needs plan"),
+        ({"world_size": 0}, "world_size must be at least 1, got 0"),
+        ({"world_size": 1, "use_fsdp": True}, "use_fsdp needs a world_size of at least 2"),
+        ({"device_memory": "80"}, "device_memory must be a size like 80GB or 80GiB, got '80'"),
+        ({"quantize": "4bit"}, "quantize needs lora_rank"),
+        ({"quantize": "8bit", "lora_rank": 4, "use_fsdp": True}, "use_fsdp cannot divide weights in 8 bits"),
+        ({"mixed_precision": "fp16", "use_fsdp": True}, "use_fsdp does not train in mixed_precision fp16"),
+        ({"mfu": 0.5}, "mfu needs peak_tflops"),
+        ({"lora_rank": 4, "lora_target_modules": "nobody"}, "lora_target_modules nobody does not fit LlamaForCausalLM"),
+        ({"lora_rank": 4000}, "lora_rank 4,000 is above the highest rank of a layer, 32"),
+        ({"optim": "adamw-8bit", "use_fsdp": True}, "optim adamw-8bit cannot step weights that FSDP2 divides"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(look, options, said):
+    with pytest.raises(SepoError) as caught:
+        look(word_rows(2), **{**PLAN, **options})
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_plan_of_weights_in_few_bits_is_refused(look, bare_folder, tmp_path):
+    model = shutil.copytree(bare_folder, tmp_path / "few")
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SepoError, match=r"in 4 bits \(gptq\), of which a plan knows no size"):
+        look(word_rows(2), model=model, lora_rank=4, **PLAN)
+
+
+def test_sizes_of_memory():
+    sizes = ["80GB", "80GiB", "1.5 TB", "512mib", "80", "GB", "-1GB", "0GB"]
+    assert [byte_count(size) for size in sizes] == [80 * 10**9, 80 * 2**30, 15 * 10**11, 2**29, 0, 0, 0, 0]
 
 
 def test_nothing_but_the_cache_is_written(look, tmp_path, bare_folder, monkeypatch):

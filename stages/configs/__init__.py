@@ -9,6 +9,7 @@ from stages.configs.demo import DemoReportConfig as DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig as EvaluateConfig
 from stages.configs.fields import NAMED_TRACKERS as NAMED_TRACKERS
 from stages.configs.fields import PRECISIONS as PRECISIONS
+from stages.configs.fields import byte_count as byte_count
 from stages.configs.fields import column_names as column_names
 from stages.configs.fields import is_remote as is_remote
 from stages.configs.fields import module_names as module_names
@@ -23,6 +24,7 @@ from stages.configs.option import is_several as is_several
 from stages.configs.pairs import PairConfig as PairConfig
 from stages.configs.policy import PolicyConfig as PolicyConfig
 from stages.configs.report import ReportConfig as ReportConfig
+from stages.configs.resources import TrainingResources as TrainingResources
 from stages.configs.results import ResultsConfig as ResultsConfig
 from stages.configs.scores import CacheConfig as CacheConfig
 from stages.configs.scores import CheckConfig as CheckConfig
@@ -32,6 +34,6 @@ from stages.configs.scores import ExtrapolateConfig as ExtrapolateConfig
 from stages.configs.scores import InspectConfig as InspectConfig
 from stages.configs.scores import ProjectScoresConfig as ProjectScoresConfig
 from stages.configs.scores import ScoreConfig as ScoreConfig
-from stages.configs.scores import ValidateConfig as ValidateConfig
 from stages.configs.training import OptimizerConfig as OptimizerConfig
 from stages.configs.training import OracleConfig as OracleConfig
+from stages.configs.validation import ValidateConfig as ValidateConfig

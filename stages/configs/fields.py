@@ -1,6 +1,7 @@
 """What the texts of some options mean, and the names that some of them take."""
 
 import json
+import re
 from typing import Any, Final
 
 PRECISIONS: Final = ("float32", "tf32", "medium", "bfloat16")
@@ -18,6 +19,15 @@ def column_names(columns: str | None) -> dict[str, str]:
     """``prompt=question,chosen=good`` as ``{"prompt": "question", "chosen": "good"}``; nothing as ``{}``."""
     items = [item.partition("=") for item in columns.split(",")] if columns else []
     return {ours.strip(): theirs.strip() for ours, _, theirs in items}
+
+
+def byte_count(text: str) -> int:
+    """``80GB`` as 80,000,000,000 and ``80GiB`` as 85,899,345,920; 0 for what is no such thing."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([kmgt])(i?)b", text.strip().lower())
+    if not found:
+        return 0
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("kmgt".index(prefix) + 1))
 
 
 def json_object(text: str) -> dict[str, Any] | None:

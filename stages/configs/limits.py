@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from stages.configs.fields import column_names, is_remote, json_object, module_names, worker_numbers
+from stages.configs.fields import byte_count, column_names, is_remote, json_object, module_names, worker_numbers
 
 Limit = tuple[Callable[[Any], bool], str]
 
@@ -21,6 +21,7 @@ finite: Limit = (lambda x: math.isfinite(x), "finite")
 share: Limit = (lambda x: 0 < x <= 1, "in (0, 1]")
 share_or_zero: Limit = (lambda x: 0 <= x <= 1, "in [0, 1]")
 fraction_below_one: Limit = (lambda x: 0 <= x < 1, "in [0, 1)")
+size: Limit = (lambda x: byte_count(x) > 0, "a size like 80GB or 80GiB")
 modules: Limit = (lambda x: all(module_names(x)), "names of layers, like q_proj,v_proj")
 columns: Limit = (
     lambda x: (

@@ -193,17 +193,3 @@ class ExtrapolateConfig(shared.StartsFromModel):
     """Where to go on the line through both: 0 is the reference, 1 the model, 2 twice as far."""
     output_dir: shared.OutputDir = required()
     overwrite: shared.Overwrite = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidateConfig(shared.StartsFromModel):
-    """Show what a data set becomes and will cost, before any of it is spent."""
-
-    dataset: shared.Dataset = required()
-    columns: shared.Columns = None
-    chat_template_kwargs: shared.ChatTemplateKwargs = None
-    max_length: shared.MaxLength = 2048
-    overlong: shared.Overlong = "drop"
-    strict: shared.Strict = False
-    json: Annotated[bool, Option(OUTPUT, content=False)] = False
-    """Print one JSON object for programs, and nothing else, on stdout."""

@@ -6,20 +6,17 @@ from typing import Annotated
 from stages.configs import limits, shared
 from stages.configs.fields import NAMED_TRACKERS, TRACKERS
 from stages.configs.option import DATA, LORA, MEMORY, METHOD, OPTIMISER, OUTPUT, REFERENCE, Option, required
+from stages.configs.resources import TrainingResources
 from stages.configs.scores import ScoreConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(shared.StartsFromModel):
+class OptimizerConfig(TrainingResources):
     """What every training command shares. The defaults are the paper's (section 4.1, Table 5) where it gives them."""
 
     learning_rate: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 5e-7
     """Peak learning rate. Paper: 5e-7 (Table 5), for large models; small ones need more, and LoRA about ten times as
     much."""
-    batch_size: Annotated[int, Option(OPTIMISER, limit=limits.at_least_one)] = 128
-    """Pairs per optimiser step, over all devices. Paper: 128."""
-    num_train_epochs: Annotated[int, Option(OPTIMISER, limit=limits.at_least_one)] = 1
-    """Times that every pair is seen. Paper: 1."""
     max_steps: Annotated[int, Option(OPTIMISER, limit=limits.not_negative)] = 0
     """Stop each training phase after so many optimiser steps; 0 = all epochs."""
     warmup_ratio: Annotated[float, Option(OPTIMISER, limit=limits.share_or_zero)] = 0.05
@@ -32,45 +29,23 @@ class OptimizerConfig(shared.StartsFromModel):
     """AdamW's weight decay; 0 = none, as in the authors' code."""
     max_grad_norm: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 1.0
     """Gradients are scaled down to this norm."""
-    optim: Annotated[str, Option(OPTIMISER, choices=("adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged"))] = (
-        "adamw"
-    )
-    """8bit: AdamW with its two moments in 8 bits; paged: moments move to the host's memory where a GPU's runs out. Both
-    by bitsandbytes."""
     adam_beta1: Annotated[float, Option(OPTIMISER, limit=limits.fraction_below_one)] = 0.9
     """AdamW's beta1. Authors' code: 0.9."""
     adam_beta2: Annotated[float, Option(OPTIMISER, limit=limits.fraction_below_one)] = 0.95
     """AdamW's beta2. Authors' code: 0.95."""
     adam_epsilon: Annotated[float, Option(OPTIMISER, limit=limits.positive)] = 1e-8
     """AdamW's epsilon."""
-    lora_rank: Annotated[int, Option(LORA, limit=limits.not_negative)] = 0
-    """Train an adapter of this rank and leave the model's own weights alone; 0 = train all weights. Wants about ten
-    times the learning rate (also --lora-r)."""
     lora_alpha: Annotated[float | None, Option(LORA, limit=limits.positive)] = None
     """Scale of the adapter: what it adds is times alpha / rank. Without it, twice the rank."""
-    lora_target_modules: Annotated[str | None, Option(LORA, "NAMES", limit=limits.modules)] = None
-    """Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head."""
-    quantize: Annotated[str | None, Option(LORA, choices=("4bit", "8bit"))] = None
-    """Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is LLM.int8
-    (also --load-in-4bit, --load-in-8bit)."""
     merge: Annotated[bool, Option(LORA)] = False
     """Add the adapter to its model's weights at the end: an ordinary model folder."""
-    max_length: shared.MaxLength = 2048
     eval_fraction: shared.EvalFraction = 0.0
     seed: shared.Seed = 42
-    mixed_precision: Annotated[str, Option(MEMORY, choices=("no", "bf16", "fp16"))] = "no"
-    """no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights, moments,
-    logits and losses stay float32 (also --bf16, --fp16)."""
     attn_implementation: Annotated[str | None, Option(MEMORY, choices=("sdpa", "eager"))] = None
     """Train by this attention of transformers, every response in a padded row of its own. Without it, several pairs
     share a row, each prompt once, where the model gives the same log-probs so: much faster."""
-    gradient_checkpointing: Annotated[bool, Option(MEMORY, content=False)] = False
-    """Compute every layer twice instead of keeping it for the backward pass: less memory, a third slower."""
     compile: Annotated[bool, Option(MEMORY, content=False)] = False
     """Compile the layers with torch.compile: minutes at first, faster steps after that."""
-    max_tokens_per_device: Annotated[int | None, Option(MEMORY, limit=limits.at_least_two, content=False)] = None
-    """Token budget of one micro-batch on one device: bounds the memory and does not change the gradient. Without it,
-    the largest that fits, measured with the model before the first step."""
     save_steps: Annotated[int, Option(OUTPUT, limit=limits.not_negative, content=False)] = 100
     """Steps between checkpoints, from which an interrupted run goes on; SIGTERM and Ctrl-C leave one too; 0 = no
     checkpoints."""
@@ -102,9 +77,7 @@ class OptimizerConfig(shared.StartsFromModel):
 
     def _faults(self) -> list[str]:
         """Options without what they are about."""
-        names = ("lora_alpha", "lora_target_modules", "quantize", "merge")
-        idle = [] if self.lora_rank else [name for name in names if getattr(self, name) not in (None, False)]
-        faults = [f"{name} needs lora_rank: without it all weights are trained" for name in idle]
+        faults = super()._faults() + self._idle_without_lora("lora_alpha", "merge")
         if self.run_name and self.report_to not in NAMED_TRACKERS:
             faults.append(f"run_name needs report_to {', '.join(NAMED_TRACKERS)}, got {self.report_to}")
         if self.eval_steps and not self.eval_fraction:

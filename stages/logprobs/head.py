@@ -65,6 +65,20 @@ def find_head(model: CausalLM) -> Head:
         return Head(output.weight, output.bias, scale, getattr(model.config, "final_logit_softcapping", None))
 
 
+def working_bytes(head: Head, rows: int, device: str, *, learns: bool) -> int:
+    """The most that `head_logps` takes beside what it is given, on a device of this type, forward or backward.
+
+    Two chunks of logits, the head's columns of a chunk in float32, and the gradients of the hidden states and, if it
+    `learns`, of the head.
+    """
+    vocabulary, hidden = head.weight_VH.shape
+    most_rows, most_columns = _CPU_CHUNK if device == "cpu" else _DEVICE_CHUNK
+    columns = min(most_columns, vocabulary)
+    cast = 0 if head.weight_VH.dtype == torch.float32 else columns * hidden
+    gradients = rows * hidden + (vocabulary * hidden if learns else 0)
+    return 4 * (2 * min(most_rows, rows) * columns + cast + gradients)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """The one way out of autocast: while open, a head's products have the precision of their weights."""
     # Of tensors without numbers there is nothing to cast.

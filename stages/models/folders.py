@@ -183,6 +183,17 @@ def load_model(
     return model
 
 
+def load_without_weights(folder: Path, *, trust_remote_code: bool) -> CausalLM:
+    """The model that a configuration describes, on the meta device: shapes without numbers."""
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    _disable_dropout(config)
+    with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
+        model: CausalLM = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+    return model
+
+
 def _load_adapter(folder: Path, load_base: Callable[[], CausalLM], *, ordinary: bool) -> CausalLM:
     merged = merge(load_base(), folder)
     if merged is None and ordinary:

@@ -1,10 +1,15 @@
 """Weights held in few bits: by a checkpoint, or while an adapter on them is trained (QLoRA, arXiv 2305.14314)."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from stages.configs import OptimizerConfig
 from stages.devices.memory import move_model
@@ -66,3 +71,22 @@ def held_in(quantize: str, device_map: Any, dtype: torch.dtype = torch.float32) 
             bnb_4bit_compute_dtype=dtype,
         )
     return {"quantization_config": how, "device_map": device_map}
+
+
+def quantizable(model: Any) -> list[Tensor]:
+    """The weights that `load_trainable` holds in few bits, as transformers chooses them: of layers but the head."""
+    skipped = get_keys_to_not_convert(model)
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, skipped)
+    ]
+
+
+def bytes_in_few_bits(shape: torch.Size, quantize: str) -> int:
+    """What bitsandbytes holds of a matrix of this shape, its constants included."""
+    if quantize == "8bit":
+        return shape.numel() + 4 * shape[0]
+    blocks = math.ceil(shape.numel() / 64)
+    # A constant a block in 8 bits, one in float32 for 256 of those, their mean, and what the codes stand for.
+    return math.ceil(shape.numel() / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 + 4 * (16 + 256)

@@ -1,5 +1,7 @@
 """The token budget that training chooses by itself."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,9 @@ from stages.training.budget import (
     budget_in_room,
     bytes_kept,
     measured_budget,
+    measured_kept,
     memory_of,
-    standing_bytes,
+    standing,
     tokens_in_room,
 )
 from stages.training.loop import fit
@@ -97,15 +100,15 @@ def test_what_is_kept_is_counted_once_and_grows_with_the_tokens():
 
 def test_standing_bytes_by_hand():
     trained, frozen = torch.nn.Linear(3, 5), torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
-    assert standing_bytes([trained], "adamw") == 20 * (4 + 4 + 8)
-    assert standing_bytes([trained], "adamw-8bit") == 20 * (4 + 4 + 2)
-    assert standing_bytes([trained], "adamw-paged") == 20 * (4 + 4)
-    assert standing_bytes([trained, trained, frozen], "adamw") == 20 * 16 + 4 * 4
+    assert standing([trained], "adamw") == (80, 80, 160)
+    assert standing([trained], "adamw-8bit") == (80, 80, 40)
+    assert standing([trained], "adamw-paged") == (80, 80, 0)
+    assert standing([trained, trained, frozen], "adamw") == (80 + 16, 80, 160)
 
 
 def test_tied_weights_count_once():
     tied, untied = (tiny_llama(50, tie_word_embeddings=tie) for tie in (True, False))
-    assert standing_bytes([untied], "adamw") - standing_bytes([tied], "adamw") == 16 * 50 * 32
+    assert sum(standing([untied], "adamw")) - sum(standing([tied], "adamw")) == 16 * 50 * 32
 
 
 def with_memory(monkeypatch, size):
@@ -113,7 +116,7 @@ def with_memory(monkeypatch, size):
 
 
 def memory_for(tokens, model, kept_by_token):
-    return 2 * 1.25 * (standing_bytes([model], "adamw") + tokens * kept_by_token)
+    return 2 * 1.25 * (sum(standing([model], "adamw")) + tokens * kept_by_token)
 
 
 def kept_by_token(model, tokens=100):
@@ -138,6 +141,21 @@ def test_checkpointing_makes_room(monkeypatch):
     with_memory(monkeypatch, memory_for(600, model, kept_by_token(model)))
     assert measured(model) == 512
     assert measured(model, OptimizerConfig(gradient_checkpointing=True)) == 1024
+
+
+def test_weights_that_autocast_casts_are_no_tokens():
+    """Two bytes for every weight of a layer's products, once; a pair of any length then keeps the same a token."""
+    model = tiny_llama(50)
+    forward = find_paths(model, Quiet())
+    half = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    short, long = (
+        measured_kept(WeightedLogps(forward), forward, example_of(tokens), autocast=half) for tokens in (60, 240)
+    )
+    cast = 2 * sum(weight.numel() for name, weight in model.named_parameters() if "_proj" in name)
+    assert cast == pytest.approx(short.fixed, rel=0.05)
+    assert cast == pytest.approx(long.fixed, rel=0.2)
+    assert short.a_token == pytest.approx(long.a_token, rel=0.02)
+    assert long.a_token < 0.8 * measured_kept(WeightedLogps(forward), forward, example_of(240)).a_token
 
 
 def test_smaller_moments_make_room(monkeypatch):
