@@ -3,6 +3,7 @@
 import json
 
 import torch
+from safetensors.torch import load_file
 
 from stages import score, train_oracle, train_policy
 from stages.configs import OracleConfig, PolicyConfig, ScoreConfig
@@ -52,8 +53,12 @@ def files(folder):
 
 
 def weights(folder):
-    model = load_model(folder, trust_remote_code=False)
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    """All weights of a model folder in a row; an adapter's are merged."""
+    if (folder / "model.safetensors").exists():
+        found = load_file(folder / "model.safetensors")
+    else:
+        found = dict(load_model(folder, trust_remote_code=False).named_parameters())
+    return torch.cat([found[name].detach().flatten() for name in sorted(found)])
 
 
 def manifest(folder):

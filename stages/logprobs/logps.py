@@ -361,15 +361,32 @@ def _logits(forward: Forward, batch: Packed | Batch) -> LazyLogits:
 
 def _row_by_row(forward: Forward, batch: Batch) -> LazyLogits:
     """The same from rows in a batch of their own, without padding."""
+    # What code of its own keeps of a row, nobody knows.
+    reset = looks_at_the_batch(forward.model) or not type(forward.model).__module__.startswith("transformers.")
     found = []
     for row, length in enumerate(batch.attention_RT.sum(-1).tolist()):
         this = (slice(row, row + 1), slice(length))
         part = Batch(batch.ids_RT[this], batch.attention_RT[this], batch.weights_RW[this], None, batch.needed_RW[this])
-        with torch.no_grad():
-            # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
-            forward.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
+        if reset:
+            with torch.no_grad():
+                # transformers keeps the frequencies of the longest row so far; one of a single token takes it back.
+                forward.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
         found.append(_logits(forward._replace(alone=False), part))
     return LazyLogits(torch.cat([each.values_NX for each in found]), found[0].head)
+
+
+def looks_at_the_batch(model: CausalLM) -> bool:
+    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
+    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
+
+
+def _rope_kinds(config: Any) -> Iterator[str]:
+    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _rope_kinds(value)
+        elif name == "rope_type" and isinstance(value, str):
+            yield value
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:

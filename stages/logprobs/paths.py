@@ -6,8 +6,7 @@ each response in a row of its own through the model's own forward, and then by e
 log-probs is not taken, nor a row in which answers see each other, and the log says so.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,7 +17,15 @@ from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, whole
 from stages.logprobs.head import has_head
-from stages.logprobs.logps import Forward, attention_for, keeps_logits, make_batch, pair_by_pair, weighted_logps
+from stages.logprobs.logps import (
+    Forward,
+    attention_for,
+    keeps_logits,
+    looks_at_the_batch,
+    make_batch,
+    pair_by_pair,
+    weighted_logps,
+)
 from stages.logprobs.packing import Packed, pack
 from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter
@@ -48,7 +55,7 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
             " those before it",
             hint="give a causal language model; an embedding model, or one made for masked tokens, is none",
         )
-    forward = Forward(model, alone=_looks_at_the_batch(model))
+    forward = Forward(model, alone=looks_at_the_batch(model))
     padded_N = _tried(forward, padded)
     if not forward.alone and not agree(padded_N, expected_N, model.dtype):
         reporter.say(f"{_name(model)}: the rows of a batch change each other in it")
@@ -78,20 +85,6 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
     return forward
-
-
-def _looks_at_the_batch(model: CausalLM) -> bool:
-    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
-    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
-
-
-def _rope_kinds(config: Any) -> Iterator[str]:
-    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _rope_kinds(value)
-        elif name == "rope_type" and isinstance(value, str):
-            yield value
 
 
 def _may_pack(forward: Forward) -> bool:

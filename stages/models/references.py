@@ -168,7 +168,7 @@ def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> 
     """Refuse a model whose log-probs of a pair are not finite, though its weights may be."""
     # A model whose parts are spread over processes has to run in all of them at once.
     if not context.accelerator.is_fsdp2:
-        _compute(find_paths(model, Quiet()), [pair], context, Quiet())
+        _compute(Forward(model, chunked=has_head(model)), [pair], context, Quiet())
 
 
 def _compute(forward: Forward, pairs: list[TokenPair], context: RunContext, task: Task) -> list[PairLogps]:
