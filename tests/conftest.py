@@ -68,6 +68,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
+    keep_what_is_loaded()
+
+
+def keep_what_is_loaded():
     """What was imported and collected stays: every training's collection of garbage would walk through it."""
     gc.collect()
     gc.freeze()
@@ -191,4 +195,5 @@ def world(tmp_path_factory, chat_folder):
     run_oracle(root, chat_folder)
     run_score(root)
     run_policy(root, chat_folder)
+    keep_what_is_loaded()
     return root

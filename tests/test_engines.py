@@ -87,10 +87,10 @@ def test_the_budget_does_not_change_a_gradient(tmp_path, case):
     row = {"packed": 3 + 2 * 5, "padded": 2 * (3 + 5)}[case[0].__name__] if case[1] is not chosen else 3 + 5
     one, *others = (
         train(case, tmp_path / str(parts), pairs=even_pairs(), batch_size=8, max_tokens_per_device=row * 8 // parts)
-        for parts in (1, 2, 4, 8)
+        for parts in (1, 2, 8)
     )
     assert one["micro_batches"] == [1]
-    assert [other["micro_batches"] for other in others] == [[2], [4], [8]]
+    assert [other["micro_batches"] for other in others] == [[2], [8]]
     for other in others:
         assert_same_steps(other, one)
 

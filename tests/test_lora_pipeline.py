@@ -85,15 +85,13 @@ def test_merged_on_request_it_is_the_same_model_in_an_ordinary_folder(lora_world
     )
 
 
-def test_the_same_settings_elsewhere_give_the_same_model(lora_world, chat_folder, tmp_path):
-    run_oracle(lora_world, chat_folder, output=tmp_path / "oracle", **LORA)
-    for name in ("oracle/adapter_model.safetensors", "reference/model.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "oracle" / name).read_bytes() == (lora_world / "oracle" / name).read_bytes()
-    assert model_hash(tmp_path / "oracle/oracle") == model_hash(lora_world / "oracle/oracle")
-
-
-def test_an_oracle_moved_together_with_its_reference_still_finds_it(lora_world, chat_folder, tmp_path):
+def test_the_same_settings_elsewhere_give_the_same_model_which_moves_with_its_reference(
+    lora_world, chat_folder, tmp_path
+):
     run_oracle(lora_world, chat_folder, output=tmp_path / "before", **LORA)
+    for name in ("oracle/adapter_model.safetensors", "reference/model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "before" / name).read_bytes() == (lora_world / "oracle" / name).read_bytes()
+    assert model_hash(tmp_path / "before/oracle") == model_hash(lora_world / "oracle/oracle")
     shutil.move(tmp_path / "before", tmp_path / "after")
     assert torch.equal(weights(tmp_path / "after/oracle"), weights(lora_world / "oracle/oracle"))
 

@@ -8,11 +8,7 @@ import signal
 import time
 from collections import Counter
 
-import duckdb
-import pandas
-import polars
 import pytest
-from datasets import load_dataset
 
 from stages import check, score
 from stages.configs import CheckConfig, ScoreConfig
@@ -25,7 +21,7 @@ from tests import lives
 from tests.conftest import word_rows, write_lines
 from tests.world import run_score
 
-KILLS = 50
+KILLS = 20
 
 
 def config(world, output, **options):
@@ -64,9 +60,9 @@ def wait_for_a_new_shard(folder, life):
         time.sleep(0.002)
 
 
-def test_fifty_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
+def test_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
     """Half die by the clock, half before some act on a file: a rename takes a time that no clock would hit."""
-    write_lines(tmp_path / "pairs.jsonl", word_rows(200))
+    write_lines(tmp_path / "pairs.jsonl", word_rows(100))
     small = {"dataset": str(tmp_path / "pairs.jsonl"), "shard_size": 1}
     run_score(world, output=tmp_path / "whole", **small)
     chance = random.Random(7)
@@ -87,11 +83,11 @@ def test_fifty_kills_leave_the_bytes_of_an_untouched_run(world, tmp_path):
         for path in folder.glob("scores-*.parquet"):
             first_seen.setdefault(path.name, path.stat().st_mtime_ns)
     run_score(world, output=folder, **small)
-    print(f"{landed.total()} kills, {len(first_seen)} of 200 shards made on the way; they landed {dict(landed)}")
+    print(f"{landed.total()} kills, {len(first_seen)} of 100 shards made on the way; they landed {dict(landed)}")
     assert contents(folder) == contents(tmp_path / "whole")
     for name, seen in first_seen.items():
         assert (folder / name).stat().st_mtime_ns == seen, f"{name} was made twice"
-    assert len(first_seen) > 20
+    assert len(first_seen) >= KILLS / 2
     assert "in a shard's write" in landed
 
 
@@ -309,6 +305,11 @@ def test_check_says_sound_or_names_what_is_wrong(world, tmp_path):
 
 
 def test_others_open_the_same_folder(world):
+    import duckdb
+    import pandas
+    import polars
+    from datasets import load_dataset
+
     folder = world / "scores"
     files = f"{folder}/*.parquet"
     expected = [row.scores.chosen.tolist() for row in open_scores(folder).rows()]

@@ -73,19 +73,21 @@ def test_a_killed_oracle_run_ends_like_an_untouched_one(world, chat_folder, tmp_
         assert (tmp_path / "o" / name).read_bytes() == (world / "oracle" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("changed", ["dataset", "model", "sft_dataset"])
-def test_an_oracle_from_other_inputs_is_another_run(world, chat_folder, chatml, tmp_path, changed):
+def test_an_oracle_from_other_inputs_is_another_run(world, chatml, tmp_path):
     """The content decides, under whatever name."""
-    given = {"dataset": tmp_path / "p.jsonl", "sft_dataset": str(tmp_path / "s.jsonl"), "max_steps": 1}
-    write_lines(tmp_path / "p.jsonl", word_rows(20))
-    write_lines(tmp_path / "s.jsonl", word_rows(20))
+    data = {"dataset": tmp_path / "p.jsonl", "sft_dataset": tmp_path / "s.jsonl"}
+    given = {"dataset": data["dataset"], "sft_dataset": str(data["sft_dataset"]), "max_steps": 1}
+    for file in data.values():
+        write_lines(file, word_rows(20))
     save_model(tiny_llama(len(chatml)), chatml, tmp_path / "m")
     run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
-    if changed == "model":
-        save_model(tiny_llama(len(chatml), seed=1), chatml, tmp_path / "m")
-    else:
-        write_lines(tmp_path / ("p.jsonl" if changed == "dataset" else "s.jsonl"), word_rows(20, seed=1))
-    with pytest.raises(SepoError, match=f"the {changed} differs$"):
+    for changed, file in data.items():
+        write_lines(file, word_rows(20, seed=1))
+        with pytest.raises(SepoError, match=f"the {changed} differs$"):
+            run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
+        write_lines(file, word_rows(20))
+    save_model(tiny_llama(len(chatml), seed=1), chatml, tmp_path / "m")
+    with pytest.raises(SepoError, match=r"the model differs$"):
         run_oracle(world, tmp_path / "m", output=tmp_path / "o", **given)
 
 

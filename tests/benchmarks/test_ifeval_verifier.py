@@ -3,20 +3,20 @@
 import json
 import random
 import sys
+from importlib.util import find_spec
 
 import pytest
 
 from stages import pair, results
-from stages.benchmarks.ifeval_verifier import open_verifier
+from stages.benchmarks.ifeval_verifier import LIBRARIES, open_verifier
 from stages.configs import PairConfig, ResultsConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from tests.benchmarks import folders
 from tests.test_pair import answer, answer_folder
 
-nltk = pytest.importorskip("nltk")
-pytest.importorskip("lm_eval")
-pytest.importorskip("langdetect")
+if not all(map(find_spec, LIBRARIES)):
+    pytest.skip("IFEval's verifier is not installed", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def sentences(tmp_path_factory):
     for name in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
         (english / name).write_text("")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nltk.data, "path", [str(folder)])
+        patch.setattr("nltk.data.path", [str(folder)])
         yield
 
 
@@ -116,7 +116,7 @@ def test_a_row_of_another_benchmark_is_refused(verify, changed, said):
 
 def test_what_is_missing_is_named_with_what_brings_it(monkeypatch, sentences):
     with monkeypatch.context() as patch:
-        patch.setattr(nltk.data, "path", [])
+        patch.setattr("nltk.data.path", [])
         with pytest.raises(SepoError, match="needs nltk's punkt_tab") as caught:
             open_verifier()
     assert "nltk.downloader punkt_tab" in caught.value.hint

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mtbench_evaluator import entrypoint
 
 from stages import results
 from stages.benchmarks.judges import URL
@@ -63,6 +62,8 @@ def test_alpaca_eval_judges_ours(tmp_path):
 
 
 def test_mt_bench_judges_ours(tmp_path, monkeypatch):
+    from mtbench_evaluator import entrypoint
+
     folder = tmp_path / "a folder"
     steps = files_of(folder, "mt-bench", lambda question, turn: f"answer to {question.question_id} {turn}")
     tool = Path(entrypoint.__file__).parent / "fastchat"

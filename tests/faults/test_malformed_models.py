@@ -59,18 +59,18 @@ def use(sound, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("number", range(50))
+@pytest.mark.parametrize("number", range(30))
 def test_one_value_of_a_configuration(use, number):
     command = ("evaluate", "cut-model", "evaluate", "validate", "score")[number % 5]
     use("model", lambda bad: mutate(bad / "config.json", number), command)
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(12))
 def test_one_value_of_a_tokenizers_configuration(use, number):
     use("model", lambda bad: mutate(bad / "tokenizer_config.json", number))
 
 
-@pytest.mark.parametrize("number", range(25))
+@pytest.mark.parametrize("number", range(15))
 def test_one_value_of_a_tokenizer(use, number):
     use("model", lambda bad: mutate(bad / "tokenizer.json", number))
 
@@ -80,7 +80,7 @@ def test_one_value_of_how_to_generate(use, number):
     use("model", lambda bad: mutate(bad / "generation_config.json", number), "cut-model")
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(12))
 def test_one_value_of_an_adapters_configuration(use, number):
     use("adapter", lambda bad: mutate(bad / "adapter_config.json", number))
 

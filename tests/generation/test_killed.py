@@ -13,16 +13,16 @@ from tests import lives
 from tests.conftest import write_lines
 from tests.generation.test_generate import contents
 
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture
 def settings(tmp_path, chat_folder):
-    rows = [{"turns": ["what is the " + "quick fox " * (n % 4), "and why?"][: 1 + n % 2]} for n in range(12)]
+    rows = [{"turns": ["what is the " + "quick fox " * (n % 4), "and why?"][: 1 + n % 2]} for n in range(8)]
     write_lines(tmp_path / "prompts.jsonl", rows)
     return {
         "models": (f"m={chat_folder}",), "prompts": str(tmp_path / "prompts.jsonl"), "samples": 2, "shard_size": 4,
-        "max_new_tokens": 24, "max_tokens_per_device": 200,
+        "max_new_tokens": 12, "max_tokens_per_device": 200,
     }  # fmt: skip
 
 
@@ -49,4 +49,4 @@ def test_kills_leave_the_bytes_of_a_run_that_was_left_alone(tmp_path, settings):
     assert life.exitcode == 0
     assert contents(folder) == contents(tmp_path / "whole")
     keys = [answer[:4] for answer in open_answers(folder).answers("m")]
-    assert len({*keys}) == len(keys) == 2 * (12 + 6)
+    assert len({*keys}) == len(keys) == 2 * (8 + 4)
