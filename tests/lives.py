@@ -4,6 +4,7 @@ A life dies from outside, at a moment of the clock, or by its own hand just befo
 folder (opened for writing, renamed or removed), which no clock would ever hit.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from itertools import repeat
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -80,31 +82,49 @@ class Command:
 
 def run_module(module, *arguments, folder, processes=1):
     """`python -m MODULE ...` in this environment, or as many processes of it as torchrun would start."""
-    (folder / "said").mkdir(exist_ok=True)
+    if processes == 1:
+        return [_command(module, arguments, folder, {})]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        environment = dict(os.environ)
-        if processes > 1:
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-            places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-            environment |= {name: str(value) for name, value in places.items()}
-        errors = folder / "said" / f"{len(list((folder / 'said').iterdir()))}.txt"
-        errors.touch()
-        given = (module, list(map(str, arguments)), environment, errors)
-        process = NURSERY.Process(target=_run_module, args=given)
-        process.start()
-        started.append(Command(process, errors))
-    return started
+        there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    places = [{"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, **there} for rank in range(processes)]
+    return _commands(module, arguments, folder, places)
 
 
-def _run_module(module, arguments, environment, errors):
+def run_on_hosts(hosts, module, *arguments, folder):
+    """The same, one process on each host: a network namespace and its cable; the first one's address is 10.77.0.1."""
+    there = {"MASTER_ADDR": "10.77.0.1", "MASTER_PORT": 29577, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    places = [{**there, "GLOO_SOCKET_IFNAME": cable} for _, cable in hosts]
+    return _commands(module, arguments, folder, places, [name for name, _ in hosts])
+
+
+def _commands(module, arguments, folder, places, namespaces=repeat(None)):
+    common = {"WORLD_SIZE": len(places), "ACCELERATE_USE_CPU": "true"}
+    return [
+        _command(module, arguments, folder, {"RANK": rank, **common, **place}, namespace)
+        for rank, (place, namespace) in enumerate(zip(places, namespaces, strict=False))
+    ]
+
+
+def _command(module, arguments, folder, place, namespace=None):
+    (folder / "said").mkdir(exist_ok=True)
+    errors = folder / "said" / f"{len(list((folder / 'said').iterdir()))}.txt"
+    errors.touch()
+    environment = os.environ | {name: str(value) for name, value in place.items()}
+    given = (module, list(map(str, arguments)), dict(environment), errors, namespace)
+    process = NURSERY.Process(target=_run_module, args=given)
+    process.start()
+    return Command(process, errors)
+
+
+def _run_module(module, arguments, environment, errors, namespace):
     import runpy
 
     import torch
 
+    if namespace is not None:
+        with open(f"/run/netns/{namespace}") as network:
+            assert ctypes.CDLL(None).setns(network.fileno(), 0) == 0
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -180,22 +180,11 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
-def launch_on(hosts, *arguments):
-    """One process of `sepo` on each host, as `accelerate launch` starts them."""
-    runs = []
-    for rank, (name, cable) in enumerate(hosts):
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
-        launcher += ["--num_processes", "2", "--machine_rank", rank, "--main_process_ip", "10.77.0.1"]
-        launcher += ["--main_process_port", "29577", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command = ["ip", "netns", "exec", name, *launcher, "-m", "sepo_cli", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": cable, "ACCELERATE_USE_CPU": "true"}
-        runs.append(subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment))
-    for run in runs:
-        _, err = run.communicate(timeout=240)
-        assert run.returncode == 0, err
-
-
 def test_two_hosts_train_as_one_does(world, chat_folder, tmp_path, hosts):
+    """One process on each, in the environment that a launcher makes there."""
     arguments = ["--model", chat_folder, "--scores", world / "scores", "--output-dir", tmp_path / "policy"]
-    launch_on(hosts, "train-policy", *arguments, *options(FAST))
+    command = ("sepo_cli", "train-policy", *arguments, *options(FAST))
+    for run in lives.run_on_hosts(hosts, *command, folder=tmp_path):
+        code, said = run.end()
+        assert code == 0, said
     assert_same_weights(tmp_path / "policy", world / "policy")
