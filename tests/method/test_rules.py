@@ -191,7 +191,7 @@ RATIOS = st.sampled_from([0.01, 0.3, 0.5, 1.0])
 
 
 @given(ROWS, RATIOS, RATIOS, st.sampled_from(sorted(RULES)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_rule_leaves_a_response_empty_or_forgets_one(values, chosen_ratio, rejected_ratio, name):
     """And weights are finite, not negative, one a token; where a rule has ratios, each governs its own side."""
     weights = [PairWeights(np.ones(len(c), np.float32), np.ones(len(r), np.float32)) for c, r in values]

@@ -112,11 +112,11 @@ def trace(folder):
 @pytest.mark.parametrize(
     ("stage", "read", "every"),
     [
-        ("score", read_scores, 1),
-        ("score", check, 3),
-        ("score", claim, 3),
-        ("score", claim_other, 3),
-        ("score", trace, 3),
+        ("score", read_scores, 2),
+        ("score", check, 5),
+        ("score", claim, 5),
+        ("score", claim_other, 5),
+        ("score", trace, 5),
         ("train-policy", trace, 1),
         ("train-oracle", trace, 1),
     ],

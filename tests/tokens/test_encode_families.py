@@ -136,7 +136,7 @@ def test_any_text_round_trips(family, template):
     encoder = Encoder(tokenizer)
     end = tokenizer.decode([encoder.end_of_turn])
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
         st.text(min_size=1),
         st.sampled_from(["", " ", "\n", "\n\n ", "It", "'s", "\u0301"]),
