@@ -1,13 +1,25 @@
 """Examples as padded tensors, and the grouping of examples into micro-batches of bounded size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stages.devices.memory import on_device
-from stages.types import Batch, Example, Floats, PairLogps, PairWeights, ReferenceSums, Response, TokenPair, longest
+from stages.types import (
+    Batch,
+    CausalLM,
+    Example,
+    Floats,
+    PairLogps,
+    PairWeights,
+    ReferenceSums,
+    Response,
+    TokenPair,
+    longest,
+)
 
 
 def whole(pair: TokenPair, reference: PairLogps | None = None) -> Example:
@@ -84,3 +96,17 @@ def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor 
     """The summed reference log-probs of the rows of a batch, (R,) float32; None where they are not known."""
     known = [each for each in sums if each is not None]
     return on_device(np.array(known, np.float32), device) if known else None
+
+
+def looks_at_the_batch(model: CausalLM) -> bool:
+    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
+    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
+
+
+def _rope_kinds(config: Any) -> Iterator[str]:
+    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _rope_kinds(value)
+        elif name == "rope_type" and isinstance(value, str):
+            yield value

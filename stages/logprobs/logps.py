@@ -27,7 +27,7 @@ from stages.compat import unsplit_modules
 from stages.devices.memory import memory_for
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
-from stages.logprobs.batches import collate, padded_groups, whole
+from stages.logprobs.batches import collate, looks_at_the_batch, padded_groups, whole
 from stages.logprobs.head import (
     Divergence,
     LazyLogits,
@@ -373,20 +373,6 @@ def _row_by_row(forward: Forward, batch: Batch) -> LazyLogits:
                 forward.model(input_ids=batch.ids_RT[:1, :1], use_cache=False)
         found.append(_logits(forward._replace(alone=False), part))
     return LazyLogits(torch.cat([each.values_NX for each in found]), found[0].head)
-
-
-def looks_at_the_batch(model: CausalLM) -> bool:
-    """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
-    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
-
-
-def _rope_kinds(config: Any) -> Iterator[str]:
-    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _rope_kinds(value)
-        elif name == "rope_type" and isinstance(value, str):
-            yield value
 
 
 def pair_by_pair(batch: Packed | Batch, logps: Tensor) -> Tensor:

@@ -15,13 +15,12 @@ from stages.compat import attention_of, takes_attention
 from stages.devices.placement import input_device
 from stages.devices.precision import products
 from stages.errors import SepoError
-from stages.logprobs.batches import collate, whole
+from stages.logprobs.batches import collate, looks_at_the_batch, whole
 from stages.logprobs.head import has_head
 from stages.logprobs.logps import (
     Forward,
     attention_for,
     keeps_logits,
-    looks_at_the_batch,
     make_batch,
     pair_by_pair,
     weighted_logps,
