@@ -192,10 +192,9 @@ def _compute(forward: Forward, pairs: list[TokenPair], context: RunContext, task
 
 
 def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
-    # What a scorer computed in half precision is not what training would compute.
-    exact = lookup(scores.manifest, "settings.precision") == "float32" and not lookup(
-        scores.manifest, "settings.quantize"
-    )
+    # What a scorer computed in half precision, or of weights in few bits, is not what training would compute.
+    settings = lookup(scores.manifest, "settings")
+    exact = lookup(settings, "precision") == "float32" and not lookup(settings, "quantize")
     if not exact or lookup(scores.manifest, "inputs.reference") != model.hash:
         return None
     found = [row.reference for row in rows if row.reference is not None]
