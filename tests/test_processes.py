@@ -111,6 +111,22 @@ def test_a_host_that_cannot_be_found_is_named_before_anybody_waits_for_it(monkey
         join_processes()
 
 
+def test_restarts_that_would_fail_are_refused_before_there_is_one(monkeypatch):
+    """torch keeps the addresses of dead processes, unless it is told not to."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert join_processes().num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SepoError, match="--max-restarts 3 would fail") as caught:
+        join_processes()
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caught.value.hint
+    for name, value in {"TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_MAX_RESTARTS": "0"}.items():
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SepoError, match="2 processes were started, but accelerate uses 1"):
+            join_processes()
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+
 def test_fsdp_on_a_machine_without_a_gpu_is_refused(world, tmp_path, monkeypatch):
     """accelerate would train with whole models there, and say nothing."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -68,6 +68,7 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
             problem = f"{name} must be a whole number of at least {least}, got {shortened(repr(value))}"
             raise SepoError(problem, hint=_UNSET)
     _refuse_unknown_host()
+    _refuse_old_addresses()
     refuse_other_engines()
     refuse_other_precision(mixed_precision)
     if report_to != "none":
@@ -115,6 +116,16 @@ def _refuse_unknown_host() -> None:
             f"MASTER_ADDR must be a host that can be found from here, got {shortened(repr(host))}: {one_line(error)}",
             hint=_UNSET,
         ) from None
+
+
+def _refuse_old_addresses() -> None:
+    """A restarted process would find in the launcher's store where the others were before, and wait for them there."""
+    restarts, shared = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    if restarts != "0" and os.environ.get(shared) == "True" and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SepoError(
+            f"--max-restarts {shortened(restarts)} would fail: restarted processes look for each other where they were",
+            hint="start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d (or --standalone)",
+        )
 
 
 def refuse_several(accelerator: Accelerator, stage: str) -> None:

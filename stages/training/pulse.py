@@ -46,6 +46,8 @@ class Beat(NamedTuple):
     words: str = "before the first step"
     alone: bool = False
     """whether it may work while all others wait"""
+    begun: bool = False
+    """whether it has had the gradients of a step"""
     host: str = "a host that has not been heard of"
     pid: int = 0
 
@@ -96,7 +98,8 @@ class Pulse:
         """This process begins a part of a step (counted from 0), of `PARTS`."""
         self._step, self._part = step, PARTS.index(part)
         words = f"in step {step + 1:,}, {part}"
-        self._beat = self._beat._replace(order=(step, self._part), words=words, alone=part == PARTS[-1])
+        alone, begun = part == PARTS[-1], self._beat.begun or self._part > 0
+        self._beat = self._beat._replace(order=(step, self._part), words=words, alone=alone, begun=begun)
 
     def micro_batch(self, index: int, count: int, *, back: bool = False) -> None:
         """It begins a micro-batch of that part, or goes back through it: those with fewer ones wait in their last."""
@@ -184,9 +187,10 @@ class Watch:
                 self._longest = max(self._longest, now - self._since)
             self._least, self._since, self._told = least, now, False
             return None
-        patience = max(self._patience, SLOW * self._longest) if self._longest else FIRST * self._patience
-        seconds = now - self._since
         last = [rank for rank, beat in enumerate(beats) if beat.order == least]
+        begun = self._longest or all(beats[rank].begun for rank in last)
+        patience = max(self._patience, SLOW * self._longest) if begun else FIRST * self._patience
+        seconds = now - self._since
         if self._told or seconds < patience or any(beats[rank].alone for rank in last):
             return None
         self._told = True

@@ -58,6 +58,7 @@ def test_a_slow_step_one_that_works_alone_and_one_that_has_left_are_no_stall():
     # The first micro-batch of all may take five times as long; so may any, once one has.
     assert not found(*still(3 + 50))
     assert len(found(*still(3 + 52))) == 1
+    assert len(found(*still(3 + 12, begun=True))) == 1
     slow = moved()
     assert not found(*still(3 + 9), (12.0, beats(12, (0, 9), (0, 3))), watch=slow)
     looks = [(float(second), beats(second, (0, 9), (0, 3))) for second in range(13, 100)]
