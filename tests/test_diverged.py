@@ -2,9 +2,12 @@
 
 import pytest
 
+from stages.devices.processes import join_processes
 from stages.errors import SepoError
+from stages.models.references import RunContext, refuse_not_finite
+from stages.reporting import Quiet
 from stages.store.manifest import FINISHED
-from tests.conftest import tiny_llama
+from tests.conftest import random_pairs, tiny_llama
 from tests.training.fits import objective, train
 from tests.world import run_oracle, run_policy
 
@@ -41,3 +44,12 @@ def test_a_model_that_diverged_in_its_last_step_is_one_line_on_every_rerun(world
             run(world, chat_folder, output=tmp_path / "out", **settings)
         assert "lower --learning-rate" in caught.value.hint
     assert not (tmp_path / "out" / FINISHED).exists()
+
+
+def test_a_model_whose_log_probs_are_not_finite_is_refused_though_its_weights_are(tmp_path):
+    model, [pair] = tiny_llama(50), random_pairs(1, 50)
+    context = RunContext(join_processes(), tmp_path, 512, Quiet())
+    refuse_not_finite(model, pair, context)
+    model.model.norm.weight.data.fill_(1e38)
+    with pytest.raises(SepoError, match="log-probs of 1 of 1 pairs are not finite"):
+        refuse_not_finite(model, pair, context)
