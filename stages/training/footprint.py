@@ -79,7 +79,8 @@ class Footprint(NamedTuple):
     weights: int
     gradients: int
     buckets: int
-    """in which DDP adds up the gradients of all processes: a second copy"""
+    """a second copy of the gradients, undivided: in which DDP adds them up, or FSDP2 while micro-batches of a step are
+    left (accelerate's `no_sync`)"""
     moments: int
     gathered: int
     """undivided weights and gradients of FSDP2, at the worst moment"""
@@ -170,6 +171,8 @@ def footprint(plan: Planned, config: OptimizerConfig, machine: Machine, longest:
         budget = budget_in_room(machine.device, room)
     tokens = max(longest, min(budget, most))
     activations = int(kept.a_token * tokens) if kept else None
+    if machine.divided and most > tokens:
+        found = found._replace(buckets=_FLOAT32 * trained)
     return found._replace(tokens=tokens, activations=activations, head=_head_bytes(read, machine.device, tokens))
 
 
