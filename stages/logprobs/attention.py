@@ -114,7 +114,7 @@ def _attend_packed(
     layout = _open
     layout.windows_seen.add(sliding_window)
     dtype = _computed_in(query_HTD)
-    if softcap is None and takes_varlen(query_HTD, dtype):
+    if softcap is None and takes_varlen(query_HTD, value_HTD, dtype):
         query, key, value = (each[0].to(dtype) for each in (query_HTD, key_HTD, value_HTD))
         sequences = layout.sequences_on(query.device)
         seen_THD = attend_by_sequences(query, key, value, sequences, scale=scaling, window=sliding_window)

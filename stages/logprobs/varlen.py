@@ -23,6 +23,7 @@ from stages.devices.memory import on_device
 
 HALF = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
+_HEADS_BY = 8
 _AMPERE = (8, 0)
 
 
@@ -56,13 +57,17 @@ def sequences_of(spans: Sequence[tuple[int, int, int]], device: torch.device) ->
     return Sequences(on_device(np.concatenate(keys), device), query_ends_G, key_ends_G, max(queries), max(lengths))
 
 
-def takes_varlen(query_HTD: Tensor, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention's kernel is there for these: on the meta device too, where nothing is computed."""
-    device = query_HTD.device
+def takes_varlen(query_HTD: Tensor, value_HTD: Tensor, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention's kernel is there for these: on the meta device too, where nothing is computed.
+
+    It takes heads of one size, a multiple of 8: latent attention (DeepSeek) has smaller values than queries.
+    """
+    device, size = query_HTD.device, query_HTD.shape[-1]
     new_enough = device.type == "meta" or (
         device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) >= _AMPERE)
     )
-    return bool(new_enough) and dtype in HALF and query_HTD.shape[-1] <= _LARGEST_HEAD
+    fits = size <= _LARGEST_HEAD and size % _HEADS_BY == 0 and value_HTD.shape[-1] == size
+    return bool(new_enough) and dtype in HALF and fits
 
 
 def attend_by_sequences(

@@ -19,7 +19,7 @@ from tests.conftest import masked, random_pairs, tiny_llama
 CPU, META = torch.device("cpu"), torch.device("meta")
 CONFIG = LlamaConfig(
     vocab_size=32,
-    hidden_size=16,
+    hidden_size=32,
     intermediate_size=32,
     num_hidden_layers=2,
     num_attention_heads=4,
@@ -117,14 +117,18 @@ def test_a_layer_is_as_many_kernels_for_one_pair_as_for_nine():
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "size", "taken"),
+    ("device", "dtype", "query", "value", "taken"),
     [
-        (META, torch.bfloat16, 64, True),
-        (META, torch.float16, 256, True),
-        (META, torch.float32, 64, False),
-        (META, torch.bfloat16, 512, False),
-        (CPU, torch.bfloat16, 64, False),
+        (META, torch.bfloat16, 64, 64, True),
+        (META, torch.float16, 256, 256, True),
+        (META, torch.float32, 64, 64, False),
+        (META, torch.bfloat16, 512, 512, False),
+        # OpenLLaMA's 3B, and DeepSeek's latent attention.
+        (META, torch.bfloat16, 100, 100, False),
+        (META, torch.bfloat16, 192, 128, False),
+        (CPU, torch.bfloat16, 64, 64, False),
     ],
 )
-def test_the_kernel_is_for_gpus_and_half_precision(device, dtype, size, taken):
-    assert takes_varlen(torch.empty(2, 3, size, device=device), dtype) is taken
+def test_the_kernel_is_for_gpus_half_precision_and_heads_that_it_knows(device, dtype, query, value, taken):
+    sizes = (torch.empty(2, 3, size, device=device) for size in (query, value))
+    assert takes_varlen(*sizes, dtype) is taken
