@@ -77,10 +77,12 @@ def test_accelerate_takes_the_example_configurations():
 
 STUBS = {
     "scontrol": 'case "$1" in show) printf "first\\nsecond\\n";; *) echo "$@" >> "$SEEN/queued";; esac',
-    "srun": 'shift; SLURM_NODEID=1 exec "$@"',
+    "srun": """trap "exit 137" TERM; shift
+        SLURM_NODEID=1 bash -c 'echo $$ > "$SEEN/7"; exec "$@"' task "$@" & wait $!""",
+    "scancel": '[ "$1" = --signal=TERM ]; kill -TERM "$(cat "$SEEN/$2")"',
     "accelerate": 'shift; printf "%s\\n" "$@" > "$SEEN/launched"; trap "exit 1" TERM; kill -TERM "$LAUNCHED_BY"; sleep 9 & wait',
 }
-"""what a cluster would answer, and a launcher that its job is told to stop"""
+"""what a cluster would answer, whose srun ends its tasks at once, and a launcher that its job is told to stop"""
 
 
 def test_the_training_job_starts_every_node_and_is_queued_again_when_its_time_is_over(tmp_path):
