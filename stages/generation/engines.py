@@ -102,16 +102,23 @@ def _served(name: str, model: str, config: GenerateConfig) -> AnsweringModel:
 def _local(name: str, folder: Path, config: GenerateConfig, reporter: Reporter) -> AnsweringModel:
     tokenizer = load_tokenizer(folder, trust_remote_code=config.trust_remote_code, reporter=reporter)
     said = read_generation_config(folder)
-    habits = habits_of(said, name) if config.use_generation_config else NO_HABITS
+    habits = _left_open(habits_of(said, name), config) if config.use_generation_config else NO_HABITS
     if habits.given():
         asked = ", ".join(f"{what} {value:g}" for what, value in habits.given().items())
         reporter.say(f"{name} is asked as its generation_config.json has it: {asked}")
     elif config.use_generation_config:
-        reporter.warn(f"{name}'s generation_config.json asks for nothing: --use-generation-config changes nothing")
+        asked = "asks for nothing that the options leave open"
+        reporter.warn(f"{name}'s generation_config.json {asked}: --use-generation-config changes nothing")
     counted = hash_json([sorted(ids_named(said.get("eos_token_id")), key=str), habits.given()])
     hashes = (model_hash(folder), tokenizer_fingerprint(tokenizer), counted)
     weights, tokens, generation = (Input(str(folder), each) for each in hashes)
     return AnsweringModel(name, str(folder), weights, tokens, tokenizer, generation, habits)
+
+
+def _left_open(habits: Habits, config: GenerateConfig) -> Habits:
+    """Those that no option stands above."""
+    given = {"temperature": config.temperature, "top_p": config.top_p}
+    return habits._replace(**{name: None for name, value in given.items() if value is not None})
 
 
 def refuse_without_template(models: dict[str, AnsweringModel], counts: QuestionCounts, reporter: Reporter) -> None:

@@ -88,6 +88,16 @@ def test_it_stands_above_the_benchmark_and_below_what_is_given(folder, parrot):
     assert how == [{(0.6, 0.9)}, {(0.3, 0.9)}, {(0.6, 0.5)}, {(0.7, 1.0), (0.0, 1.0)}]
 
 
+def test_what_an_option_stands_above_is_no_habit(folder, parrot):
+    say(folder, temperature=0.6, top_k=4)
+    ears = Listens()
+    run(folder, temperature=0.3, reporter=ears)
+    assert "m is asked as its generation_config.json has it: top_k 4" in ears.said
+    assert manifest(folder.parent / "answers")["models"]["m"]["generation_config"] == {"top_k": 4}
+    say(folder, temperature=0.7, top_k=4)
+    assert not run(folder, temperature=0.3).fresh
+
+
 def test_samples_that_would_be_alike_and_engines_that_cannot(folder, parrot):
     say(folder, do_sample=False)
     with pytest.raises(SepoError, match=r"2 samples at temperature 0, which generation_config\.json of m asks for"):
