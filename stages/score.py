@@ -214,10 +214,11 @@ def _known_logps(job: ScoreJob) -> KnownLogps | None:
     """The reference log-probs that `sepo train-oracle` left beside its models.
 
     They are no input: where they are lost they are computed, to the same numbers but for the rounding of sums. They are
-    float32: beside an oracle in another precision they would add noise that otherwise cancels in part.
+    float32: beside an oracle in another precision they would add noise that otherwise cancels in part. What centres
+    scores needs the reference's whole distribution, and the model for it.
     """
     folder = job.config.oracle
-    if not folder or job.config.precision != "float32" or job.config.quantize:
+    if not folder or job.config.precision != "float32" or job.config.quantize or job.config.center:
         return None
     known = read_logps(Path(folder), job.inputs["reference"].hash)
     if known is not None:
