@@ -115,10 +115,10 @@ def tiny_llama(vocab_size, seed=0, **options):
     return LlamaForCausalLM(config).eval()
 
 
-def tiny_gpt2(vocab_size, seed=0, positions=256):
+def tiny_gpt2(vocab_size, seed=0, positions=256, heads=4):
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=vocab_size, n_positions=positions, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2,
+        vocab_size=vocab_size, n_positions=positions, n_embd=32, n_layer=2, n_head=heads, initializer_range=0.2,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
