@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from stages.devices.precision import products
 from stages.logprobs.decode import Decoded, DecodePlan, DecodeRequest, decode
 from stages.logprobs.logps import Forward
 from stages.logprobs.trial import agree, rounds_as, trial_logps, trial_pairs
@@ -20,8 +21,12 @@ _ROOMS = (2, 5, 3, 6)
 """tokens of the answers: two to the first prompt, two to the second"""
 
 
+@products("float32")
 def find_decoding(forward: Forward, reporter: Reporter) -> DecodePlan:
-    """The fastest way to decode that gives a model's own log-probs; its model is in eval mode afterwards."""
+    """The fastest way to decode that gives a model's own log-probs; its model is in eval mode afterwards.
+
+    Tried in exact products, whatever the recipe that is open, as `stages.logprobs.paths.find_paths` does.
+    """
     forward.model.eval()
     name = type(forward.model).__name__
     for decoding, said in _ways(forward):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.decode import DecodePlan, DecodeRequest, decode
 from stages.logprobs.decode_trial import find_decoding
@@ -151,3 +152,12 @@ def test_what_is_not_finite_is_said():
     model.lm_head.weight.data[3] = torch.nan
     with pytest.raises(SepoError, match="not finite"):
         [*decode(DecodePlan(Forward(model)), asked(), ends=(), max_tokens=100)]
+
+
+def test_decoding_is_tried_in_exact_products_whatever_the_recipe_that_is_open():
+    model, seen = tiny_llama(20), set()
+    model.base_model.register_forward_pre_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))
+    with products("medium"):
+        find_decoding(Forward(model), Quiet())
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert seen == {"highest"}
