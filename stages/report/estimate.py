@@ -25,7 +25,7 @@ ESTIMATED: Final = "estimated"
 _PARTS: Final = {
     "weights": ("weights", COUNTED),
     "gradients": ("gradients", COUNTED),
-    "buckets": ("gradients again, undivided", COUNTED),
+    "buckets": ("gradients again, to add them up", COUNTED),
     "moments": ("moments of the optimiser", COUNTED),
     "gathered": ("layers gathered by FSDP2, their gradients", ESTIMATED),
     "casts": ("weights cast to half precision", ESTIMATED),

@@ -79,8 +79,7 @@ class Footprint(NamedTuple):
     weights: int
     gradients: int
     buckets: int
-    """a second copy of the gradients, undivided: in which DDP adds them up, or FSDP2 while micro-batches of a step are
-    left (accelerate's `no_sync`)"""
+    """a second copy of the gradients, in which DDP adds them up"""
     moments: int
     gathered: int
     """undivided weights and gradients of FSDP2, at the worst moment"""
@@ -171,8 +170,6 @@ def footprint(plan: Planned, config: OptimizerConfig, machine: Machine, longest:
         budget = budget_in_room(machine.device, room)
     tokens = max(longest, min(budget, most))
     activations = int(kept.a_token * tokens) if kept else None
-    if machine.divided and most > tokens:
-        found = found._replace(buckets=_FLOAT32 * trained)
     return found._replace(tokens=tokens, activations=activations, head=_head_bytes(read, machine.device, tokens))
 
 

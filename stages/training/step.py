@@ -70,8 +70,9 @@ def backward(
         engine.pulse.micro_batch(index, rounds)
         # A batch begins with its ids, whatever its layout.
         memory = memory_for(group, batch[0].numel(), engine.max_tokens, trains=trains)
-        # Processes exchange gradients in the last micro-batch of a step only.
-        last = index + 1 == rounds or not trains
+        # Processes exchange gradients in the last micro-batch of a step only; under FSDP2 in each, for until then every
+        # process would hold those of all weights, in float32.
+        last = index + 1 == rounds or not trains or accelerator.is_fsdp2
         exchange = nullcontext() if last else accelerator.no_sync(engine.module)
         with memory, exchange, attention_for(engine.forward, batch), torch.set_grad_enabled(trains):
             with accelerator.autocast():
