@@ -113,9 +113,9 @@ def _attend_packed(
         raise ValueError("packed attention is for one row without a mask, inside packed_attention()")
     layout = _open
     layout.windows_seen.add(sliding_window)
-    dtype = _computed_in(query_HTD)
-    if softcap is None and takes_varlen(query_HTD, value_HTD, dtype):
-        query, key, value = (each[0].to(dtype) for each in (query_HTD, key_HTD, value_HTD))
+    if softcap is None and takes_varlen(query_HTD, value_HTD):
+        # Under autocast rotated queries and keys are float32, and values what a product gave.
+        query, key, value = (each[0].to(value_HTD.dtype) for each in (query_HTD, key_HTD, value_HTD))
         sequences = layout.sequences_on(query.device)
         seen_THD = attend_by_sequences(query, key, value, sequences, scale=scaling, window=sliding_window)
         return seen_THD[None], None
@@ -146,12 +146,6 @@ def _attend_packed(
             )
         )
     return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _computed_in(tensor: Tensor) -> torch.dtype:
-    """The precision of a product: rotated queries are float32 under autocast, which casts what torch multiplies."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:

@@ -57,7 +57,7 @@ def sequences_of(spans: Sequence[tuple[int, int, int]], device: torch.device) ->
     return Sequences(on_device(np.concatenate(keys), device), query_ends_G, key_ends_G, max(queries), max(lengths))
 
 
-def takes_varlen(query_HTD: Tensor, value_HTD: Tensor, dtype: torch.dtype) -> bool:
+def takes_varlen(query_HTD: Tensor, value_HTD: Tensor) -> bool:
     """Whether FlashAttention's kernel is there for these: on the meta device too, where nothing is computed.
 
     It takes heads of one size, a multiple of 8: latent attention (DeepSeek) has smaller values than queries.
@@ -67,7 +67,7 @@ def takes_varlen(query_HTD: Tensor, value_HTD: Tensor, dtype: torch.dtype) -> bo
         device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) >= _AMPERE)
     )
     fits = size <= _LARGEST_HEAD and size % _HEADS_BY == 0 and value_HTD.shape[-1] == size
-    return bool(new_enough) and dtype in HALF and fits
+    return bool(new_enough) and value_HTD.dtype in HALF and fits
 
 
 def attend_by_sequences(

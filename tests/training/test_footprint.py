@@ -12,6 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.profiler import profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, MambaConfig
+from transformers.pytorch_utils import Conv1D
 
 from stages.compat import unsplit_modules
 from stages.configs import OptimizerConfig
@@ -119,8 +120,8 @@ def size_in_few_bits(weight):
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_activations_are_those_of_a_real_forward_pass(plan, make, half, rank):
-    # On a GPU grouped heads are repeated, on a CPU they are not; heads of 4 have no kernel of sequences on either.
-    real = make(50, **({"num_key_value_heads": 4} if make is tiny_llama else {"heads": 8}))
+    # On a GPU grouped heads are repeated, on a CPU they are not.
+    real = make(50, **({"num_key_value_heads": 4} if make is tiny_llama else {}))
     options = {"lora_rank": rank, "mixed_precision": "bf16" if half else "no"}
     found, settings = plan(real.config, **options)
     counted = kept_without_numbers(found.model, settings)
@@ -128,7 +129,10 @@ def test_activations_are_those_of_a_real_forward_pass(plan, make, half, rank):
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if half else None
     measured = measured_kept(WeightedLogps(forward), forward, whole(token_pair(0, *([1] * 64, [2] * 96, [3] * 96))), autocast=autocast)  # fmt: skip
     assert counted.a_token == pytest.approx(measured.a_token, rel=0.15)
-    assert counted.fixed == pytest.approx(measured.fixed, rel=0.1, abs=100)
+    # The copies of the weights in half precision, the head's excepted; what else is kept for once is little.
+    matrices = [each for each in make(50).modules() if isinstance(each, (torch.nn.Linear, Conv1D))]
+    cast = sum(each.weight.numel() for each in matrices) - real.get_output_embeddings().weight.numel()
+    assert counted.fixed == pytest.approx(2 * cast if half else 0, rel=0.2)
 
 
 def peak_of(work, tmp_path):
