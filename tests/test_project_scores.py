@@ -238,7 +238,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(world, strong, carried, tm
 def test_workers_divide_the_shards_and_the_last_one_finishes(world, strong, carried, tmp_path):
     """Of three shards the second worker has one; the bytes are those of a run without workers."""
     parts = [carry(world / "scores", strong, world / "pairs.jsonl", tmp_path / "s", worker=f"{n}/2") for n in (2, 1)]
-    assert parts[0].title == f"worker 2/2 done; 2 shards of others are missing in {tmp_path / 's'}"
+    assert parts[0].title == f"worker 2/2 done; 2 shards of others missing in {tmp_path / 's'}"
     assert parts[1].title == f"scores in {tmp_path / 's'}"
     written = {path.name: path.read_bytes() for path in (tmp_path / "s").glob("*.parquet")}
     assert written == {path.name: path.read_bytes() for path in carried.glob("*.parquet")}

@@ -10,6 +10,7 @@ from stages.evaluation import evaluator
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
 from stages.evaluation.held_out import HeldOut, Prompt
 from stages.logprobs.decode import Decoded
+from stages.models.loading import Loading
 from tests.evaluation.conftest import Ear
 
 PROMPTS = [Prompt(number, number, np.arange(5, 9 + number, dtype=np.int32)) for number in range(2)]
@@ -23,7 +24,8 @@ def sample(world, monkeypatch, tmp_path):
         monkeypatch.setenv("SEPO_CACHE", str(tmp_path / cache))
         ear = Ear()
         how = Sampling(max_new_tokens, seed)
-        measured = Evaluator(None, how, max_tokens=512, device=torch.device("cpu"), reporter=ear)
+        loading = Loading(torch.device("cpu"), ear)
+        measured = Evaluator(None, how, max_tokens=512, loading=loading, reporter=ear)
         held_out = HeldOut(None, SimpleNamespace(end_of_turn=end_of_turn), [], None)
         model = Candidate("m", world / "policy", "hash", held_out, PROMPTS)
         return [answer.tolist() for answer in measured._answers(model)], bool(ear.tasks)

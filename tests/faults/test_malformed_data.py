@@ -152,7 +152,7 @@ CASES = {
     "a quote without end": ("a.csv", 'prompt,chosen,rejected\n"a,b,c\n', "a.csv:2: broken CSV"),
     "a row that is short": ("a.csv", "prompt,chosen,rejected\na,b\n", "a.csv:2: broken CSV: 2 fields, but 3 columns"),
     "a header alone": ("a.csv", "prompt,chosen,rejected\n", "a.csv: no rows"),
-    "a row of 10,000 fields": ("a.csv", "prompt,chosen,rejected\n" + "a," * 10_000, "a.csv:2: broken CSV: 10001 fields"),
+    "a row of 10,000 fields": ("a.csv", "prompt,chosen,rejected\n" + "a," * 10_000, "a.csv:2: broken CSV: 10,001 fields"),
     # packed
     "gzip by name": ("a.jsonl.gz", GOOD, "a.jsonl.gz: damaged gzip data: Not a gzipped file"),
     "a gzip that is cut": ("a.jsonl.gz", gzip.compress(GOOD.encode() * 99)[:-9], "a.jsonl.gz: the gzip data ends too early"),

@@ -118,7 +118,7 @@ def test_scores_from_its_folder_are_those_of_two_models_loaded_apart(case, tied,
     folder, plain = bases[tied]
     oracle = as_trained(folder, plain, case)
     oracle.save_pretrained(tmp_path)
-    scorer = Scorer(Models(tmp_path, folder), ScoreConfig(oracle="o"), torch.device("cpu"), None, Quiet())
+    scorer = Scorer(Models((tmp_path,), folder), ScoreConfig(oracle="o"), torch.device("cpu"), None, Quiet())
     try:
         [row] = scorer.score([PAIR], Quiet())
     except SepoError:
