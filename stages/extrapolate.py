@@ -15,10 +15,10 @@ from stages.models.folders import (
     base_folder,
     load_model,
     load_tokenizer,
+    load_without_weights,
     model_hash,
     resolve_model,
     save_model_into,
-    without_weights,
 )
 from stages.models.quantization import quantized
 from stages.reporting import Reporter, Summary
@@ -37,7 +37,7 @@ def run(config: ExtrapolateConfig, reporter: Reporter) -> Summary:
         if bits := quantized(folder):
             raise SepoError(f"{name} holds its weights in {bits}", hint="give the model that it was made from")
     bases = (base_folder(folder) if is_adapter(folder) else folder for folder in (source, reference))
-    ours, theirs = (without_weights(folder, trust_remote_code=trust) for folder in bases)
+    ours, theirs = (load_without_weights(folder, trust_remote_code=trust) for folder in bases)
     refuse_other_shapes(ours, theirs, names)
     tokenizer, other = (load_tokenizer(folder, trust_remote_code=trust) for folder in (source, reference))
     if vocabulary_hash(tokenizer) != vocabulary_hash(other):

@@ -129,14 +129,6 @@ def load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     return config
 
 
-def without_weights(folder: Path, *, trust_remote_code: bool) -> CausalLM:
-    """The model that a configuration describes, on the meta device: its shapes, without room for its weights."""
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    with borrowed(f"{folder}/config.json describes no causal language model", REMEDY), torch.device("meta"):
-        model: CausalLM = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return model
-
-
 def load_model(
     folder: Path,
     *,

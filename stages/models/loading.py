@@ -22,7 +22,7 @@ from stages.devices.placement import input_device
 from stages.devices.precision import refuse_useless, weights_of
 from stages.errors import SepoError
 from stages.models.adapters import Adapted, is_adapter, put_on
-from stages.models.folders import base_folder, load_model, without_weights
+from stages.models.folders import base_folder, load_model, load_without_weights
 from stages.models.quantization import held_in, quantized
 from stages.reporting import Reporter
 from stages.types import CausalLM
@@ -132,7 +132,7 @@ def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders
         )
     for folder in folders:
         base = base_folder(folder) if is_adapter(folder) else folder
-        model = without_weights(base, trust_remote_code=options.trust_remote_code)
+        model = load_without_weights(base, trust_remote_code=options.trust_remote_code)
         if not unsplit_modules(model):
             raise SepoError(
                 f"{folder} cannot be divided by device_map: {type(model).__name__} does not say what its layers are",
