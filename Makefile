@@ -9,6 +9,8 @@
 SHELL := /bin/bash
 VENV ?= .venv
 SEPO := $(VENV)/bin/sepo
+# Modules are compiled once, not by each of the processes that the tests start, wherever this is set.
+export PYTHONDONTWRITEBYTECODE :=
 # An interrupted stage goes on; --overwrite replaces what other settings made.
 TRAIN_POLICY = $(SEPO) train-policy --overwrite --model $(MODEL) --scores $(OUT)/scores $(POLICY_ARGS)
 
