@@ -84,9 +84,8 @@ def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
     faster = "--precision tf32 is faster and rounds little; bfloat16 takes about an eighth of the time and rounds much"
     if config.precision == "float32" and (price := price_of_float32(accelerator.device, faster)):
         reporter.say(price)
-    # What the first process has hashed, the others find in the cache.
-    with accelerator.main_process_first():
-        inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
+    # Each large file is read by one process or worker; the others find its hash in the cache.
+    inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
     worker = this_worker(accelerator, config.worker)
     if len(models.oracles) > 1:
         _refuse_other_prompts(config)

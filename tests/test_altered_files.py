@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -104,6 +106,57 @@ def test_a_large_file_that_nobody_touched_is_read_once_by_all_processes(tmp_path
     os.utime(path, ns=(0, path.stat().st_mtime_ns))
     assert files.hash_file(path) == found[0], "of another time of change it is read again"
     assert read.count(str(path)) == 2
+
+
+@pytest.fixture
+def weight_shards(tmp_path, monkeypatch):
+    """Six large files, not read for a while, in the eyes of this process and those that it forks."""
+    monkeypatch.setenv("SEPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LARGE_BYTES", 8)
+    paths = [tmp_path / f"shard-{number}" for number in range(6)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 10)
+    late = max(path.stat().st_ctime_ns for path in paths) + files.FRESH_NS
+    monkeypatch.setattr(time, "time_ns", lambda: late)
+    return paths
+
+
+def slow_digest(log, seconds):
+    """`hashlib.file_digest`, which takes some time and notes what was read."""
+    digest = hashlib.file_digest
+
+    def read(file, kind):
+        with log.open("a") as notes:
+            notes.write(f"{os.getpid()} {file.name}\n")
+        time.sleep(seconds)
+        return digest(file, kind)
+
+    return read
+
+
+def test_workers_that_start_together_read_each_file_once_and_each_a_part(weight_shards, tmp_path, monkeypatch):
+    right = {path: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in weight_shards}
+    monkeypatch.setattr(hashlib, "file_digest", slow_digest(tmp_path / "log", 0.1))
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.map(files.hash_files, [weight_shards] * 3, chunksize=1) == [right] * 3
+    readers, read = zip(*(line.split() for line in (tmp_path / "log").read_text().splitlines()), strict=True)
+    assert sorted(read) == sorted(map(str, weight_shards))
+    assert len(set(readers)) == 3
+    assert {path.suffix for path in (tmp_path / "cache/hashes").iterdir()} == {".json"}
+
+
+def test_a_reader_that_is_killed_keeps_nobody_waiting(weight_shards, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    with monkeypatch.context() as slow:
+        slow.setattr(hashlib, "file_digest", slow_digest(log, 60))
+        reader = multiprocessing.get_context("fork").Process(target=files.hash_files, args=(weight_shards[:1],))
+        reader.start()
+        while not log.exists():
+            time.sleep(0.01)
+    threading.Timer(0.3, reader.kill).start()
+    assert files.hash_file(weight_shards[0]) == f"sha256:{hashlib.sha256(bytes(10)).hexdigest()}"
+    reader.join()
+    assert not [*(tmp_path / "cache/hashes").glob("*.lock")]
 
 
 def test_a_hash_is_never_that_of_the_file_before(tmp_path):

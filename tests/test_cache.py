@@ -14,7 +14,7 @@ from stages.tokens.cache import cached_arrays
 
 KEY, CHECKSUM = "a" * 64, "b" * 64
 OURS = [f"{KEY}-{CHECKSUM}", f"{KEY}.lock", f"hashes/{KEY}.json", f"finished/{KEY}", f"finished/.{KEY}.7-0a1b2c3d.tmp"]
-OURS += [f"{'c' * 64}.lock", f"{'d' * 64}.tmp"]
+OURS += [f"{'c' * 64}.lock", f"{'d' * 64}.tmp", f"hashes/{'e' * 64}.lock"]
 NOT_OURS = ["notes.txt", f"{KEY}-{CHECKSUM}.txt", "hashes/x.json", f"finished/{KEY}.tmp", f"more/{KEY}-{CHECKSUM}"]
 
 
@@ -48,13 +48,13 @@ def test_what_is_there_is_shown_by_kind_and_left(folder):
     rows = {row[0]: row[1:] for row in cache.run(CacheConfig(), Quiet()).tables[0].rows}
     assert rows["ids of data sets"] == ["1", "3 B", "40 days"]
     assert rows["measurements of models"][0] == "1"
-    assert [rows[kind][0] for kind in ("locks", "hashes of large files", "finished commands")] == ["4", "1", "2"]
+    assert [rows[kind][0] for kind in ("locks", "hashes of large files", "finished commands")] == ["5", "1", "2"]
     assert names(folder) == before
 
 
 def test_only_what_is_ours_is_removed(folder):
     cache.run(CacheConfig(), Quiet())
-    assert prune().rows == [("freed", "21 B")]
+    assert prune().rows == [("freed", "24 B")]
     assert names(folder) == {*NOT_OURS}
 
 

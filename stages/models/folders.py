@@ -28,7 +28,7 @@ from stages.models.fit import (
     weight_files,
 )
 from stages.reporting import Quiet, Reporter
-from stages.store.files import hash_file, hash_json, read_object, whole_folder
+from stages.store.files import hash_files, hash_json, read_object, whole_folder
 from stages.store.manifest import refuse_altered
 from stages.types import CausalLM, Tokenizer
 
@@ -73,16 +73,21 @@ def model_hash(folder: Path) -> str:
     """Hash of what decides a model's outputs: configuration, weights, its own code; for an adapter, also its base."""
     refuse_altered(folder)
     if is_adapter(folder):
-        adapter = {path.name: hash_file(path) for path in weight_files(folder)}
+        adapter = _by_name(weight_files(folder))
         return hash_json({"adapter": adapter, "config": content(folder), "base": model_hash(base_folder(folder))})
     config = read_object(folder / "config.json", REMEDY)
     # Written by whichever version saved the folder; says nothing about the model.
     config.pop("transformers_version", None)
     config.pop("_name_or_path", None)
-    parts = {"config": config, "weights": {path.name: hash_file(path) for path in weight_files(folder)}}
+    parts = {"config": config, "weights": _by_name(weight_files(folder))}
     if "auto_map" in config:
-        parts["code"] = {path.name: hash_file(path) for path in folder.glob("*.py")}
+        parts["code"] = _by_name(folder.glob("*.py"))
     return hash_json(parts)
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, str]:
+    """Of each file its hash."""
+    return {path.name: found for path, found in hash_files(paths).items()}
 
 
 def base_folder(folder: Path) -> Path:

@@ -44,27 +44,74 @@ def hash_bytes(chunks: Iterable[bytes]) -> str:
 def hash_file(path: Path) -> str:
     """``sha256:...`` of a file's bytes, read in constant memory.
 
-    One that has not changed is not read again: by this process, or, if it is large, by any that has the same cache. Of
-    a file in the cache of the hub the name is the hash.
+    One that has not changed is not read again: by this process, or, if it is large, by any that has the same cache, of
+    which one reads it while the others wait. Of a file in the cache of the hub the name is the hash.
     """
+    return str(_hash_file(path, wait=True))
+
+
+def hash_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """The same of several, in parts: what another process reads just now is asked for when the rest is known."""
+    found = {path: _hash_file(path, wait=False) for path in paths}
+    return {path: known or hash_file(path) for path, known in found.items()}
+
+
+def _hash_file(path: Path, *, wait: bool) -> str | None:
+    """None where another process reads it, and nobody is to wait for that."""
     real = os.path.realpath(path)
     blob = re.search(r"/(?:models|datasets)--[^/]+/blobs/([0-9a-f]{64})$", real)
     if blob:
         return f"sha256:{blob[1]}"
-    before = _state(path)
-    found = _remembered.get((real, *before)) or (_recall(real, before) if before[1] > LARGE_BYTES else None)
-    if found is not None:
-        return found
+    state = _state(path)
+    if (real, *state) in _remembered:
+        return _remembered[real, *state]
+    if state[1] <= LARGE_BYTES:
+        return _read_and_hash(path, real, state)
+    note = _note(real, state)
+    found = _recall(note)
+    if found is None:
+        with _alone(note.with_suffix(".lock"), wait=wait) as alone:
+            # Whoever held the lock before may have found it.
+            found = (_recall(note) or _read_and_hash(path, real, state, note)) if alone else None
+    return found
+
+
+def _read_and_hash(path: Path, real: str, before: tuple[int, ...], note: Path | None = None) -> str:
     with path.open("rb") as file:
         found = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     if before == _state(path) and time.time_ns() - before[-1] >= FRESH_NS:
         _remembered[real, *before] = found
-        if before[1] > LARGE_BYTES:
+        if note is not None:
             with suppress(SepoError, OSError):
-                note = _note(real, before)
                 note.parent.mkdir(parents=True, exist_ok=True)
                 write_json(note, {"sha256": found, "again": found})
     return found
+
+
+@contextmanager
+def _alone(lock: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether nobody else is in such a block meanwhile, or can be kept out of one; without waiting perhaps not."""
+    # Imported where many bytes are about to be read: it takes a tenth of a second.
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock, timeout=-1 if wait else 0)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError:
+        # No cache, no locks: each process reads for itself.
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        # Who waits for it meanwhile sees that it is another one: filelock looks.
+        for let_go in (lock.unlink, held.release):
+            with suppress(OSError):
+                let_go()
 
 
 _remembered: Final[dict[tuple[Any, ...], str]] = {}
@@ -80,10 +127,10 @@ def _note(real: str, state: tuple[int, ...]) -> Path:
     return cache_folder() / _HASHES / f"{hash_json([os.fsencode(real).hex(), *state])[7:]}.json"
 
 
-def _recall(real: str, state: tuple[int, ...]) -> str | None:
+def _recall(note: Path) -> str | None:
     """What another process found; None where there is nothing, or a note that is damaged."""
     with suppress(OSError, ValueError, AttributeError):
-        found = parse_json(_note(real, state).read_bytes())
+        found = parse_json(note.read_bytes())
         return str(found["sha256"]) if found.get("sha256") == found.get("again") else None
     return None
 

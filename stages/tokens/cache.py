@@ -36,7 +36,7 @@ KINDS: Final = {
     "ids of data sets": ENTRY,
     "measurements of models": ENTRY,
     "unfinished entries": TEMPORARY,
-    "locks": re.compile(r"[0-9a-f]{64}\.lock"),
+    "locks": re.compile(r"(hashes/)?[0-9a-f]{64}\.lock"),
     "hashes of large files": re.compile(r"hashes/(\.[0-9a-f]{64}\.json\.\d+-[0-9a-f]{8}\.tmp|[0-9a-f]{64}\.json)"),
     "finished commands": re.compile(r"finished/(\.[0-9a-f]{64}\.\d+-[0-9a-f]{8}\.tmp|[0-9a-f]{64})"),
 }
@@ -213,7 +213,7 @@ def _locked(folder: Path, key: str, name: str, reporter: Reporter) -> Iterator[N
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            reporter.say(f"{name}: another process is making this entry of the cache; waiting for it")
+            reporter.say(f"{name}: another process is making this entry of the cache; waiting for {lock.lock_file}")
             lock.acquire()
     try:
         yield

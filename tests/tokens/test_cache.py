@@ -2,9 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +234,37 @@ def test_what_another_process_is_writing_stays_and_is_waited_for(read, monkeypat
     path.unlink()
     read()
     assert entries() == [path]
+
+
+def test_workers_that_start_together_tokenise_once_and_one_that_is_killed_keeps_nobody_waiting(
+    read, tmp_path, monkeypatch
+):
+    whole = read()
+    [entry] = entries()
+    encode, log, kill = Encoder.encode_all, tmp_path / "log", tmp_path / "kill"
+
+    def noted(self, pairs):
+        with log.open("a") as notes:
+            notes.write(f"{os.getpid()}\n")
+        if kill.exists():
+            kill.unlink()
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(self, pairs)
+
+    monkeypatch.setattr(Encoder, "encode_all", noted)
+    fork = multiprocessing.get_context("fork")
+    for killed in (0, 1):
+        entry.unlink()
+        log.write_text("")
+        for _ in range(killed):
+            kill.touch()
+        workers = [fork.Process(target=read) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert sorted(worker.exitcode for worker in workers) == [-signal.SIGKILL] * killed + [0] * (3 - killed)
+        assert len(log.read_text().split()) == 1 + killed
+        assert entries() == [entry]
+    assert read() == whole
