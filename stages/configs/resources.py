@@ -26,8 +26,8 @@ class TrainingResources(shared.StartsFromModel):
     lora_target_modules: Annotated[str | None, Option(LORA, "NAMES", limit=limits.modules)] = None
     """Layers that get an adapter, by their names: q_proj,v_proj. Without it, all linear layers but the head."""
     quantize: Annotated[str | None, Option(LORA, choices=("4bit", "8bit"))] = None
-    """Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, 8bit is LLM.int8
-    (also --load-in-4bit, --load-in-8bit)."""
+    """Hold the model's own weights in so many bits while the adapter is trained (QLoRA): 4bit is NF4, whose
+    products take the type of --mixed-precision; 8bit is LLM.int8 (also --load-in-4bit, --load-in-8bit)."""
     max_length: shared.MaxLength = 2048
     mixed_precision: Annotated[str, Option(MEMORY, choices=("no", "bf16", "fp16"))] = "no"
     """no: everything in float32; bf16, fp16 (GPUs only): half-precision products in the layers, while weights, moments,

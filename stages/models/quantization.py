@@ -40,7 +40,7 @@ def bits_of(config: dict[str, Any]) -> str | None:
 
 def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> CausalLM:
     """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
-    # Products are float32: log-probs are compared.
+    # Products are float32, but while it trains in mixed precision: log-probs are compared.
     held = held_in(config.quantize, {"": device}) if config.quantize else None
     ordinary, trust = config.quantize is None, config.trust_remote_code
     model = move_model(load_model(folder, trust_remote_code=trust, held=held, ordinary=ordinary), device)

@@ -19,6 +19,8 @@ from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, same, trial_logps
 from stages.types import CausalLM
 
+HALF: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""of the names of mixed precision"""
 _NOISE: Final = re.compile("drop|jitter|noise")
 _READINGS: Final = 8
 """of a model that draws random numbers: what leaves a layer out now and then shows in some of them only"""
@@ -40,6 +42,7 @@ def training_mode(model: CausalLM, config: OptimizerConfig) -> Iterator[None]:
     with ExitStack() as stack:
         if config.mixed_precision != "no":
             stack.enter_context(products("medium"))
+            stack.enter_context(_products_with_4_bits_in(model, HALF[config.mixed_precision]))
         if config.gradient_checkpointing:
             _checkpoint_layers(model)
             stack.callback(_renamed(model, "checkpointing_disable"))
@@ -50,6 +53,23 @@ def training_mode(model: CausalLM, config: OptimizerConfig) -> Iterator[None]:
         train_without_noise(model)
         stack.callback(model.eval)
         yield
+
+
+@contextmanager
+def _products_with_4_bits_in(model: CausalLM, dtype: torch.dtype) -> Iterator[None]:
+    """While open, products with weights in 4 bits are of that type: autocast does not reach into bitsandbytes."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "compute_dtype")]
+    # A bias is cast for good.
+    before = [(layer.compute_dtype, layer.bias is not None and layer.bias.data) for layer in layers]
+    for layer in layers:
+        layer.compute_dtype = dtype
+    try:
+        yield
+    finally:
+        for layer, (own, bias) in zip(layers, before, strict=True):
+            layer.compute_dtype = own
+            if layer.bias is not None:
+                layer.bias.data = bias
 
 
 def train_without_noise(model: CausalLM) -> None:

@@ -21,6 +21,7 @@ from stages.store.files import hash_file
 from stages.training.loop import fit
 from stages.training.lora import Trainee, make_trainee, refuse_useless_lora
 from stages.training.optimizers import make_optimizer, refuse_useless_optimizer
+from stages.training.training_mode import training_mode
 from tests.conftest import random_pairs, tiny_gpt2, tiny_llama
 from tests.logprobs.zoo import tiny
 from tests.training.fits import SETTINGS, Killed, KilledAfter, objective
@@ -213,6 +214,21 @@ def test_a_killed_run_on_4_bits_goes_on_to_the_same_bits(tmp_path, folder):
         train(tmp_path / "b", model=held(folder, quantize="4bit"), reporter=KilledAfter(3), **settings)
     resumed = train(tmp_path / "b", model=held(folder, quantize="4bit"), **settings)
     assert torch.equal(adapter_weights(resumed), adapter_weights(untouched))
+
+
+def test_products_with_4_bits_take_the_type_of_mixed_precision_while_they_train(tmp_path):
+    """As near to float32 as bfloat16 is; before and after it they are float32, and the biases keep their bits."""
+    tiny_llama(50, attention_bias=True, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    with torch.no_grad():
+        model = held(tmp_path, quantize="4bit")
+        layer, x_TH = model.model.layers[0].self_attn.q_proj, torch.randn(9, 64)
+        layer.bias.normal_()
+        exact = layer(x_TH)
+        for precision, least, most in (("no", 0.0, 0.0), ("bf16", 1e-4, 1e-2)):
+            with training_mode(model, OptimizerConfig(**{**LORA, "mixed_precision": precision})):
+                apart = (layer(x_TH) - exact).norm() / exact.norm()
+            assert least <= apart <= most
+        assert torch.equal(layer(x_TH), exact)
 
 
 def test_4_bits_take_the_fast_paths(folder):
