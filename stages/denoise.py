@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from stages.configs import DenoiseConfig
 from stages.errors import SepoError
-from stages.method.calibration import Calibration, calibrate, cross_fitted_margins
+from stages.method.calibration import Calibration, calibrate, cross_fitted_margins, log_losses
 from stages.method.folds import fold_of
 from stages.method.pooling import PARTS, Pooled, pool
-from stages.method.statistics import Interval, preference_accuracy
-from stages.report.scores import calibration_rows, calibration_warnings, shrinkage_in_words
+from stages.method.statistics import Interval, mean_interval, preference_accuracy
+from stages.report.calibration import calibration_rows, calibration_warnings, shrinkage_in_words
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
@@ -82,6 +82,8 @@ class Unseen(NamedTuple):
     """of the parts of a score"""
     accuracies: dict[str, Interval]
     """of the implicit reward by each kind of score; none of the scores knows the label that it is judged by"""
+    losses: dict[str, Interval]
+    """nats a label, likewise, of each kind of score times what the other folds' labels say it is worth"""
 
 
 class Denoised(NamedTuple):
@@ -199,14 +201,14 @@ def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
     differences_PK = np.stack([tokens.differences(part_N) for part_N in parts_KN], axis=1)
     type_P, context_P, residual_P = differences_PK.T
     centred = {"centred": type_P + context_P + residual_P} if tokens.is_centred else {}
-    margins = {
-        "as measured": tokens.differences(tokens.measured_N),
-        **centred,
-        "pooled": type_P + context_P,
-        "calibrated": cross_fitted_margins(differences_PK, tokens.folds_P),
-    }
-    accuracies = {name: preference_accuracy(margins_P.tolist()) for name, margins_P in margins.items()}
-    return Unseen(calibrate(differences_PK), accuracies)
+    margins = {"as measured": tokens.differences(tokens.measured_N), **centred, "pooled": type_P + context_P}
+    scaled = {name: cross_fitted_margins(margins_P[:, None], tokens.folds_P) for name, margins_P in margins.items()}
+    margins["calibrated"] = scaled["calibrated"] = cross_fitted_margins(differences_PK, tokens.folds_P)
+    return Unseen(
+        calibrate(differences_PK),
+        {name: preference_accuracy(margins_P.tolist()) for name, margins_P in margins.items()},
+        {name: mean_interval(log_losses(scaled_P)) for name, scaled_P in scaled.items()},
+    )
 
 
 def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
@@ -220,31 +222,37 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
     for warning in warnings:
         job.reporter.warn(warning)
+    results = _results(found)
     work.finish(
         files=list(checksums),
         device="cpu",
         counts=manifest["counts"],
-        results=_results(found)
-        | {"source": {"fingerprint": job.scores.fingerprint, "results": manifest.get("results")}},
+        results=results | {"source": {"fingerprint": job.scores.fingerprint, "results": manifest.get("results")}},
         warnings=warnings,
         tokenizer=manifest["tokenizer"],
         shards=checksums,
     )
-    pooled, accuracy = (
-        found.pooled,
-        f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not",
-    )
+    pooled = found.pooled
     rows = [
         ("pairs", f"{manifest['counts']['kept']:,}"),
         ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),
         ("types", shrinkage_in_words(pooled.types)),
         *([("types after a predecessor", shrinkage_in_words(pooled.contexts))] * (job.config.pool == "predecessor")),
-        ("implicit reward prefers chosen", accuracy),
-        *(calibration_rows(*found.unseen) if found.unseen else []),
+        ("implicit reward prefers chosen", _accuracy_in_words(job, found)),
+        *calibration_rows(results),
         ("scores", "calibrated: coefficients times parts" if calibrated else "pooled: type and context"),
         ("measured scores", f"in the columns {' and '.join(RAW)}"),
     ]
     return Summary(f"scores in {work.place}", rows)
+
+
+def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
+    if job.folds == 1:
+        return f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not"
+    return (
+        f"{found.before:.3f} before, by oracles that had not seen the prompt; {found.after:.3f} now, which knows the"
+        " labels: each pool holds scores by the other folds' oracles"
+    )
 
 
 def _results(found: Denoised) -> dict[str, Any]:
@@ -257,9 +265,10 @@ def _results(found: Denoised) -> dict[str, Any]:
         "contexts": found.pooled.contexts._asdict(),
     }
     if found.unseen:
-        calibration, accuracies = found.unseen
+        calibration, accuracies, losses = found.unseen
         results["calibration"] = calibration.as_json(PARTS)
         results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in accuracies.items()}
+        results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in losses.items()}
     return results
 
 

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from stages.configs import InspectConfig
 from stages.errors import SepoError
+from stages.report.calibration import UNSEEN, calibration_rows
 from stages.report.pair_view import PairIndex, index_pairs, shares_within_noise, view_pairs
 from stages.report.score_statistics import read_statistics
 from stages.report.score_summary import (
@@ -78,10 +79,13 @@ def _summarise(look: Inspection) -> Summary:
     classes = None if look.vocabulary is None else classes_of(look.vocabulary)
     found = read_statistics(look.scores, look.selector(), look.reporter, classes)
     assert found is not None
+    results = look.scores.manifest.get("results") or {}
     if look.config.json:
-        return Summary("", [], json=as_json(found, look.name))
+        unseen = {name: results[name] for name in UNSEEN if name in results}
+        return Summary("", [], json=as_json(found, look.name) | unseen)
     tables = (*summary_tables(found, look.name),)
-    return Summary(f"{look.scores.folder}, {_rule(look.config)}", summary_rows(found), tables=tables)
+    rows = summary_rows(found) + calibration_rows(results)
+    return Summary(f"{look.scores.folder}, {_rule(look.config)}", rows, tables=tables)
 
 
 def _show_pairs(look: Inspection) -> Summary:

@@ -24,10 +24,11 @@ from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
 from stages.store.manifest import Input
+from stages.store.rows import KL
 from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, is_sound, open_scores
 from stages.store.shape import lookup
-from stages.store.shards import own_shard, read_shard, shard_name, write_shard
+from stages.store.shards import own_shard, read_beside, read_shard, shard_name, write_shard
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
@@ -224,7 +225,7 @@ def _write(job: ProjectionJob, work: Run) -> Summary:
     checksums, counts, scale, results = _read_back(job, work)
     for reason, dropped in counts.dropped.items():
         job.reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
-    warnings = alarms(scale, {})
+    warnings = alarms(scale, {}) + _left_behind(job.scores)
     warnings += [f"of the scores before projection: {text}" for text in job.scores.manifest.get("warnings") or []]
     for warning in warnings:
         job.reporter.warn(warning)
@@ -247,6 +248,18 @@ def _write(job: ProjectionJob, work: Run) -> Summary:
         *(("warning", warning) for warning in warnings),
     ]
     return Summary(f"scores in {work.place}", rows, every_process=True)
+
+
+def _left_behind(scores: Scores) -> list[str]:
+    """Said where scores have what only the scorer's tokens can have, for `sepo denoise`."""
+    folds = lookup(scores.manifest, "settings.folds", 1) != 1
+    centred = any(read_beside(scores.folder, name, KL) is not None for name in scores.shards[:1])
+    if scores.manifest["stage"] == "denoise" or not (folds or centred):
+        return []
+    return [
+        "what denoise calibrates and centres scores by (the folds of `train-oracle --folds`, the columns of `score"
+        " --center`) is not carried over: denoise before projecting"
+    ]
 
 
 def _error(before: Floats, after: Floats) -> float:

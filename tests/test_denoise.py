@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stages import denoise
-from stages.configs import DenoiseConfig
+from stages import denoise, inspect
+from stages.configs import DenoiseConfig, InspectConfig
 from stages.errors import SepoError
 from stages.method.calibration import calibrate
 from stages.method.folds import fold_of
@@ -137,6 +137,8 @@ def test_labels_of_unseen_pairs_say_which_part_of_the_scores_is_real(tmp_path, r
     best = "pooled" if real == "type" else "calibrated"
     assert accuracies[best]["value"] > accuracies["as measured"]["value"] + 0.05
     assert accuracies["calibrated"]["value"] > accuracies["as measured"]["value"] + 0.05
+    losses = results["log_loss_on_unseen_pairs"]
+    assert losses["calibrated"]["value"] < losses["as measured"]["value"] < np.log(2)
     warned = " ".join(manifest(tmp_path / "d")["warnings"])
     assert ("neither what a token's type" in warned, "--calibrate keeps it" in warned) == (real != "type",) * 2
 
@@ -162,6 +164,48 @@ def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
     expected = calibration.coefficients_K @ pool(scores, types, predecessors).parts_KN
     assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
     assert manifest(output)["settings"]["folds"] == 2
+
+
+def test_log_losses_are_of_margins_that_other_folds_scaled(tmp_path):
+    """Of scores as measured: one coefficient by each fold's labels, for the other fold's pairs."""
+    folder = planted(tmp_path / "s", real="type")
+    rows = list(open_scores(folder).rows())
+    margins = np.array([row.scores.chosen.sum(dtype=float) - row.scores.rejected.sum(dtype=float) for row in rows])
+    folds = np.array([fold_of(row.pair.prompt_ids, 2) for row in rows])
+    losses = []
+    for fold in (0, 1):
+        scale = calibrate(margins[folds != fold, None]).coefficients_K[0]
+        losses += np.log1p(np.exp(-scale * margins[folds == fold])).tolist()
+    found = manifest(denoised(folder, tmp_path / "d"))["results"]["log_loss_on_unseen_pairs"]["as measured"]
+    assert found["value"] == pytest.approx(np.mean(losses))
+    assert found["high"] - found["value"] == pytest.approx(1.959964 * np.std(losses, ddof=1) / 300**0.5)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_what_is_said_of_the_accuracy_is_true_of_the_oracles(tmp_path, folds):
+    folder = planted(tmp_path / "s", real="type")
+    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), "settings": {"folds": folds}}))
+    summary = denoise.run(DenoiseConfig(scores=str(folder), output_dir=str(tmp_path / "d")), Quiet())
+    [said] = [text for name, text in summary.rows if name == "implicit reward prefers chosen"]
+    assert ("trained on or not" in said, "had not seen the prompt" in said) == (folds == 1, folds == 2)
+
+
+def test_inspect_shows_what_unseen_pairs_said(tmp_path):
+    folder = denoised(planted(tmp_path / "s", real="residual"), tmp_path / "d")
+    shown = dict(inspect.run(InspectConfig(scores=str(folder)), Quiet()).rows)
+    results = manifest(folder)["results"]
+    found = results["calibration"]["residual"]
+    assert (
+        shown["coefficient of the residual"]
+        == f"{found['coefficient']:+.2f} (standard error {found['standard_error']:.2f})"
+    )
+    accuracy, loss = (results[f"{kind}_on_unseen_pairs"]["calibrated"] for kind in ("accuracy", "log_loss"))
+    assert shown["on unseen pairs, calibrated"].startswith(f"accuracy {accuracy['value']:.3f} [")
+    assert f", log-loss {loss['value']:.3f} [" in shown["on unseen pairs, calibrated"]
+    plain = dict(inspect.run(InspectConfig(scores=str(tmp_path / "s")), Quiet()).rows)
+    assert not any("unseen" in name for name in plain)
+    found = inspect.run(InspectConfig(scores=str(folder), json=True), Quiet()).json
+    assert found["calibration"] == results["calibration"]
 
 
 def beside(folder, **columns):

@@ -109,6 +109,19 @@ def test_ids_are_the_policy_s_sums_are_the_oracle_s_and_nothing_else_is_claimed(
     assert manifest["warnings"] == [f"of the scores before projection: {text}" for text in source["warnings"]]
 
 
+def test_what_denoise_needs_is_left_behind_not_in_silence(world, strong, tmp_path):
+    """Folds are told by the ids of the scorer's prompts, and KL is that of its tokens."""
+    shutil.copytree(world / "scores", tmp_path / "s")
+    written = manifest_of(tmp_path / "s")
+    for stage, said in (("score", 1), ("denoise", 0)):
+        changed = {**written, "stage": stage, "settings": {**written["settings"], "folds": 2}}
+        (tmp_path / "s/manifest.json").write_text(json.dumps(changed))
+        carry(tmp_path / "s", strong, world / "pairs.jsonl", tmp_path / stage)
+        warned = manifest_of(tmp_path / stage)["warnings"]
+        assert sum("denoise before projecting" in text for text in warned) == said
+        assert "folds" not in manifest_of(tmp_path / stage)["settings"]
+
+
 def test_the_end_of_turn_keeps_its_own_score(world, carried):
     before, after = rows_of(world / "scores"), rows_of(carried)
     for pair_id, row in after.items():

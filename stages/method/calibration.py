@@ -72,5 +72,10 @@ def cross_fitted_margins(differences_PK: Values, folds_P: NDArray[np.int64]) -> 
     return margins_P
 
 
+def log_losses(margins_P: Values) -> Values:
+    """How surprising each label is where the chosen reward is greater by so many nats, (P,) nats; log 2 at 0."""
+    return np.logaddexp(0.0, -margins_P)
+
+
 def _loss(differences_PU: Values, weights_U: Values) -> float:
-    return float(np.logaddexp(0.0, -differences_PU @ weights_U).sum() + RIDGE / 2 * np.square(weights_U).sum())
+    return float(log_losses(differences_PU @ weights_U).sum() + RIDGE / 2 * np.square(weights_U).sum())

@@ -1,11 +1,8 @@
 """What the figures of scores mean: lines of a summary, and warnings."""
 
 from stages.evaluation.oracle import OracleMetrics
-from stages.method.calibration import Calibration
 from stages.method.drift import Drift
 from stages.method.noise import Noise
-from stages.method.pooling import PARTS, Shrinkage
-from stages.method.statistics import Interval
 
 Rows = list[tuple[str, str]]
 
@@ -59,35 +56,3 @@ def oracle_warnings(metrics: OracleMetrics) -> list[str]:
         "its scores may select noise (more data, a higher --learning-rate or more epochs may help)"
     )
     return [coin] * (metrics.accuracy.low <= 0.5) + drift_warnings(metrics.drift)
-
-
-def shrinkage_in_words(found: Shrinkage) -> str:
-    return f"{found.groups:,}: variance {found.between:.2g} between their means, {found.within:.2g} within"
-
-
-def calibration_rows(found: Calibration, accuracies: dict[str, Interval]) -> Rows:
-    coefficients = zip(PARTS, found.coefficients_K, found.errors_K, strict=True)
-    return [
-        *(
-            (f"coefficient of the {part}", f"{value:+.2f} (standard error {error:.2f})")
-            for part, value, error in coefficients
-        ),
-        *((f"accuracy on unseen pairs, {kind}", f"{accuracy:.3f}") for kind, accuracy in accuracies.items()),
-    ]
-
-
-def calibration_warnings(found: Calibration, *, calibrated: bool) -> list[str]:
-    """What the labels say against pooling."""
-    shown = found.coefficients_K > 2 * found.errors_K
-    warnings = []
-    if not shown[:2].any():
-        warnings.append(
-            "neither what a token's type scores nor what its predecessor adds is shown to tell preferences of unseen"
-            " pairs: pooled scores may hold nothing (more data, or a better oracle, may help)"
-        )
-    if shown[2] and not calibrated:
-        warnings.append(
-            f"what pooling leaves out tells preferences of unseen pairs (coefficient {found.coefficients_K[2]:+.2f},"
-            f" standard error {found.errors_K[2]:.2f}): --calibrate keeps it"
-        )
-    return warnings

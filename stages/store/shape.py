@@ -52,6 +52,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) <= MOST_COUNT)
 
 
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
 def _each(names: Holds, values: Holds) -> Holds:
     """Whether a value is an object of which all names and all values hold."""
     return lambda value: isinstance(value, dict) and all(map(names, value)) and all(map(values, value.values()))
@@ -66,6 +70,13 @@ def _checksum(*counts: str) -> Holds:
     )
 
 
+def _numbers(**kinds: Holds) -> Holds:
+    """Whether a value is an object of exactly these numbers."""
+    return lambda value: (
+        isinstance(value, dict) and {*value} == {*kinds} and all(holds(value[name]) for name, holds in kinds.items())
+    )
+
+
 _CHECKSUMS: Final = "an object of checksums by names of files in the folder"
 _SHAPE: Final[tuple[tuple[str, Holds, tuple[str, ...]], ...]] = (
     ("a text", _is(str), ("stage", "fingerprint", "tokenizer.vocabulary", "tokenizer.hash")),
@@ -74,6 +85,16 @@ _SHAPE: Final[tuple[tuple[str, Holds, tuple[str, ...]], ...]] = (
     ("a number", _is_number, ("settings.sft_epochs", "results.noise.p99")),
     ("an object", _is(dict), ("settings", "counts", "results", "tokenizer")),
     ("an object or null", _is(dict, NoneType), ("results.noise",)),
+    (
+        "an object of coefficients",
+        _each(_is(str), _numbers(coefficient=_is_number, standard_error=_is_number_or_null)),
+        ("results.calibration",),
+    ),
+    (
+        "an object of intervals",
+        _each(_is(str), _numbers(value=_is_number, low=_is_number, high=_is_number)),
+        ("results.accuracy_on_unseen_pairs", "results.log_loss_on_unseen_pairs"),
+    ),
     ("an object of texts", _each(_is(str), _is(str)), ("inputs", "input_names")),
     ("a path", _is_path, ("input_names.model", "input_names.scores", "input_names.tokenizer")),
     ("a list of texts", lambda value: isinstance(value, list) and all(map(_is(str), value)), ("warnings",)),

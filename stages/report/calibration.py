@@ -1,0 +1,48 @@
+"""What denoised scores are pooled of, and what labels of unseen pairs say of them: lines of a summary, and warnings."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from stages.method.calibration import Calibration
+from stages.method.pooling import PARTS, Shrinkage
+from stages.method.statistics import Interval
+
+KINDS: Final = ("as measured", "centred", "pooled", "calibrated")
+"""of scores, in the order in which they come about"""
+UNSEEN: Final = ("calibration", "accuracy_on_unseen_pairs", "log_loss_on_unseen_pairs")
+"""of the results in a manifest: what labels of unseen pairs said of scores that were denoised"""
+
+
+def shrinkage_in_words(found: Shrinkage) -> str:
+    return f"{found.groups:,}: variance {found.between:.2g} between their means, {found.within:.2g} within"
+
+
+def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What labels of unseen pairs said of scores that were denoised, where the results of a manifest hold it."""
+    coefficients, accuracies, losses = (results.get(name) or {} for name in UNSEEN)
+    rows = []
+    for part in filter(coefficients.get, PARTS):
+        value, error = (coefficients[part][name] for name in ("coefficient", "standard_error"))
+        known = "unknown" if error is None else f"{error:.2f}"
+        rows.append((f"coefficient of the {part}", f"{value:+.2f} (standard error {known})"))
+    for kind in filter(accuracies.get, KINDS):
+        loss = f", log-loss {Interval(**losses[kind]):.3f}" if kind in losses else ""
+        rows.append((f"on unseen pairs, {kind}", f"accuracy {Interval(**accuracies[kind]):.3f}{loss}"))
+    return rows
+
+
+def calibration_warnings(found: Calibration, *, calibrated: bool) -> list[str]:
+    """What the labels say against pooling."""
+    shown = found.coefficients_K > 2 * found.errors_K
+    warnings = []
+    if not shown[:2].any():
+        warnings.append(
+            "neither what a token's type scores nor what its predecessor adds is shown to tell preferences of unseen"
+            " pairs: pooled scores may hold nothing (more data, or a better oracle, may help)"
+        )
+    if shown[2] and not calibrated:
+        warnings.append(
+            f"what pooling leaves out tells preferences of unseen pairs (coefficient {found.coefficients_K[2]:+.2f},"
+            f" standard error {found.errors_K[2]:.2f}): --calibrate keeps it"
+        )
+    return warnings
