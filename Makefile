@@ -1,6 +1,7 @@
 # make all      install, then the whole pipeline on the built-in demo, into runs/demo; a finished stage is not redone
 # make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]   on a model and preference data (folders, files, hub names)
-# make compare  RECIPES side by side on the demo, over SEEDS, into runs/demo/compare
+# make all RECIPE=denoised [...]   either of them by another recipe than the paper's: the options in examples/denoised
+# make compare  recipes at equal KL on fresh worlds of the demo, a world for each of SEEDS, into runs/compare
 # make test     lint, types and tests; make check: without the tests; make docs: the pages as a site, into site/
 # make clean    remove the stages of OUT and the caches; a changed variable redoes its stage and what depends on it
 # Further options of a stage go into ORACLE_ARGS, SCORE_ARGS, POLICY_ARGS, DEMO_ARGS, REPORT_ARGS, such as
@@ -11,8 +12,12 @@ VENV ?= .venv
 SEPO := $(VENV)/bin/sepo
 # Modules are compiled once, not by each of the processes that the tests start, wherever this is set.
 export PYTHONDONTWRITEBYTECODE :=
+SEEDS ?= 1 2 3 4
+JOBS ?= $(shell nproc)
+# The options of a stage in the recipe asked for; what stands behind them on the command line beats them.
+recipe = $(if $(RECIPE),--config examples/$(RECIPE)/$(1).yaml)
 # An interrupted stage goes on; --overwrite replaces what other settings made.
-TRAIN_POLICY = $(SEPO) train-policy --overwrite --model $(MODEL) --scores $(OUT)/scores $(POLICY_ARGS)
+TRAIN_POLICY = $(SEPO) train-policy --overwrite --model $(MODEL) $(POLICY_ARGS)
 
 ifneq ($(MODEL)$(DATASET),)
 ifeq ($(and $(MODEL),$(DATASET)),)
@@ -29,23 +34,13 @@ DEMO := $(OUT)/demo
 ORACLE_MODEL := $(DEMO)/model
 MODEL := $(OUT)/oracle/reference
 DATASET := $(DEMO)/train.jsonl
-ORACLE_ARGS ?= --sft-epochs 3 --sft-learning-rate 5e-3 --sft-batch-size 32 --num-train-epochs 2 --learning-rate 1e-4 --batch-size 32 --max-tokens-per-device 8192
+ORACLE_ARGS ?= --sft-epochs 3 --sft-learning-rate 5e-3 --sft-batch-size 32 --num-train-epochs 2 --learning-rate $(if $(RECIPE),2e-4,1e-4) --batch-size 32 --max-tokens-per-device 8192
 SCORE_ARGS ?= --max-tokens-per-device 16384
-POLICY_ARGS ?= --num-train-epochs 1 --learning-rate 1e-4 --batch-size 32 --max-tokens-per-device 8192
+REPORTED := $(if $(RECIPE),oracle=$(OUT)/oracle/oracle-1 $(RECIPE)=$(OUT)/policy,oracle=$(OUT)/oracle/oracle sepo=$(OUT)/policy simpo=$(OUT)/policy-simpo random=$(OUT)/policy-random)
+POLICY_ARGS ?= --num-train-epochs 1 --learning-rate $(if $(RECIPE),4e-4,1e-4) --batch-size 32 --max-tokens-per-device 8192
 endif
 
-# --- make compare: recipes of the paper's table and its controls on the demo, over several seeds ---
-RECIPES ?= dpo ipo rrhf simpo tdpo sepo sepo-rand symmetric symmetric-10
-SEEDS ?= 1 2 3
-JOBS ?= $(shell nproc)
-COMPARE_ARGS ?= --samples 512 --max-new-tokens 64
-$(foreach objective,dpo ipo rrhf simpo tdpo,$(eval $(objective)_ARGS := --objective $(objective)))
-sepo-rand_ARGS := --select random
-symmetric_ARGS := --select symmetric --anchor-margin
-symmetric-10_ARGS := --select symmetric --chosen-ratio 0.1 --rejected-ratio 0.1 --anchor-margin
-RUNS := $(foreach seed,$(SEEDS),$(foreach recipe,$(RECIPES),$(recipe)/$(seed)))
-
-.PHONY: all compare install check test docs clean help $(RUNS)
+.PHONY: all compare install check test docs clean help
 
 all: install
 ifdef DEMO
@@ -53,31 +48,29 @@ ifdef DEMO
 	$(SEPO) make-demo --overwrite --output-dir $(DEMO) $(DEMO_ARGS)
 endif
 	@# SFT makes the reference, DPO from there the oracle: about a minute on the demo.
-	$(SEPO) train-oracle --overwrite --model $(ORACLE_MODEL) --dataset $(DATASET) --output-dir $(OUT)/oracle $(ORACLE_ARGS)
+	$(SEPO) train-oracle --overwrite --model $(ORACLE_MODEL) --dataset $(DATASET) --output-dir $(OUT)/oracle $(call recipe,train-oracle) $(ORACLE_ARGS)
 	@# Every response token's score, oracle minus reference log-prob: seconds on the demo.
-	$(SEPO) score --overwrite --oracle $(OUT)/oracle --dataset $(DATASET) --output-dir $(OUT)/scores $(SCORE_ARGS)
-	@# The policy, on the key tokens alone: seconds on the demo.
-	$(TRAIN_POLICY) --output-dir $(OUT)/policy
+	$(SEPO) score --overwrite --oracle $(OUT)/oracle --dataset $(DATASET) --output-dir $(OUT)/scores $(call recipe,score) $(SCORE_ARGS)
+ifdef RECIPE
+	@# What the labels of unseen pairs bear out of the scores.
+	$(SEPO) denoise --overwrite --scores $(OUT)/scores --output-dir $(OUT)/denoised $(call recipe,denoise)
+endif
+	@# The policy: by the paper's method on the key tokens alone. Seconds on the demo.
+	$(TRAIN_POLICY) --scores $(OUT)/$(if $(RECIPE),denoised,scores) --output-dir $(OUT)/policy $(call recipe,train-policy)
 ifdef DEMO
-	@# What it is measured by, all tokens and random ones, as long each; and true rewards of samples against KL: seconds.
-	$(TRAIN_POLICY) --output-dir $(OUT)/policy-simpo --objective simpo
-	$(TRAIN_POLICY) --output-dir $(OUT)/policy-random --select random
-	$(SEPO) demo-report --overwrite --demo $(DEMO) --scores $(OUT)/scores --reference $(MODEL) --model oracle=$(OUT)/oracle/oracle --model sepo=$(OUT)/policy --model simpo=$(OUT)/policy-simpo --model random=$(OUT)/policy-random --output-dir $(OUT)/report $(REPORT_ARGS)
+ifndef RECIPE
+	@# What it is measured by: all tokens and random ones, as long each.
+	$(TRAIN_POLICY) --scores $(OUT)/scores --output-dir $(OUT)/policy-simpo --objective simpo
+	$(TRAIN_POLICY) --scores $(OUT)/scores --output-dir $(OUT)/policy-random --select random
+endif
+	@# Key tokens found, and true rewards of samples against KL: seconds.
+	$(SEPO) demo-report --overwrite --demo $(DEMO) --scores $(OUT)/scores --reference $(MODEL) $(REPORTED:%=--model %) --output-dir $(OUT)/report $(REPORT_ARGS)
 endif
 	@echo 'finished: $(OUT)'
 
-# Each recipe by each seed, as many at once as there are cores, a minute or two each; then their table.
-compare: all
-	@$(MAKE) --no-print-directory --jobs $(JOBS) $(RUNS)
-	$(SEPO) compare --overwrite $(foreach recipe,$(RECIPES),$(foreach seed,$(SEEDS),--run $(recipe)=$(OUT)/compare/$(recipe)-$(seed).json)) --output-dir $(OUT)/compare/table
-
-# Evaluated with some snapshots, each after twice the steps of the one before, for divergence grows fast at first.
-$(RUNS): run = $(OUT)/compare/$(@D)-$(@F)
-$(RUNS):
-	$(TRAIN_POLICY) $($(@D)_ARGS) --seed $(@F) --snapshot-steps 8 --save-steps 0 --output-dir $(run)
-	last=$$(tail -n 1 $(run)/metrics.jsonl | sed 's/.*"step": \([0-9]*\).*/\1/') && models= && \
-	for ((step = 8; step < last; step *= 2)); do models+=" --model $$step=$(run)/snapshots/step-$$(printf %08d $$step)"; done && \
-	$(SEPO) evaluate --overwrite --demo $(DEMO) --reference-model $(MODEL) $$models --model $$last=$(run) --seed $(@F) --output $(run).json $(COMPARE_ARGS)
+# What is run in each world stands in examples/compare.yaml.
+compare: install
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.compare --seeds $(SEEDS) --jobs $(JOBS) --output-dir runs/compare $(COMPARE_ARGS)
 
 install: $(VENV)/.installed
 $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt tests/official-tools.txt
@@ -98,7 +91,7 @@ docs: $(VENV)/.installed-docs
 	$(VENV)/bin/mkdocs build --strict
 
 clean:
-	rm -rf $(addprefix $(OUT)/,demo oracle scores policy policy-simpo policy-random report compare) $(wildcard $(OUT)/.*.manifest.json)
+	rm -rf $(addprefix $(OUT)/,demo oracle scores denoised policy policy-simpo policy-random report) runs/compare $(wildcard $(OUT)/.*.manifest.json)
 	rm -rf build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 help:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.configs import DemoReportConfig
-from stages.demo.language import load_rewards
+from stages.demo.language import Truth, load_truth
 from stages.demo.model import MOST_TOKENS
 from stages.devices.processes import join_processes, refuse_several
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
@@ -27,7 +27,7 @@ from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, open_scores
 from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
-from stages.types import Tokenizer
+from stages.types import Ids, Tokenizer
 
 STAGE: Final = "demo-report"
 RATIOS: Final = (0.1, 0.3, 0.5)
@@ -56,9 +56,9 @@ def run(config: DemoReportConfig, reporter: Reporter) -> Summary:
         if work.finished:
             return work.nothing_to_do("report")
         candidates = _load(config, folders, inputs, reporter)
-        rewards = load_rewards(Path(config.demo))
-        recall = _recall(scores, _reward_of_ids(rewards, candidates[0].held_out.tokenizer), config.seed)
-        policies = _evaluate(config, candidates, rewards, accelerator.device, reporter)
+        truth = load_truth(Path(config.demo))
+        recall = _recall(scores, truth, candidates[0].held_out.tokenizer, config.seed)
+        policies = _evaluate(config, candidates, truth, accelerator.device, reporter)
         return _write(work, {"recall": recall, "policies": policies}, str(accelerator.device))
 
 
@@ -91,19 +91,17 @@ def _load(
     return [Candidate(name, folder, inputs[name].hash, held_out, prompts) for name, folder in folders.items()]
 
 
-def _reward_of_ids(rewards: dict[str, float], tokenizer: Tokenizer) -> NDArray[np.float64]:
-    """Planted reward of every token id; one word of the demo is one token."""
-    rewards_V = np.zeros(len(tokenizer))
-    rewards_V[tokenizer.convert_tokens_to_ids(list(rewards))] = list(rewards.values())
-    return rewards_V
-
-
-def _recall(scores: Scores, rewards_V: NDArray[np.float64], seed: int) -> dict[str, dict[str, Any]]:
+def _recall(scores: Scores, truth: Truth, tokenizer: Tokenizer, seed: int) -> dict[str, dict[str, Any]]:
     """Which share of the planted key tokens was selected, by side and ratio."""
+
+    def rewards(ids: Ids) -> NDArray[np.float64]:
+        """One word of the demo is one token."""
+        return np.array(truth.of_words(tokenizer.convert_ids_to_tokens(ids.tolist())))
+
     rows = list(scores.rows())
     planted = {
-        "chosen": [rewards_V[row.pair.chosen_ids] > 0 for row in rows],
-        "rejected": [rewards_V[row.pair.rejected_ids] < 0 for row in rows],
+        "chosen": [rewards(row.pair.chosen_ids) > 0 for row in rows],
+        "rejected": [rewards(row.pair.rejected_ids) < 0 for row in rows],
     }
     recall = {}
     for ratio in RATIOS:
@@ -127,7 +125,7 @@ def _recall(scores: Scores, rewards_V: NDArray[np.float64], seed: int) -> dict[s
 def _evaluate(
     config: DemoReportConfig,
     candidates: list[Candidate],
-    rewards: dict[str, float],
+    truth: Truth,
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def _evaluate(
     sampling = Sampling(MAX_NEW_TOKENS, config.seed)
     loading = Loading(device, reporter)
     evaluator = Evaluator(
-        candidates[0], sampling, max_tokens=KL_TOKENS, loading=loading, reporter=reporter, rewards=rewards
+        candidates[0], sampling, max_tokens=KL_TOKENS, loading=loading, reporter=reporter, truth=truth
     )
     policies = {}
     for model in candidates:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from stages.configs import EvaluateConfig, content_defaults, content_settings
 from stages.data.read import dataset_hash, refuse_changed
-from stages.demo.language import load_rewards
+from stages.demo.language import load_truth
 from stages.devices.precision import products
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
@@ -166,7 +166,7 @@ def _compute(
         reporter=reporter,
         accelerator=accelerator if accelerator.num_processes > 1 else None,
         kl=not config.skip_kl,
-        rewards=load_rewards(Path(config.demo)) if config.demo else None,
+        truth=load_truth(Path(config.demo)) if config.demo else None,
     )
     with products(config.precision):
         return {candidate.name: evaluator.measure(candidate) for candidate in candidates}

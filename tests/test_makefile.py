@@ -74,27 +74,22 @@ def test_a_model_needs_a_data_set(given):
     assert "MODEL and DATASET go together" in done.stderr
 
 
-def test_make_compare_trains_every_recipe_by_every_seed_and_compares_them_in_order():
-    commands = asked("compare", SEEDS="1 2", RECIPES="dpo sepo-rand", OUT="r", JOBS="1")[7:]
-    runs = ["dpo-1", "sepo-rand-1", "dpo-2", "sepo-rand-2"]
-    trained = [options for command, options in commands if command == "train-policy"]
-    assert [options["output-dir"] for options in trained] == [f"r/compare/{name}" for name in runs]
-    assert [options["seed"] for options in trained] == ["1", "1", "2", "2"]
-    assert trained[0]["objective"] == "dpo"
-    assert trained[1]["select"] == "random"
-    [last] = re.findall("sepo compare.*", make("-n", "compare", SEEDS="1 2", RECIPES="dpo sepo-rand", OUT="r").stdout)
-    assert re.findall(r"--run (\S+)", last) == [
-        f"{name}=r/compare/{name}-{seed}.json" for name in ("dpo", "sepo-rand") for seed in (1, 2)
+@pytest.mark.parametrize("own", [{"MODEL": "org/M", "DATASET": "d.jsonl"}, {}])
+def test_another_recipe_goes_to_every_stage(own):
+    commands = [each for each in asked("all", RECIPE="denoised", OUT="r", **own) if each[0] not in ("make-demo", "demo-report")]  # fmt: skip
+    assert [command for command, _ in commands] == ["train-oracle", "score", "denoise", "train-policy"]
+    assert [options["config"] for _, options in commands] == [f"examples/denoised/{name}.yaml" for name, _ in commands]
+    assert commands[2][1]["scores"] == "r/scores"
+    assert commands[3][1]["scores"] == commands[2][1]["output-dir"] == "r/denoised"
+
+
+def test_the_demo_is_reported_with_the_oracle_that_a_recipe_with_folds_writes():
+    report = [
+        line for line in make("-n", "all", RECIPE="denoised", OUT="r").stdout.splitlines() if "demo-report" in line
     ]
+    assert re.findall(r"--model (\S+)", *report) == ["oracle=r/oracle/oracle-1", "denoised=r/policy"]
 
 
-@pytest.mark.parametrize(("last", "steps"), [(128, [8, 16, 32, 64, 128]), (40, [8, 16, 32, 40]), (4, [4])])
-def test_make_compare_evaluates_snapshots_after_twice_the_steps_and_the_end(tmp_path, last, steps):
-    folder = tmp_path / "compare/dpo-1"
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 1}}\n{{"phase": "x", "step": {last}, "loss": 1}}\n')
-    said = make("dpo/1", sepo="echo", OUT=str(tmp_path)).stdout.splitlines()
-    [line] = [line for line in said if line.startswith("evaluate")]
-    folders = [f"snapshots/step-{step:08d}" for step in steps[:-1]]
-    expected = [f"{step}={folder / name}" for step, name in zip(steps, folders, strict=False)] + [f"{last}={folder}"]
-    assert re.findall("--model (\\S+)", line) == expected
+def test_make_compare_asks_for_a_world_a_seed():
+    done = make("-n", "compare", SEEDS="5 6", JOBS="2", COMPARE_ARGS="--samples 9")
+    assert "-m benchmarks.compare --seeds 5 6 --jobs 2 --output-dir runs/compare --samples 9" in done.stdout

@@ -16,6 +16,12 @@ class DemoConfig(Config):
     """Pairs in train.jsonl."""
     test_pairs: Annotated[int, Option(DATA, limit=limits.at_least_one)] = 512
     """Pairs in test.jsonl, whose prompts train.jsonl does not have."""
+    rewards: Annotated[str, Option(DATA, choices=("lexical", "contextual", "dense", "sparse"))] = "lexical"
+    """What words are worth. lexical: 16 planted words 1 or 2, or as much less. contextual: these, with the other sign
+    after a verb or "near" in their sentence. dense: all words but the small ones, N(0, 0.55^2). sparse: two words, 4
+    and -4."""
+    label_noise: Annotated[float, Option(DATA, limit=limits.fraction_below_one)] = 0.0
+    """Share of the labels that a coin decides instead of the rewards."""
     oracle_size: Annotated[str, Option(DATA, choices=("same", "small"))] = "same"
     """same: the oracle is made of the one model. small: a weaker one beside it, oracle-model/, with half the layers and
     half the width, and the same tokenizer."""

@@ -4,7 +4,7 @@ Each is cached at once (`stages.tokens.cache`) under a hash of the model, the id
 interrupted evaluation goes on, and a model that is compared with others again is not measured again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
-from stages.demo.language import true_reward
+from stages.demo.language import Truth, true_reward
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
@@ -68,8 +68,8 @@ class Evaluator:
     """its processes divide what is measured, and each of them has all of it; without one this process does it alone"""
     kl: bool = True
     """whether to measure KL from the reference, where there is one"""
-    rewards: Mapping[str, float] | None = None
-    """the demo's, by word"""
+    truth: Truth | None = None
+    """of the demo"""
     _forwards: dict[Path, Forward] = field(default_factory=dict)
     _known: dict[str, Arrays] = field(default_factory=dict)
     """what was measured so far, where the cache cannot hold it"""
@@ -91,8 +91,8 @@ class Evaluator:
         columns |= {"response": np.array(texts), **describe(answers, model.held_out.encoder.end_of_turn)}
         if self.kl and self.reference:
             columns["kl"] = self._kl(model, pairs, "samples")[:, 0]
-        if self.rewards is not None:
-            columns["true_reward"] = np.array([true_reward(text, self.rewards) for text in texts])
+        if self.truth is not None:
+            columns["true_reward"] = np.array([true_reward(text, self.truth) for text in texts])
         return columns
 
     def _pairs(self, model: Candidate) -> Columns:

@@ -1,6 +1,9 @@
+import math
+
+import numpy as np
 import pytest
 
-from stages.demo.frontier import Point, budgets, reward_at
+from stages.demo.frontier import Point, best_gain, budgets, envelope, reward_at
 
 PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.4, 5.0, 22.0)]
 
@@ -41,3 +44,31 @@ def test_budgets_are_the_furthest_that_the_recipe_in_the_middle_reaches_in_every
 
 def test_a_run_that_comes_back_has_been_far():
     assert budgets([[PATH[:3]]]) == (0.1, 0.2)
+
+
+def test_the_best_gain_is_that_of_the_tilted_reference():
+    """Rewards 0 and 1, as often: with 0.8 of the weight on 1 the gain is 0.3, at log 2 less the entropy of (0.8, 0.2)."""
+    kl = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
+    assert best_gain(np.array([0.0, 1.0] * 10), kl) == pytest.approx(0.3)
+    assert best_gain(np.array([5.0, 3.0] * 10), kl) == pytest.approx(0.6)
+
+
+def test_no_tilt_goes_farther_than_the_best_sample():
+    with pytest.raises(ValueError, match="4 samples do not reach"):
+        best_gain(np.array([0.0, 0.0, 0.0, 1.0]), 1.4)
+
+
+@pytest.mark.parametrize(
+    ("points", "gain"),
+    [
+        ([(0.16, 1.0)], 0.5),  # from (0, 0), half of the way in the square root
+        ([(0.01, 0.4), (0.09, 0.8)], 0.6),
+        ([(0.09, 0.8), (0.16, 0.1)], 0.8 * 2 / 3),  # a setting that lost is not gone through
+        ([(0.16, 0.1), (0.0225, 0.6), (0.0625, 0.2)], 0.6 - 0.1),
+        ([(0.04, 0.3)], 0.3),
+        ([(0.039, 0.3)], None),
+        ([], None),
+    ],
+)
+def test_a_recipe_is_read_between_the_best_two_of_its_settings(points, gain):
+    assert envelope(points, 0.04) == (None if gain is None else pytest.approx(gain))

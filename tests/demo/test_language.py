@@ -1,3 +1,5 @@
+import hashlib
+import json
 import math
 import os
 import random
@@ -14,11 +16,15 @@ from stages.demo.language import (
     NEUTRAL,
     NOUNS,
     REWARDS,
+    VERBS,
     VOCABULARY,
     draw_pairs,
     draw_splits,
+    draw_truth,
+    load_truth,
     preference_probability,
     true_reward,
+    truth_as_json,
 )
 
 SEED = 7
@@ -41,6 +47,58 @@ def train():
 )
 def test_true_reward_adds_up_word_by_word(text, reward):
     assert true_reward(text) == reward
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("the splendid goat follows the awful lamp .", 2.0 + 2.0),
+        ("the goat is splendid and meets the lamp .", 2.0),
+        ("the dull goat is near the tidy lamp . the tidy cat", -1.0 - 1.0 + 1.0),
+        ("a cat paints the near splendid near dull lamp", -2.0 + 1.0),
+    ],
+)
+def test_in_the_contextual_language_a_verb_turns_what_follows_in_its_sentence(text, reward):
+    assert true_reward(text, draw_truth("contextual", SEED)) == reward
+
+
+def test_dense_and_sparse_rewards_are_drawn_by_the_seed():
+    dense, sparse = draw_truth("dense", SEED).rewards, draw_truth("sparse", SEED).rewards
+    assert set(dense) == {*NOUNS, *VERBS, *NEUTRAL, *REWARDS}
+    assert statistics.stdev(dense.values()) == pytest.approx(0.55, rel=0.3)
+    assert sorted(sparse.values()) == [-4.0, 4.0]
+    assert set(sparse) <= set(REWARDS)
+    for kind, drawn in (("dense", dense), ("sparse", sparse)):
+        assert draw_truth(kind, SEED).rewards == drawn
+        assert any(draw_truth(kind, other).rewards != drawn for other in range(3))
+
+
+@pytest.mark.parametrize("kind", ["lexical", "contextual", "dense", "sparse"])
+def test_labels_follow_the_rewards_of_their_language_and_the_file_has_them(kind, tmp_path):
+    truth = draw_truth(kind, SEED)
+    rows = draw_splits(4000, 0, SEED, truth)[0]
+    gaps = [true_reward(row["chosen"], truth) - true_reward(row["rejected"], truth) for row in rows]
+    expected = [1 / (1 + math.exp(-abs(gap))) for gap in gaps]
+    agree, spread = sum(gap > 0 for gap in gaps if gap), math.sqrt(sum(p * (1 - p) for p in expected))
+    assert abs(agree - sum(p for p, gap in zip(expected, gaps, strict=True) if gap)) < 4 * spread
+    (tmp_path / "truth.json").write_text(json.dumps(truth_as_json(truth)))
+    assert load_truth(tmp_path) == truth
+
+
+def test_the_usual_language_has_the_bytes_that_it_always_had():
+    drawn = json.dumps([draw_splits(200, 50, 42), truth_as_json(draw_truth("lexical", 42))])
+    assert (
+        hashlib.sha256(drawn.encode()).hexdigest() == "0ec2054afafd0127609ddf414779732452428db3d60afc6f2db697168d4271ba"
+    )
+
+
+def test_noise_is_the_share_of_labels_that_a_coin_decides():
+    by_reward = math.exp(3) / (1 + math.exp(3))
+    noisy = preference_probability("a splendid cat", "a dull cat", noise=0.3)
+    assert noisy == pytest.approx(0.7 * by_reward + 0.3 * 0.5)
+    plain, changed = (draw_splits(500, 0, SEED, noise=noise)[0] for noise in (0.0, 0.9))
+    assert {row["prompt"] for row in plain} == {row["prompt"] for row in changed}
+    assert 0.2 < sum(a["chosen"] == b["rejected"] for a, b in zip(plain, changed, strict=True)) / 500 < 0.5
 
 
 def test_good_and_bad_words_mirror_each_other():
