@@ -1,0 +1,277 @@
+"""The recipe on real text, on two cores: oracles on halves, and policies at measured divergence from the reference.
+
+    python -m benchmarks.evidence.two_cores oracles --model M --dataset D --cache C --output-dir S
+    sepo denoise --scores S --output-dir S2 --calibrate
+    python -m benchmarks.evidence.two_cores policies --model M --scores S --denoised S2 --samples A --reward lexical \\
+        --cache C --output FILE
+    python -m benchmarks.evidence.two_cores table FILE
+
+``oracles`` does what `train-oracle --folds 2 --beta 1 --kl-weight 0.3` and `score --center` do, of the last layers
+alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `denoise`. ``policies`` reads gain and
+divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's probability
+of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
+
+To first order in the divergence the most that any policy gains at KL k is s sqrt(2 k), s the standard deviation of the
+reward over a prompt's answers: that of the reference tilted by the reward. ``table`` gives each gain as a share of it,
+which is how runs at different divergence are compared.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.evidence.last_layers import LAYERS, Loss, Lower, Row, Upper, pair_losses, say, train
+from benchmarks.evidence.real_text import REWARDS
+from stages.data.layouts import read_pairs
+from stages.method import objectives
+from stages.method.folds import trains
+from stages.store.place import place_of
+from stages.store.rows import KL
+from stages.store.scores import open_scores
+from stages.store.shards import shard_name, write_shard
+from stages.tokens.encode import Encoder
+from stages.tokens.fingerprint import vocabulary_hash
+from stages.types import Dropped, PairLogps, ScoredPair, TokenPair
+
+FOLDS: Final = 2
+BASELINE: Final = "DPO beta 1 + KL 0.3"
+"""from which differences are counted"""
+DRAWS: Final = 1000
+
+
+def write_scores(options: argparse.Namespace) -> None:
+    """Train an oracle a fold; write each pair's scores by the one that has not seen it, and what centres them."""
+    if (options.output_dir / "manifest.json").exists():
+        return say(f"{options.output_dir} is there already")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
+    encoded = Encoder(tokenizer, {}).encode_all([p for p in read_pairs(options.dataset) if not isinstance(p, Dropped)])
+    pairs = [pair for pair in encoded if not isinstance(pair, Dropped)]
+    rows = [Row(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids]) for pair in pairs]
+    lower = Lower(model, options.cache)
+    lower.read(rows)
+    reference = Upper(model, lower)
+    found: dict[int, tuple[ScoredPair, list[Any]]] = {}
+    for fold in range(FOLDS):
+        seen = [number for number, pair in enumerate(pairs) if trains(pair, fold, FOLDS)]
+        own = [rows[number] for number in seen]
+        loss = pair_losses(own, objectives.dpo, {"beta": 1.0, "sft_weight": 0.0}, kl_weight=0.3)
+        say(f"oracle {fold + 1}: {len(own)} pairs")
+        oracle = train(reference, own, loss, options.rate, options.seed)
+        for number in sorted({*range(len(pairs))} - {*seen}):
+            found[number] = _scored(pairs[number], rows[number], reference, oracle)
+    _write_folder(options, [found[number] for number in range(len(pairs))], tokenizer)
+
+
+@torch.no_grad()
+def _scored(pair: TokenPair, row: Row, reference: Upper, oracle: Upper) -> tuple[ScoredPair, list[Any]]:
+    """A pair with its scores, and KL(reference || oracle) at every token of either response."""
+    before_NV, after_NV = reference(row), oracle(row)
+    kl_N = (before_NV.exp() * (before_NV - after_NV)).sum(-1)
+    logps_N, scores_N = (each.gather(-1, row.targets[:, None])[:, 0] for each in (before_NV, after_NV - before_NV))
+    sides = [PairLogps(*(part.numpy() for part in each.split(row.lengths))) for each in (scores_N, logps_N)]
+    return ScoredPair(pair, *sides), [part.numpy() for part in kl_N.split(row.lengths)]
+
+
+def _write_folder(options: argparse.Namespace, found: list[tuple[ScoredPair, list[Any]]], tokenizer: Any) -> None:
+    """A folder of scores as docs/scores-format.md has it."""
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    rows, kl = zip(*found, strict=True)
+    vocabulary, fingerprint = vocabulary_hash(tokenizer), "sha256:top-layers"
+    beside = dict(zip(KL, zip(*kl, strict=True), strict=True))
+    write_shard(place_of(options.output_dir), shard_name(0), list(rows), fingerprint, vocabulary, beside=beside)
+    manifest = {
+        "format": 1, "stage": "score", "fingerprint": fingerprint, "files": [shard_name(0)],
+        "counts": {"kept": len(rows)}, "tokenizer": {"vocabulary": vocabulary}, "settings": {"folds": FOLDS},
+        "input_names": {"tokenizer": str(options.model), "dataset": str(options.dataset)},
+        "results": {"made_by": __name__, "layers": LAYERS, "rate": options.rate, "seed": options.seed},
+    }  # fmt: skip
+    (options.output_dir / "manifest.json").write_text(json.dumps(manifest))
+
+
+class Sampled(NamedTuple):
+    """The reference's own answers to one prompt."""
+
+    row: Row
+    rewards_N: Tensor
+    """what each token adds to the true reward of its answer's text so far"""
+
+
+class Read(NamedTuple):
+    """What a policy does to the reference's samples, one figure for each of ``S`` samples, prompt by prompt."""
+
+    gains_S: list[float]
+    kl_S: list[float]
+    """nats a response"""
+    most_weight: float
+    """of a sample; where it is large, few samples decide"""
+
+
+def read_samples(folder: str, tokenizer: Any, reward: Callable[[str], float]) -> list[Sampled]:
+    found: dict[Any, list[Any]] = {}
+    for file in sorted(Path(folder).rglob("answers-*.parquet")):
+        for answer in pq.read_table(file).to_pylist():
+            if answer["answer_ids"]:
+                found.setdefault(answer["question"], []).append(answer)
+    samples = []
+    for answers in found.values():
+        row = Row(np.array(answers[0]["prompt_ids"], np.int32), [np.array(a["answer_ids"], np.int32) for a in answers])
+        steps: list[float] = []
+        for ids in row.responses:
+            sums = [reward(tokenizer.decode(ids[:end], skip_special_tokens=True)) for end in range(len(ids) + 1)]
+            steps += np.diff(sums).tolist()
+        samples.append(Sampled(row, torch.tensor(steps)))
+    return samples
+
+
+@torch.no_grad()
+def read_policy(reference: Upper, policy: Upper, samples: Sequence[Sampled]) -> Read:
+    """Gain in true reward and KL(policy || reference), by weighting the reference's samples token by token."""
+    gains: list[float] = []
+    divergences: list[float] = []
+    most = 0.0
+    for row, rewards_N in samples:
+        before_NV, after_NV = reference(row), policy(row)
+        kl_N = (after_NV.exp() * (after_NV - before_NV)).sum(-1)
+        ratios_N = (after_NV - before_NV).gather(-1, row.targets[:, None])[:, 0]
+        for ratios, kl, rewards in zip(*(each.split(row.lengths) for each in (ratios_N, kl_N, rewards_N)), strict=True):
+            weights = ratios.cumsum(0).exp()
+            gains.append(((weights - 1) * rewards).sum().item())
+            # How likely the policy is to come to a token is the weight of what precedes it.
+            divergences.append((torch.cat([torch.ones(1), weights[:-1]]) * kl).sum().item())
+            most = max(most, weights.max().item())
+    return Read(gains, divergences, most)
+
+
+def selected(row: Row, scores_N: Tensor, share: float = 0.3) -> Tensor:
+    """Weights of SePO's selection: the best tokens of the chosen response, the worst of the rejected one."""
+    weights = []
+    for sign, part in zip((1, -1), scores_N.split(row.lengths), strict=True):
+        best = (sign * part).topk(math.ceil(share * len(part))).indices
+        weights.append(torch.zeros_like(part).index_fill(0, best, 1.0))
+    return torch.cat(weights)
+
+
+def recipes(rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tensor]) -> dict[str, Loss]:
+    """Those that are compared, each with the settings of `train-policy`'s defaults or of the trial on the demo."""
+    simpo = {"gamma": 2.1, "margin": 0.5, "sft_weight": 0.0, "kl_weight": 0.0, "anchor_margin": False}
+    weights = [selected(row, scores_N) for row, scores_N in zip(rows, raw, strict=True)]
+
+    def loss(objective: Callable[..., Any], options: dict[str, Any], **more: Any) -> Loss:
+        return pair_losses(rows, objective, options, **more)
+
+    return {
+        "regress calibrated, scale 0.4": loss(objectives.regress, {"scale": 0.4}, scores=denoised),
+        BASELINE: loss(objectives.dpo, {"beta": 1.0, "sft_weight": 0.0}, kl_weight=0.3),
+        "DPO beta 0.1": loss(objectives.dpo, {"beta": 0.1, "sft_weight": 0.0}),
+        "SePO": loss(objectives.sepo, simpo, weights=weights),
+        "SimPO": loss(objectives.sepo, simpo),
+        "regress as measured, scale 1": loss(objectives.regress, {"scale": 1.0}, scores=raw),
+    }
+
+
+def train_policies(options: argparse.Namespace) -> None:
+    """Train each recipe that the output does not hold yet, and add a line for its figures half-way and at its end."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
+    found = list(open_scores(options.scores).rows())
+    rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in found]
+    raw, denoised = ([torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
+                     for folder in (options.scores, options.denoised))  # fmt: skip
+    samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
+    lower = Lower(model, options.cache)
+    lower.read([*rows, *(each.row for each in samples)])
+    reference = Upper(model, lower)
+    of_samples = {
+        "prompts_S": [number for number, each in enumerate(samples) for _ in each.row.responses],
+        "rewards_S": [part.sum().item() for each in samples for part in each.rewards_N.split(each.row.lengths)],
+    }
+    lines = options.output.read_text().splitlines() if options.output.exists() else []
+    done = {(line["recipe"], line["seed"]) for line in map(json.loads, lines) if line["last"]}
+    for name, loss in recipes(rows, raw, denoised).items():
+        if (name, options.seed) in done:
+            continue
+
+        def write(policy: Upper, step: int, last: bool, name: str = name) -> None:
+            read = read_policy(reference, policy, samples)
+            line = {"recipe": name, "seed": options.seed, "rate": options.rate, "step": step, "last": last}
+            with options.output.open("a") as file:
+                file.write(json.dumps(line | of_samples | read._asdict()) + "\n")
+            say(f"{name}, step {step}: gain {np.mean(read.gains_S):+.3f} at KL {np.mean(read.kl_S):.3f}")
+
+        train(reference, rows, loss, options.rate, options.seed, write)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Every policy's gain, divergence and share of the most that is possible, with intervals over prompts."""
+    lines = [json.loads(line) for line in options.output.read_text().splitlines()]
+    print(f"| recipe | seed | steps | KL, nats a response | gain | share | share less that of {BASELINE} |")
+    print("|---|---|---|---|---|---|---|")
+    ends = {line["seed"]: _shares(line) for line in lines if line["recipe"] == BASELINE and line["last"]}
+    for line in lines:
+        draws, differences = _shares(line), ""
+        if line["last"] and line["recipe"] != BASELINE and line["seed"] in ends:
+            differences = _interval(draws - ends[line["seed"]])
+        gain, kl = np.mean(line["gains_S"]), np.mean(line["kl_S"])
+        name = f"{line['recipe']} | {line['seed']} | {line['step']}"
+        print(f"| {name} | {kl:.3f} | {gain:+.3f} | {_interval(draws)} | {differences} |")
+
+
+def _shares(line: dict[str, Any]) -> Any:
+    """The share as it is, and then of each draw of prompts, (1 + DRAWS,): the same draws for every line."""
+    prompts_S = np.array(line["prompts_S"])
+    count = prompts_S.max() + 1
+    sizes_Q = np.bincount(prompts_S)
+    gains_Q, kl_Q, rewards_Q, squares_Q = (
+        np.bincount(prompts_S, weights=np.array(each))
+        for each in (line["gains_S"], line["kl_S"], line["rewards_S"], np.square(line["rewards_S"]))
+    )
+    # Unbiased within a prompt; prompts with one sample say nothing of it.
+    variances_Q = np.where(sizes_Q > 1, (squares_Q - rewards_Q**2 / sizes_Q) / np.maximum(1, sizes_Q - 1), 0.0)
+    rng = np.random.default_rng(0)
+    draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
+    drawn = np.stack([np.ones(count), *draws])
+    gain, kl = (drawn @ each / (drawn @ sizes_Q) for each in (gains_Q, kl_Q))
+    variance = drawn @ variances_Q / (drawn @ (sizes_Q > 1))
+    return gain / np.sqrt(2 * variance * kl)
+
+
+def _interval(draws: Any) -> str:
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    return f"{draws[0]:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(required=True)
+    oracles, policies = commands.add_parser("oracles"), commands.add_parser("policies")
+    for command in (oracles, policies):
+        command.add_argument("--model", required=True)
+        command.add_argument("--cache", type=Path, required=True)
+        command.add_argument("--rate", type=float, default=1e-4)
+        command.add_argument("--seed", type=int, default=42)
+    oracles.add_argument("--dataset", required=True)
+    oracles.add_argument("--output-dir", type=Path, required=True)
+    oracles.set_defaults(run=write_scores)
+    policies.add_argument("--scores", required=True)
+    policies.add_argument("--denoised", required=True)
+    policies.add_argument("--samples", required=True)
+    policies.add_argument("--reward", choices=REWARDS, required=True)
+    policies.add_argument("--output", type=Path, required=True)
+    policies.set_defaults(run=train_policies)
+    table = commands.add_parser("table")
+    table.add_argument("output", type=Path)
+    table.set_defaults(run=show)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the figures of docs/evidence.md are read with: packed rows, planted labels, gains by prefix weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.evidence import last_layers, real_text, two_cores
+from benchmarks.evidence.last_layers import Lower, Row, Upper
+from stages.types import Pair
+from tests.conftest import tiny_llama
+
+PROMPT, ANSWERS = np.array([3, 1, 4], np.int32), [np.array(ids, np.int32) for ids in ([1, 5, 9], [2, 6], [5, 3, 5, 8])]
+
+
+@pytest.fixture
+def models(monkeypatch, tmp_path):
+    """A model, and the upper part of it, of one layer."""
+    monkeypatch.setattr(last_layers, "LAYERS", 1)
+    model = tiny_llama(12).eval()
+    lower = Lower(model, tmp_path / "lower.pt")
+    return model, lower, Upper(model, lower)
+
+
+def test_packed_rows_have_the_log_probs_of_the_whole_model(models, tmp_path):
+    model, lower, upper = models
+    assert len(upper.layers.layers) < len(model.model.layers)
+    row = Row(PROMPT, ANSWERS)
+    lower.read([row])
+    expected = []
+    for ids in ANSWERS:
+        whole = torch.from_numpy(np.concatenate([PROMPT, ids])).long()
+        with torch.no_grad():
+            expected.append(model(whole[None]).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1))
+    torch.testing.assert_close(upper(row).detach(), torch.cat(expected), atol=1e-5, rtol=1e-5)
+    # Hidden states of an answer are found again whatever it is beside, and in a new process.
+    other = Row(PROMPT, ANSWERS[::-1])
+    again = Lower(model, tmp_path / "lower.pt")
+    torch.testing.assert_close(Upper(model, again)(other)[:4], upper(row)[-4:], atol=1e-5, rtol=1e-5)
+
+
+def test_gain_and_divergence_are_those_of_the_policy(models):
+    """Over all answers of two tokens, each drawn as the reference draws, against sums over the policy's own."""
+    _, lower, reference = models
+    policy = reference.copy()
+    with torch.no_grad():
+        policy.layers.norm.weight.mul_(1.5)
+    answers = [np.array([a, b], np.int32) for a in range(12) for b in range(12)]
+    row = Row(PROMPT, answers)
+    lower.read([row])
+    rewards_N = torch.tensor([float(ids % 3) for ids in row.targets])
+    read = two_cores.read_policy(reference, policy, [two_cores.Sampled(row, rewards_N)])
+    with torch.no_grad():
+        ours, theirs = (
+            model(row).gather(-1, row.targets[:, None])[:, 0].view(-1, 2).sum(-1).double()
+            for model in (policy, reference)
+        )
+    rewards = rewards_N.view(-1, 2).sum(-1).double()
+    gain = float(theirs.exp() @ torch.tensor(read.gains_S, dtype=torch.double))
+    assert gain == pytest.approx(float((ours.exp() - theirs.exp()) @ rewards), abs=1e-5)
+    assert abs(gain) > 0.01
+    kl = float(theirs.exp() @ torch.tensor(read.kl_S, dtype=torch.double))
+    assert kl == pytest.approx(float(ours.exp() @ (ours - theirs)), rel=1e-4)
+
+
+def test_labels_are_bradley_terry_s():
+    texts = ("Thanks, well, fine", "Do you know? You do")
+    assert [*map(real_text.lexical, texts)] == [-3.0, 3.0]
+    assert real_text.contextual("I say you") == -real_text.contextual("We say you") == 1.5
+    pair = Pair(0, [{"role": "user", "content": "q"}], "you, you", "you no", {})
+    rows = [real_text._row(pair, chance, "lexical") for chance in np.linspace(0.001, 0.999, 999)]
+    share = np.mean([row["chosen"] == "you, you" for row in rows])
+    assert share == pytest.approx(0.5, abs=0.01)
+    wins = [
+        real_text.bradley_terry({"prompt": n}, "you") > real_text.bradley_terry({"prompt": n}, "no")
+        for n in range(2000)
+    ]
+    assert np.mean(wins) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.03)
+
+
+def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected():
+    row = Row(PROMPT, ANSWERS[:2])
+    weights = two_cores.selected(row, torch.tensor([0.5, 2.0, 1.0, -1.0, 3.0]))
+    assert weights.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is():
+    """Gain k = variance * c and KL = variance * c^2 / 2 for a small c: the share is 1."""
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(200, 8))
+    centred = rewards - rewards.mean(1, keepdims=True)
+    variance = np.square(centred).sum(1).mean() / 7
+    line = {
+        "prompts_S": np.repeat(np.arange(200), 8).tolist(),
+        "rewards_S": rewards.ravel().tolist(),
+        "gains_S": [0.1 * variance] * 1600,
+        "kl_S": [0.005 * variance] * 1600,
+    }
+    assert two_cores._shares(line)[0] == pytest.approx(1.0)
