@@ -93,3 +93,9 @@ def test_the_demo_is_reported_with_the_oracle_that_a_recipe_with_folds_writes():
 def test_make_compare_asks_for_a_world_a_seed():
     done = make("-n", "compare", SEEDS="5 6", JOBS="2", COMPARE_ARGS="--samples 9")
     assert "-m benchmarks.compare --seeds 5 6 --jobs 2 --output-dir runs/compare --samples 9" in done.stdout
+
+
+def test_make_evidence_is_the_comparison_and_real_text():
+    done = make("-n", "evidence", LM="org/M", PAIRS="p.jsonl")
+    assert done.stdout.index("-m benchmarks.compare") < done.stdout.index("two_cores.sh")
+    assert "MODEL=org/M PAIRS=p.jsonl OUT=runs/evidence" in done.stdout

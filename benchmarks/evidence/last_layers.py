@@ -3,8 +3,8 @@
 Oracles and policies on real text, where two cores have to do: every layer below the last ones makes the same hidden
 states for all of them, which are kept in a file; what is above costs a quarter of SmolLM2-135M.
 
-Shapes: ``L`` tokens of a packed row, a prompt and then its responses; ``N`` response tokens of it; ``D`` hidden size;
-``V`` ids; ``R``, ``W`` as in `stages.method.rewards`.
+Shapes: ``L`` tokens of a packed row, a prompt and then its responses; ``N`` response tokens of it; ``D`` hidden
+size; ``V`` ids; ``R``, ``W`` as in `stages.method.rewards`.
 """
 
 import copy
@@ -75,19 +75,19 @@ class Lower:
 
     def read(self, rows: Sequence[Row]) -> None:
         """Compute what is not known yet."""
-        missing = [row for row in rows if any(_key(row.prompt, each) not in self._known for each in row.responses)]
+        missing = [row for row in rows if any(key_of(row.prompt, each) not in self._known for each in row.responses)]
         for number, row in enumerate(missing):
             with torch.no_grad():
                 parts = row.through(self._layers, input_ids=row.ids).split([len(row.prompt), *row.lengths])
             for ids, part in zip(row.responses, parts[1:], strict=True):
-                self._known[_key(row.prompt, ids)] = torch.cat([parts[0], part])
+                self._known[key_of(row.prompt, ids)] = torch.cat([parts[0], part])
             say(f"lower layers: {number + 1}/{len(missing)} rows")
         if missing:
             torch.save(self._known, self._file)
 
     def __call__(self, row: Row) -> Tensor:
         """(L, D)"""
-        found = [self._known[_key(row.prompt, ids)] for ids in row.responses]
+        found = [self._known[key_of(row.prompt, ids)] for ids in row.responses]
         return torch.cat([found[0][: len(row.prompt)], *(each[len(row.prompt) :] for each in found)])
 
 
@@ -132,7 +132,7 @@ def _part(model: Any, which: slice) -> Any:
     return made
 
 
-def _key(prompt: Ids, response: Ids) -> str:
+def key_of(prompt: Ids, response: Ids) -> str:
     return hashlib.sha256(prompt.tobytes() + b"|" + response.tobytes()).hexdigest()
 
 

@@ -4,9 +4,9 @@
     python -m benchmarks.evidence.real_text truth --reward lexical --model M SCORES ...
     python -m benchmarks.evidence.real_text samples --reward lexical EVALUATION.json ...
 
-``pairs`` takes the shortest pairs of a data set, so that two cores do, and labels them anew by Bradley-Terry from the
-difference of the rewards; without --reward they keep their own. ``truth`` says how folders of scores, summed over a
-response, agree with these rewards; ``samples`` what policies gained on what `sepo evaluate` sampled of them.
+``pairs`` takes the shortest pairs of a data set, so that two cores do, and labels them anew by Bradley-Terry from
+the difference of the rewards; without --reward they keep their own. ``truth`` says how folders of scores, summed
+over a response, agree with these rewards; ``samples`` what policies gained on what `sepo evaluate` sampled of them.
 """
 
 import argparse

@@ -7,13 +7,13 @@
     python -m benchmarks.evidence.two_cores table FILE
 
 ``oracles`` does what `train-oracle --folds 2 --beta 1 --kl-weight 0.3` and `score --center` do, of the last layers
-alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `denoise`. ``policies`` reads gain and
-divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's probability
-of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
+alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `denoise`. ``policies`` reads gain
+and divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's
+probability of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
 
-To first order in the divergence the most that any policy gains at KL k is s sqrt(2 k), s the standard deviation of the
-reward over a prompt's answers: that of the reference tilted by the reward. ``table`` gives each gain as a share of it,
-which is how runs at different divergence are compared.
+To first order in the divergence the most that any policy gains at KL k is s sqrt(2 k), s the standard deviation of
+the reward over a prompt's answers: that of the reference tilted by the reward. ``table`` gives each gain as a share
+of it, which is how runs at different divergence are compared.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the figures of docs/evidence.md are read with: packed rows, planted labels, gains by prefix weights."""
+"""What the figures of the documentation are read with: packed rows, planted labels, gains by prefix weights."""
 
 import math
 
