@@ -7,10 +7,11 @@ side, is decided by `sepo train-policy`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 from stages.configs import ScoreConfig, column_names
@@ -19,25 +20,26 @@ from stages.data.template_arguments import given_arguments
 from stages.devices.precision import price_of_float32
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
-from stages.method.drift import Drift, DriftMeter
 from stages.method.noise import Noise, measure_noise
-from stages.method.statistics import Interval, implicit_margin, preference_accuracy
+from stages.method.score_totals import ScoreTotals
 from stages.models.folders import usable_length
 from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary, Task, counted
-from stages.store.alarms import Scale, alarms
+from stages.store.alarms import alarms
 from stages.store.checksums import Checksum
 from stages.store.logps import KnownLogps, read_logps
-from stages.store.manifest import Input
+from stages.store.manifest import FINISHED, Input
+from stages.store.place import State
 from stages.store.rows import KL
 from stages.store.run import Run, open_stage
 from stages.store.scores import is_sound
 from stages.store.shape import lookup
 from stages.store.shards import own_shard, read_shard, shard_name, write_shard
-from stages.tokens.dataset import Counts, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
+from stages.store.worker_file import WorkerFile, read_worker_files, remove_worker_files, write_worker_file
+from stages.tokens.dataset import Counts, KeptPairs, LengthLimit, load_pairs, refuse_dropped, refuse_recorded
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
 from stages.types import ScoredPair, Tokenizer, TokenPair
@@ -59,6 +61,36 @@ class ScoreJob(NamedTuple):
     inputs: dict[str, Input]
 
 
+class ShardSlice(NamedTuple):
+    """What a shard holds."""
+
+    pairs: slice
+    first_token: int
+    """how many response tokens the pairs before it have"""
+
+
+class ScoreData(NamedTuple):
+    """What is scored."""
+
+    pairs: KeptPairs
+    counts: Counts
+    shards: dict[str, ShardSlice]
+    """by name"""
+    sample: list[int]
+    """indices of the pairs that are scored once more, for the noise"""
+
+
+class KnownShards(NamedTuple):
+    """Shards that nobody has to read again."""
+
+    checksums: dict[str, Checksum]
+    totals: ScoreTotals
+
+    def add(self, name: str, checksum: Checksum, rows: list[ScoredPair], first_token: int) -> None:
+        self.totals.add(name, rows, first_token)
+        self.checksums[name] = checksum
+
+
 def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     """Score every usable pair, or this worker's share; shards that are there already are kept."""
     job = _check(config, reporter)
@@ -66,15 +98,16 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     settings = {"folds": folds} if folds > 1 else {}
     with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, settings=settings, sound=is_sound) as work:
         if work.finished:
+            remove_worker_files(work.place, work.place.names())
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
             return work.nothing_to_do("scores")
-        pairs, counts = _load(job, work)
+        data = _load(job, work)
         if work.finished_by_another():
             return work.nothing_to_do("scores")
         scorer = Scorer(job.models, config, job.device, _known_logps(job), reporter)
-        _compute(job, work, scorer, pairs)
-        return _write(job, work, scorer, pairs, counts)
+        known = _compute(job, work, scorer, data)
+        return _write(job, work, scorer, data, known)
 
 
 def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
@@ -102,7 +135,7 @@ def _refuse_other_prompts(config: ScoreConfig) -> None:
         )
 
 
-def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
+def _load(job: ScoreJob, work: Run) -> ScoreData:
     config, reporter = job.config, job.reporter
     encoder = Encoder(job.tokenizer, given_arguments(config.chat_template_kwargs))
     trust = config.trust_remote_code
@@ -114,23 +147,52 @@ def _load(job: ScoreJob, work: Run) -> tuple[Sequence[TokenPair], Counts]:
         refuse_dropped(counts, config.dataset)
     shards = _shards(pairs, config.shard_size)
     reporter.say(f"{counted(len(pairs), 'pair')} = {counted(len(shards), 'shard')} of up to {config.shard_size:,}")
-    return pairs, counts
+    return ScoreData(pairs, counts, shards, _sample(len(pairs), config.noise_check))
 
 
-def _compute(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair]) -> None:
-    """Score and write this worker's shards that are not there, whole, yet."""
-    shards = _shards(pairs, job.config.shard_size)
-    names = list(shards)
+def _shards(pairs: KeptPairs, size: int) -> dict[str, ShardSlice]:
+    tokens = pairs.response_tokens
+    before = np.cumsum(tokens) - tokens
+    starts = range(0, len(pairs), size)
+    return {
+        shard_name(index): ShardSlice(slice(start, min(start + size, len(pairs))), int(before[start]))
+        for index, start in enumerate(starts)
+    }
+
+
+def _sample(pairs: int, share: float) -> list[int]:
+    wanted = min(pairs, max(LEAST_NOISE_PAIRS, round(share * pairs)), MOST_NOISE_PAIRS) if share else 0
+    return sorted(random.Random("noise").sample(range(pairs), wanted))
+
+
+def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> KnownShards:
+    """Score and write this worker's shards that are not there, whole, yet; returns what is known of all of its own."""
+    kept = [data.pairs[index].pair_id for index in data.sample]
+    known = KnownShards({}, ScoreTotals(vocabulary_size(job.tokenizer), kept))
+    names = list(data.shards)
     mine = [names[index] for index in job.worker.share(len(names))]
-    missing = [name for name in mine if own_shard(work.place, name, work.fingerprint) is None]
+    there = work.place.names()
+    missing = [name for name in mine if name not in there or not _read(work, name, data, known)]
     if len(missing) < len(mine):
         job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
-    count = sum(shards[name].stop - shards[name].start for name in missing)
+    count = sum(data.shards[name].pairs.stop - data.shards[name].pairs.start for name in missing)
+    vocabulary = vocabulary_hash(job.tokenizer)
     with job.reporter.task("score", count, "pairs") as task:
         for name in missing:
-            rows, kl = _scored(job, scorer, list(pairs[shards[name]]), task)
+            rows, kl = _scored(job, scorer, data.pairs[data.shards[name].pairs], task)
             work.refuse_if_lost()
-            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer), beside=kl)
+            checksum = write_shard(work.place, name, rows, work.fingerprint, vocabulary, beside=kl)
+            known.add(name, checksum, rows, data.shards[name].first_token)
+    return known
+
+
+def _read(work: Run, name: str, data: ScoreData, known: KnownShards) -> bool:
+    """Add what a shard says that this run wrote, by whomever; False where there is none that is whole."""
+    shard = own_shard(work.place, name, work.fingerprint)
+    if shard is None:
+        return False
+    known.add(name, shard.checksum, shard.rows(), data.shards[name].first_token)
+    return True
 
 
 def _scored(
@@ -143,20 +205,24 @@ def _scored(
     return list(rows), dict(zip(KL, zip(*kl, strict=True), strict=True))
 
 
-def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair], counts: Counts) -> Summary:
+def _write(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: KnownShards) -> Summary:
     """Where the shards of all workers are there, judge them and finish the run."""
-    shards = _shards(pairs, job.config.shard_size)
-    there = work.place.names()
+    shards, counts = data.shards, data.counts
+    there = work.place.states()
+    if FINISHED in there and work.finished_by_another():
+        return work.nothing_to_do("scores")
     missing = [name for name in shards if name not in there]
-    # While some are missing, nobody reads those of the others.
-    checksums = {} if missing else _written(work, shards)
-    missing = missing or [name for name in shards if name not in checksums]
+    if missing:
+        _leave(job, work, known, there)
+    else:
+        missing = _gather(work, data, known, there)
     if missing:
         return work.nothing_to_do("scores") if work.finished_by_another() else work.unfinished(str(job.worker), missing)
-    noise = _noise(job, work, scorer, pairs, checksums)
-    accuracy, drift, scale = _read_back(job, work, checksums)
+    checksums, totals = {name: known.checksums[name] for name in shards}, known.totals
+    noise = _noise(job, work, scorer, data, known)
+    accuracy, drift = totals.accuracy, totals.drift(job.tokenizer.decode)
     results = {"accuracy": accuracy.as_json(), "drift": drift._asdict(), "noise": noise._asdict() if noise else None}
-    warnings = alarms(scale, {**work.identity, "results": results}) + drift_warnings(drift)
+    warnings = alarms(totals, {**work.identity, "results": results}) + drift_warnings(drift)
     warnings += [*(noise_warnings(noise) if noise else []), *_rounded(job.models)]
     for warning in warnings:
         job.reporter.warn(warning)
@@ -169,8 +235,9 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair],
         tokenizer=tokenizer_section(job.tokenizer),
         shards=checksums,
     )
+    remove_worker_files(work.place, there)
     rows = [
-        ("pairs", f"{len(pairs):,}"),
+        ("pairs", f"{len(data.pairs):,}"),
         ("response tokens", f"{counts.tokens['chosen'] + counts.tokens['rejected']:,}"),
         ("implicit reward prefers chosen", f"{accuracy:.3f} of all pairs here, {_seen(job.models)}"),
         *drift_rows(drift),
@@ -186,27 +253,25 @@ def _seen(models: Models) -> str:
     return "trained on or not" if len(models.oracles) == 1 else "each by an oracle that did not see its prompt"
 
 
-def _read_back(job: ScoreJob, work: Run, checksums: dict[str, Checksum]) -> tuple[Interval, Drift, Scale]:
-    """What the shards say, read as the next stage will; the interval is that of the implicit reward's accuracy."""
-    meter, scale, margins = DriftMeter(vocabulary_size(job.tokenizer)), Scale(), []
-    for name, checksum in checksums.items():
-        for row in read_shard(work.place, name, work.fingerprint, checksum):
-            meter.add(row)
-            scale.add(row.scores)
-            margins.append(implicit_margin(row.scores))
-    return preference_accuracy(margins), meter.read(job.tokenizer.decode), scale
+def _leave(job: ScoreJob, work: Run, known: KnownShards, there: Mapping[str, State]) -> None:
+    """Write down for the last worker what this one knows of its shards."""
+    if known.checksums.keys() <= there.keys() and known.checksums:
+        found = WorkerFile(known.checksums, known.totals.as_arrays())
+        write_worker_file(work.place, job.worker, work.fingerprint, found, there)
 
 
-def _shards(pairs: Sequence[TokenPair], size: int) -> dict[str, slice]:
-    """Shard name -> which pairs it holds."""
-    starts = range(0, len(pairs), size)
-    return {shard_name(index): slice(start, min(start + size, len(pairs))) for index, start in enumerate(starts)}
+def _gather(work: Run, data: ScoreData, known: KnownShards, there: Mapping[str, State]) -> list[str]:
+    """Add what is known of the other workers' shards; returns those that are not whole.
 
-
-def _written(work: Run, shards: dict[str, slice]) -> dict[str, Checksum]:
-    """The checksums of the shards, but of those that are not whole."""
-    found = {name: own_shard(work.place, name, work.fingerprint) for name in shards}
-    return {name: shard.checksum for name, shard in found.items() if shard is not None}
+    Where their worker wrote nothing down, or was killed before it did, they are read.
+    """
+    for other in read_worker_files(work.place, work.fingerprint, there):
+        if other.checksums.keys() <= data.shards.keys() - known.checksums.keys():
+            known.totals.merge(ScoreTotals.from_arrays(other.arrays))
+            known.checksums.update(other.checksums)
+    changed = [name for name, checksum in known.checksums.items() if there[name][0] not in (None, checksum["bytes"])]
+    unknown = [name for name in data.shards if name not in known.checksums]
+    return changed + [name for name in unknown if not _read(work, name, data, known)]
 
 
 def _known_logps(job: ScoreJob) -> KnownLogps | None:
@@ -225,26 +290,24 @@ def _known_logps(job: ScoreJob) -> KnownLogps | None:
     return known
 
 
-def _noise(
-    job: ScoreJob, work: Run, scorer: Scorer, pairs: Sequence[TokenPair], checksums: dict[str, Checksum]
-) -> Noise | None:
+def _noise(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: KnownShards) -> Noise | None:
     """Score a sample of the pairs again, exactly, and compare it with what the shards say."""
-    share, size = job.config.noise_check, job.config.shard_size
-    if not share:
+    if not data.sample:
         return None
-    wanted = min(len(pairs), max(LEAST_NOISE_PAIRS, round(share * len(pairs))), MOST_NOISE_PAIRS)
-    indices = sorted(random.Random("noise").sample(range(len(pairs)), wanted))
-    sample = [pairs[index] for index in indices]
-    with job.reporter.task(f"noise check, {wanted:,} pairs", len(scorer.models.named), "models") as task:
+    sample = [data.pairs[index] for index in data.sample]
+    measured, size = known.totals.kept, job.config.shard_size
+    # Of a worker that was asked to keep none, or others.
+    lacking = {
+        shard_name(index // size)
+        for index, pair in zip(data.sample, sample, strict=True)
+        if pair.pair_id not in measured
+    }
+    for name in lacking:
+        rows = read_shard(work.place, name, work.fingerprint, known.checksums[name])
+        measured |= {row.pair.pair_id: row.scores for row in rows}
+    with job.reporter.task(f"noise check, {len(sample):,} pairs", len(scorer.models.named), "models") as task:
         exact = scorer.exact(sample, task)
-    ids = {pair.pair_id for pair in sample}
-    measured = [
-        row.scores
-        for name in dict.fromkeys(shard_name(index // size) for index in indices)
-        for row in read_shard(work.place, name, work.fingerprint, checksums[name])
-        if row.pair.pair_id in ids
-    ]
-    return measure_noise(measured, exact)
+    return measure_noise([measured[pair.pair_id] for pair in sample], exact)
 
 
 def _rounded(models: Models) -> list[str]:

@@ -16,6 +16,7 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.lock import locked
 from stages.store.manifest import FINISHED, UNFINISHED
+from stages.store.place import Place
 from stages.store.scores import open_scores
 from tests import lives
 from tests.conftest import word_rows, write_lines
@@ -159,6 +160,79 @@ def test_workers_divide_the_shards_and_the_last_one_judges(world, tmp_path, coun
     assert contents(tmp_path / "s") == contents(world / "scores")
 
 
+def shards_read(monkeypatch):
+    """The shards that are read from now on."""
+    read, found = Place.read, []
+
+    def listens(self, name):
+        found.extend([name] * name.endswith(".parquet"))
+        return read(self, name)
+
+    monkeypatch.setattr(Place, "read", listens)
+    return found
+
+
+LEFT = ".worker-1-of-3.statistics"
+
+
+def test_the_last_worker_reads_no_shard(world, tmp_path, monkeypatch):
+    """Whichever it is; the noise check too takes what the others wrote down."""
+    run_score(world, output=tmp_path / "one", noise_check=1.0)
+    read = shards_read(monkeypatch)
+    for number in (3, 1, 2):
+        assert not (tmp_path / "s" / FINISHED).exists()
+        run_score(world, output=tmp_path / "s", worker=f"{number}/3", noise_check=1.0)
+    assert not read
+    assert contents(tmp_path / "s") == contents(tmp_path / "one")
+
+
+FAULTS = {
+    "lost": lambda folder: (folder / LEFT).unlink(),
+    "damaged": lambda folder: (folder / LEFT).write_bytes((folder / LEFT).read_bytes()[:-1] + b"?"),
+    "a shard has changed": lambda folder: os.utime(folder / "scores-00000.parquet"),
+    "of more shards": lambda folder: shutil.copy(folder / ".worker-1-of-1.statistics", folder / LEFT),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_shard_of_which_nothing_is_known_is_read(world, tmp_path, monkeypatch, fault):
+    run_score(world, output=tmp_path / "s", worker="2/3")
+    run_score(world, output=tmp_path / "s", worker="1/3")
+    (tmp_path / "s/.worker-1-of-1.statistics").write_text("neither Parquet nor ours")
+    FAULTS[fault](tmp_path / "s")
+    read = shards_read(monkeypatch)
+    run_score(world, output=tmp_path / "s", worker="3/3")
+    assert read == ["scores-00000.parquet"]
+    assert contents(tmp_path / "s") == contents(world / "scores")
+
+
+def test_scores_for_the_noise_that_no_worker_kept_are_read(world, tmp_path, monkeypatch):
+    run_score(world, output=tmp_path / "one", noise_check=1.0)
+    run_score(world, output=tmp_path / "s", worker="1/2")
+    read = shards_read(monkeypatch)
+    run_score(world, output=tmp_path / "s", worker="2/2", noise_check=1.0)
+    assert sorted(read) == ["scores-00000.parquet", "scores-00002.parquet"]
+    assert contents(tmp_path / "s") == contents(tmp_path / "one")
+
+
+def test_what_workers_left_is_in_nobodys_way(world, tmp_path):
+    """Of workers that are divided otherwise now, of a run that is replaced, and beside a manifest."""
+    run_score(world, output=tmp_path / "s", worker="1/3", max_length=100)
+    run_score(world, output=tmp_path / "s", overwrite=True)
+    assert contents(tmp_path / "s") == contents(world / "scores")
+    for worker in ("1/3", "1/2", "2/2"):
+        run_score(world, output=tmp_path / "t", worker=worker)
+        left = {path.name: path.read_bytes() for path in (tmp_path / "t").glob(".worker-*")}
+        if worker == "1/2":
+            assert {*left} == {LEFT, ".worker-1-of-2.statistics"}
+            kept = left[LEFT]
+    assert not left
+    (tmp_path / "t" / LEFT).write_bytes(kept)
+    assert check.run(CheckConfig(scores=str(tmp_path / "t")), Quiet()).failure is None
+    assert not run_score(world, output=tmp_path / "t").fresh
+    assert contents(tmp_path / "t") == contents(world / "scores")
+
+
 def test_a_dead_workers_shards_are_made_by_running_it_again(world, tmp_path):
     life = lives.start(config(world, tmp_path / "s", worker="1/2"), 12)
     life.join()
@@ -238,7 +312,7 @@ def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_
     run_score(world, output=tmp_path / "s")
     whole = contents(tmp_path / "s")
     # Interrupted when there is something to lose: behind the last shard.
-    monkeypatch.setattr(score, "_written", lambda *given: 1 / 0)
+    monkeypatch.setattr(score, "_gather", lambda *given: 1 / 0)
     for length in (100, 101):
         with pytest.raises(ZeroDivisionError):
             run_score(world, output=tmp_path / "s", max_length=length, overwrite=True)

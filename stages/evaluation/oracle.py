@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from stages.method.drift import Drift, DriftMeter
-from stages.method.statistics import Interval, implicit_margin, mean_interval, preference_accuracy
+from stages.method.drift import Drift
+from stages.method.score_totals import ScoreTotals
+from stages.method.statistics import Interval, mean_interval
 from stages.models.scorer import difference
 from stages.types import PairLogps, ScoredPair, TokenPair
 
@@ -34,9 +35,7 @@ def oracle_metrics(
 ) -> OracleMetrics:
     """What pairs that an oracle was not trained on say of it by their log-probs; `decode` is the tokenizer's."""
     scores = [difference(ours, theirs) for ours, theirs in zip(oracle, reference, strict=True)]
-    meter = DriftMeter(vocabulary_size)
-    for pair, score in zip(pairs, scores, strict=True):
-        meter.add(ScoredPair(pair, score, None))
-    accuracy = preference_accuracy([implicit_margin(score) for score in scores])
+    totals = ScoreTotals(vocabulary_size)
+    totals.add("held out", [ScoredPair(pair, score, None) for pair, score in zip(pairs, scores, strict=True)])
     margins = [beta * float(score.chosen.sum() - score.rejected.sum()) for score in scores]
-    return OracleMetrics(accuracy, mean_interval(margins), meter.read(decode))
+    return OracleMetrics(totals.accuracy, mean_interval(margins), totals.drift(decode))

@@ -137,4 +137,9 @@ def implicit_margin(scores: PairLogps) -> float:
 
 def preference_accuracy(margins: Sequence[float]) -> Interval:
     """The share of positive margins; one of 0 counts half."""
-    return wilson(sum((margin > 0) + 0.5 * (margin == 0) for margin in margins), len(margins))
+    return wilson(preferred(margins), len(margins))
+
+
+def preferred(margins: Sequence[float]) -> float:
+    """How many margins are positive; one of 0 counts half."""
+    return sum((margin > 0) + 0.5 * (margin == 0) for margin in margins)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,7 +34,18 @@ class Scale:
         return math.sqrt(max(0.0, self._squares / self._tokens - mean**2))
 
 
-def alarms(scale: Scale, manifest: Mapping[str, Any]) -> list[str]:
+class Spread(Protocol):
+    """How far apart scores are, in nats, by whoever has added them up."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def spread(self) -> float: ...
+
+
+def alarms(scale: Spread, manifest: Mapping[str, Any]) -> list[str]:
     """Why the scores cannot tell one token from another, by their manifest or one that is about to be written."""
     found = []
     oracle, reference = (lookup(manifest, f"inputs.{name}") for name in ("oracle", "reference"))

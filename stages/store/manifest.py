@@ -78,11 +78,16 @@ def read_manifest(
         needed: paths of keys that it has to have.
     """
     place = place_of(folder)
-    if not place.names() and (place.local is None or not place.local.is_dir()):
-        raise SepoError(f"there is no folder {place}", hint=remedy)
-    if not place.has(FINISHED):
-        raise SepoError(f"{place} has no {FINISHED}: the stage never finished there", hint=remedy)
-    manifest = load_manifest(place)
+    try:
+        manifest = load_manifest(place) if place.may_have(FINISHED) else None
+    except FileNotFoundError:
+        manifest = None
+    if manifest is None:
+        there = place.names() or (place.local is not None and place.local.is_dir())
+        problem = (
+            f"{place} has no {FINISHED}: the stage never finished there" if there else f"there is no folder {place}"
+        )
+        raise SepoError(problem, hint=remedy)
     wanted = (stages,) if isinstance(stages, str) else stages
     if manifest.get("stage") not in wanted:
         raise SepoError(f"{place} was made by `sepo {manifest.get('stage')}`, not by `sepo {wanted[0]}`", hint=remedy)
@@ -111,12 +116,13 @@ def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json_text(dict(value))))
 
 
-def claimed_by(place: Place) -> dict[str, Any] | None:
-    """The manifest of the run that a folder holds, finished or not; None if there is none."""
+def claimed_by(place: Place, first: str = FINISHED) -> dict[str, Any] | None:
+    """The manifest of the run that a folder holds, finished or not, of two the `first`; None if there is none."""
+    second = UNFINISHED if first == FINISHED else FINISHED
     # A worker that finishes at this moment writes the one and removes the other: look again.
-    for name in (FINISHED, UNFINISHED, FINISHED):
+    for name in (first, second, first):
         with suppress(FileNotFoundError):
-            if place.has(name):
+            if place.may_have(name):
                 return load_manifest(place, name)
     return None
 

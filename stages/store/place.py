@@ -24,6 +24,10 @@ OBJECT_STORES: Final = ("s3", "gcs", "abfs")
 _HINT: Final = "check the name, your rights, the space and the network"
 
 
+State = tuple[int | None, int | None]
+"""bytes of a file and when it was written, in nanoseconds since 1970; None where the system does not say"""
+
+
 class Place:
     """A folder and how to reach it.
 
@@ -47,13 +51,25 @@ class Place:
 
     def names(self) -> set[str]:
         """The files and folders directly inside; none where there is no folder."""
-        with borrowed(f"cannot read {self}", _HINT):
-            if self.local is None:
-                inside = fs.FileSelector(self._root, allow_not_found=True)
-                return {info.base_name for info in self._fs.get_file_info(inside)}
-            with suppress(FileNotFoundError, NotADirectoryError):
-                return {*os.listdir(self.local)}
+        if self.local is None:
+            return {*self.states()}
+        with borrowed(f"cannot read {self}", _HINT), suppress(FileNotFoundError, NotADirectoryError):
+            return {*os.listdir(self.local)}
         return set()
+
+    def states(self) -> dict[str, State]:
+        """The same, each with what tells it from another one of its name; by one listing."""
+        if self.local is None:
+            inside = fs.FileSelector(self._root, allow_not_found=True)
+            with borrowed(f"cannot read {self}", _HINT):
+                return {info.base_name: (info.size, info.mtime_ns) for info in self._fs.get_file_info(inside)}
+        found: dict[str, State] = {}
+        for name in self.names():
+            # One may vanish meanwhile.
+            with suppress(OSError):
+                state = os.stat(self.local / name)
+                found[name] = (state.st_size, state.st_mtime_ns)
+        return found
 
     def files(self) -> Iterator[str]:
         """The files inside, by their names from here; on an object store those directly inside."""
@@ -69,6 +85,10 @@ class Place:
             return os.path.exists(self.local / name)
         with borrowed(f"cannot read {self}", _HINT):
             return bool(self._fs.get_file_info(self._path(name)).type != fs.FileType.NotFound)
+
+    def may_have(self, name: str) -> bool:
+        """Whether it is worth to try and read a file: an object store is not asked, since trying takes no longer."""
+        return self.local is None or self.has(name)
 
     def read(self, name: str) -> bytes:
         """A whole file; OSError where there is none, or it cannot be read."""
@@ -100,7 +120,7 @@ class Place:
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
         # Looked for first: a disk that is read-only refuses even to remove what is not there.
-        if self.has(name):
+        if self.may_have(name):
             with borrowed(f"cannot remove {self.at(name)}", _HINT), suppress(FileNotFoundError):
                 self._fs.delete_file(self._path(name))
 
@@ -144,7 +164,7 @@ def place_of(name: "str | Path | Place") -> Place:
         local = _followed(os.path.expanduser(name))
         return Place(str(Path(name)), fs.LocalFileSystem(), str(local), local)
     with borrowed(f"cannot open {_without_keys(name)}", "such as s3://bucket/folder"):
-        filesystem, root = fs.FileSystem.from_uri(name)
+        filesystem, root = fs.FileSystem.from_uri(_with_fewer_requests(name))
     return Place(_without_keys(name), filesystem, root)
 
 
@@ -157,6 +177,12 @@ def _followed(name: str) -> Path:
         raise SepoError(f"the folder name {name!r} is not UTF-8", hint="give it another name") from error
     path = Path(name)
     return Path(os.path.realpath(path)) if os.path.islink(path) or path.name in ("", "..") else path
+
+
+def _with_fewer_requests(uri: str) -> str:
+    """On S3 a file that is written at once takes one request instead of three; it appears when it is whole, as ever."""
+    asks = uri.startswith("s3://") and "allow_delayed_open" not in uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if asks else uri
 
 
 def _without_keys(uri: str) -> str:

@@ -24,7 +24,7 @@ _TRAINING: Final = (
     "metrics.jsonl", "timing.jsonl", "checkpoints/*", "trackers/*", "*-logps.parquet", ".*-logps.parquet.*.part",
     "*unmerged-adapter/*",
 )  # fmt: skip
-_SCORES: Final = ("scores-*.parquet", ".scores-*.parquet.seal")
+_SCORES: Final = ("scores-*.parquet", ".scores-*.parquet.seal", ".worker-*.statistics")
 _UNLISTED: Final = {
     "make-demo": ("train.jsonl", "test.jsonl", "truth.json", "model/*", "oracle-model/*"),
     "train-oracle": (*_TRAINING, "*/README.md", "*/curves.png"),

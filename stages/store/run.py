@@ -126,12 +126,13 @@ class Run:
     def finished_by_another(self) -> bool:
         """Whether another worker has finished this run since it was opened."""
         with suppress(FileNotFoundError):
-            return self.place.has(FINISHED) and load_manifest(self.place).get("fingerprint") == self.fingerprint
+            if self.place.may_have(FINISHED):
+                return load_manifest(self.place).get("fingerprint") == self.fingerprint
         return False
 
     def refuse_if_lost(self) -> None:
         """Stop before writing into a folder that another run has taken, where no lock could keep it out."""
-        found = claimed_by(self.place)
+        found = claimed_by(self.place, first=UNFINISHED)
         if found is None or found.get("fingerprint") != self.fingerprint:
             raise SepoError(f"another run has taken {self.place}", hint="give each run an --output-dir of its own")
 
@@ -229,7 +230,8 @@ def open_run(
         probe_writable(place.local)
         run.altered = altered_in(place, run.checksums) if place.has(FINISHED) else []
     run.claim()
-    place.delete(FINISHED)
+    if found:
+        place.delete(FINISHED)
     if place.local is not None:
         with suppress(OSError):
             _copy(place.local).unlink()

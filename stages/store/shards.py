@@ -39,11 +39,18 @@ _NONE: Final[Mapping[str, Any]] = {}
 
 
 class OwnShard(NamedTuple):
-    """A whole shard of this run."""
+    """A whole shard of this run, which has been read."""
 
     checksum: Checksum
     notes: dict[str, str]
     """its key-value metadata"""
+    parquet: pq.ParquetFile
+
+    def rows(self) -> list[ScoredPair]:
+        """Each one checked."""
+        where, columns = self.notes["sepo.shard"], [name for name in READ if name in self.parquet.schema_arrow.names]
+        batches = self.parquet.iter_batches(ROWS_IN_MEMORY, columns=columns)
+        return [row for batch in batches for row in rows_of(batch, where, None)]
 
 
 def shard_name(index: int) -> str:
@@ -59,8 +66,8 @@ def write_shard(
     tokenizer: str,
     notes: Mapping[str, str] = _NONE,
     beside: Mapping[str, Sequence[Any]] = _NONE,
-) -> None:
-    """Check the rows and write them as one shard, whole or not at all.
+) -> Checksum:
+    """Check the rows and write them as one shard, whole or not at all; returns what the file is.
 
     Args:
         tokenizer: hash of the token->id map the ids are of (`stages.tokens.fingerprint.vocabulary_hash`).
@@ -77,7 +84,9 @@ def write_shard(
         added |= zip(WEIGHTS, ([getattr(row.weights, side, None) for row in rows] for side in SIDES), strict=True)
     for column, values in added.items():
         table = table.append_column(pa.field(column, FLOATS), pa.array(values, FLOATS))
-    place.write(name, parquet_bytes(table))
+    data = parquet_bytes(table)
+    place.write(name, data)
+    return {"sha256": hash_bytes([data]), "bytes": len(data), "rows": len(rows)}
 
 
 def own_shard(place: Place, name: str, fingerprint: str) -> OwnShard | None:
@@ -92,7 +101,8 @@ def own_shard(place: Place, name: str, fingerprint: str) -> OwnShard | None:
     notes = {key.decode(): value.decode() for key, value in (parquet.schema_arrow.metadata or {}).items()}
     if (notes.get("sepo.fingerprint"), notes.get("sepo.shard")) != (fingerprint, name):
         return None
-    return OwnShard({"sha256": hash_bytes([data]), "bytes": len(data), "rows": parquet.metadata.num_rows}, notes)
+    checksum: Checksum = {"sha256": hash_bytes([data]), "bytes": len(data), "rows": parquet.metadata.num_rows}
+    return OwnShard(checksum, notes, parquet)
 
 
 def read_shard(

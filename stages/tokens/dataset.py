@@ -102,6 +102,13 @@ class KeptPairs(Pairs):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def response_tokens(self) -> NDArray[np.int64]:
+        """How many there are in both responses of each pair, (n,)."""
+        prompts, *responses = self._table.lengths[self._indices].T.astype(np.int64)
+        kept: NDArray[np.int64] = np.minimum(responses, self._max_length - prompts).sum(0)
+        return kept
+
     def at(self, index: int) -> TokenPair:
         pair = self._table[int(self._indices[index])]
         cut = pair if longest(pair) <= self._max_length else truncate(pair, self._max_length)

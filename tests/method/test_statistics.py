@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.method.drift import DriftMeter
+from stages.method.score_totals import ScoreTotals
 from stages.method.statistics import (
     implicit_margin,
     mean_interval,
@@ -67,16 +67,19 @@ def test_accuracy_compares_sums_and_counts_a_tie_half():
     assert preference_accuracy([implicit_margin(pair) for pair in pairs]).value == pytest.approx(1.5 / 3)
 
 
-def meter_of(*rows):
-    meter = DriftMeter(10)
-    for chosen_ids, rejected_ids, chosen, rejected in rows:
-        meter.add(ScoredPair(token_pair(0, [1], chosen_ids, rejected_ids), pair_logps(chosen, rejected), None))
-    return meter
+def drift_of(*rows):
+    pairs = [
+        ScoredPair(token_pair(0, [1], chosen_ids, rejected_ids), pair_logps(chosen, rejected), None)
+        for chosen_ids, rejected_ids, chosen, rejected in rows
+    ]
+    totals = ScoreTotals(10)
+    totals.add("shard", pairs)
+    return totals.drift(str)
 
 
 def test_drift_sees_what_both_sides_share():
     """Token 3 stands in both responses at -8; tokens 4 and 5 on one side only."""
-    drift = meter_of(([4, 3], [5, 3], [1.0, -8.0], [-1.0, -8.0])).read(str)
+    drift = drift_of(([4, 3], [5, 3], [1.0, -8.0], [-1.0, -8.0]))
     assert drift.shared == pytest.approx(-8.0)
     assert (drift.worst_id, drift.worst) == (3, pytest.approx(-8.0))
     assert drift.median == pytest.approx(-4.5)
@@ -86,7 +89,7 @@ def test_drift_sees_what_both_sides_share():
 
 
 def test_no_drift_where_shared_tokens_stay():
-    drift = meter_of(([4, 3], [5, 3], [1.0, 0.01], [-1.0, -0.01])).read(str)
+    drift = drift_of(([4, 3], [5, 3], [1.0, 0.01], [-1.0, -0.01]))
     assert drift.shared == pytest.approx(0.0)
     assert not drift.large
 
@@ -97,12 +100,12 @@ def test_one_drifting_type_among_many_is_enough():
     scores = [0.0] * 8 + [-1.0]
     for end, large in [(-1.0, True), (-0.1, False)]:
         scores[-1] = end
-        drift = meter_of(([*shared, 9], shared, [*scores, 1.0], scores)).read(str)
+        drift = drift_of(([*shared, 9], shared, [*scores, 1.0], scores))
         assert (drift.worst_id, drift.worst) == (8, pytest.approx(end))
         assert abs(drift.shared) < 0.5 * drift.spread
         assert drift.large is large
 
 
 def test_drift_without_a_shared_token():
-    drift = meter_of(([4], [5], [1.0], [-1.0])).read(str)
+    drift = drift_of(([4], [5], [1.0], [-1.0]))
     assert (drift.worst_id, drift.shared) == (-1, 0.0)

@@ -31,6 +31,7 @@ def bucket():
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
         client.create_bucket(Bucket="bucket")
+        client.server = server._server
         yield client
     server.stop()
 
@@ -55,6 +56,35 @@ def test_scores_on_an_object_store_are_the_local_ones(world, chat_folder, bucket
     assert inspect.run(looks[0], Quiet()) == inspect.run(looks[1], Quiet())
     run_policy(world, chat_folder, output=tmp_path / "p", scores_dir="s3://bucket/runs/scores")
     assert (tmp_path / "p/model.safetensors").read_bytes() == (world / "policy/model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def requests(bucket, monkeypatch):
+    """How the server is asked from now on."""
+    found = []
+    serve = bucket.server.app
+    monkeypatch.setattr(
+        bucket.server, "app", lambda environ, start: (found.append(environ["REQUEST_METHOD"]), serve(environ, start))[1]
+    )
+    return found
+
+
+def test_a_shard_costs_few_requests(world, bucket, requests):
+    """Written: who holds the folder (two), and the shard. Read: its size, and the shard. pyarrow asks for the size."""
+    asked = {}
+    for folder, shard_size in (("few", 20), ("many", 5)):
+        requests.clear()
+        run_score(world, output_dir=f"s3://bucket/{folder}", shard_size=shard_size)
+        asked[folder] = len(requests)
+    assert asked == {"few": 15 + 2 * 3, "many": 15 + 8 * 3}
+    requests.clear()
+    assert len([*open_scores("s3://bucket/many").rows()]) == 40
+    assert len(requests) == 3 + 8 * 2
+    requests.clear()
+    for worker in ("1/2", "2/2"):
+        run_score(world, output_dir="s3://bucket/shared", shard_size=5, worker=worker)
+    assert len(requests) == asked["many"] + 21
+    assert keys(bucket, "shared/") == keys(bucket, "many/")
 
 
 def test_what_is_damaged_or_gone_there_is_found_and_made_again(world, bucket):
