@@ -1,12 +1,15 @@
 """What should scores be pooled over, beside the token's type? Contexts compared by preferences of unseen pairs.
 
-    python -m benchmarks.evidence.contexts --cache C SCORES ...
+    python -m benchmarks.evidence.contexts --model M --cache C [--reward R] SCORES ...
 
 Of scores by oracles on halves (`benchmarks.evidence.two_cores oracles`), which leaves the hidden states of the
 reference's lower layers in C. Each context takes the predecessor's place in `stages.method.pooling`; what follows
 is the calibration of `denoise`: the log-loss on unseen pairs of type, context and residual. A probe is a ridge
 regression of the label on the pairs' differences of summed hidden states, on the other fold's pairs alone; it joins
 the other parts.
+
+In brackets: kinds of scores with one coefficient. *Truth*: the correlation of a pair's difference with that of a
+planted reward.
 
 Shapes: ``N`` response tokens of all pairs, chosen and then rejected; ``P`` pairs; ``D`` hidden size.
 """
@@ -18,9 +21,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
 from benchmarks.evidence.counts import fitted
 from benchmarks.evidence.last_layers import key_of
+from benchmarks.evidence.real_text import REWARDS
 from stages.method.calibration import calibrate, cross_fitted_margins, log_losses
 from stages.method.folds import fold_of
 from stages.method.pooling import pool
@@ -47,7 +52,9 @@ class Tokens:
         self.folds_P = np.array([fold_of(row.pair.prompt_ids, FOLDS) for row in rows])
         self.lengths_R = np.array([len(ids) for _, ids, _ in sides])
         self.folds_N = np.repeat(np.tile(self.folds_P, 2), self.lengths_R)
-        self.scores_N = np.concatenate([scored for *_, scored in sides]).astype(np.float64) + kl_N
+        self.measured_N = np.concatenate([scored for *_, scored in sides]).astype(np.float64)
+        self.scores_N = self.measured_N + kl_N
+        self.responses = [ids for _, ids, _ in sides]
         self.types_N = np.concatenate([ids for _, ids, _ in sides])
         self.before_N = np.concatenate([[prompt[-1], *ids[:-1]] for prompt, ids, _ in sides])
         self.thirds_N = np.concatenate([3 * np.arange(len(ids)) // len(ids) for _, ids, _ in sides])
@@ -105,8 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("scores", nargs="+")
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--reward", choices=REWARDS)
     options = parser.parse_args()
-    cache = torch.load(options.cache)
+    cache, tokenizer = torch.load(options.cache), AutoTokenizer.from_pretrained(options.model)
     print(
         "| scores | context | coefficients: type, context, residual, probe | accuracy | log-loss | less predecessor's |"
     )
@@ -116,6 +125,10 @@ def main() -> None:
         predecessor_PK = tokens.parts(tokens.before_N)
         tried = {
             "the predecessor": predecessor_PK,
+            "(as measured)": tokens.differences(tokens.measured_N)[:, None],
+            "(centred)": predecessor_PK.sum(1)[:, None],
+            "(pooled by the predecessor)": predecessor_PK[:, :2].sum(1)[:, None],
+            "(pooled by type)": predecessor_PK[:, :1],
             "none": tokens.parts(np.zeros_like(tokens.before_N)),
             "the third of the response": tokens.parts(tokens.thirds_N),
             "the response's first token": tokens.parts(tokens.first_N),
@@ -123,13 +136,23 @@ def main() -> None:
             "the predecessor, and a probe": np.column_stack([predecessor_PK, tokens.probe()]),
             "a probe alone": tokens.probe()[:, None],
         }
+        truth = REWARDS[options.reward] if options.reward else None
+        rewards_R = [
+            truth(tokenizer.decode(ids, skip_special_tokens=True)) if truth else 0.0 for ids in tokens.responses
+        ]
+        gaps_P = np.subtract(*np.split(np.array(rewards_R), 2))
         losses = {what: log_losses(cross_fitted_margins(found_PK, tokens.folds_P)) for what, found_PK in tried.items()}
         for what, found_PK in tried.items():
             found = calibrate(found_PK)
             values = ", ".join(f"{a:+.2f} ({e:.2f})" for a, e in zip(found.coefficients_K, found.errors_K, strict=True))
-            accuracy = preference_accuracy(cross_fitted_margins(found_PK, tokens.folds_P).tolist())
+            margins_P = cross_fitted_margins(found_PK, tokens.folds_P)
+            accuracy, true = preference_accuracy(margins_P.tolist()), float("nan")
+            if truth:
+                true = float(np.corrcoef(found_PK @ found.coefficients_K, gaps_P)[0, 1])
             less = mean_interval(losses[what] - losses["the predecessor"])
-            print(f"| {name} | {what} | {values} | {accuracy:.3f} | {mean_interval(losses[what]):.3f} | {less:+.3f} |")
+            print(
+                f"| {name} | {what} | {values} | {accuracy:.3f} | {mean_interval(losses[what]):.3f} | {less:+.3f} | {true:.3f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -160,15 +160,8 @@ Loss = Callable[[int, Tensor, Tensor], Tensor]
 """of a row's number, the policy's log-probs of all ids (N, V) and the reference's (N, V)"""
 
 
-def train(
-    start: Upper,
-    rows: Sequence[Row],
-    loss: Loss,
-    rate: float,
-    seed: int,
-    each: Callable[[Upper, int, bool], None] | None = None,
-) -> Upper:
-    """A copy, trained for an epoch; `each` is given it half-way and at the end, with the number of steps."""
+def train(start: Upper, rows: Sequence[Row], loss: Loss, rate: float, seed: int) -> Upper:
+    """A copy, trained for an epoch."""
     model = start.copy()
     parameters = [*model.layers.layers.parameters(), *model.layers.norm.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -188,8 +181,6 @@ def train(
         optimiser.step()
         optimiser.zero_grad()
         say(f"step {step + 1}/{steps}: loss {total:.4f}")
-        if each is not None and step + 1 in (steps // 2, steps):
-            each(model, step + 1, step + 1 == steps)
     return model
 
 

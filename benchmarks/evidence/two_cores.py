@@ -169,7 +169,7 @@ def recipes(rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tenso
         return pair_losses(rows, objective, options, **more)
 
     return {
-        "regress calibrated, scale 0.4": loss(objectives.regress, {"scale": 0.4}, scores=denoised),
+        "regress calibrated, scale 1": loss(objectives.regress, {"scale": 1.0}, scores=denoised),
         BASELINE: loss(objectives.dpo, {"beta": 1.0, "sft_weight": 0.0}, kl_weight=0.3),
         "DPO beta 0.1": loss(objectives.dpo, {"beta": 0.1, "sft_weight": 0.0}),
         "SePO": loss(objectives.sepo, simpo, weights=weights),
@@ -179,7 +179,7 @@ def recipes(rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tenso
 
 
 def train_policies(options: argparse.Namespace) -> None:
-    """Train each recipe that the output does not hold yet, and add a line for its figures half-way and at its end."""
+    """Train each recipe that the output does not hold yet, and add a line for its figures."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
     found = list(open_scores(options.scores).rows())
     rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in found]
@@ -194,33 +194,29 @@ def train_policies(options: argparse.Namespace) -> None:
         "rewards_S": [part.sum().item() for each in samples for part in each.rewards_N.split(each.row.lengths)],
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
-    done = {(line["recipe"], line["seed"]) for line in map(json.loads, lines) if line["last"]}
+    done = {(line["recipe"], line["seed"]) for line in map(json.loads, lines)}
     for name, loss in recipes(rows, raw, denoised).items():
         if (name, options.seed) in done:
             continue
-
-        def write(policy: Upper, step: int, last: bool, name: str = name) -> None:
-            read = read_policy(reference, policy, samples)
-            line = {"recipe": name, "seed": options.seed, "rate": options.rate, "step": step, "last": last}
-            with options.output.open("a") as file:
-                file.write(json.dumps(line | of_samples | read._asdict()) + "\n")
-            say(f"{name}, step {step}: gain {np.mean(read.gains_S):+.3f} at KL {np.mean(read.kl_S):.3f}")
-
-        train(reference, rows, loss, options.rate, options.seed, write)
+        read = read_policy(reference, train(reference, rows, loss, options.rate, options.seed), samples)
+        line = {"recipe": name, "seed": options.seed, "rate": options.rate}
+        with options.output.open("a") as file:
+            file.write(json.dumps(line | of_samples | read._asdict()) + "\n")
+        say(f"{name}: gain {np.mean(read.gains_S):+.3f} at KL {np.mean(read.kl_S):.3f}")
 
 
 def show(options: argparse.Namespace) -> None:
     """Every policy's gain, divergence and share of the most that is possible, with intervals over prompts."""
     lines = [json.loads(line) for line in options.output.read_text().splitlines()]
-    print(f"| recipe | seed | steps | KL, nats a response | gain | share | share less that of {BASELINE} |")
-    print("|---|---|---|---|---|---|---|")
-    ends = {line["seed"]: _shares(line) for line in lines if line["recipe"] == BASELINE and line["last"]}
+    print(f"| recipe | seed | KL, nats a response | gain | share | share less that of {BASELINE} |")
+    print("|---|---|---|---|---|---|")
+    ends = {line["seed"]: _shares(line) for line in lines if line["recipe"] == BASELINE}
     for line in lines:
         draws, differences = _shares(line), ""
-        if line["last"] and line["recipe"] != BASELINE and line["seed"] in ends:
+        if line["recipe"] != BASELINE and line["seed"] in ends:
             differences = _interval(draws - ends[line["seed"]])
         gain, kl = np.mean(line["gains_S"]), np.mean(line["kl_S"])
-        name = f"{line['recipe']} | {line['seed']} | {line['step']}"
+        name = f"{line['recipe']} | {line['seed']}"
         print(f"| {name} | {kl:.3f} | {gain:+.3f} | {_interval(draws)} | {differences} |")
 
 

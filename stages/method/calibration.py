@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
-RIDGE: Final = 1e-3
-"""on the squares of coefficients of parts whose differences have mean square 1: all but nothing, where labels tell"""
+RIDGE: Final = 1.0
+"""on the squares of the coefficients, where the sum of the parts has differences of mean square 1: about a pair's worth.
+On the squares of each part's own size instead, a part that shrinkage left all but nothing of would have any coefficient,
+and be enormous in other pairs, where it is larger."""
 _MOST_STEPS: Final = 100
 _EXACT: Final = 1e-10
 
@@ -42,9 +44,9 @@ def calibrate(differences_PK: Values) -> Calibration:
     Newton's method on the log-likelihood, which is concave; the ridge holds it finite where the parts tell all labels.
     """
     coefficients_K, errors_K = np.zeros(differences_PK.shape[1]), np.full(differences_PK.shape[1], np.inf)
-    scales_K = np.sqrt(np.square(differences_PK).mean(0))
-    used_K = scales_K > 0
-    scaled_PU = differences_PK[:, used_K] / scales_K[used_K]
+    used_K = differences_PK.any(0)
+    size = np.sqrt(np.square(differences_PK.sum(1)).mean()) or 1.0
+    scaled_PU = differences_PK[:, used_K] / size
     weights_U, penalty_UU = np.zeros(scaled_PU.shape[1]), RIDGE * np.eye(scaled_PU.shape[1])
     hessian_UU = penalty_UU
     for _ in range(_MOST_STEPS):
@@ -58,8 +60,8 @@ def calibrate(differences_PK: Values) -> Calibration:
         weights_U = weights_U + step_U
         if np.abs(step_U).max(initial=0.0) <= _EXACT:
             break
-    coefficients_K[used_K] = weights_U / scales_K[used_K]
-    errors_K[used_K] = np.sqrt(np.diag(np.linalg.inv(hessian_UU))) / scales_K[used_K]
+    coefficients_K[used_K] = weights_U / size
+    errors_K[used_K] = np.sqrt(np.diag(np.linalg.inv(hessian_UU))) / size
     return Calibration(coefficients_K, errors_K)
 
 
