@@ -116,10 +116,8 @@ def main() -> None:
     parser.add_argument("--reward", choices=REWARDS)
     options = parser.parse_args()
     cache, tokenizer = torch.load(options.cache), AutoTokenizer.from_pretrained(options.model)
-    print(
-        "| scores | context | coefficients: type, context, residual, probe | accuracy | log-loss | less predecessor's |"
-    )
-    print("|---|---|---|---|---|---|")
+    print("| scores | context | type, context, residual, probe | accuracy | log-loss | less predecessor's | truth |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.scores:
         tokens = Tokens(open_scores(name), cache)
         predecessor_PK = tokens.parts(tokens.before_N)
@@ -150,9 +148,8 @@ def main() -> None:
             if truth:
                 true = float(np.corrcoef(found_PK @ found.coefficients_K, gaps_P)[0, 1])
             less = mean_interval(losses[what] - losses["the predecessor"])
-            print(
-                f"| {name} | {what} | {values} | {accuracy:.3f} | {mean_interval(losses[what]):.3f} | {less:+.3f} | {true:.3f} |"
-            )
+            figures = f"{values} | {accuracy:.3f} | {mean_interval(losses[what]):.3f} | {less:+.3f} | {true:.3f}"
+            print(f"| {name} | {what} | {figures} |")
 
 
 if __name__ == "__main__":

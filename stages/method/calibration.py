@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 RIDGE: Final = 1.0
-"""on the squares of the coefficients, where the sum of the parts has differences of mean square 1: about a pair's worth.
-On the squares of each part's own size instead, a part that shrinkage left all but nothing of would have any coefficient,
-and be enormous in other pairs, where it is larger."""
+"""on the squares of the coefficients, where the sum of the parts has differences of mean square 1: about a pair's
+worth. On the scale of each part alone, one that shrinkage left next to nothing of might have any coefficient, and be
+enormous in other pairs, where it is larger."""
 _MOST_STEPS: Final = 100
 _EXACT: Final = 1e-10
 
