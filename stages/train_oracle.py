@@ -7,15 +7,18 @@ With several folds there are as many oracles, O/oracle-1 and so on, each trained
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 
 from stages.configs import OracleConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
@@ -24,7 +27,7 @@ from stages.devices.memory import move_model
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
 from stages.evaluation.oracle import OracleMetrics, oracle_metrics
-from stages.logprobs.batches import whole
+from stages.logprobs.batches import reference_sums, whole
 from stages.logprobs.head import kl_of_reference
 from stages.logprobs.logps import Reference
 from stages.logprobs.paths import find_paths
@@ -44,7 +47,7 @@ from stages.models.folders import (
     usable_length,
 )
 from stages.models.quantization import load_trainable
-from stages.models.references import RunContext, frozen, kept_logps, logps_of, refuse_unknown_ids
+from stages.models.references import RunContext, frozen, highest_id, kept_logps, logps_of, refuse_unknown_ids
 from stages.models.scorer import oracle_names
 from stages.report.card import FILE as CARD
 from stages.report.card import Made, write_oracle_card, write_reference_card
@@ -66,7 +69,7 @@ from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.step import Objective
 from stages.training.training_mode import refuse_impossible
-from stages.types import CausalLM, Example, PairLogps, Tokenizer, TokenPair
+from stages.types import CausalLM, Example, Lazily, Lazy, PairLogps, ReferenceSums, Tokenizer, TokenPair
 
 REFERENCE: Final = "reference"
 STAGE: Final = "train-oracle"
@@ -101,9 +104,11 @@ class OracleJob(NamedTuple):
 class OracleData(NamedTuple):
     """What the reference and the oracle learn from, and what judges the oracle."""
 
-    train: list[TokenPair]
-    held_out: list[TokenPair]
-    sft: Sequence[TokenPair]
+    judged_first: Lazy[TokenPair]
+    """what is held out, then what is trained on"""
+    train: Lazy[TokenPair]
+    held_out: Lazy[TokenPair]
+    sft: Lazy[TokenPair]
     """conversations, or the chosen responses of `train`"""
     counts: dict[str, Any]
 
@@ -153,13 +158,13 @@ def _load(job: OracleJob, work: Run) -> OracleData:
     limit = LengthLimit(max_length, config.overlong)
     pairs, read = _read(job, work, "dataset", limit, column_names(config.columns))
     split = split_pairs(pairs, config.eval_fraction, config.data_fraction, config.seed)
-    train, held_out = ([pairs[index] for index in part] for part in split)
+    train, held_out = map(pairs.pick, split)
     left_out = len(pairs) - len(held_out) - len(train)
     reporter.say(
         f"{len(pairs):,} pairs = {len(held_out):,} held out + {len(train):,} to train on"
         + (f" + {left_out:,} left out by data_fraction {config.data_fraction}" if left_out else "")
     )
-    sft: Sequence[TokenPair] = train
+    sft: Lazy[TokenPair] = train
     counts: dict[str, Any] = {"dataset": read, "sft_dataset": None, "train": len(train), "held_out": len(held_out)}
     if config.sft_dataset and config.sft_epochs:
         sft, counts["sft_dataset"] = _read(job, work, "sft_dataset", limit)
@@ -174,7 +179,7 @@ def _load(job: OracleJob, work: Run) -> OracleData:
                 hint="lower --folds, or give pairs of more prompts",
             )
         reporter.say(", ".join(f"{name}: {count:,} pairs" for name, count in trained_on.items()))
-    return OracleData(train, held_out, sft, counts)
+    return OracleData(pairs.pick(np.concatenate(split[::-1])), train, held_out, sft, counts)
 
 
 def _read(
@@ -202,14 +207,15 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
     reference = kept_logps(
         frozen(REFERENCE, folder / REFERENCE, config.quantize),
         partial(load_trainable, folder / REFERENCE, config, job.accelerator.device),
-        [*data.held_out, *data.train],
+        data.judged_first,
         context,
         file=LOGPS,
         title=REFERENCE,
     )
+    sums = reference_sums(reference)
     logps: dict[int, PairLogps] = {}
     for fold in range(config.folds):
-        logps |= _oracle_of_fold(job, work, data, reference, fold, context)
+        logps |= _oracle_of_fold(job, work, data, sums, fold, context)
     if not data.held_out:
         return None
     oracle = [logps[pair.pair_id] for pair in data.held_out]
@@ -218,25 +224,26 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
 
 
 def _oracle_of_fold(
-    job: OracleJob, work: Run, data: OracleData, reference: list[PairLogps], fold: int, context: RunContext
+    job: OracleJob, work: Run, data: OracleData, sums: NDArray[np.float64], fold: int, context: RunContext
 ) -> dict[int, PairLogps]:
     """Write the oracle of a fold; its log-probs of the held-out pairs that it is to score, by their numbers.
 
     Args:
-        reference: log-probs under the reference of the held-out pairs, then of those to train on.
+        sums: (N, 2) of the log-probs under the reference, of the held-out pairs, then of those to train on.
     """
     config, name = job.config, job.oracles[fold]
     model = load_trainable(work.folder / REFERENCE, config, job.accelerator.device)
     if not _written(job, work, job.phase(name), name):
-        known = len(data.held_out)
-        examples = [*map(whole, [*data.held_out, *data.train], reference)]
-        train = [example for example in examples[known:] if trains(example.pair, fold, config.folds)]
-        model = _make_oracle(job, work, name, model, train, examples[:known])
+        pairs, known = data.judged_first, len(data.held_out)
+        examples = Lazily(len(pairs), lambda index: whole(pairs[index], ReferenceSums(*sums[index].tolist())))
+        mine = (trains(pair, fold, config.folds) for pair in data.train)
+        train = examples.pick(known + np.flatnonzero(np.fromiter(mine, np.bool_)))
+        model = _make_oracle(job, work, name, model, train, examples.pick(np.arange(known)))
     else:
         model = _read_oracle(job, work.folder / name, lambda: model)
-    mine = [pair for pair in data.held_out if fold_of(pair.prompt_ids, config.folds) == fold]
-    logps = logps_of(model, mine, context, f"{name}, held-out pairs") if mine else []
-    return {pair.pair_id: each for pair, each in zip(mine, logps, strict=True)}
+    judged = [pair for pair in data.held_out if fold_of(pair.prompt_ids, config.folds) == fold]
+    logps = logps_of(model, judged, context, f"{name}, held-out pairs") if judged else []
+    return {pair.pair_id: each for pair, each in zip(judged, logps, strict=True)}
 
 
 def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
@@ -248,14 +255,14 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
             shutil.rmtree(work.folder / name, ignore_errors=True)
     model = load_trainable(folder, config, accelerator.device) if config.sft_epochs else job.load(folder)
     stop_at(model, job.encoder.end_of_turn)
-    refuse_unknown_ids(model, [*data.train, *data.held_out, *data.sft], config.model_name)
+    refuse_unknown_ids(model, highest_id(chain(data.judged_first, data.sft)), config.model_name)
     trainee = Trainee(model, None)
     if config.sft_epochs:
         # An adapter on an adapter has no base to be loaded on: the oracle's reference is an ordinary folder.
         trainee = make_trainee(model, config, str(folder.resolve()), job.reporter, merged=True)
         fit(
             trainee.model,
-            [chosen_only(whole(pair)) for pair in data.sft],
+            data.sft.map(_chosen),
             sft,
             replace(
                 config,
@@ -268,13 +275,17 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
             reporter=job.reporter,
             fingerprint=work.fingerprint,
             size=lambda example: float(len(example.pair.chosen_ids)),
-            held_out=[chosen_only(whole(pair)) for pair in data.held_out],
+            held_out=data.held_out.map(_chosen),
         )
     _save(job, work, trainee, REFERENCE, folder, merged=True)
 
 
+def _chosen(pair: TokenPair) -> Example:
+    return chosen_only(whole(pair))
+
+
 def _make_oracle(
-    job: OracleJob, work: Run, name: str, reference: Any, examples: list[Example], held_out: list[Example]
+    job: OracleJob, work: Run, name: str, reference: Any, examples: Lazy[Example], held_out: Lazy[Example]
 ) -> Any:
     """The reference after DPO, as each process can read it."""
     config, base = job.config, work.folder / REFERENCE

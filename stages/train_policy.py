@@ -7,7 +7,11 @@
 Other objectives are in `stages.method.objectives`, other ways to choose tokens in `stages.method.rules`.
 """
 
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -20,7 +24,7 @@ from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Forward, Reference
 from stages.logprobs.paths import find_paths
-from stages.method.examples import make_examples
+from stages.method.examples import ExampleCounts, chosen_only, join
 from stages.method.rewards import held
 from stages.method.selection import RuleInputs
 from stages.models.adapters import base_name
@@ -40,12 +44,14 @@ from stages.models.references import (
 from stages.registry import OBJECTIVES, RULES
 from stages.report.card import Made, write_policy_card
 from stages.reporting import Reporter, Summary
-from stages.store.alarms import Scale, alarms
+from stages.store.example_table import ExampleTable, write_examples
+from stages.store.files import writing
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.logps import START
 from stages.store.manifest import Input
 from stages.store.run import Run, open_stage
+from stages.store.score_table import ScoreTable, write_score_table
 from stages.store.scores import Scores, open_scores
 from stages.store.shape import lookup
 from stages.tokens.encode import Encoder
@@ -58,7 +64,7 @@ from stages.training.optimizers import refuse_useless_optimizer
 from stages.training.schedule import split_pairs
 from stages.training.step import Objective
 from stages.training.training_mode import refuse_impossible
-from stages.types import CausalLM, Example, PairLogps, ScoredPair, Tokenizer
+from stages.types import CausalLM, Example, Joined, Lazy, PairLogps, Tokenizer
 
 STAGE: Final = "train-policy"
 
@@ -88,6 +94,16 @@ class PolicyJob(NamedTuple):
         return RunContext(self.accelerator, work.folder, self.config.tokens_read, self.reporter)
 
 
+class PolicyData(NamedTuple):
+    """The scored pairs, and where the first process puts the examples that it makes of them."""
+
+    rows: ScoreTable
+    dropped: dict[str, int]
+    """reason -> pairs that were left out"""
+    warnings: list[str]
+    examples: Path
+
+
 def run(config: PolicyConfig, reporter: Reporter) -> Summary:
     """Train the policy and write it as an ordinary model folder."""
     job = _check(config.resolved(), reporter)
@@ -99,10 +115,10 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
             return work.nothing_to_do("policy", push_run(work.folder, config, reporter, first=first))
         # Now: what was done after the last checkpoint was spent too, and is about to be dropped from the log.
         work.earlier_seconds = seconds_spent(work.folder)
-        model, rows, dropped = _load(job)
-        warnings = _warnings(job, rows)
-        trainee, counts, last = _compute(job, work, model, rows, dropped)
-        return _write(job, work, trainee, counts, last, [*warnings, *training_warnings(work.folder)])
+        with _prepared(job, work) as prepared:
+            model, data = _load(job, prepared)
+            trainee, counts, last = _compute(job, work, model, data)
+        return _write(job, work, trainee, counts, last, [*data.warnings, *training_warnings(work.folder)])
 
 
 def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
@@ -133,23 +149,42 @@ def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
     return PolicyJob(config, reporter, accelerator, scores, tokenizer, start, reference, inputs)
 
 
-def _load(job: PolicyJob) -> tuple[Any, list[ScoredPair], dict[str, int]]:
-    """The model, the scored pairs that are short enough, and how many others there are."""
+@contextmanager
+def _prepared(job: PolicyJob, work: Run) -> Iterator[Path]:
+    """A folder for what the first process makes of the scores, and all map into memory, while training lasts."""
+    # As temporary files are called: what a kill leaves is removed when the run's folder is opened again.
+    folder = work.folder / ".prepared.tmp"
+    try:
+        if job.accelerator.is_main_process:
+            with writing(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+        yield folder
+        job.accelerator.wait_for_everyone()
+    finally:
+        if job.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(job: PolicyJob, prepared: Path) -> tuple[Any, PolicyData]:
+    """The model, and the scored pairs that are short enough."""
     config, folders = job.config, {job.start.folder, job.reference.folder}
     trust = config.trust_remote_code
     max_length = usable_length(folders, config.max_length, trust_remote_code=trust, reporter=job.reporter)
-    rows, too_long = job.scores.rows_within(max_length, job.reporter)
+    path = prepared / "scores.arrow"
+    if job.accelerator.is_main_process:
+        write_score_table(job.scores, path, max_length, job.reporter)
+    job.accelerator.wait_for_everyone()
+    rows = ScoreTable(path)
     model = job.load(job.start)
     stop_at(model, Encoder(job.tokenizer).end_of_turn)
-    refuse_unknown_ids(model, (row.pair for row in rows), config.model_name)
-    return model, rows, {f"longer than {max_length:,} tokens": too_long}
+    refuse_unknown_ids(model, rows.highest_id, config.model_name)
+    dropped = {f"longer than {max_length:,} tokens": rows.too_long}
+    return model, PolicyData(rows, dropped, _warnings(job, rows), prepared / "examples.arrow")
 
 
-def _warnings(job: PolicyJob, rows: list[ScoredPair]) -> list[str]:
-    scale = Scale()
-    for row in rows:
-        scale.add(row.scores)
-    found = alarms(scale, job.scores.manifest)
+def _warnings(job: PolicyJob, rows: ScoreTable) -> list[str]:
+    found = [*rows.alarms]
     if tokenizer_hash(job.tokenizer) != job.scores.manifest["tokenizer"].get("hash"):
         found.append(
             "the policy's special tokens or chat template are not those that the scored text was rendered with; "
@@ -161,15 +196,15 @@ def _warnings(job: PolicyJob, rows: list[ScoredPair]) -> list[str]:
 
 
 def _compute(
-    job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]
+    job: PolicyJob, work: Run, model: CausalLM, data: PolicyData
 ) -> tuple[Trainee, dict[str, Any], dict[str, float]]:
     """Select tokens and train on them; returns also the counts, and the averages of the last logged steps."""
     config, reporter, entry = job.config, job.reporter, OBJECTIVES[job.config.objective]
-    examples, counts = _select(job, work, model, rows, dropped)
-    held_out: list[Example] = []
+    examples, counts = _select(job, work, model, data)
+    held_out: Sequence[Example] = ()
     if config.eval_fraction:
-        split = split_pairs([example.pair for example in examples], config.eval_fraction, 1.0, config.seed)
-        examples, held_out = ([examples[index] for index in part] for part in split)
+        pairs = examples.map(lambda example: example.pair)
+        examples, held_out = map(examples.pick, split_pairs(pairs, config.eval_fraction, 1.0, config.seed))
         counts["held_out"] = len(held_out)
         reporter.say(f"{len(held_out):,} pairs held out, {len(examples):,} to train on")
     trainee = make_trainee(model, config, base_name(config.model_name, job.start.folder), reporter, merged=config.merge)
@@ -191,34 +226,52 @@ def _compute(
         held_out=held_out,
         after_step=partial(_keep_snapshot, job, work, trainee),
     )
-    refuse_not_finite(trainee.model, rows[0].pair, job.context(work))
+    refuse_not_finite(trainee.model, data.rows[0].pair, job.context(work))
     return trainee, counts, last
 
 
-def _select(
-    job: PolicyJob, work: Run, model: CausalLM, rows: list[ScoredPair], dropped: dict[str, int]
-) -> tuple[list[Example], dict[str, Any]]:
+def _select(job: PolicyJob, work: Run, model: CausalLM, data: PolicyData) -> tuple[Lazy[Example], dict[str, Any]]:
     """Examples of the selected tokens, with the reference's log-probs of them added up, and the counts."""
-    config = job.config
+    config, rows = job.config, data.rows
     same = job.reference.hash == job.start.hash
 
-    def logps(which: Frozen, file: str) -> list[PairLogps]:
+    def logps(which: Frozen, file: str) -> Sequence[PairLogps]:
         load = partial(job.load, which) if which.hash != job.start.hash else lambda: model
         return logps_of_rows(which, load, rows, job.scores, job.context(work), file=file)
 
     references = logps(job.reference, LOGPS) if "reference" in config.needs else None
-    start_logps: list[PairLogps] = []
+    start_logps: Sequence[PairLogps] = ()
     if "start_logps" in config.needs:
         start_logps = references if references is not None and same else logps(job.start, LOGPS if same else START)
     inputs = RuleInputs(rows, start_logps, lookup(job.scores.manifest, "results.noise.p99"), config.seed)
-    selection = RULES[config.rule].load()(inputs, **config.rule_options)
     alone = OBJECTIVES[config.objective].chosen_only
-    per_token = "per_token" in config.needs
-    examples, counts = make_examples(rows, selection, references, dropped, alone=alone, per_token=per_token)
+    if job.accelerator.is_main_process:
+        _write_examples(job, data, inputs, references, alone=alone)
+    job.accelerator.wait_for_everyone()
+    table = ExampleTable(data.examples, rows)
+    examples, counts = table.map(chosen_only) if alone else table, table.summary
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
     return examples, counts
+
+
+def _write_examples(
+    job: PolicyJob, data: PolicyData, inputs: RuleInputs, references: Sequence[PairLogps] | None, *, alone: bool
+) -> None:
+    config, counts = job.config, ExampleCounts(alone)
+    selection = RULES[config.rule].load()(inputs, **config.rule_options)
+    per_token = "per_token" in config.needs
+    summary: dict[str, Any] = {}
+
+    def joined() -> Iterator[Joined]:
+        with job.reporter.task(f"select {config.rule}", len(data.rows), "pairs") as task:
+            for each in join(data.rows, selection, references, counts, per_token=per_token):
+                task.advance()
+                yield each
+        summary.update(counts.as_json(data.dropped, selection.notes))
+
+    write_examples(data.examples, joined(), summary)
 
 
 def _objective(config: PolicyConfig) -> Objective:

@@ -10,8 +10,9 @@ Shapes: ``P`` prompt tokens, ``C`` chosen response tokens, ``J`` rejected respon
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,54 @@ Message = dict[str, str]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``."""
 
 _NO_ARGUMENTS: dict[str, Any] = {}
+Item = TypeVar("Item")
+Other = TypeVar("Other")
+
+
+class Lazy(Sequence[Item], ABC):
+    """Items that are made when they are asked for, and kept by nobody."""
+
+    @abstractmethod
+    def at(self, index: int) -> Item:
+        """The item at an index from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        found = range(len(self))[index]
+        return self.at(found) if isinstance(found, int) else [self.at(each) for each in found]
+
+    def pick(self, indices: NDArray[np.int64]) -> Lazy[Item]:
+        """The items at some indices."""
+        return Lazily(len(indices), lambda index: self.at(int(indices[index])))
+
+    def map(self, make: Callable[[Item], Other]) -> Lazy[Other]:
+        """What is made of each item."""
+        return Lazily(len(self), lambda index: make(self.at(index)), lambda: map(make, self))
+
+
+class Lazily(Lazy[Item]):
+    """Items that a function makes of their indices.
+
+    Args:
+        iterate: all of them in order, where that is quicker than one by one.
+    """
+
+    def __init__(
+        self, length: int, make: Callable[[int], Item], iterate: Callable[[], Iterator[Item]] | None = None
+    ) -> None:
+        self._length, self._make, self._iterate = length, make, iterate
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._iterate() if self._iterate else map(self._make, range(self._length))
+
+    def at(self, index: int) -> Item:
+        return self._make(index)
 
 
 class Tokenizer(Protocol):
@@ -189,6 +238,17 @@ class ReferenceSums(NamedTuple):
 
     chosen: float
     rejected: float
+
+
+class Joined(NamedTuple):
+    """What a rule and a reference say of one scored pair."""
+
+    row: int
+    """of the pair, among those that the rule was given"""
+    weights: PairWeights
+    reference: ReferenceSums | None
+    token_reference: PairLogps | None
+    """reference log-probs of every token, where a loss looks at them one by one"""
 
 
 class PerToken(NamedTuple):

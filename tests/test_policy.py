@@ -1,5 +1,6 @@
 """What `sepo train-policy` does beyond its defaults: other objectives, references, selections and anchors."""
 
+import gc
 import json
 from contextlib import suppress
 from functools import cache
@@ -17,6 +18,7 @@ from stages.registry import OBJECTIVES, RULES
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
 from stages.training.metrics import read_metrics
+from stages.types import Example, PairLogps, PairWeights, ScoredPair
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 from tests.reference import Side
@@ -153,6 +155,28 @@ def selected(world, chat_folder, tmp_path, monkeypatch):
         return np.concatenate(taken).tolist()
 
     return run
+
+
+@pytest.mark.parametrize("objective", ["sepo", "regress"])
+def test_pairs_wait_in_files_while_training_lasts(objective, world, chat_folder, tmp_path, monkeypatch):
+    def alive():
+        gc.collect()
+        return sum(type(each) in (Example, ScoredPair, PairWeights, PairLogps) for each in gc.get_objects())
+
+    before, found = alive(), []
+
+    def fit(model, examples, *arguments, **more):
+        found.extend([len(examples), alive() - before, sorted(path.name for path in prepared.iterdir())])
+        raise Selected
+
+    prepared = tmp_path / "p/.prepared.tmp"
+    monkeypatch.setattr(train_policy, "fit", fit)
+    with suppress(Selected):
+        run_policy(world, chat_folder, output=tmp_path / "p", objective=objective)
+    assert found[0] > 30
+    assert found[1] == 0
+    assert found[2] == ["examples.arrow", "scores.arrow"]
+    assert not prepared.exists()
 
 
 @pytest.mark.parametrize(

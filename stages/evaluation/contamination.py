@@ -21,7 +21,7 @@ from stages.evaluation.held_out import HeldOut, hashes_of
 from stages.reporting import Reporter
 from stages.store.files import hash_file, hash_json
 from stages.store.logps import FILE as LOGPS
-from stages.store.logps import read_whole_table
+from stages.store.logps import read_hashes
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.scores import MADE_BY, NEEDED, open_scores
 from stages.store.shape import lookup
@@ -151,12 +151,11 @@ def training_pairs(source: TrainedOn, held_out: HeldOut, config: EvaluateConfig,
     if oracle := _manifest(folder, "train-oracle"):
         if why_not := _unlike(oracle, oracle["inputs"].get("tokenizer"), held_out, config):
             return why_not
-        table = read_whole_table(folder / LOGPS)
-        if table is None:
+        hashes = read_hashes(folder / LOGPS)
+        if hashes is None:
             return f"it has no {LOGPS} that can be read"
         # The pairs that were held out come first.
-        hashes: NDArray[np.uint64] = table["content_hash"].to_numpy()[oracle["counts"]["held_out"] :]
-        return hashes
+        return hashes[oracle["counts"]["held_out"] :]
     if is_remote(name) or _manifest(folder, MADE_BY):
         scores = open_scores(name if is_remote(name) else folder)
         theirs = scores.manifest["tokenizer"].get("hash") or held_out.tokenizer_hash

@@ -24,7 +24,7 @@ from stages.logprobs.decode_trial import find_decoding
 from stages.logprobs.logps import Forward, response_kl, response_logps, shared_groups
 from stages.logprobs.paths import find_paths
 from stages.models.loading import Loading
-from stages.models.references import refuse_unknown_ids
+from stages.models.references import highest_id, refuse_unknown_ids
 from stages.reporting import Quiet, Reporter
 from stages.store.files import hash_json
 from stages.store.manifest import LIBRARIES
@@ -111,7 +111,7 @@ class Evaluator:
 
         def make() -> Arrays:
             forward = self._forward(model.folder)
-            refuse_unknown_ids(forward.model, pairs, model.name)
+            refuse_unknown_ids(forward.model, highest_id(pairs), model.name)
             with self.reporter.task(title, len(pairs), "pairs") as task:
                 [found] = response_logps([forward], pairs, task=task, **self._how)
             _refuse_not_finite(np.concatenate([side for each in found for side in each]), title)

@@ -1,6 +1,6 @@
 """What held-out pairs say of an oracle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from stages.method.drift import Drift
@@ -26,9 +26,9 @@ class OracleMetrics(NamedTuple):
 
 
 def oracle_metrics(
-    pairs: list[TokenPair],
-    oracle: list[PairLogps],
-    reference: list[PairLogps],
+    pairs: Sequence[TokenPair],
+    oracle: Sequence[PairLogps],
+    reference: Sequence[PairLogps],
     beta: float,
     vocabulary_size: int,
     decode: Callable[[list[int]], str],

@@ -14,13 +14,15 @@ mix tokens in other ways (state spaces, convolutions) do not reach it; `stages.l
 Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, ``D`` head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from stages.compat import attention_of
@@ -28,6 +30,10 @@ from stages.logprobs.varlen import Sequences, attend_by_sequences, sequences_of,
 from stages.types import CausalLM
 
 NAME: Final = "sepo_packed"
+LARGEST_MASK: Final = 1 << 24
+"""entries, 64 MB in float32; longer responses ask in blocks, which share one mask of that size"""
+_ALIGNED: Final = 8
+"""a GPU's kernel copies a mask whose rows, or whose beginning, are not aligned to so many entries"""
 
 
 class Span(NamedTuple):
@@ -72,6 +78,31 @@ class Layout:
                 ~visible_QS, float("-inf")
             )
         return self._masks[key]
+
+    def blocks(
+        self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """Blocks of the queries behind a prompt: how many queries, which keys they may see, and their mask of these.
+
+        All blocks' masks are parts of the last one's, in whose lower right corner they begin: where each query sees the
+        keys up to itself, the distance from the end decides.
+        """
+        if queries * keys <= LARGEST_MASK:
+            yield queries, slice(keys), self.causal_mask(prompt, queries, keys, window, dtype)
+            return
+        width = -(-keys // _ALIGNED) * _ALIGNED
+        most = max(1, LARGEST_MASK // width // _ALIGNED) * _ALIGNED
+        last_QS = self.causal_mask(keys - most, most, width, window, dtype)
+        # The first block is the one that is not full: the ends of all others are as far from the last as is aligned.
+        ends = range(queries - (queries - 1) // most * most, queries + 1, most)
+        for start, end in zip([0, *ends], ends, strict=False):
+            first = 0 if window is None else max(0, prompt + start - window + 1) // _ALIGNED * _ALIGNED
+            behind = queries - end
+            yield (
+                end - start,
+                slice(first, prompt + end),
+                last_QS[most - (end - start) :, first + behind : prompt + end + behind],
+            )
 
 
 _open: Layout | None = None
@@ -131,20 +162,12 @@ def _attend_packed(
         _read(value_HTD, layout),
         strict=True,
     ):
-        prompt, longest = key.shape[2] - query.shape[2], key.shape[2]
-        window = sliding_window if sliding_window is not None and sliding_window < longest else None
-        if softcap is not None:
-            mask_QS = layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype).to(query.device)
-            parts.append(_capped(query, key, value, mask_QS, scaling, softcap))
+        queries, keys = query.shape[2], key.shape[2]
+        window = sliding_window if sliding_window is not None and sliding_window < keys else None
+        if queries == keys and window is None and softcap is None:
+            parts.append(_attend(query, key, value, None, scaling, grouped=groups > 1))
             continue
-        whole = prompt == 0 and window is None
-        mask = None if whole else layout.causal_mask(prompt, query.shape[2], longest, window, query.dtype)
-        mask = mask if mask is None else mask.to(query.device)
-        parts.append(
-            F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, is_causal=whole, scale=scaling, enable_gqa=groups > 1
-            )
-        )
+        parts += _attend_in_blocks(query, key, value, layout, window, scaling, softcap, grouped=groups > 1)
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -157,6 +180,40 @@ def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:
         yield torch.cat([prompt, next(pieces)], dim=2)
         if span.rejected:
             yield torch.cat([prompt, next(pieces)], dim=2)
+
+
+def _attend_in_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    window: int | None,
+    scaling: float | None,
+    softcap: float | None,
+    *,
+    grouped: bool,
+) -> list[Tensor]:
+    """What queries behind a prompt see, in the blocks of `Layout.blocks`; one block reads the keys as they are."""
+    queries, keys = query.shape[2], key.shape[2]
+    blocks = [*layout.blocks(keys - queries, queries, keys, window, query.dtype)]
+    attend: Callable[..., Tensor] = partial(_attend, scaling=scaling, grouped=grouped)
+    if softcap is not None:
+        attend = partial(_capped, scaling=scaling, cap=softcap)
+        # The scores of all blocks are as many as the entries of a whole mask, in every head.
+        attend = attend if len(blocks) == 1 else partial(checkpoint, attend, use_reentrant=False)
+    parts = []
+    for asking, (_, seen, mask_QS) in zip(torch.split(query, [each[0] for each in blocks], 2), blocks, strict=True):
+        read = (key, value) if len(blocks) == 1 else (key[:, :, seen], value[:, :, seen])
+        parts.append(attend(asking, *read, mask_QS.to(query.device)))
+    return parts
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor | None, scaling: float | None, *, grouped: bool
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask_QS, is_causal=mask_QS is None, scale=scaling, enable_gqa=grouped
+    )
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scaling: float | None, cap: float) -> Tensor:

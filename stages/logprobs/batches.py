@@ -1,10 +1,11 @@
 """Examples as padded tensors, and the grouping of examples into micro-batches of bounded size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.devices.memory import on_device
@@ -22,11 +23,16 @@ from stages.types import (
 )
 
 
-def whole(pair: TokenPair, reference: PairLogps | None = None) -> Example:
+def whole(pair: TokenPair, reference: ReferenceSums | None = None) -> Example:
     """An example in which every response token has weight 1, perhaps with log-probs under the reference."""
     weights = PairWeights(*(np.ones(len(ids), np.float32) for ids in (pair.chosen_ids, pair.rejected_ids)))
-    sums = reference and ReferenceSums(*(float(side.sum(dtype=np.float64)) for side in reference))
-    return Example(pair, weights, sums)
+    return Example(pair, weights, reference)
+
+
+def reference_sums(logps: Iterable[PairLogps]) -> NDArray[np.float64]:
+    """Of each pair the log-probs under a reference added up, (N, 2) nats: chosen, rejected."""
+    sums = (side.sum(dtype=np.float64) for pair in logps for side in pair)
+    return np.fromiter(sums, np.float64).reshape(-1, 2)
 
 
 def padded_groups(examples: Sequence[Example], max_tokens: int) -> list[list[int]]:

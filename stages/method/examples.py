@@ -1,62 +1,89 @@
 """Scored pairs and what a rule made of them, as training takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from stages.errors import SepoError
 from stages.method.selection import Selection
-from stages.types import Example, Floats, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair
+from stages.types import Example, Floats, Joined, PairLogps, PairWeights, ReferenceSums, ScoredPair
 
 SIDES = ("chosen", "rejected")
 
 
-def make_examples(
+@dataclass
+class ExampleCounts:
+    """What became of the pairs that a rule was given: known when all examples were drawn."""
+
+    alone: bool
+    """the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted"""
+    kept: int = 0
+    empty: int = 0
+    """pairs of which a response has no weight"""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """by side, of the pairs that were kept"""
+    selected: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.selected = (dict.fromkeys(SIDES[:1] if self.alone else SIDES, 0) for _ in range(2))
+
+    def add(self, weights: PairWeights) -> bool:
+        """Count a pair, which is dropped where this is False."""
+        empty = not weights.chosen.any() or not (self.alone or weights.rejected.any())
+        self.empty += empty
+        self.kept += not empty
+        for name in () if empty else self.tokens:
+            self.tokens[name] += len(getattr(weights, name))
+            self.selected[name] += int(np.count_nonzero(getattr(weights, name)))
+        return not empty
+
+    def as_json(self, too_long: dict[str, int], notes: dict[str, int]) -> dict[str, Any]:
+        """For the manifest.
+
+        Args:
+            too_long: reason -> pairs that were left out before for it.
+            notes: of the selection.
+
+        Raises:
+            SepoError: no pair was kept.
+        """
+        if not self.kept:
+            raise SepoError(
+                f"in each of the {self.empty:,} pairs a response has no weighted token",
+                hint="give every response a token with a weight above 0",
+            )
+        dropped = {**too_long, "a response without a weighted token": self.empty}
+        return {
+            "read": self.kept + sum(dropped.values()),
+            "kept": self.kept,
+            "dropped": {reason: count for reason, count in dropped.items() if count},
+            "tokens": self.tokens,
+            "selected": self.selected,
+            "selection": dict(notes),
+        }
+
+
+def join(
     rows: Sequence[ScoredPair],
     selection: Selection,
     references: Sequence[PairLogps] | None,
-    too_long: dict[str, int],
+    counts: ExampleCounts,
     *,
-    alone: bool = False,
     per_token: bool = False,
-) -> tuple[list[Example], dict[str, Any]]:
+) -> Iterator[Joined]:
     """Join rows, weights and reference log-probs; a pair of which a response has no weight is dropped and counted.
 
     Args:
         references: log-probs under the reference, a row each, where the objective has one.
-        too_long: reason -> pairs that were left out before for it, for the counts (of the manifest).
-        alone: the chosen responses are trained on alone: nothing of the rejected ones is looked at or counted.
-        per_token: examples also get the reference log-probs and the scores of every token.
+        per_token: the reference log-probs of every token are kept too.
     """
-    examples: list[Example] = []
-    empty = 0
-    sides = SIDES[:1] if alone else SIDES
-    counts: dict[str, dict[str, int]] = {name: dict.fromkeys(sides, 0) for name in ("tokens", "selected")}
-    for index, (row, weights) in enumerate(zip(rows, selection.weights, strict=True)):
-        if not weights.chosen.any() or not (alone or weights.rejected.any()):
-            empty += 1
-            continue
-        sums = None if references is None else ReferenceSums(*map(_weighted_sum, weights, references[index]))
-        values = PerToken(references[index], row.scores) if per_token and references is not None else None
-        example = Example(row.pair, weights, sums, values)
-        examples.append(chosen_only(example) if alone else example)
-        for name, side in zip(sides, weights, strict=False):
-            counts["tokens"][name] += len(side)
-            counts["selected"][name] += int(np.count_nonzero(side))
-    if not examples:
-        raise SepoError(
-            f"in each of the {empty:,} pairs a response has no weighted token",
-            hint="give every response a token with a weight above 0",
-        )
-    dropped = {**too_long, "a response without a weighted token": empty}
-    return examples, {
-        "read": len(examples) + sum(dropped.values()),
-        "kept": len(examples),
-        "dropped": {reason: count for reason, count in dropped.items() if count},
-        **counts,
-        "selection": selection.notes,
-    }
+    for row, weights in zip(range(len(rows)), selection.weights, strict=True):
+        if counts.add(weights):
+            logps = None if references is None else references[row]
+            sums = None if logps is None else ReferenceSums(*map(_weighted_sum, weights, logps))
+            yield Joined(row, weights, sums, logps if per_token else None)
 
 
 def chosen_only(example: Example) -> Example:

@@ -3,31 +3,31 @@
 What they are made of is in `stages.method.selection`; names, options and needs stand in `stages.registry`.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 
 from stages.errors import SepoError
+from stages.method.order_statistics import median, order_statistics
 from stages.method.selection import (
+    Choose,
     Mask,
     RuleInputs,
     Selection,
     as_weights,
-    by_pair,
-    by_response,
-    cuts_ties,
-    never_empty,
     random_keys,
     ranked,
     select_highest,
-    signed,
-    tie_notes,
+    select_where,
+    selected_count,
+    signed_scores,
 )
-from stages.types import Floats, PairLogps
+from stages.types import Floats, PairLogps, PairWeights
 
 
 def oracle(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float, authors_rule: bool) -> Selection:
     """the highest scores of each chosen response, the lowest of each rejected one, arXiv 2408.13518 section 3.3"""
-    keys = (signed(row.scores) for row in inputs.rows)
-    return ranked(keys, chosen_ratio, rejected_ratio, authors_rule=authors_rule)
+    return ranked(signed_scores(inputs.rows), chosen_ratio, rejected_ratio, authors_rule=authors_rule)
 
 
 def inverted(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float, authors_rule: bool) -> Selection:
@@ -44,7 +44,7 @@ def random(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float, au
 
 def all(inputs: RuleInputs) -> Selection:
     """every response token"""
-    return Selection([as_weights(*(np.ones(len(side)) for side in row.scores)) for row in inputs.rows])
+    return Selection(as_weights(*(np.ones(len(side)) for side in row.scores)) for row in inputs.rows)
 
 
 def earliest(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
@@ -74,12 +74,14 @@ def sampo(inputs: RuleInputs) -> Selection:
 
     A sum over the tokens then says nothing of length. SamPO draws anew in every step; here each pair is drawn once.
     """
-    weights = []
-    for row in inputs.rows:
-        count = min(map(len, row.scores))
-        keys = random_keys(row.scores, seed=inputs.seed, pair_id=row.pair.pair_id)
-        weights.append(as_weights(*(select_highest(side, count / len(side)) for side in keys)))
-    return Selection(weights)
+
+    def draw() -> Iterator[PairWeights]:
+        for row in inputs.rows:
+            count = min(map(len, row.scores))
+            keys = random_keys(row.scores, seed=inputs.seed, pair_id=row.pair.pair_id)
+            yield as_weights(*(select_highest(side, count / len(side)) for side in keys))
+
+    return Selection(draw())
 
 
 def symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
@@ -87,7 +89,7 @@ def symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float)
 
     The median is that of all response tokens of all pairs.
     """
-    return ranked(_from_median(inputs), chosen_ratio, rejected_ratio)
+    return ranked(_from_median(inputs)(), chosen_ratio, rejected_ratio)
 
 
 def dataset_share(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
@@ -95,7 +97,7 @@ def dataset_share(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: fl
 
     A response without such a token keeps its best one (its worst, if rejected): a pair is a comparison of two.
     """
-    return _share_of_all(by_response(inputs.rows), chosen_ratio, rejected_ratio)
+    return _share_of_all(lambda: signed_scores(inputs.rows), chosen_ratio, rejected_ratio)
 
 
 def dataset_symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio: float) -> Selection:
@@ -104,37 +106,42 @@ def dataset_symmetric(inputs: RuleInputs, *, chosen_ratio: float, rejected_ratio
     The median is that of all response tokens of all pairs. A response without such a token keeps the one of it that is
     farthest.
     """
-    keys = _from_median(inputs)
-    by_side = [key.chosen for key in keys] + [key.rejected for key in keys]
-    return _share_of_all(by_side, chosen_ratio, rejected_ratio)
+    return _share_of_all(_from_median(inputs), chosen_ratio, rejected_ratio)
 
 
-def _from_median(inputs: RuleInputs) -> list[PairLogps]:
+Keys = Callable[[], Iterable[PairLogps]]
+"""begins a pass over the keys of all rows"""
+
+
+def _from_median(inputs: RuleInputs) -> Keys:
     """How far each token's score is from the median of all tokens of all pairs."""
-    median = np.median(np.concatenate([side for row in inputs.rows for side in row.scores]))
-    return [PairLogps(*(np.abs(side - median) for side in row.scores)) for row in inputs.rows]
+    middle = median(lambda: (side for row in inputs.rows for side in row.scores))
+    return lambda: (PairLogps(*(np.abs(side - middle) for side in row.scores)) for row in inputs.rows)
 
 
-def _share_of_all(keys: list[Floats], chosen_ratio: float, rejected_ratio: float) -> Selection:
-    """The highest keys of one side's responses taken together.
+def _share_of_all(keys: Keys, chosen_ratio: float, rejected_ratio: float) -> Selection:
+    """The highest keys of each side's responses taken together."""
+    chosen = _best_of_all(lambda: (pair.chosen for pair in keys()), chosen_ratio)
+    rejected = _best_of_all(lambda: (pair.rejected for pair in keys()), rejected_ratio)
+    return select_where(keys(), (chosen, rejected), "in the share")
 
-    Args:
-        keys: of every chosen response, then of every rejected one.
-    """
-    count = len(keys) // 2
-    masks: list[Mask] = []
-    cuts: list[float] = []
-    for side, ratio in ((keys[:count], chosen_ratio), (keys[count:], rejected_ratio)):
-        together = np.concatenate(side)
-        mask = select_highest(together, ratio)
-        masks += np.split(mask, np.cumsum([len(key) for key in side])[:-1])
-        # The one cut is in all responses that have its key, also where all of their tokens are on one side of it.
-        cuts += [together[mask].min() if cuts_ties(together, mask) else np.nan] * count
-    masks, notes = never_empty(masks, keys, "in the share")
-    ties = sum(
-        bool((key == cut).any()) or cuts_ties(key, mask) for key, mask, cut in zip(keys, masks, cuts, strict=True)
-    )
-    return Selection(by_pair(masks), notes | tie_notes(ties))
+
+def _best_of_all(keys: Callable[[], Iterable[Floats]], ratio: float) -> Choose:
+    """What takes this share of all tokens, given each response's keys in order; ties go to the earlier token."""
+    [cut] = order_statistics(keys, lambda count: [count - selected_count(count, ratio)])
+    left = cut.from_top - cut.above
+    # The one cut is in all responses that have its key, also where all of their tokens are on one side of it.
+    within_ties = cut.equal > left
+
+    def choose(key: Floats) -> tuple[Mask, bool]:
+        nonlocal left
+        mask = key > cut.value
+        at_the_cut = np.flatnonzero(key == cut.value)
+        mask[at_the_cut[:left]] = True
+        left -= len(at_the_cut[:left])
+        return mask, within_ties and len(at_the_cut) > 0
+
+    return choose
 
 
 def threshold(inputs: RuleInputs, *, threshold: float) -> Selection:
@@ -142,9 +149,11 @@ def threshold(inputs: RuleInputs, *, threshold: float) -> Selection:
 
     A response without such a token keeps its best one (its worst, if rejected): a pair is a comparison of two.
     """
-    keys = by_response(inputs.rows)
-    masks, notes = never_empty([key >= threshold for key in keys], keys, "beyond the threshold")
-    return Selection(by_pair(masks), notes)
+
+    def choose(key: Floats) -> tuple[Mask, bool]:
+        return key >= threshold, False
+
+    return select_where(signed_scores(inputs.rows), (choose, choose), "beyond the threshold", counts_ties=False)
 
 
 def soft(inputs: RuleInputs, *, soft_k: float, soft_mu: float, soft_low: float, soft_high: float) -> Selection:
@@ -157,8 +166,8 @@ def soft(inputs: RuleInputs, *, soft_k: float, soft_mu: float, soft_low: float, 
         weights: Floats = soft_k * np.exp(mu * np.clip(scores, soft_low, soft_high))
         return weights
 
-    rows = [row.scores for row in inputs.rows]
-    return Selection([as_weights(weight(row.chosen, soft_mu), weight(row.rejected, -soft_mu)) for row in rows])
+    rows = (row.scores for row in inputs.rows)
+    return Selection(as_weights(weight(row.chosen, soft_mu), weight(row.rejected, -soft_mu)) for row in rows)
 
 
 def auto(inputs: RuleInputs, *, auto_share: float) -> Selection:
@@ -171,13 +180,14 @@ def auto(inputs: RuleInputs, *, auto_share: float) -> Selection:
     is wanted: up in a chosen response, down in a rejected one. Others have none: their sign could be chance. Where
     no token has any, the best one is taken.
     """
-    keys = by_response(inputs.rows)
-    fewest = [_fewest(key, inputs.noise or 0.0, auto_share) for key in keys]
-    masks, notes = never_empty(fewest, keys, "beyond the noise")
-    notes |= tie_notes(sum(map(cuts_ties, keys, masks)))
+
+    def choose(key: Floats) -> tuple[Mask, bool]:
+        return _fewest(key, inputs.noise or 0.0, auto_share), False
+
+    selection = select_where(signed_scores(inputs.rows), (choose, choose), "beyond the noise")
     if inputs.noise is None:
-        notes["pairs whose scorer did not measure its noise, which was taken to be 0"] = len(inputs.rows)
-    return Selection(by_pair(masks), notes)
+        selection.notes["pairs whose scorer did not measure its noise, which was taken to be 0"] = len(inputs.rows)
+    return selection
 
 
 def _fewest(keys: Floats, noise: float, share: float) -> Mask:
@@ -194,12 +204,14 @@ def _fewest(keys: Floats, noise: float, share: float) -> Mask:
 
 def column(inputs: RuleInputs) -> Selection:
     """the weights in the shards' columns chosen_weights and rejected_weights"""
-    weights = []
-    for row in inputs.rows:
-        if row.weights is None:
-            raise SepoError(
-                f"pair {row.pair.pair_id} comes without weights, and select column takes nothing else",
-                hint="add the columns chosen_weights and rejected_weights (list<float32>) to the shards",
-            )
-        weights.append(as_weights(*row.weights))
-    return Selection(weights)
+
+    def draw() -> Iterator[PairWeights]:
+        for row in inputs.rows:
+            if row.weights is None:
+                raise SepoError(
+                    f"pair {row.pair.pair_id} comes without weights, and select column takes nothing else",
+                    hint="add the columns chosen_weights and rejected_weights (list<float32>) to the shards",
+                )
+            yield as_weights(*row.weights)
+
+    return Selection(draw())

@@ -4,13 +4,15 @@ Pure functions of one response's keys (scores, say), (n,) in, (n,) bool out, and
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.method.order_statistics import rising_bits
 from stages.types import Floats, PairLogps, PairWeights, ScoredPair
 
 Mask = NDArray[np.bool_]
@@ -27,6 +29,7 @@ class RuleInputs(NamedTuple):
     """What a rule may look at."""
 
     rows: Sequence[ScoredPair]
+    """made when they are asked for: to go through them costs no memory, to keep them does"""
     start_logps: Sequence[PairLogps] = ()
     """log-probs under the model that the policy starts from, a row each, if the rule needs them"""
     noise: float | None = None
@@ -35,12 +38,16 @@ class RuleInputs(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What a rule decided."""
+    """What a rule decides."""
 
-    weights: list[PairWeights]
-    """a row each"""
-    notes: dict[str, int] = {}  # noqa: RUF012 (never changed)
-    """what happened how often, in words for the counts"""
+    weights: Iterable[PairWeights]
+    """a row each, in order; made while they are drawn, once"""
+    notes: dict[str, int] = {}  # noqa: RUF012 (never changed where there are none)
+    """what happened how often, in words for the counts: known when all weights are drawn"""
+
+    def drawn(self) -> tuple[list[PairWeights], dict[str, int]]:
+        """All weights at once, and the notes."""
+        return [*self.weights], self.notes
 
 
 def selected_count(length: int, ratio: float) -> int:
@@ -86,17 +93,49 @@ def ranked(
         authors_rule: as their code has it, never a response's first token, and floor(ratio * (n - 1)) of the others. At
             least one, which their code does not see to; a response of one token gives that.
     """
-    weights: list[PairWeights] = []
-    ties, remaining = 0, iter(keys)
-    while some := [*islice(remaining, _TOGETHER)]:
-        sides = []
-        for side, ratio in zip(zip(*some, strict=True), (chosen_ratio, rejected_ratio), strict=True):
-            offsets = np.cumsum([0, *map(len, side)])
-            mask, tied = _select_in_each(np.concatenate(side), offsets, ratio, authors_rule=authors_rule)
-            sides.append(np.split(mask.astype(np.float32), offsets[1:-1]))
-            ties += tied
-        weights += map(PairWeights, *sides)
-    return Selection(weights, tie_notes(ties))
+    notes: Counter[str] = Counter()
+
+    def draw() -> Iterator[PairWeights]:
+        remaining = iter(keys)
+        while some := [*islice(remaining, _TOGETHER)]:
+            sides = []
+            for side, ratio in zip(zip(*some, strict=True), (chosen_ratio, rejected_ratio), strict=True):
+                offsets = np.cumsum([0, *map(len, side)])
+                mask, ties = _select_in_each(np.concatenate(side), offsets, ratio, authors_rule=authors_rule)
+                sides.append(np.split(mask.astype(np.float32), offsets[1:-1]))
+                notes.update(tie_notes(ties))
+            yield from map(PairWeights, *sides)
+
+    return Selection(draw(), notes)
+
+
+Choose = Callable[[Floats], tuple[Mask, bool]]
+"""makes a mask of a response's keys, perhaps an empty one, and says whether position decided between equal keys"""
+
+
+def select_where(
+    keys: Iterable[PairLogps], choose: tuple[Choose, Choose], where: str, *, counts_ties: bool = True
+) -> Selection:
+    """The tokens that are `where` they should be, weight 1; a response without any has its best one.
+
+    Args:
+        choose: finds them in a chosen, and in a rejected response; called once for each, in order.
+        where: in words for the notes, such as ``beyond the noise``.
+        counts_ties: whether cuts within ties are noted.
+    """
+    notes: Counter[str] = Counter()
+
+    def mask_of(key: Floats, choose: Choose) -> Mask:
+        mask, tied = choose(key)
+        if not mask.any():
+            notes[f"responses with no token {where}, whose best one was taken"] += 1
+            mask = _first(key, 1)
+        if counts_ties and (tied or cuts_ties(key, mask)):
+            notes[CUT_TIES] += 1
+        return mask
+
+    masks = (map(mask_of, pair, choose) for pair in keys)
+    return Selection((as_weights(*pair) for pair in masks), notes)
 
 
 def _select_in_each(keys: Floats, offsets: NDArray[np.int64], ratio: float, *, authors_rule: bool) -> tuple[Mask, int]:
@@ -140,9 +179,7 @@ def order_within(keys: Floats, offsets: NDArray[np.int64], last: Order = _NONE) 
     """
     lengths = np.diff(offsets)
     rows, starts = np.repeat(np.arange(len(lengths)), lengths), np.repeat(offsets[:-1], lengths)
-    # Adding 0 makes -0 equal to 0. The bits of a float's magnitude rise with it; those of positive ones are turned.
-    signed_bits = (keys.astype(np.float32) + np.float32(0)).view(np.int32)
-    descending = (signed_bits ^ (~(signed_bits >> 31) & 0x7FFFFFFF)).view(np.uint32)
+    descending = ~rising_bits(keys)
     descending[last] = 0xFFFFFFFF
     bits = int(lengths.max()).bit_length()
     if len(lengths).bit_length() + bits > 32:
@@ -168,23 +205,9 @@ def tie_notes(count: int) -> dict[str, int]:
     return {CUT_TIES: count} if count else {}
 
 
-def by_response(rows: Sequence[ScoredPair]) -> list[Floats]:
-    """`signed` scores of every chosen response, then of every rejected one."""
-    keys = [signed(row.scores) for row in rows]
-    return [key.chosen for key in keys] + [key.rejected for key in keys]
-
-
-def by_pair(masks: Sequence[Mask]) -> list[PairWeights]:
-    """Masks in the order of `by_response` as weights a row."""
-    count = len(masks) // 2
-    return list(map(as_weights, masks[:count], masks[count:]))
-
-
-def never_empty(masks: Sequence[Mask], keys: Sequence[Floats], where: str) -> tuple[list[Mask], dict[str, int]]:
-    """Masks in which a response with no token `where` it should be has its best one, and the note of how many."""
-    found = [mask if mask.any() else _first(key, 1) for mask, key in zip(masks, keys, strict=True)]
-    empty = sum(not mask.any() for mask in masks)
-    return found, {f"responses with no token {where}, whose best one was taken": empty} if empty else {}
+def signed_scores(rows: Sequence[ScoredPair]) -> Iterator[PairLogps]:
+    """`signed` scores, row by row."""
+    return (signed(row.scores) for row in rows)
 
 
 def _authors_count(length: int, ratio: float) -> int:

@@ -16,10 +16,11 @@ from stages.logprobs.paths import find_paths
 from stages.models.folders import embedding_rows, model_hash
 from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import forget_parts, part_name, read_logps, write_logps
+from stages.store.score_table import ScoreTable
 from stages.store.scores import Scores
 from stages.store.shape import lookup
 from stages.tokens.fingerprint import vocabulary_hash
-from stages.types import CausalLM, PairLogps, ScoredPair, Tokenizer, TokenPair
+from stages.types import CausalLM, Lazily, PairLogps, ScoredPair, Tokenizer, TokenPair
 
 PART_PAIRS: Final = 1024
 """whose log-probs are kept together: what a kill can cost"""
@@ -64,9 +65,13 @@ def refuse_other_vocabulary(tokenizer: Tokenizer, scores: Scores, model: str) ->
     )
 
 
-def refuse_unknown_ids(model: CausalLM, pairs: Iterable[TokenPair], name: str) -> None:
-    """Refuse a model that has no embedding for some id of the pairs."""
-    highest = max(int(ids.max(initial=0)) for pair in pairs for ids in pair.parts)
+def highest_id(pairs: Iterable[TokenPair]) -> int:
+    """Of all tokens of the pairs."""
+    return max(int(ids.max(initial=0)) for pair in pairs for ids in pair.parts)
+
+
+def refuse_unknown_ids(model: CausalLM, highest: int, name: str) -> None:
+    """Refuse a model that has no embedding for the highest id of some pairs."""
     if highest >= embedding_rows(model):
         raise SepoError(
             f"the pairs hold token id {highest:,}, but {name} has embeddings for {embedding_rows(model):,}",
@@ -87,28 +92,33 @@ def refuse_other_head(policy: CausalLM, reference: Any, name: str) -> None:
 def logps_of_rows(
     model: Frozen,
     load: Callable[[], CausalLM],
-    rows: Sequence[ScoredPair],
+    rows: ScoreTable,
     scores: Scores,
     context: RunContext,
     *,
     file: str,
-) -> list[PairLogps]:
+) -> Sequence[PairLogps]:
     """Log-probs of every response token of the rows of some scores under a model, in their order.
 
     From the shards where the scores' reference is that very model, to the bit, in float32; else from `kept_logps`.
     """
-    in_shards = _in_shards(model, rows, scores)
-    if in_shards is not None:
+    if rows.referenced and _is_reference(model, scores):
         context.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
-        return in_shards
-    pairs = [row.pair for row in rows]
+        return rows.map(_reference_of)
+    pairs = rows.map(lambda row: row.pair)
     return kept_logps(model, load, pairs, context, file=file, title=f"log-probs under {model.name}")
 
 
 def kept_logps(
-    model: Frozen, load: Callable[[], CausalLM], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
-) -> list[PairLogps]:
-    """Log-probs of every response token of the pairs under a model, in their order.
+    model: Frozen,
+    load: Callable[[], CausalLM],
+    pairs: Sequence[TokenPair],
+    context: RunContext,
+    *,
+    file: str,
+    title: str,
+) -> Sequence[PairLogps]:
+    """Log-probs of every response token of the pairs under a model, in their order; quickest when read in that order.
 
     From `file` in the run's folder, where an earlier attempt left them; else computed by all processes, and kept there.
     Every process has to call it, and gets them all. What is computed waits in parts, whatever happens meanwhile.
@@ -123,7 +133,7 @@ def kept_logps(
     if known is None or lacking:
         parts = _make_parts(model, load, pairs, context, file=file, title=title)
         if context.accelerator.is_main_process:
-            logps = (_read_back(model, some, context.folder, part) for part, some in parts.items())
+            logps = (_read_back(model, pairs[some], context.folder, part) for part, some in parts.items())
             write_logps(context.folder, pairs, chain.from_iterable(logps), model.hash, file)
         context.accelerator.wait_for_everyone()
         # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
@@ -134,27 +144,35 @@ def kept_logps(
 
 
 def _make_parts(
-    model: Frozen, load: Callable[[], CausalLM], pairs: list[TokenPair], context: RunContext, *, file: str, title: str
-) -> dict[str, list[TokenPair]]:
-    """Compute the parts that are not there yet; returns the pairs of each.
+    model: Frozen,
+    load: Callable[[], CausalLM],
+    pairs: Sequence[TokenPair],
+    context: RunContext,
+    *,
+    file: str,
+    title: str,
+) -> dict[str, slice]:
+    """Compute the parts that are not there yet; returns where the pairs of each are.
 
     A part's bits do not depend on which others were there: each is divided into batches on its own.
     """
     starts = range(0, len(pairs), PART_PAIRS)
-    parts = {part_name(file, number): pairs[start : start + PART_PAIRS] for number, start in enumerate(starts)}
-    lacking = [name for name, some in parts.items() if _known(model, some, context.folder, name) is None]
+    parts = {part_name(file, number): slice(start, start + PART_PAIRS) for number, start in enumerate(starts)}
+    lacking = [name for name, some in parts.items() if _known(model, pairs[some], context.folder, name) is None]
     missing = sorted(set(gather_object(lacking)))
     if len(missing) < len(parts):
         context.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
     if missing:
         loaded = load()
-        refuse_unknown_ids(loaded, pairs, model.name)
+        refuse_unknown_ids(loaded, highest_id(pairs), model.name)
         forward = find_paths(loaded, context.reporter)
-        with context.reporter.task(title, sum(len(parts[name]) for name in missing), "pairs") as task:
+        total = sum(len(range(len(pairs))[parts[name]]) for name in missing)
+        with context.reporter.task(title, total, "pairs") as task:
             for name in missing:
-                logps = _compute(forward, parts[name], context, task)
+                some = [*pairs[parts[name]]]
+                logps = _compute(forward, some, context, task)
                 if context.accelerator.is_main_process:
-                    write_logps(context.folder, parts[name], logps, model.hash, name)
+                    write_logps(context.folder, some, logps, model.hash, name)
     return parts
 
 
@@ -191,23 +209,32 @@ def _compute(forward: Forward, pairs: list[TokenPair], context: RunContext, task
     return logps
 
 
-def _in_shards(model: Frozen, rows: Sequence[ScoredPair], scores: Scores) -> list[PairLogps] | None:
+def _is_reference(model: Frozen, scores: Scores) -> bool:
     # What a scorer computed in half precision, or of weights in few bits, is not what training would compute.
     settings = lookup(scores.manifest, "settings")
     exact = lookup(settings, "precision") == "float32" and not lookup(settings, "quantize")
-    if not exact or lookup(scores.manifest, "inputs.reference") != model.hash:
-        return None
-    found = [row.reference for row in rows if row.reference is not None]
-    return found if len(found) == len(rows) else None
+    return exact and lookup(scores.manifest, "inputs.reference") == model.hash
 
 
-def _known(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps] | None:
+def _reference_of(row: ScoredPair) -> PairLogps:
+    assert row.reference is not None
+    return row.reference
+
+
+def _known(model: Frozen, pairs: Sequence[TokenPair], folder: Path, file: str) -> Sequence[PairLogps] | None:
     known = read_logps(folder, model.hash, file)
-    found = [logps for pair in pairs if known is not None and (logps := known.find(pair)) is not None]
-    return found if len(found) == len(pairs) else None
+    if known is None or any(known.find(pair) is None for pair in pairs):
+        return None
+
+    def find(index: int) -> PairLogps:
+        found = known.find(pairs[index])
+        assert found is not None
+        return found
+
+    return Lazily(len(pairs), find)
 
 
-def _read_back(model: Frozen, pairs: list[TokenPair], folder: Path, file: str) -> list[PairLogps]:
+def _read_back(model: Frozen, pairs: Sequence[TokenPair], folder: Path, file: str) -> Sequence[PairLogps]:
     known = _known(model, pairs, folder, file)
     if known is None:
         raise SepoError(f"{folder / file} is not what was just written", hint="see whether another run writes it")

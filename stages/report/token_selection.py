@@ -38,7 +38,7 @@ class TokenSelector:
         self._all: list[PairWeights] | None = None
         if entry.whole_data and scores.manifest["counts"]["kept"]:
             (reporter or Quiet()).say(f"select {rule} looks at all pairs together: their scores are held in memory")
-            self._all = self._selected([row for columns in scores.columns() for row in columns.rows()]).weights
+            self._all = self._selected([row for columns in scores.columns() for row in columns.rows()])
 
     def masks(self, columns: ScoreColumns) -> tuple[Mask, Mask]:
         """Which chosen tokens, (T,), and which rejected ones it takes of some rows of the folder, flat."""
@@ -51,9 +51,10 @@ class TokenSelector:
         if self._all is not None:
             return [self._all[columns.start + place] for place in places]
         rows = columns.rows()
-        return self._selected([rows[place] for place in places]).weights
+        return self._selected([rows[place] for place in places])
 
-    def _selected(self, rows: list[ScoredPair]) -> Selection:
+    def _selected(self, rows: list[ScoredPair]) -> list[PairWeights]:
         selection: Selection = self._select(RuleInputs(rows, (), self._noise, self._seed))
-        self.notes.update(selection.notes)
-        return selection
+        weights, notes = selection.drawn()
+        self.notes.update(notes)
+        return weights

@@ -50,12 +50,25 @@ class ScoreColumns(NamedTuple):
     chosen: Side
     rejected: Side
 
-    def rows(self) -> list[ScoredPair]:
-        """The same row by row; arrays are views."""
-        prompts = _views(self.prompt_ids, self.prompt_offsets)
+    @property
+    def lengths(self) -> Offsets:
+        """(P,) tokens of each pair's longer row, prompt included"""
+        return np.diff(self.prompt_offsets) + np.maximum(self.chosen.lengths, self.rejected.lengths)
+
+    def only(self, keep: NDArray[np.bool_]) -> "ScoreColumns":
+        """Those of the rows (P,) that are to be kept, of which there is one."""
+        if keep.all():
+            return self
+        rows = self.rows()
+        return joined([rows[index] for index in np.flatnonzero(keep)], self.start)
+
+    def rows(self, first: int = 0, end: int | None = None) -> list[ScoredPair]:
+        """The same row by row, or those of some rows; arrays are views."""
+        some = slice(first, None if end is None else end + 1)
+        prompts = _views(self.prompt_ids, self.prompt_offsets[some])
         sides = self.chosen, self.rejected
         ids, scores, references, weights = (
-            zip(*(_views(side[kind], side.offsets) for side in sides), strict=True) for kind in range(4)
+            zip(*(_views(side[kind], side.offsets[some]) for side in sides), strict=True) for kind in range(4)
         )
         return [
             ScoredPair(
@@ -65,7 +78,7 @@ class ScoreColumns(NamedTuple):
                 None if given[0] is None else PairWeights(*given),
             )
             for pair_id, prompt, pair_ids, pair_scores, logps, given in zip(
-                self.pair_ids.tolist(), prompts, ids, scores, references, weights, strict=True
+                self.pair_ids[first:end].tolist(), prompts, ids, scores, references, weights, strict=True
             )
         ]
 
@@ -80,7 +93,7 @@ def columns_of(batch: pa.RecordBatch, where: str, ids_below: int | None, start: 
     Raises:
         SepoError: a row contradicts itself.
     """
-    return _flat(batch, ids_below, start) or _joined([*rows_of(batch, where, ids_below)], start)
+    return _flat(batch, ids_below, start) or joined([*rows_of(batch, where, ids_below)], start)
 
 
 def _flat(batch: pa.RecordBatch, ids_below: int | None, start: int) -> ScoreColumns | None:
@@ -132,7 +145,7 @@ def _are_ids(ids: NDArray[Any], offsets: Offsets, below: int) -> bool:
     return full and int(ids.min()) >= 0 and int(ids.max()) < below
 
 
-def _joined(rows: list[ScoredPair], start: int) -> ScoreColumns:
+def joined(rows: list[ScoredPair], start: int) -> ScoreColumns:
     """Rows as columns."""
 
     def side(name: str) -> Side:

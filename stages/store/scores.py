@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError
-from stages.reporting import Reporter
 from stages.store.checksums import altered_in
 from stages.store.columns import ScoreColumns, columns_of
 from stages.store.manifest import FINISHED, read_manifest
 from stages.store.place import Place, place_of
 from stages.store.shards import REMEDY, read_shard, shard_batches
-from stages.types import ScoredPair, longest
+from stages.types import ScoredPair
 
 MADE_BY: Final = ("score", "project-scores", "denoise")
 """the stages that write scores; a foreign scorer names the first"""
@@ -69,21 +68,6 @@ class Scores(NamedTuple):
         kept = self.manifest["counts"]["kept"]
         if count != kept:
             raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
-
-    def rows_within(self, max_length: int, reporter: Reporter) -> tuple[list[ScoredPair], int]:
-        """The rows whose pairs are at most so long, of which there must be one, and how many others there are."""
-        kept: list[ScoredPair] = []
-        count = self.manifest["counts"]["kept"]
-        with reporter.task(f"read {self.folder}", count, "pairs") as task:
-            for row in self.rows():
-                task.advance()
-                if longest(row.pair) <= max_length:
-                    kept.append(row)
-        too_long = count - len(kept)
-        if not kept:
-            problem = f"{self.folder}: all {too_long:,} pairs are longer than {max_length:,} tokens"
-            raise SepoError(problem, hint="raise --max-length")
-        return kept, too_long
 
 
 def open_scores(folder: str | Path | Place) -> Scores:

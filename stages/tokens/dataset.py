@@ -22,8 +22,8 @@ from stages.reporting import Reporter, Task
 from stages.tokens.cache import NewFile, cached
 from stages.tokens.encode import NO_ROOM, SAME_WHEN_CUT, Encoder, truncate
 from stages.tokens.fingerprint import code_fingerprint
-from stages.tokens.table import Pairs, TokenTable, write_table
-from stages.types import Dropped, Pair, TokenPair, longest
+from stages.tokens.table import TokenTable, write_table
+from stages.types import Dropped, Lazy, Pair, TokenPair, longest
 
 BATCH_ROWS: Final = 512
 BATCH_CHARACTERS: Final = 1 << 20
@@ -93,7 +93,7 @@ class Tokenised(NamedTuple):
     """what is odd about pairs that were not dropped, and about how many, in words for a warning"""
 
 
-class KeptPairs(Pairs):
+class KeptPairs(Lazy[TokenPair]):
     """The pairs of a table that a limit keeps, cut to it on the way out."""
 
     def __init__(self, table: TokenTable, indices: NDArray[np.int64], max_length: int) -> None:

@@ -4,19 +4,16 @@ The numbers, lengths and hashes of all pairs (28 bytes a pair) are held in memor
 too long, who shares a prompt) is answered without a look at the ids.
 """
 
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
-from stages.store.files import json_text
-from stages.store.shape import parse_json
+from stages.store.mapped import MappedFile, write_batches
 from stages.tokens.cache import NewFile
-from stages.types import TokenPair, content_hash, hash_ids
+from stages.types import Lazy, TokenPair, content_hash, hash_ids
 
 _PARTS: Final = TokenPair._fields[1:]
 _SCHEMA: Final = pa.schema(
@@ -27,36 +24,16 @@ _SCHEMA: Final = pa.schema(
 
 def write_table(file: NewFile, batches: Iterable[Sequence[TokenPair]], summary: Mapping[str, Any]) -> None:
     """Write pairs in the order of the data set, and a JSON object about them, read once all of them were drawn."""
-    with pa.ipc.new_file(file, _SCHEMA) as writer:
-        for pairs in batches:
-            writer.write_batch(_record_batch(pairs))
-        writer.write_batch(_record_batch([]), custom_metadata={"summary": json_text(summary)})
+    write_batches(file, _SCHEMA, map(_record_batch, batches), summary)
 
 
-class Pairs(Sequence[TokenPair], ABC):
-    """Token pairs that are made when they are asked for."""
-
-    @abstractmethod
-    def at(self, index: int) -> TokenPair:
-        """The pair at an index from 0."""
-
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        found = range(len(self))[index]
-        return self.at(found) if isinstance(found, int) else [self.at(each) for each in found]
-
-
-class TokenTable(Pairs):
+class TokenTable(Lazy[TokenPair]):
     """A table, opened. A pair's ids are read-only views into the file, and gone from memory when nobody looks."""
 
     def __init__(self, path: Path) -> None:
-        reader = pa.ipc.open_file(pa.memory_map(os.fsencode(path)))
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        metadata = reader.get_batch_with_custom_metadata(len(batches) - 1).custom_metadata
-        self.summary: dict[str, Any] = parse_json(metadata[b"summary"])
+        file = MappedFile(path)
+        batches = file.batches
+        self.summary: dict[str, Any] = file.summary
         """what `write_table` was given"""
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._ids = [

@@ -45,7 +45,7 @@ MOMENTS_HINT: Final = (
 
 def fit(
     model: CausalLM,
-    examples: list[Example],
+    examples: Sequence[Example],
     objective: Objective,
     config: OptimizerConfig,
     *,
@@ -66,6 +66,7 @@ def fit(
     until the caller has saved the model and calls `forget_checkpoints`.
 
     Args:
+        examples: may be made when they are asked for; those of one step are held in memory.
         objective: makes one loss a pair of the log-probs of a batch.
         phase: names the work in ``metrics.jsonl`` and its checkpoints, such as ``dpo``.
         folder: gets ``metrics.jsonl`` and ``checkpoints/``.
@@ -144,7 +145,7 @@ class Training(NamedTuple):
     size: Callable[[Example], float]
     reporter: Reporter
 
-    def batch_of(self, examples: list[Example], step: int) -> list[Example]:
+    def batch_of(self, examples: Sequence[Example], step: int) -> list[Example]:
         order = order_of_epoch(self.schedule.pairs, self.schedule.epoch_of(step), self.config.seed)
         return [examples[index] for index in self.schedule.step_of(order, step)]
 
@@ -250,7 +251,7 @@ class Training(NamedTuple):
 def _make_engine(
     accelerator: Accelerator,
     model: CausalLM,
-    examples: list[Example],
+    examples: Sequence[Example],
     objective: Objective,
     reference: Reference | None,
     config: OptimizerConfig,

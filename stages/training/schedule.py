@@ -2,13 +2,19 @@
 
 import math
 import random
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.configs import OptimizerConfig
-from stages.types import TokenPair
+from stages.types import TokenPair, hash_ids
+
+Indices = NDArray[np.int64]
 
 
 class Schedule(NamedTuple):
@@ -30,7 +36,7 @@ class Schedule(NamedTuple):
         stop = f", stopped after {self.steps:,}" if self.steps != per_epoch * self.epochs else ""
         return f"{epoch}{total}{stop}, {self.warmup_steps:,} of them warm-up"
 
-    def step_of(self, order: list[int], step: int) -> list[int]:
+    def step_of(self, order: Sequence[int], step: int) -> Sequence[int]:
         """The indices of the pairs of one step (from 0), given the order of its epoch."""
         start = step % math.ceil(self.pairs / self.batch_size) * self.batch_size
         return order[start : start + self.batch_size]
@@ -55,9 +61,10 @@ def make_schedule(pairs: int, config: OptimizerConfig) -> Schedule:
 
 
 @lru_cache(maxsize=1)
-def order_of_epoch(pairs: int, epoch: int, seed: int) -> list[int]:
+def order_of_epoch(pairs: int, epoch: int, seed: int) -> Sequence[int]:
     """The order of an epoch: a seeded shuffle of its own, so that any step can be found again without a replay."""
-    order = list(range(pairs))
+    # A list would take ten times the memory.
+    order = array("I", range(pairs))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
 
@@ -85,7 +92,7 @@ def deal(tokens: Sequence[int], processes: int) -> list[list[int]]:
 
 def split_pairs(
     pairs: Sequence[TokenPair], eval_fraction: float, data_fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
+) -> tuple[Indices, Indices]:
     """Hold out a share of the pairs, then take a share of the rest: both by chance, seeded, without replacement.
 
     Pairs of one prompt stay together: a held-out pair is of a prompt that was never trained on. The held-out pairs do
@@ -94,20 +101,23 @@ def split_pairs(
     Returns:
         the indices of the pairs to train on, and of those held out; both rise.
     """
-    by_prompt: dict[bytes, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        by_prompt.setdefault(pair.prompt_ids.tobytes(), []).append(index)
-    groups = list(by_prompt.values())
-    random.Random(f"split/{seed}").shuffle(groups)
-    held: list[int] = []
+    hashes = np.fromiter((hash_ids(pair.prompt_ids) for pair in pairs), np.uint64, len(pairs))
+    _, firsts, prompts = np.unique(hashes, return_index=True, return_inverse=True)
+    # The prompts in the order of their first pairs, shuffled.
+    shuffled = array("I", np.argsort(firsts).tolist())
+    random.Random(f"split/{seed}").shuffle(shuffled)
+    order = np.array(shuffled, np.int64)
+    sizes = np.bincount(prompts)[order]
     wanted = math.ceil(eval_fraction * len(pairs))
     # A prompt with many pairs is passed over where smaller ones will do.
-    fitting = [group for group in groups if len(group) <= wanted] or [min(groups, key=len)]
-    for group in fitting:
-        if len(held) >= wanted or len(groups) == 1:
-            break
-        held += group
-        groups.remove(group)
-    rest = [index for group in groups for index in group]
-    taken = rest[: max(1, round(data_fraction * len(rest)))]
-    return sorted(taken), sorted(held)
+    fitting = np.flatnonzero(sizes <= wanted) if (sizes <= wanted).any() else np.array([np.argmin(sizes)])
+    before = np.cumsum(sizes[fitting]) - sizes[fitting]
+    # One prompt is left to train on.
+    is_held = np.zeros(len(order), bool)
+    is_held[fitting[before < wanted][: len(order) - 1]] = True
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    by_prompt = np.argsort(rank[prompts], kind="stable")
+    held = is_held[rank[prompts[by_prompt]]]
+    rest = by_prompt[~held]
+    return np.sort(rest[: max(1, round(data_fraction * len(rest)))]), np.sort(by_prompt[held])

@@ -21,6 +21,8 @@ from stages.types import CausalLM, Example, PairLoss, Weighted, selected_share
 
 SHOWN: Final = 8
 """pairs that a message names"""
+JUDGED_TOGETHER: Final = 4096
+"""held-out pairs that are in memory at a time"""
 
 Objective = Callable[[Tensor, Weighted], PairLoss]
 """(logps_RW, batch) -> PairLoss"""
@@ -92,7 +94,11 @@ def backward(
 
 def evaluate(engine: Engine, examples: Sequence[Example], size: float) -> dict[str, float]:
     """Loss (a sum over `size`), accuracy and margin of pairs that are not trained on, the same in every process."""
-    done = [loss for _, loss in backward(engine, examples, size, trains=False)]
+    done = [
+        loss
+        for start in range(0, len(examples), JUDGED_TOGETHER)
+        for _, loss in backward(engine, examples[start : start + JUDGED_TOGETHER], size, trains=False)
+    ]
     names = [name for name in ("accuracy", "reward_margin") if name in done[0].metrics]
     columns = [[loss.loss_B for loss in done], *([loss.metrics[name] for loss in done] for name in names)]
     sums = torch.stack([torch.cat(column).sum() for column in columns])

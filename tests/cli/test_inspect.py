@@ -66,7 +66,7 @@ def test_every_token_of_a_pair_with_its_text_and_what_was_selected(sepo, folder)
     assert joined["rejected"] == "مرحبا·بالعالم،·كيف·الحال؟«</s>»"
     assert pair["prompt"] == FOREIGN[0]
     rows = [*open_scores(folder).rows()]
-    weights = RULES["oracle"].load()(RuleInputs(rows), chosen_ratio=0.2).weights[1]
+    weights = RULES["oracle"].load()(RuleInputs(rows), chosen_ratio=0.2).drawn()[0][1]
     for side in ("chosen", "rejected"):
         assert [token["selected"] for token in pair[side]] == (getattr(weights, side) > 0).tolist()
         assert [token["score"] for token in pair[side]] == getattr(rows[1].scores, side).tolist()

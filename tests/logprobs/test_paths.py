@@ -162,6 +162,49 @@ def test_every_way_has_the_gradient_of_plain_padded_rows(family, own_head):
             torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
 
 
+LONG = [
+    masked(token_pair(0, *(np.random.default_rng(0).integers(0, VOCABULARY, part) for part in (5, 20, 37))), [3], [36]),
+    masked(token_pair(1, [1, 2], [3], [4, 5]), [0], [1]),
+]
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2, soft caps and a window of 4", "gemma3, a window of 4", "mistral, a window of 3"]
+)
+def test_long_responses_are_attended_in_blocks_whose_masks_are_small(family, monkeypatch):
+    """A mask of the whole would have 37 x 42 entries; at most 8 x 48 are allowed."""
+    forward, _ = fast(family)
+    expected_loss, expected = gradients(forward, LONG, plainly=True)
+    monkeypatch.setattr("stages.logprobs.attention.LARGEST_MASK", 8 * 48)
+    made = []
+    make = Layout.causal_mask
+    monkeypatch.setattr(Layout, "causal_mask", lambda *given, **named: made.append(make(*given, **named)) or made[-1])
+    loss, found = gradients(forward, LONG, plainly=False)
+    assert max(mask.numel() for mask in made) == 8 * 48
+    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
+    for name, gradient in expected.items():
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("keys", "window"), [(29, None), (29, 3), (32, 9)])
+def test_blocks_by_hand(keys, window, monkeypatch):
+    """Each token sees what is not behind it, of its window; on a GPU parts of a mask have to begin at an eighth."""
+    monkeypatch.setattr("stages.logprobs.attention.LARGEST_MASK", 8 * 32)
+    blocks = [*Layout([], CPU).blocks(2, keys - 2, keys, window, torch.float32)]
+    assert [queries for queries, _, _ in blocks] == [(keys - 2 - 1) % 8 + 1, 8, 8, 8][-len(blocks) :]
+    token = 2
+    for queries, seen, mask_QS in blocks:
+        assert mask_QS.shape == (queries, len(range(keys)[seen]))
+        assert mask_QS.storage_offset() % 8 == mask_QS.stride(0) % 8 == 0
+        for row in mask_QS:
+            visible = {seen.start + place for place in torch.nonzero(row == 0).flatten().tolist()}
+            assert visible == {*range(max(0, token - (window or keys) + 1), token + 1)}
+            token += 1
+    assert token == keys
+    assert window is None or blocks[-1][1].start > 0, "nothing before a window is read"
+
+
 def test_pack_by_hand():
     pairs = [token_pair(0, [1, 2], [3, 4, 5], [6, 7]), token_pair(1, [8], [9], [10])]
     packed = pack([whole(pair)._replace(reference=ReferenceSums(0.5, -1.5)) for pair in pairs], CPU)

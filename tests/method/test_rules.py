@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import SepoError
-from stages.method.examples import make_examples
+from stages.method.examples import ExampleCounts, chosen_only, join
 from stages.method.selection import RuleInputs, Selection, random_keys, ranked, select_by_keys
 from stages.registry import RULES
-from stages.types import PairLogps, PairWeights, ScoredPair
+from stages.types import Example, PairLogps, PairWeights, ScoredPair
 from tests.conftest import token_pair
 
 
@@ -26,9 +26,9 @@ def row(chosen, rejected, weights=None, pair_id=0):
 
 def chosen(rule, *rows, start_logps=(), noise=None, seed=0, **options):
     """The weights of each row, as lists."""
-    found = RULES[rule].load()(RuleInputs(rows, start_logps, noise, seed), **options)
-    assert all(side.dtype == np.float32 for pair in found.weights for side in pair)
-    return [[side.tolist() for side in pair] for pair in found.weights]
+    weights, _ = RULES[rule].load()(RuleInputs(rows, start_logps, noise, seed), **options).drawn()
+    assert all(side.dtype == np.float32 for pair in weights for side in pair)
+    return [[side.tolist() for side in pair] for pair in weights]
 
 
 CHOSEN, REJECTED = [0.1, 3.0, -2.0, 1.0], [0.1, 3.0, -2.0, -5.0]
@@ -73,7 +73,7 @@ def test_the_share_of_a_data_set_is_taken_over_all_responses():
     rows = [row([9, 8, 7, 1], [-1, -9]), row([0, 2], [-3, 5])]
     found = chosen("dataset-share", *rows, chosen_ratio=0.5, rejected_ratio=0.5)
     assert found == [[[1, 1, 1, 0], [0, 1]], [[0, 1], [1, 0]]]
-    notes = RULES["dataset-share"].load()(RuleInputs(rows), chosen_ratio=0.5, rejected_ratio=0.5).notes
+    _, notes = RULES["dataset-share"].load()(RuleInputs(rows), chosen_ratio=0.5, rejected_ratio=0.5).drawn()
     assert notes == {"responses with no token in the share, whose best one was taken": 1}
 
 
@@ -117,10 +117,10 @@ def test_auto_takes_nothing_within_the_noise():
     """Noise 1: 3 is beyond by 2, 1 by 0. Rejected by 1 and 4 of 5: 0.8 is one token exactly."""
     assert chosen("auto", row(CHOSEN, REJECTED), noise=1.0) == [[[0, 1, 0, 0], [0, 0, 0, 1]]]
     assert chosen("auto", row(CHOSEN, REJECTED), noise=1.0, auto_share=1.0) == [[[0, 1, 0, 0], [0, 0, 1, 1]]]
-    loud = RULES["auto"].load()(RuleInputs([row(CHOSEN, REJECTED)], noise=100.0))
-    assert [side.tolist() for side in loud.weights[0]] == [[0, 1, 0, 0], [0, 0, 0, 1]]
-    assert loud.notes == {"responses with no token beyond the noise, whose best one was taken": 2}
-    unknown = RULES["auto"].load()(RuleInputs([row(CHOSEN, REJECTED)])).notes
+    [weights], notes = RULES["auto"].load()(RuleInputs([row(CHOSEN, REJECTED)], noise=100.0)).drawn()
+    assert [side.tolist() for side in weights] == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert notes == {"responses with no token beyond the noise, whose best one was taken": 2}
+    _, unknown = RULES["auto"].load()(RuleInputs([row(CHOSEN, REJECTED)])).drawn()
     assert unknown == {"pairs whose scorer did not measure its noise, which was taken to be 0": 1}
 
 
@@ -130,9 +130,10 @@ def test_auto_selects_few_tokens_where_few_matter():
 
 
 def test_a_threshold_counts_the_responses_that_fell_short():
-    found = RULES["threshold"].load()(RuleInputs([row(CHOSEN, REJECTED), row([9.0], [9.0])]), threshold=4.0)
-    assert found.notes == {"responses with no token beyond the threshold, whose best one was taken": 2}
-    assert [[side.tolist() for side in pair] for pair in found.weights] == [[[0, 1, 0, 0], [0, 0, 0, 1]], [[1], [1]]]
+    rows = [row(CHOSEN, REJECTED), row([9.0], [9.0])]
+    weights, notes = RULES["threshold"].load()(RuleInputs(rows), threshold=4.0).drawn()
+    assert notes == {"responses with no token beyond the threshold, whose best one was taken": 2}
+    assert [[side.tolist() for side in pair] for pair in weights] == [[[0, 1, 0, 0], [0, 0, 0, 1]], [[1], [1]]]
 
 
 def test_random_is_seeded_and_of_the_same_size():
@@ -199,9 +200,9 @@ def test_no_rule_leaves_a_response_empty_or_forgets_one(values, chosen_ratio, re
     entry = RULES[name]
     given_ratios = {"chosen_ratio": chosen_ratio, "rejected_ratio": rejected_ratio}
     options = {option: value for option, value in given_ratios.items() if option in entry.options}
-    found = entry.load()(RuleInputs(rows, [each.scores for each in rows]), **options)
-    assert len(found.weights) == len(rows)
-    for pair, each in zip(found.weights, rows, strict=True):
+    found, _ = entry.load()(RuleInputs(rows, [each.scores for each in rows]), **options).drawn()
+    assert len(found) == len(rows)
+    for pair, each in zip(found, rows, strict=True):
         for mine, scores, ratio in zip(pair, each.scores, (chosen_ratio, rejected_ratio), strict=True):
             assert len(mine) == len(scores)
             assert np.isfinite(mine).all()
@@ -219,26 +220,30 @@ def test_pairs_with_an_empty_response_are_dropped_and_counted():
         PairWeights(floats([1]), floats([0])),
     ]
     references = [PairLogps(floats([-1, -2]), floats([-3])), PairLogps(floats([-1, -2]), floats([-3, -5])), None]
-    [example], counts = make_examples(
-        rows, Selection(weights, {"surprises": 2}), references, {"longer than 9 tokens": 4}
-    )
-    assert example.pair.pair_id == 0
-    assert example.reference == (-6.0, -8.0)
-    assert counts == {
+    counts = ExampleCounts(alone=False)
+    selection = Selection(weights)
+    [example] = join(rows, selection, references, counts)
+    assert (example.row, example.reference, example.token_reference) == (1, (-6.0, -8.0), None)
+    assert example.weights is weights[1]
+    assert counts.as_json({"longer than 9 tokens": 4}, {"surprises": 2}) == {
         "read": 7, "kept": 1, "dropped": {"longer than 9 tokens": 4, "a response without a weighted token": 2},
         "tokens": {"chosen": 2, "rejected": 2}, "selected": {"chosen": 1, "rejected": 2}, "selection": {"surprises": 2},
     }  # fmt: skip
+    nothing = ExampleCounts(alone=False)
+    assert [*join(rows[:1], Selection(weights[:1]), None, nothing)] == []
     with pytest.raises(SepoError, match="in each of the 1 pairs a response has no weighted token"):
-        make_examples(rows[:1], Selection(weights[:1]), None, {})
+        nothing.as_json({}, {})
 
 
 def test_chosen_responses_alone_are_joined_and_counted_without_the_rejected_ones():
     """A rejected response without a weight drops nothing, a chosen one does."""
     rows = [row([1, 2], [3]), row([1, 2], [3, 4])]
     weights = [PairWeights(floats([1, 2]), floats([0])), PairWeights(floats([0, 0]), floats([1, 1]))]
-    [alone], counts = make_examples(rows, Selection(weights), None, {}, alone=True)
+    counts = ExampleCounts(alone=True)
+    [joined] = join(rows, Selection(weights), None, counts)
+    alone = chosen_only(Example(rows[joined.row].pair, joined.weights))
     assert (len(alone.pair.rejected_ids), len(alone.weights.rejected), alone.weights.chosen.tolist()) == (0, 0, [1, 2])
-    assert counts == {
+    assert counts.as_json({}, {}) == {
         "read": 2, "kept": 1, "dropped": {"a response without a weighted token": 1},
         "tokens": {"chosen": 2}, "selected": {"chosen": 2}, "selection": {},
     }  # fmt: skip

@@ -8,7 +8,9 @@ from stages.models import references
 from stages.models.references import Frozen, RunContext, kept_logps, logps_of_rows
 from stages.reporting import Quiet
 from stages.store.place import place_of
+from stages.store.score_table import ScoreTable, write_score_table
 from stages.store.scores import Scores
+from stages.store.shards import write_shard
 from stages.types import PairLogps, ScoredPair
 from tests import reference
 from tests.conftest import random_pairs, tiny_llama
@@ -121,9 +123,12 @@ def test_parts_that_a_kill_left_beside_the_whole_are_removed(tmp_path):
 def test_what_a_scorer_rounded_is_not_taken_for_the_model_s_own(settings, taken, tmp_path):
     """The shards say 0 of every token."""
     zeros = [PairLogps(*(np.zeros(len(ids), np.float32) for ids in pair.parts[1:])) for pair in PAIRS]
-    rows = [ScoredPair(pair, zero, zero) for pair, zero in zip(PAIRS, zeros, strict=True)]
-    manifest = {"settings": settings, "inputs": {"reference": "sha256:one"}}
-    scores = Scores(place_of(tmp_path / "scores"), manifest, [])
+    place = place_of(tmp_path)
+    write_shard(place, "s", [ScoredPair(pair, zero, zero) for pair, zero in zip(PAIRS, zeros, strict=True)], "f", "t")
+    made = {"fingerprint": "f", "counts": {"kept": len(PAIRS)}, "tokenizer": {"vocabulary": "t"}}
+    scores = Scores(place, made | {"settings": settings, "inputs": {"reference": "sha256:one"}}, ["s"])
+    write_score_table(scores, tmp_path / "rows", 1000, Quiet())
+    rows = ScoreTable(tmp_path / "rows")
     model = Frozen("a model", tmp_path, "sha256:one")
     context = RunContext(Accelerator(cpu=True), tmp_path, 60, Quiet())
     found = logps_of_rows(model, lambda: tiny_llama(50), rows, scores, context, file=FILE)

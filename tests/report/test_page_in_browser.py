@@ -89,7 +89,7 @@ def move(page, name, value):
 
 
 def expected(rows, rule, **options):
-    weights = RULES[rule].load()(RuleInputs(rows, noise=NOISE), **options).weights
+    weights = RULES[rule].load()(RuleInputs(rows, noise=NOISE), **options).drawn()[0]
     return [np.flatnonzero(side).tolist() for pair in weights for side in pair]
 
 

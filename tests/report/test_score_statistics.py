@@ -40,19 +40,19 @@ def scores(rows, tmp_path_factory):
 def test_the_selected_tokens_are_those_that_train_policy_takes(rule, ratio, rows, scores):
     options = {"chosen_ratio": ratio, "rejected_ratio": 0.4}
     taken = {name: value for name, value in options.items() if name in RULES[rule].options}
-    wanted = RULES[rule].load()(RuleInputs(rows, (), 0.2, 7), **taken)
+    wanted, notes = RULES[rule].load()(RuleInputs(rows, (), 0.2, 7), **taken).drawn()
     selector = TokenSelector(scores, rule, options, 7)
     masks = [selector.masks(columns) for columns in scores.columns()]
     for side in (0, 1):
         ours = np.concatenate([mask[side] for mask in masks])
-        assert ours.tolist() == [weight > 0 for weights in wanted.weights for weight in weights[side]]
-    assert dict(selector.notes) == wanted.notes
+        assert ours.tolist() == [weight > 0 for weights in wanted for weight in weights[side]]
+    assert dict(selector.notes) == notes
 
 
 def test_the_figures_are_those_of_slow_loops(rows, scores):
     selector = TokenSelector(scores, "oracle", {"chosen_ratio": 0.3, "rejected_ratio": 0.3}, 0)
     found = read_statistics(scores, selector, Quiet())
-    weights = RULES["oracle"].load()(RuleInputs(rows)).weights
+    weights = RULES["oracle"].load()(RuleInputs(rows)).drawn()[0]
     nets = []
     for side, sign in enumerate((+1, -1)):
         ours = (found.chosen, found.rejected)[side]

@@ -58,19 +58,19 @@ def row(scores):
     ],
 )
 def test_cuts_within_ties_are_counted(scores, ties):
-    selection = oracle(
+    _, notes = oracle(
         RuleInputs([row(scores)]), chosen_ratio=0.5 if ties != 1 else 0.25, rejected_ratio=0.5, authors_rule=False
-    )
-    assert selection.notes.get(CUT_TIES, 0) == ties
+    ).drawn()
+    assert notes.get(CUT_TIES, 0) == ties
 
 
 def test_the_authors_rule_never_counts_the_first_token():
     inputs = RuleInputs([row(pair([5, 5, 1, 0, 0], [0, -3]))])
-    assert oracle(inputs, chosen_ratio=0.3, rejected_ratio=0.3, authors_rule=True).notes == {}
+    assert oracle(inputs, chosen_ratio=0.3, rejected_ratio=0.3, authors_rule=True).drawn()[1] == {}
 
 
 def test_auto_counts_ties_too():
-    notes = auto(RuleInputs([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).notes
+    _, notes = auto(RuleInputs([row(pair([1, 1, 1, 1], [-2, -1]))], noise=0.0), auto_share=0.5).drawn()
     assert notes[CUT_TIES] == 1
 
 
@@ -86,5 +86,5 @@ def test_auto_counts_ties_too():
     ],
 )
 def test_a_share_of_the_data_set_counts_the_responses_in_which_it_cuts_ties(rows, ties):
-    notes = dataset_share(RuleInputs([row(each) for each in rows]), chosen_ratio=0.5, rejected_ratio=0.5).notes
+    _, notes = dataset_share(RuleInputs([row(each) for each in rows]), chosen_ratio=0.5, rejected_ratio=0.5).drawn()
     assert notes.get(CUT_TIES, 0) == ties

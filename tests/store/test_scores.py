@@ -6,13 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import SepoError
-from stages.reporting import Quiet
 from stages.store.manifest import Input
 from stages.store.place import place_of
 from stages.store.run import open_run
 from stages.store.scores import open_scores
 from stages.store.shards import SCHEMA, own_shard, read_shard, shard_name, write_shard
-from stages.types import PairLogps, ScoredPair, longest
+from stages.types import PairLogps, ScoredPair
 from tests.conftest import random_pairs, token_pair
 
 
@@ -175,13 +174,6 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path):
             list(open_scores(tmp_path / "s").rows())
     (tmp_path / "s/manifest.json").write_text(complete)
     assert [row.pair.pair_id for row in open_scores(tmp_path / "s").rows()] == [0, 1, 2, 3, 4]
-    limit = sorted(map(longest, pairs))[1]
-    kept, too_long = open_scores(tmp_path / "s").rows_within(limit, Quiet())
-    assert [row.pair.pair_id for row in kept] == [pair.pair_id for pair in pairs if longest(pair) <= limit]
-    assert len(kept) + too_long == 5
-    assert too_long
-    with pytest.raises(SepoError, match="all 5 pairs are longer than 1 tokens"):
-        open_scores(tmp_path / "s").rows_within(1, Quiet())
     (tmp_path / "s" / shard_name(1)).unlink()
     with pytest.raises(SepoError, match=r"lacks scores-00001\.parquet"):
         open_scores(tmp_path / "s")
