@@ -300,7 +300,7 @@ def test_two_processes_at_once_make_one_entry(chatml):
 
     class Waits(Quiet):
         def say(self, text):
-            if "waiting for it" in text:
+            if "waiting for" in text:
                 os.write(go_on[1], b".")
 
         def advance(self, amount=1, figures=None):
