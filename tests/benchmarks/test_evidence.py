@@ -1,5 +1,7 @@
 """What the figures of the documentation are read with: packed rows, planted labels, gains by prefix weights."""
 
+import argparse
+import json
 import math
 
 import numpy as np
@@ -73,10 +75,9 @@ def test_labels_are_bradley_terry_s():
     share = np.mean([row["chosen"] == "you, you" for row in rows])
     assert share == pytest.approx(0.5, abs=0.01)
     wins = [
-        real_text.bradley_terry({"prompt": n}, "you") > real_text.bradley_terry({"prompt": n}, "no")
-        for n in range(2000)
+        real_text.bradley_terry({"prompt": n}, "you") > real_text.bradley_terry({"prompt": n}, "no") for n in range(500)
     ]
-    assert np.mean(wins) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.03)
+    assert np.mean(wins) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.05)
 
 
 def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected():
@@ -85,7 +86,7 @@ def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected()
     assert weights.tolist() == [0, 1, 0, 1, 0]
 
 
-def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is():
+def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys):
     """Gain k = variance * c and KL = variance * c^2 / 2 for a small c: the share is 1."""
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(200, 8))
@@ -98,3 +99,10 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is():
         "kl_S": [0.005 * variance] * 1600,
     }
     assert two_cores._shares(line)[0] == pytest.approx(1.0)
+    half = {**line, "recipe": "half", "seed": 1, "gains_S": [0.05 * variance] * 1600}
+    (tmp_path / "p.jsonl").write_text(
+        "\n".join(map(json.dumps, [{**half, **line, "recipe": two_cores.BASELINE}, half]))
+    )
+    two_cores.show(argparse.Namespace(output=tmp_path / "p.jsonl"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert [part in last for part in ("| half | 1 | 0.005 |", "| +0.50 [+0.", "| -0.50 [-0.")] == [True] * 3, last
