@@ -10,6 +10,7 @@ Run again, it goes on where it was.
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import operator
@@ -65,6 +66,8 @@ def run_world(seed: int, recipes: Mapping[str, Any], folder: Path, samples: int,
     place = folder / str(seed)
     place.mkdir(parents=True, exist_ok=True)
     os.chdir(place)
+    # Every training ends in a collection, which would go through all that the libraries hold.
+    gc.freeze()
     with open("log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         policies = make_world(seed, recipes, demo)
         world = {"seed": seed} | read_world(policies, seed, samples)
