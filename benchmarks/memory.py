@@ -118,7 +118,8 @@ def long_response() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--oracle", required=True)
-    parser.add_argument("--work", choices=["long", *map(str, COUNTS)])
+    parser.add_argument("--pairs", type=int, nargs="*", default=COUNTS, help="multiples of 4,096")
+    parser.add_argument("--work", help="of one of the processes that this one starts")
     options = parser.parse_args()
     if options.work:
         found = long_response() if options.work == "long" else score_pairs(options.oracle, int(options.work))
@@ -126,7 +127,7 @@ def main() -> None:
         return
     print(f"| work | peak memory, GB | above what stood before, GB | {' | '.join(PHASES)} |")
     print("|---" * (3 + len(PHASES)) + "|")
-    for work in (*map(str, COUNTS), "long"):
+    for work in (*map(str, options.pairs), "long"):
         command = [sys.executable, str(Path(__file__)), "--oracle", options.oracle, "--work", work]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
