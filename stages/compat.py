@@ -46,6 +46,12 @@ def unsplit_modules(model: Any) -> set[str]:
     return set(getattr(model, "_no_split_modules", None) or ())
 
 
+def name_layers(model: Any) -> None:
+    """Leave of a model's list of layers those that it has, where accelerate looks for each of them."""
+    kinds = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = sorted(kinds & unsplit_modules(model))
+
+
 def skipped_by_devices(model: Any) -> Any:
     """What accelerate's hooks shall leave where it is, such as a cache; transformers hands it the same attribute."""
     return getattr(model, "_skip_keys_device_placement", None)

@@ -30,7 +30,6 @@ from stages.evaluation.oracle import OracleMetrics, oracle_metrics
 from stages.logprobs.batches import reference_sums, whole
 from stages.logprobs.head import kl_of_reference
 from stages.logprobs.logps import Reference
-from stages.logprobs.paths import find_paths
 from stages.method.examples import chosen_only
 from stages.method.folds import fold_of, trains
 from stages.method.objectives import dpo, sft
@@ -41,13 +40,22 @@ from stages.models.folders import (
     holds_model,
     load_model,
     load_tokenizer,
+    load_waiting,
     model_hash,
     resolve_model,
     save_model,
     usable_length,
 )
-from stages.models.quantization import load_trainable
-from stages.models.references import RunContext, frozen, highest_id, kept_logps, logps_of, refuse_unknown_ids
+from stages.models.quantization import load_trainable, quantized
+from stages.models.references import (
+    RunContext,
+    find_paths_of,
+    frozen,
+    highest_id,
+    kept_logps,
+    logps_of,
+    refuse_unknown_ids,
+)
 from stages.models.scorer import oracle_names
 from stages.report.card import FILE as CARD
 from stages.report.card import Made, write_oracle_card, write_reference_card
@@ -96,9 +104,18 @@ class OracleJob(NamedTuple):
         return oracle.replace("oracle", "dpo")
 
     def load(self, folder: Path) -> CausalLM:
-        """A model on this process's device, ready to be saved as one."""
+        """A model on this process's device, or that waits to be divided, ready to be saved as one."""
+        if self.accelerator.is_fsdp2 and not quantized(folder):
+            return load_waiting(folder, trust_remote_code=self.config.trust_remote_code)
         model = load_model(folder, trust_remote_code=self.config.trust_remote_code, ordinary=True)
         return move_model(model, self.accelerator.device)
+
+    def load_trainable(self, folder: Path, on: torch.device | None = None) -> CausalLM:
+        """The same, its weights held as they are in training; with a device, whole on that one."""
+        divided = on is None and self.accelerator.is_fsdp2
+        model = load_trainable(folder, self.config, on or self.accelerator.device, divided=divided)
+        stop_at(model, self.encoder.end_of_turn)
+        return model
 
 
 class OracleData(NamedTuple):
@@ -202,11 +219,10 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
         _make_reference(job, work, data)
     config, folder = job.config, work.folder
     context = RunContext(job.accelerator, folder, config.tokens_read, job.reporter)
-    # Computed once, and kept for `sepo score`; of weights in few bits they are others than it needs, which reads the
-    # reference in full.
+    # Computed once, and kept for `sepo score`, which does not take those of weights in few bits.
     reference = kept_logps(
         frozen(REFERENCE, folder / REFERENCE, config.quantize),
-        partial(load_trainable, folder / REFERENCE, config, job.accelerator.device),
+        partial(job.load_trainable, folder / REFERENCE),
         data.judged_first,
         context,
         file=LOGPS,
@@ -232,7 +248,7 @@ def _oracle_of_fold(
         sums: (N, 2) of the log-probs under the reference, of the held-out pairs, then of those to train on.
     """
     config, name = job.config, job.oracles[fold]
-    model = load_trainable(work.folder / REFERENCE, config, job.accelerator.device)
+    model = job.load_trainable(work.folder / REFERENCE)
     if not _written(job, work, job.phase(name), name):
         pairs, known = data.judged_first, len(data.held_out)
         examples = Lazily(len(pairs), lambda index: whole(pairs[index], ReferenceSums(*sums[index].tolist())))
@@ -253,7 +269,7 @@ def _make_reference(job: OracleJob, work: Run, data: OracleData) -> None:
     if accelerator.is_main_process:
         for name in job.oracles:
             shutil.rmtree(work.folder / name, ignore_errors=True)
-    model = load_trainable(folder, config, accelerator.device) if config.sft_epochs else job.load(folder)
+    model = job.load_trainable(folder) if config.sft_epochs else job.load(folder)
     stop_at(model, job.encoder.end_of_turn)
     refuse_unknown_ids(model, highest_id(chain(data.judged_first, data.sft)), config.model_name)
     trainee = Trainee(model, None)
@@ -308,9 +324,7 @@ def _make_oracle(
     _save(job, work, trainee, name, work.folder / REFERENCE, merged=config.merge)
     if not job.accelerator.is_fsdp2:
         return reference
-    # Its parts are spread over the processes; each of them reads a whole one.
-    load = partial(load_trainable, work.folder / REFERENCE, config, job.accelerator.device)
-    return _read_oracle(job, work.folder / name, load)
+    return _read_oracle(job, work.folder / name, partial(job.load_trainable, work.folder / REFERENCE))
 
 
 def _read_oracle(job: OracleJob, folder: Path, reference: Callable[[], CausalLM]) -> CausalLM:
@@ -321,9 +335,10 @@ def _read_oracle(job: OracleJob, folder: Path, reference: Callable[[], CausalLM]
 def _measured_from(job: OracleJob, trainee: Trainee, base: Path) -> Reference:
     """What reads the reference while the oracle is trained: the oracle without its adapter, or a second model."""
     if trainee.adapter is not None:
-        forward = find_paths(trainee.model, job.reporter)._replace(context=trainee.adapter.disable_adapter)
+        forward = find_paths_of(trainee.model, job.accelerator, job.reporter)
+        forward = forward._replace(model=trainee.model, context=trainee.adapter.disable_adapter)
     else:
-        forward = find_paths(job.load(base).requires_grad_(False).eval(), job.reporter)
+        forward = find_paths_of(job.load(base).requires_grad_(False).eval(), job.accelerator, job.reporter)
     return Reference(forward, kl_of_reference)
 
 
@@ -341,7 +356,7 @@ def _written(job: OracleJob, work: Run, phase: str, name: str) -> bool:
 def _save(job: OracleJob, work: Run, trainee: Trainee, name: str, base_folder: Path, *, merged: bool) -> None:
     weights = trainee.gathered()
     if job.accelerator.is_main_process:
-        base = partial(load_trainable, base_folder, job.config, torch.device("cpu"))
+        base = partial(job.load_trainable, base_folder, torch.device("cpu"))
         divided = None if weights is None else Divided(weights, base)
         model = trainee.finished(merged=merged, aside=work.folder / f"{name}-{UNMERGED}", divided=divided)
         # A model that an adapter was merged into is whole.

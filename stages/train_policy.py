@@ -23,17 +23,25 @@ from stages.devices.processes import join_processes
 from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Forward, Reference
-from stages.logprobs.paths import find_paths
 from stages.method.examples import ExampleCounts, chosen_only, join
 from stages.method.rewards import held
 from stages.method.selection import RuleInputs
 from stages.models.adapters import base_name
 from stages.models.ends import stop_at
-from stages.models.folders import load_model, load_tokenizer, resolve_model, save_model, save_model_into, usable_length
-from stages.models.quantization import load_trainable
+from stages.models.folders import (
+    load_model,
+    load_tokenizer,
+    load_waiting,
+    resolve_model,
+    save_model,
+    save_model_into,
+    usable_length,
+)
+from stages.models.quantization import load_trainable, quantized
 from stages.models.references import (
     Frozen,
     RunContext,
+    find_paths_of,
     frozen,
     logps_of_rows,
     refuse_not_finite,
@@ -84,11 +92,19 @@ class PolicyJob(NamedTuple):
     inputs: dict[str, Input]
 
     def load(self, model: Frozen, on: torch.device | None = None) -> CausalLM:
-        """A model on this process's device, where the policy starts with its weights held as they are in training."""
-        device = on or self.accelerator.device
+        """A model on this process's device, where the policy starts with its weights held as they are in training.
+
+        Under FSDP2 it waits to be divided, unless a device is given.
+        """
+        device, divided = on or self.accelerator.device, on is None and self.accelerator.is_fsdp2
         if model.hash == self.start.hash:
-            return load_trainable(model.folder, self.config, device)
-        return move_model(load_model(model.folder, trust_remote_code=self.config.trust_remote_code), device)
+            start = load_trainable(model.folder, self.config, device, divided=divided)
+            stop_at(start, Encoder(self.tokenizer).end_of_turn)
+            return start
+        trust = self.config.trust_remote_code
+        if divided and not quantized(model.folder):
+            return load_waiting(model.folder, trust_remote_code=trust)
+        return move_model(load_model(model.folder, trust_remote_code=trust), device)
 
     def context(self, work: Run) -> RunContext:
         return RunContext(self.accelerator, work.folder, self.config.tokens_read, self.reporter)
@@ -177,7 +193,6 @@ def _load(job: PolicyJob, prepared: Path) -> tuple[Any, PolicyData]:
     job.accelerator.wait_for_everyone()
     rows = ScoreTable(path)
     model = job.load(job.start)
-    stop_at(model, Encoder(job.tokenizer).end_of_turn)
     refuse_unknown_ids(model, rows.highest_id, config.model_name)
     dropped = {f"longer than {max_length:,} tokens": rows.too_long}
     return model, PolicyData(rows, dropped, _warnings(job, rows), prepared / "examples.arrow")
@@ -284,10 +299,11 @@ def _objective(config: PolicyConfig) -> Objective:
 def _reference_forward(job: PolicyJob, trainee: Trainee) -> Forward:
     """What reads the reference while the policy trains: the policy without its adapter, where that is the reference."""
     if trainee.adapter is not None and job.reference.hash == job.start.hash:
-        return find_paths(trainee.model, job.reporter)._replace(context=trainee.adapter.disable_adapter)
+        forward = find_paths_of(trainee.model, job.accelerator, job.reporter)
+        return forward._replace(model=trainee.model, context=trainee.adapter.disable_adapter)
     other = job.load(job.reference).requires_grad_(False).eval()
     refuse_other_head(trainee.model, other, job.reference.name)
-    return find_paths(other, job.reporter)
+    return find_paths_of(other, job.accelerator, job.reporter)
 
 
 def _keep_snapshot(job: PolicyJob, work: Run, trainee: Trainee, steps: int) -> None:

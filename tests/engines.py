@@ -13,7 +13,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import PreTrainedModel
 
 from stages.configs import OptimizerConfig
 from stages.devices.engines import gather_weights
@@ -24,8 +26,9 @@ from stages.logprobs.head import kl_of_reference
 from stages.logprobs.logps import Reference, response_logps
 from stages.logprobs.paths import find_paths
 from stages.method.objectives import sft
+from stages.models.folders import load_waiting
 from stages.models.quantization import load_trainable
-from stages.models.references import Frozen, RunContext, kept_logps
+from stages.models.references import Frozen, RunContext, find_paths_of, kept_logps
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
@@ -49,19 +52,34 @@ KILLED = {"save_steps": 1, "max_grad_norm": 0.1}
 
 
 def packed():
-    return tiny_llama(VOCABULARY, tie_word_embeddings=True)
+    return rounded(tiny_llama(VOCABULARY, tie_word_embeddings=True))
 
 
 def another():
-    return tiny_llama(VOCABULARY, seed=1, tie_word_embeddings=True)
+    return rounded(tiny_llama(VOCABULARY, seed=1, tie_word_embeddings=True))
 
 
 def untied():
-    return tiny("qwen2")
+    return rounded(tiny("qwen2"))
 
 
 def padded():
     return tiny("lfm2, a convolution")
+
+
+def rounded(model):
+    """Weights that a file in bfloat16 holds as they are."""
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16().float()
+    return model
+
+
+def waiting(make, folder):
+    """A model of a folder, of which each process is to read its own part."""
+    if PartialState().is_main_process:
+        make().bfloat16().save_pretrained(folder)
+    PartialState().wait_for_everyone()
+    return load_waiting(folder, trust_remote_code=False)
 
 
 def key_tokens(logps_RW, batch):
@@ -139,14 +157,20 @@ class Watch:
         self._calls = 0
 
 
-def train(case, folder, *, pairs=None, reporter=None, reference=None, **settings):
-    """One run of `fit`: gradients and micro-batches of all steps, the weights after them, and the logged lines."""
+def train(case, folder, *, pairs=None, reporter=None, reference=None, waits=False, **settings):
+    """One run of `fit`: gradients and micro-batches of all steps, the weights after them, and the logged lines.
+
+    With `waits` every process reads its own part of the model alone.
+    """
     make, objective = case
     examples, size = examples_of(objective, pairs or random_pairs(PAIRS, VOCABULARY))
-    model = make()
-    folder.mkdir(parents=True, exist_ok=True)
     config = OptimizerConfig(**{**SETTINGS, **settings})
-    reference = reference and Reference(find_paths(reference(), Quiet()), kl_of_reference)
+    accelerator = join_processes(config.mixed_precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = waiting(make, folder / "model") if waits else make()
+    if reference:
+        other = waiting(reference, folder / "reference") if accelerator.is_fsdp2 else reference()
+        reference = Reference(find_paths_of(other, accelerator, Quiet()), kl_of_reference)
     watch = fitted(model, examples, objective, config, folder, reporter, size=size, reference=reference)
     weights = gather_weights(model)
     return outcome(watch, folder, model.state_dict() if weights is None else weights, weights is not None)
@@ -178,10 +202,12 @@ def train_adapter(objective, folder, *, reporter=None, **settings):
         tiny_llama(VOCABULARY, tie_word_embeddings=True, hidden_size=64, intermediate_size=128).save_pretrained(base)
     accelerator.wait_for_everyone()
     load = partial(load_trainable, base, config, torch.device("cpu"))
-    trainee = make_trainee(load(), config, str(base), Quiet(), merged=True)
+    divided = accelerator.is_fsdp2 and objective is not distances
+    trainee = make_trainee(load(divided=divided), config, str(base), Quiet(), merged=True)
     reference = None
     if objective is distances:
-        forward = find_paths(trainee.model, Quiet())._replace(context=trainee.adapter.disable_adapter)
+        forward = find_paths_of(trainee.model, accelerator, Quiet())
+        forward = forward._replace(model=trainee.model, context=trainee.adapter.disable_adapter)
         reference = Reference(forward, kl_of_reference)
     watch = fitted(trainee.model, examples, objective, config, folder, reporter, size=size, reference=reference)
     weights, first = trainee.gathered(), accelerator.is_main_process
@@ -204,6 +230,25 @@ def divide_on_cpu(mixed_precision="no", **options):
     state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, **settings)
 
 
+class Whole:
+    """Watches what share of a model's weights a process has undivided, the largest of all its forward passes."""
+
+    def __enter__(self):
+        self.share = 0.0
+        self._handle = register_module_forward_pre_hook(self._look)
+        return self
+
+    def __exit__(self, *_):
+        self._handle.remove()
+
+    def _look(self, module, _):
+        if isinstance(module, PreTrainedModel):
+            self._model = module
+        weights = [*self._model.parameters()]
+        here = sum(each.numel() for each in weights if not isinstance(each, DTensor))
+        self.share = max(self.share, here / sum(each.numel() for each in weights))
+
+
 class Chunks:
     """Counts how often the chunked head is used in training."""
 
@@ -223,15 +268,14 @@ class Chunks:
 def runs(folder):
     """Every run that the tests compare, as (name, what came out)."""
     yield "logps", logps_of(join_processes())
-    (folder / "kept").mkdir(exist_ok=True)
     yield "kept", kept_twice(join_processes(), folder / "kept")
     for case in IN_TWO:
         yield name_of("ddp", case), train(case, folder / name_of("ddp", case))
     for case in DIVIDED:
         divide_on_cpu()
-        with Chunks() as chunks:
-            found = train(case, folder / name_of("fsdp2", case))
-        yield name_of("fsdp2", case), {**found, "chunks": chunks.used}
+        with Chunks() as chunks, Whole() as whole:
+            found = train(case, folder / name_of("fsdp2", case), waits=case[0] is not padded)
+        yield name_of("fsdp2", case), {**found, "chunks": chunks.used, "whole": whole.share}
     for kind in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
         divide_on_cpu(state_dict_type=kind)
         with contextlib.suppress(Killed):
@@ -242,11 +286,14 @@ def runs(folder):
         if "save_steps" in settings:
             with contextlib.suppress(Killed):
                 train_adapter(objective, folder / name, reporter=KilledAfter(2), **settings)
-        yield name, train_adapter(objective, folder / name, **settings)
+        with Whole() as whole:
+            found = train_adapter(objective, folder / name, **settings)
+        yield name, {**found, "whole": whole.share}
     divide_on_cpu()
+    yield "kept in parts", kept_twice(join_processes(), folder / "kept in parts")
     yield "kl", train((packed, distances), folder / "kl", reference=another)
     divide_on_cpu("bf16")
-    yield "half", train(CASES[0], folder / "half", **HALF)
+    yield "half", train(CASES[0], folder / "half", waits=True, **HALF)
     divide_on_cpu(transformer_cls_names_to_wrap=["Qwen2DecoderLayer", "Linear"], activation_checkpointing=True)
     with Chunks() as chunks:
         found = train(UNTIED, folder / "apart")
@@ -266,8 +313,9 @@ def logps_of(accelerator=None):
 def kept_twice(accelerator, folder):
     """Log-probs that are kept in a folder: as asked for once, and again, with how often this process read a model each time."""
     context, found = RunContext(accelerator, folder, 60, Quiet()), []
+    folder.mkdir(exist_ok=True)
     for _ in range(2):
-        model, forwards = packed(), []
+        model, forwards = waiting(packed, folder / "model") if accelerator.is_fsdp2 else packed(), []
         model.base_model.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
         logps = kept_logps(
             Frozen("some", folder, "its hash"),

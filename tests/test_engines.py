@@ -32,6 +32,7 @@ from tests.engines import (
     logps_of,
     name_of,
     packed,
+    padded,
     train,
     train_adapter,
 )
@@ -74,7 +75,8 @@ def assert_same_steps(ours, theirs):
     """
     for mine, other in zip(ours["gradients"], theirs["gradients"], strict=True):
         torch.testing.assert_close(mine, other, atol=1e-5 * other.abs().max().item(), rtol=1e-5)
-    differences = [(ours["weights"][name] - weights).abs().flatten() for name, weights in theirs["weights"].items()]
+    # A head that is the embedding too may be there once.
+    differences = [(theirs["weights"][name] - weights).abs().flatten() for name, weights in ours["weights"].items()]
     assert (torch.cat(differences) > 1e-5).float().mean() < 0.005
     for mine, other in zip(ours["metrics"], theirs["metrics"], strict=True):
         numbers = [{name: value for name, value in line.items() if name != "phase"} for line in (mine, other)]
@@ -126,6 +128,8 @@ def test_a_divided_model_takes_the_steps_of_a_whole_one(alone, together, case):
     assert first["divided"]
     assert_same_steps(first, alone[case])
     assert first["micro_batches"] == second["micro_batches"], "one of them would wait for the other"
+    if case[0] is not padded:
+        assert max(first["whole"], second["whole"]) < 0.8, "and not before it is divided either"
     assert not second["weights"], "the whole model is in the memory of one process only"
 
 
@@ -150,6 +154,8 @@ def test_an_adapter_in_a_divided_model_learns_what_it_learns_in_a_whole_one(tmp_
     objective, settings = ADAPTERS[name]
     alone = train_adapter(objective, tmp_path, **settings)
     assert (first["divided"], second["weights"]) == (True, {})
+    # The first process merges in the end; of what it trains divided from the start, the other never has it all.
+    assert second["whole"] < 0.8 or name != "lora"
     steps = len(first["gradients"])
     assert steps == (1 if "save_steps" in settings else 3)
     assert_same_steps(first, {**alone, "gradients": alone["gradients"][-steps:]})
@@ -214,12 +220,13 @@ def test_processes_find_the_log_probs_of_one_bit_by_bit(together):
         assert all(map(torch.equal, found, logps_of()))
 
 
-def test_two_processes_divide_the_logps_that_are_kept(together, tmp_path):
+@pytest.mark.parametrize("name", ["kept", "kept in parts"])
+def test_two_processes_divide_the_logps_that_are_kept(together, tmp_path, name):
     """To the bit what one process finds; and what is kept, neither reads again."""
     (alone, most), (again, none) = kept_twice(join_processes(), tmp_path)
     assert all(map(torch.equal, again, alone))
     assert none == 0
-    for first, second in together("kept"):
+    for first, second in together(name):
         assert all(map(torch.equal, first[0], alone))
         assert all(map(torch.equal, second[0], alone))
         assert (0 < first[1] < most, second[1]) == (True, 0)

@@ -278,13 +278,15 @@ def test_every_option_of_a_plan_changes_it(look):
 
     before, costs = plan(use_fsdp=True)
     assert (before["world_size"], before["device_memory"], before["fits"]) == (8, 10**7, True)
-    assert before["bytes"]["weights"] * 8 == pytest.approx(before["loading"], rel=0.01)
+    assert before["bytes"]["weights"] < before["loading"]
     assert plan(device_memory="100KB", use_fsdp=True)[0]["fits"] is False
     assert plan(world_size=4, use_fsdp=True)[0]["bytes"]["weights"] == pytest.approx(
         2 * before["bytes"]["weights"], rel=0.01
     )
-    ddp = plan()[0]["bytes"]
-    assert (ddp["gathered"], ddp["weights"], ddp["buckets"]) == (0, before["loading"], ddp["gradients"])
+    whole = plan()[0]
+    ddp = whole["bytes"]
+    assert (ddp["gathered"], ddp["weights"], ddp["buckets"]) == (0, whole["loading"], ddp["gradients"])
+    assert ddp["weights"] == pytest.approx(8 * before["bytes"]["weights"], rel=0.01)
     assert plan(mixed_precision="bf16")[0]["bytes"]["activations"] < ddp["activations"]
     assert plan(gradient_checkpointing=True)[0]["bytes"]["activations"] < ddp["activations"]
     assert plan(gradient_checkpointing=True)[1][3]["recomputed"] > 0

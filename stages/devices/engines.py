@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from stages.devices.parts import numbers_of, second_names, waits
 from stages.errors import SepoError
 
 _REMEDY: Final = "use DDP (`accelerate launch --multi_gpu`) or, on GPUs, FSDP2 (`--use_fsdp --fsdp_version 2`)"
@@ -90,10 +91,12 @@ def gather_weights(model: Any) -> dict[str, Tensor] | None:
 
     Every process has to call it. None where the model is whole in every process.
     """
+    if waits(model):
+        return numbers_of(model) if PartialState().is_main_process else {}
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
     weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return dict(weights)
+    return {name: weight for name, weight in weights.items() if name not in second_names(model)}
 
 
 def gather_trained(model: Any) -> dict[str, Tensor] | None:

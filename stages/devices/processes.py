@@ -74,7 +74,7 @@ def join_processes(mixed_precision: str = "no", report_to: str = "none", folder:
     if report_to != "none":
         # Every tracker is a package of its own name.
         refuse_without(report_to, f"--report-to {report_to}", "report" if report_to == "tensorboard" else None)
-    # It would fill the model in the first process only; until training begins, every process reads a whole one.
+    # It would fill the model in the first process only, of which the others get their parts from it.
     disable_fsdp_ram_efficient_loading()
     log_with = report_to if folder is not None and report_to != "none" else None
     forget_other_precision(mixed_precision)

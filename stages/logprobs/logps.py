@@ -10,6 +10,7 @@ Shapes: ``R`` rows, ``T`` tokens, ``K`` positions whose logits are needed, ``N``
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -21,10 +22,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from stages.compat import unsplit_modules
 from stages.devices.memory import memory_for
+from stages.devices.parts import class_of, is_divided
 from stages.devices.processes import Worker, this_worker
 from stages.logprobs.attention import packed_attention
 from stages.logprobs.batches import collate, looks_at_the_batch, padded_groups, whole
@@ -70,9 +70,7 @@ class Reference(NamedTuple):
 class WeightedLogps(torch.nn.Module):
     """`weighted_logps` as a module, for engines that wrap one; with a reference, `logps_and_kl`.
 
-    Where an engine divides the layers among processes, embeddings and head stay with this module, whose forward brings
-    them together until the backward pass is done. A head that was divided by itself is whole in its own forward only.
-    The reference is none of its modules: it is neither trained nor shared out over processes.
+    The reference is none of its modules: it is not trained.
     """
 
     def __init__(self, forward: Forward, reference: Reference | None = None) -> None:
@@ -80,24 +78,16 @@ class WeightedLogps(torch.nn.Module):
         self.model = forward.model
         self._forward = forward
         self._reference = reference
-        kinds = {type(module).__name__ for module in forward.model.modules()}
-        self._no_split_modules = sorted(kinds & unsplit_modules(forward.model))
-        """the layers, by the name of their class, where accelerate looks for it"""
         if any(not parameter.requires_grad for parameter in self.parameters()):
-            self.register_state_dict_post_hook(_leave_out_frozen)  # type: ignore[no-untyped-call]
-            self.register_load_state_dict_post_hook(_frozen_may_be_missing)  # type: ignore[no-untyped-call]
+            # Of a divided model the engine knows the model itself.
+            saved: Any = forward.model if is_divided(forward.model) else self
+            saved.register_state_dict_post_hook(_leave_out_frozen)
+            saved.register_load_state_dict_post_hook(_frozen_may_be_missing)
 
     def forward(self, batch: Packed | Batch) -> Tensor | tuple[Tensor, Tensor]:
-        forward, reference = self._chunked_if_whole(self._forward), self._reference
-        # An engine that divides a model hooks into what its forward returns; on a view the hook would be lost.
-        if reference is None:
-            return weighted_logps(forward, batch).clone()
-        reference = reference._replace(forward=self._chunked_if_whole(reference.forward))
-        logps_RW, kl_RW = logps_and_kl(forward, reference, batch)
-        return logps_RW.clone(), kl_RW.clone()
-
-    def _chunked_if_whole(self, forward: Forward) -> Forward:
-        return forward._replace(chunked=forward.chunked and not isinstance(find_head(forward.model).weight_VH, DTensor))
+        if self._reference is None:
+            return weighted_logps(self._forward, batch)
+        return logps_and_kl(self._forward, self._reference, batch)
 
 
 def _trained_names(module: torch.nn.Module) -> set[str]:
@@ -190,7 +180,8 @@ def _measured(
     groups = make_groups(examples, max_tokens, packs=packs)
     found: list[list[Tensor]] = [[] for _ in range(kinds)]
     places: list[int] = []
-    for group in shared_groups(groups, accelerator, task):
+    in_step = any(is_divided(forward.model) for forward in forwards)
+    for group in shared_groups(groups, accelerator, task, in_step=in_step):
         chosen = [examples[place] for place in group]
         batch = make_batch(chosen, device, packs=packs)
         with memory_for(chosen, batch[0].numel(), max_tokens, trains=False):
@@ -246,13 +237,21 @@ def response_kl(
     return kl_N2
 
 
-def shared_groups(groups: list[list[int]], accelerator: Accelerator | None, task: Task) -> Iterator[list[int]]:
-    """This process's part of what several divide; without an accelerator, all. `task` is advanced for all of them."""
+def shared_groups(
+    groups: list[list[int]], accelerator: Accelerator | None, task: Task, *, in_step: bool = False
+) -> Iterator[list[int]]:
+    """This process's part of what several divide; without an accelerator, all. `task` is advanced for all of them.
+
+    Args:
+        in_step: every process gets as many, a first one perhaps twice.
+    """
     worker = this_worker(accelerator, None) if accelerator else Worker(1, 1)
     for number in worker.share(len(groups)):
         yield groups[number]
         # Meanwhile the others did as many.
         task.advance(sum(len(group) for group in groups[number - number % worker.workers :][: worker.workers]))
+    if in_step and len(worker.share(len(groups))) < math.ceil(len(groups) / worker.workers):
+        yield groups[0]
 
 
 def make_batch(
@@ -347,7 +346,9 @@ def _logits(forward: Forward, batch: Packed | Batch) -> LazyLogits:
         targets_K = batch.needed_RW.any(dim=0).nonzero().squeeze(-1)
         columns_K, at_columns = targets_K - 1, batch.needed_RW[:, targets_K]
     if forward.chunked:
-        hidden_RTH = model.base_model(**inputs).last_hidden_state
+        # A divided model brings embeddings and head together in forwards that it knows of.
+        read_base = getattr(model, "read_base", model.base_model)
+        hidden_RTH = read_base(**inputs).last_hidden_state
         # The head is looked up at every call: an engine that shards a model replaces its parameters.
         return LazyLogits(hidden_RTH.flatten(0, 1)[sources_N], find_head(model))
     # By the model's own head: soft-capping and scaling are its own.
@@ -362,7 +363,7 @@ def _logits(forward: Forward, batch: Packed | Batch) -> LazyLogits:
 def _row_by_row(forward: Forward, batch: Batch) -> LazyLogits:
     """The same from rows in a batch of their own, without padding."""
     # What code of its own keeps of a row, nobody knows.
-    reset = looks_at_the_batch(forward.model) or not type(forward.model).__module__.startswith("transformers.")
+    reset = looks_at_the_batch(forward.model) or not class_of(forward.model).__module__.startswith("transformers.")
     found = []
     for row, length in enumerate(batch.attention_RT.sum(-1).tolist()):
         this = (slice(row, row + 1), slice(length))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.compat import attention_of, takes_attention
+from stages.devices.parts import class_of
 from stages.devices.placement import input_device
 from stages.devices.precision import products
 from stages.errors import SepoError
@@ -145,4 +146,4 @@ def _tried(forward: Forward, batch: Packed | Batch) -> Tensor:
 
 
 def _name(model: CausalLM) -> str:
-    return type(model).__name__
+    return class_of(model).__name__

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.devices.parts import waits
 from stages.devices.placement import input_device
 from stages.errors import SepoError, borrowed
 from stages.logprobs.trial import agree, trial_logps
@@ -40,7 +41,7 @@ class Adapted(NamedTuple):
     model: CausalLM
     """the base model, whose layers now hold the adapter's"""
     without: Callable[[], AbstractContextManager[Any]] | None
-    """while open, the model is its base alone; None where the adapter changed the base itself"""
+    """while open, the model is its base alone; None where the adapter changed the base itself, or nobody could try"""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -104,6 +105,8 @@ def save(adapter: Any, folder: Path, weights: Mapping[str, Tensor] | None = None
 
 def put_on(base: CausalLM, folder: Path) -> Adapted:
     """The base with the adapter of a folder inside."""
+    if waits(base):
+        return Adapted(attach(base, folder).get_base_model(), None)
     before = _signature(base)
     attached = attach(base, folder)
     with attached.disable_adapter():
@@ -163,6 +166,9 @@ def attach(base: CausalLM, folder: Path) -> Any:
         found = attached.load_adapter(folder, attached.active_adapter)
     _refuse_unread(attached, found, folder)
     inner = attached.get_base_model()
+    if waits(inner):
+        # Its numbers are not here to be tried.
+        return attached
     with borrowed(f"the adapter {folder} cannot be read token by token", "use LoRA"):
         whole_N, inner_N = trial_logps(attached), trial_logps(inner)
     if not agree(inner_N, whole_N, inner.dtype):

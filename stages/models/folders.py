@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from stages.compat import BITSANDBYTES_LOGGER
+from stages.devices.parts import let_wait
 from stages.errors import SepoError, borrowed
 from stages.models.adapters import CONFIG as ADAPTER
 from stages.models.adapters import base_of, content, is_adapter, merge, put_on
@@ -178,6 +180,28 @@ def load_model(
     if dtype == torch.float32:
         _compute_in_float32(model)
     return model
+
+
+def load_waiting(folder: Path, *, trust_remote_code: bool) -> CausalLM:
+    """A model whose weights wait to be divided (`stages.devices.parts`): their files are mapped, and not read.
+
+    An adapter is merged in each process's memory first.
+    """
+    dtype: Any = torch.float32 if is_adapter(folder) else "auto"
+    model: Any = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype, ordinary=True)
+    if model.dtype != torch.float32:
+        # What a model computes of its configuration, it rounds to the type that it is loaded in.
+        with init_empty_weights(include_buffers=False):
+            exact: Any = AutoModelForCausalLM.from_config(
+                model.config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        saved, computed = model.state_dict(), dict(exact.named_buffers())
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.float() if name in saved else computed[name]
+    let_wait(model, dict(model.named_parameters(remove_duplicate=False)))
+    waiting: CausalLM = model
+    return waiting
 
 
 def load_without_weights(folder: Path, *, trust_remote_code: bool) -> CausalLM:

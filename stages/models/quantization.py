@@ -16,7 +16,7 @@ from stages.devices.memory import move_model
 from stages.errors import SepoError, borrowed
 from stages.models.adapters import is_adapter
 from stages.models.fit import REMEDY
-from stages.models.folders import base_folder, load_model
+from stages.models.folders import base_folder, load_model, load_waiting
 from stages.store.files import read_object
 from stages.types import CausalLM
 
@@ -38,12 +38,19 @@ def bits_of(config: dict[str, Any]) -> str | None:
     return f"{bits} bits ({method})" if bits else f"few bits ({method})"
 
 
-def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device) -> CausalLM:
-    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full."""
+def load_trainable(folder: Path, config: OptimizerConfig, device: torch.device, *, divided: bool = False) -> CausalLM:
+    """A model on its device, its weights held as the configuration says; the head and the embeddings always in full.
+
+    Args:
+        divided: it waits to be divided, where its weights are not in few bits; those every process holds whole.
+    """
     # Products are float32, but while it trains in mixed precision: log-probs are compared.
     held = held_in(config.quantize, {"": device}) if config.quantize else None
     ordinary, trust = config.quantize is None, config.trust_remote_code
-    model = move_model(load_model(folder, trust_remote_code=trust, held=held, ordinary=ordinary), device)
+    if divided and ordinary and not quantized(folder):
+        model = load_waiting(folder, trust_remote_code=trust)
+    else:
+        model = move_model(load_model(folder, trust_remote_code=trust, held=held, ordinary=ordinary), device)
     quantizer = getattr(model, "hf_quantizer", None)
     if ordinary and quantizer is not None and not quantizer.is_trainable:
         raise SepoError(

@@ -9,6 +9,8 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from stages.devices.engines import refuse_divided
+from stages.devices.parts import readable
 from stages.errors import SepoError
 from stages.logprobs.head import has_head
 from stages.logprobs.logps import Forward, response_logps
@@ -165,7 +167,7 @@ def _make_parts(
     if missing:
         loaded = load()
         refuse_unknown_ids(loaded, highest_id(pairs), model.name)
-        forward = find_paths(loaded, context.reporter)
+        forward = find_paths_of(loaded, context.accelerator, context.reporter)
         total = sum(len(range(len(pairs))[parts[name]]) for name in missing)
         with context.reporter.task(title, total, "pairs") as task:
             for name in missing:
@@ -179,7 +181,18 @@ def _make_parts(
 def logps_of(model: CausalLM, pairs: list[TokenPair], context: RunContext, title: str) -> list[PairLogps]:
     """Log-probs of every response token of the pairs; each process computes its share, and has them all."""
     with context.reporter.task(title, len(pairs), "pairs") as task:
-        return _compute(find_paths(model, context.reporter), pairs, context, task)
+        return _compute(find_paths_of(model, context.accelerator, context.reporter), pairs, context, task)
+
+
+def find_paths_of(model: CausalLM, accelerator: Accelerator, reporter: Reporter) -> Forward:
+    """`find_paths` of a model, or of a copy of it that is divided among the processes, where it waits for that.
+
+    Every process has to call it, and to make the same forward passes.
+    """
+    forward = find_paths(readable(model, accelerator), reporter)
+    if forward.alone:
+        refuse_divided(accelerator, "this model's responses are read one by one")
+    return forward
 
 
 def refuse_not_finite(model: CausalLM, pair: TokenPair, context: RunContext) -> None:

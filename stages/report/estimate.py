@@ -160,7 +160,7 @@ def plan_table(found: Footprint, machine: Machine) -> Table:
             gigabytes(machine.share * machine.memory),
             "",
         ],
-        ["before, while the model is loaded (whole)", gigabytes(found.loading), COUNTED],
+        ["before the first step, while the model is loaded and read", gigabytes(found.loading), ""],
     ]
     return Table(f"Training on {place(machine)}: {verdict(found, machine)}", ["a device holds", "size", ""], rows)
 
@@ -188,7 +188,7 @@ def verdict(found: Footprint, machine: Machine) -> str:
     if found.fits(machine):
         return f"fits, with micro-batches of {found.tokens:,} tokens"
     if found.trains_in(machine):
-        return f"would fit, but the model has to be loaded whole first: {gigabytes(found.loading)}"
+        return f"would fit, but not while the model is loaded and read: {gigabytes(found.loading)}"
     return f"does not fit, with micro-batches of {found.tokens:,} tokens"
 
 

@@ -84,7 +84,7 @@ class Footprint(NamedTuple):
     gathered: int
     """undivided weights and gradients of FSDP2, at the worst moment"""
     loading: int
-    """weights while the model is loaded, before anything is divided"""
+    """before the first step: weights, and where they are divided the layers that are gathered to be read in float32"""
     head: int
     """what the logits are computed in"""
     casts: int = 0
@@ -103,7 +103,7 @@ class Footprint(NamedTuple):
         return self.trains_in(machine) and self.loading <= machine.memory
 
     def trains_in(self, machine: Machine) -> bool:
-        """Whether it fits once the model is loaded, with what allocators take."""
+        """Whether its steps fit, with what allocators take."""
         return self.total * OVERHEAD <= machine.share * machine.memory
 
 
@@ -158,7 +158,7 @@ def footprint(plan: Planned, config: OptimizerConfig, machine: Machine, longest:
         buckets=_FLOAT32 * trained if machine.processes > 1 and not machine.divided else 0,
         moments=held.moments,
         gathered=gathered_bytes(plan.model, half=half, left_out=plan.in_few_bits) if machine.divided else 0,
-        loading=standing([plan.model], config.optim, partial(plan.held, ALONE)).weights,
+        loading=_loading(plan, config, machine, held.weights),
         head=_head_bytes(read, machine.device, 0),
     )
     kept = kept_without_numbers(read, config)
@@ -171,6 +171,13 @@ def footprint(plan: Planned, config: OptimizerConfig, machine: Machine, longest:
     tokens = max(longest, min(budget, most))
     activations = int(kept.a_token * tokens) if kept else None
     return found._replace(tokens=tokens, activations=activations, head=_head_bytes(read, machine.device, tokens))
+
+
+def _loading(plan: Planned, config: OptimizerConfig, machine: Machine, weights: int) -> int:
+    # Weights in few bits are loaded whole, with the rest of their model.
+    if plan.in_few_bits or not machine.divided:
+        return standing([plan.model], config.optim, partial(plan.held, ALONE)).weights
+    return weights + gathered_bytes(plan.model, half=False, trains=False)
 
 
 def kept_without_numbers(model: Any, config: OptimizerConfig) -> Kept | None:
@@ -225,7 +232,7 @@ def _half(value: Any) -> Any:
     return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def gathered_bytes(model: CausalLM, *, half: bool, left_out: Container[int] = ()) -> int:
+def gathered_bytes(model: CausalLM, *, half: bool, left_out: Container[int] = (), trains: bool = True) -> int:
     """Undivided weights and gradients of FSDP2, at the worst of three moments.
 
     A layer is gathered while the one before it is at work, and its gradients are summed (in float32) while the next
@@ -233,6 +240,7 @@ def gathered_bytes(model: CausalLM, *, half: bool, left_out: Container[int] = ()
 
     Args:
         left_out: weights that are not divided, by the ids of their parameters.
+        trains: without it the first of those moments alone.
     """
     size = 2 if half else _FLOAT32
     kinds = unsplit_modules(model)
@@ -249,6 +257,8 @@ def gathered_bytes(model: CausalLM, *, half: bool, left_out: Container[int] = ()
     layer_trained = max((numbers(each, trained=True) for each in layers), default=0)
     head_trained = numbers([model.get_output_embeddings().weight], trained=True) if has_head(model) else 0
     begins = 2 * (root + layer) * size
+    if not trains:
+        return begins
     turns = (root + 2 * layer + head_trained + layer_trained) * size + layer_trained * _FLOAT32
     ends = root_trained * (size + _FLOAT32)
     return max(begins, turns, ends)

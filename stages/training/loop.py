@@ -16,12 +16,13 @@ from accelerate import Accelerator
 from transformers import get_scheduler
 
 from stages.configs import OptimizerConfig
-from stages.devices.engines import refuse_divided, refuse_undividable
+from stages.devices.engines import refuse_undividable
 from stages.devices.memory import OutOfMemory, enough_memory
+from stages.devices.parts import divide, head_is_apart, prepare_divided
 from stages.devices.precision import price_of_float32
 from stages.devices.processes import join_processes
-from stages.logprobs.logps import Reference, WeightedLogps
-from stages.logprobs.paths import find_paths
+from stages.logprobs.logps import Forward, Reference, WeightedLogps
+from stages.models.references import find_paths_of
 from stages.reporting import Reporter
 from stages.training.budget import measured_budget
 from stages.training.checkpoints import FOLDER as CHECKPOINTS
@@ -260,12 +261,14 @@ def _make_engine(
 ) -> tuple[Engine, Any]:
     """The engine, and the optimiser as accelerate prepared it."""
     refuse_undividable(accelerator, model)
-    optimizer = make_optimizer(model, config)
-    forward = find_paths(model, reporter)
-    refuse_noise(model)
-    if forward.alone:
-        refuse_divided(accelerator, "this model's responses are read one by one")
+    forward = find_paths_of(model, accelerator, reporter)
+    refuse_noise(forward.model)
+    forward = forward._replace(model=model)
+    if accelerator.is_fsdp2:
+        divide(model, accelerator)
+        forward = _with_whole_head(forward)
     if reference is not None:
+        reference = reference._replace(forward=_with_whole_head(reference.forward))
         # Both read the same batches.
         packs = forward.packs and reference.forward.packs
         forward, reference = forward._replace(packs=packs), reference.packed(packs)
@@ -273,5 +276,14 @@ def _make_engine(
     budget = config.max_tokens_per_device or measured_budget(
         accelerator, module, forward, reference, config, examples, reporter
     )
-    module, optimizer = accelerator.prepare(module, optimizer)
+    optimizer = make_optimizer(model, config)
+    if accelerator.is_fsdp2:
+        optimizer = prepare_divided(accelerator, model, optimizer)
+    else:
+        module, optimizer = accelerator.prepare(module, optimizer)
     return Engine(accelerator, module, forward, reference is not None, budget, objective, pulse), optimizer
+
+
+def _with_whole_head(forward: Forward) -> Forward:
+    """By its own forward, where a head was divided by itself."""
+    return forward._replace(chunked=forward.chunked and not head_is_apart(forward.model))

@@ -119,7 +119,7 @@ def test_a_plan_is_shown_by_part_with_what_is_known_of_each():
     assert ["activations", "2 GB", "estimated"] in table.rows
     assert not [row for row in table.rows if "again" in row[0]]
     assert [row[1] for row in table.rows[-4:]] == ["30 GB", "37.5 GB", "72 GB", "40 GB"]
-    loads = "would fit, but the model has to be loaded whole first: 90 GB"
+    loads = "would fit, but not while the model is loaded and read: 90 GB"
     assert verdict(found._replace(loading=90 * GB), machine) == loads
     assert verdict(found, machine._replace(memory=41 * GB)).startswith("does not fit")
     unknown = plan_table(found._replace(activations=None), machine)
