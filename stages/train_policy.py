@@ -23,7 +23,7 @@ from stages.devices.processes import join_processes
 from stages.evaluation.contamination import SNAPSHOTS
 from stages.logprobs.head import kl_from_reference, kl_of_reference
 from stages.logprobs.logps import Forward, Reference
-from stages.method.examples import ExampleCounts, chosen_only, join
+from stages.method.examples import ExampleCounts, chosen_only, end_warnings, join
 from stages.method.rewards import held
 from stages.method.selection import RuleInputs
 from stages.models.adapters import base_name
@@ -134,7 +134,9 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         with _prepared(job, work) as prepared:
             model, data = _load(job, prepared)
             trainee, counts, last = _compute(job, work, model, data)
-        return _write(job, work, trainee, counts, last, [*data.warnings, *training_warnings(work.folder)])
+        return _write(
+            job, work, trainee, counts, last, [*data.warnings, *end_warnings(counts), *training_warnings(work.folder)]
+        )
 
 
 def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
@@ -268,6 +270,8 @@ def _select(job: PolicyJob, work: Run, model: CausalLM, data: PolicyData) -> tup
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
+    for warning in end_warnings(counts):
+        job.reporter.warn(warning)
     return examples, counts
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from stages.method.selection import Selection
 from stages.types import Example, Floats, Joined, PairLogps, PairWeights, ReferenceSums, ScoredPair
 
 SIDES = ("chosen", "rejected")
+LOPSIDED: Final = 0.5
+"""how far apart the shares of selected last tokens may be; beyond it a policy learns length before anything else"""
 
 
 @dataclass
@@ -25,9 +27,12 @@ class ExampleCounts:
     tokens: dict[str, int] = field(default_factory=dict)
     """by side, of the pairs that were kept"""
     selected: dict[str, int] = field(default_factory=dict)
+    ends: dict[str, int] = field(default_factory=dict)
+    """responses whose last token is selected: as a rule the one that ends the turn"""
 
     def __post_init__(self) -> None:
-        self.tokens, self.selected = (dict.fromkeys(SIDES[:1] if self.alone else SIDES, 0) for _ in range(2))
+        sides = SIDES[:1] if self.alone else SIDES
+        self.tokens, self.selected, self.ends = (dict.fromkeys(sides, 0) for _ in range(3))
 
     def add(self, weights: PairWeights) -> bool:
         """Count a pair, which is dropped where this is False."""
@@ -37,6 +42,7 @@ class ExampleCounts:
         for name in () if empty else self.tokens:
             self.tokens[name] += len(getattr(weights, name))
             self.selected[name] += int(np.count_nonzero(getattr(weights, name)))
+            self.ends[name] += bool(getattr(weights, name)[-1])
         return not empty
 
     def as_json(self, too_long: dict[str, int], notes: dict[str, int]) -> dict[str, Any]:
@@ -61,8 +67,21 @@ class ExampleCounts:
             "dropped": {reason: count for reason, count in dropped.items() if count},
             "tokens": self.tokens,
             "selected": self.selected,
+            "selected_ends": self.ends,
             "selection": dict(notes),
         }
+
+
+def end_warnings(counts: dict[str, Any]) -> list[str]:
+    """What there is to say where one side's last tokens are selected far more often than the other's."""
+    chosen, *others = (ends / counts["kept"] for ends in counts["selected_ends"].values())
+    if not others or abs(chosen - others[0]) <= LOPSIDED:
+        return []
+    effect = "to end its answers sooner" if chosen > others[0] else "not to end its answers"
+    return [
+        f"the last token is selected in {chosen:.1%} of the chosen and {others[0]:.1%} of the rejected responses: "
+        f"the policy learns {effect}; --kl-selected and --kl-unselected hold it"
+    ]
 
 
 def join(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.errors import SepoError
-from stages.method.examples import ExampleCounts, chosen_only, join
+from stages.method.examples import ExampleCounts, chosen_only, end_warnings, join
 from stages.method.selection import RuleInputs, Selection, random_keys, ranked, select_by_keys
 from stages.registry import RULES
 from stages.types import Example, PairLogps, PairWeights, ScoredPair
@@ -227,12 +227,37 @@ def test_pairs_with_an_empty_response_are_dropped_and_counted():
     assert example.weights is weights[1]
     assert counts.as_json({"longer than 9 tokens": 4}, {"surprises": 2}) == {
         "read": 7, "kept": 1, "dropped": {"longer than 9 tokens": 4, "a response without a weighted token": 2},
-        "tokens": {"chosen": 2, "rejected": 2}, "selected": {"chosen": 1, "rejected": 2}, "selection": {"surprises": 2},
+        "tokens": {"chosen": 2, "rejected": 2}, "selected": {"chosen": 1, "rejected": 2},
+        "selected_ends": {"chosen": 1, "rejected": 1}, "selection": {"surprises": 2},
     }  # fmt: skip
     nothing = ExampleCounts(alone=False)
     assert [*join(rows[:1], Selection(weights[:1]), None, nothing)] == []
     with pytest.raises(SepoError, match="in each of the 1 pairs a response has no weighted token"):
         nothing.as_json({}, {})
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (
+            {"chosen": 1, "rejected": 4},
+            "25.0% of the chosen and 100.0% of the rejected responses: the policy learns not",
+        ),
+        (
+            {"chosen": 3, "rejected": 0},
+            "75.0% of the chosen and 0.0% of the rejected responses: the policy learns to end",
+        ),
+        ({"chosen": 1, "rejected": 3}, None),
+        ({"chosen": 4}, None),
+    ],
+)
+def test_ends_that_one_side_alone_is_trained_on_are_warned_of(ends, said):
+    weights = PairWeights(floats([0, 3]), floats([1, 0]))
+    counts = ExampleCounts(alone=False)
+    list(join([row([1, 2], [3, 4])], Selection([weights]), None, counts))
+    assert counts.ends == {"chosen": 1, "rejected": 0}
+    warnings = end_warnings({"kept": 4, "selected_ends": ends})
+    assert [said in warning for warning in warnings] == ([] if said is None else [True])
 
 
 def test_chosen_responses_alone_are_joined_and_counted_without_the_rejected_ones():
@@ -245,5 +270,5 @@ def test_chosen_responses_alone_are_joined_and_counted_without_the_rejected_ones
     assert (len(alone.pair.rejected_ids), len(alone.weights.rejected), alone.weights.chosen.tolist()) == (0, 0, [1, 2])
     assert counts.as_json({}, {}) == {
         "read": 2, "kept": 1, "dropped": {"a response without a weighted token": 1},
-        "tokens": {"chosen": 2}, "selected": {"chosen": 2}, "selection": {},
+        "tokens": {"chosen": 2}, "selected": {"chosen": 2}, "selected_ends": {"chosen": 1}, "selection": {},
     }  # fmt: skip
