@@ -1,6 +1,7 @@
 """Recipes at equal KL on fresh worlds of the demo, as shares of the best that is possible there: `make compare`.
 
     python -m benchmarks.compare --seeds 1 2 3 4 --jobs 2 --output-dir runs/compare
+    python -m benchmarks.compare --questions --seeds 1 2 3 --output-dir runs/questions
 
 In a world language, labels, model, reference and oracles are drawn anew by its seed; what is run there stands in
 examples/compare.yaml. All policies of a world are read on the same samples of its reference: KL by exact sums over the
@@ -193,12 +194,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="of the worlds")
     parser.add_argument("--recipes", type=Path, default=EXAMPLES / "compare.yaml")
+    parser.add_argument("--questions", action="store_true", help="its questions, not its recipes")
     parser.add_argument("--demo", default="", help="further options of make-demo, such as '--rewards contextual'")
     parser.add_argument("--samples", type=int, default=2048, help="of each world's reference, two to a prompt")
     parser.add_argument("--jobs", type=int, default=1, help="worlds at once")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/compare"))
     given = parser.parse_args()
     recipes = yaml.safe_load(given.recipes.read_text())
+    if given.questions:
+        recipes["recipes"] = recipes["questions"]
     folder = given.output_dir.resolve()
     one = partial(run_world, recipes=recipes, folder=folder, samples=given.samples, demo=given.demo)
     worlds = []

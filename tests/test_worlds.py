@@ -66,6 +66,13 @@ def asked(monkeypatch, tmp_path):
     return seen
 
 
+def test_every_command_of_the_questions_is_one(asked):
+    recipes = yaml.safe_load((compare.EXAMPLES / "compare.yaml").read_text())
+    policies = compare.make_world(7, recipes | {"recipes": recipes["questions"]}, "")
+    assert len(asked) == 6 + sum(map(len, policies.values()))
+    assert recipes["against"] in policies
+
+
 def test_every_command_of_the_recipes_is_one(asked):
     recipes = yaml.safe_load((compare.EXAMPLES / "compare.yaml").read_text())
     policies = compare.make_world(7, recipes, "--rewards dense --label-noise 0.2")
