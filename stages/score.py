@@ -8,6 +8,7 @@ side, is decided by `sepo train-policy`.
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -98,7 +99,8 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     settings = {"folds": folds} if folds > 1 else {}
     with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, settings=settings, sound=is_sound) as work:
         if work.finished:
-            remove_worker_files(work.place, work.place.names())
+            with suppress(SepoError):
+                remove_worker_files(work.place, work.place.names())
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
             return work.nothing_to_do("scores")
@@ -216,8 +218,12 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
         _leave(job, work, known, there)
     else:
         missing = _gather(work, data, known, there)
+    if missing and work.finished_by_another():
+        # Its last worker may have removed what workers left before this one wrote.
+        remove_worker_files(work.place, work.place.names())
+        return work.nothing_to_do("scores")
     if missing:
-        return work.nothing_to_do("scores") if work.finished_by_another() else work.unfinished(str(job.worker), missing)
+        return work.unfinished(str(job.worker), missing)
     checksums, totals = {name: known.checksums[name] for name in shards}, known.totals
     noise = _noise(job, work, scorer, data, known)
     accuracy, drift = totals.accuracy, totals.drift(job.tokenizer.decode)
@@ -267,8 +273,9 @@ def _gather(work: Run, data: ScoreData, known: KnownShards, there: Mapping[str, 
     """
     for other in read_worker_files(work.place, work.fingerprint, there):
         if other.checksums.keys() <= data.shards.keys() - known.checksums.keys():
-            known.totals.merge(ScoreTotals.from_arrays(other.arrays))
-            known.checksums.update(other.checksums)
+            with suppress(LookupError, TypeError, ValueError):
+                known.totals.merge(ScoreTotals.from_arrays(other.arrays))
+                known.checksums.update(other.checksums)
     changed = [name for name, checksum in known.checksums.items() if there[name][0] not in (None, checksum["bytes"])]
     unknown = [name for name in data.shards if name not in known.checksums]
     return changed + [name for name in unknown if not _read(work, name, data, known)]

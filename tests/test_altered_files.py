@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 
 from stages.errors import SepoError
 from stages.models.folders import model_hash
@@ -157,6 +158,15 @@ def test_a_reader_that_is_killed_keeps_nobody_waiting(weight_shards, tmp_path, m
     assert files.hash_file(weight_shards[0]) == f"sha256:{hashlib.sha256(bytes(10)).hexdigest()}"
     reader.join()
     assert not [*(tmp_path / "cache/hashes").glob("*.lock")]
+
+
+def test_a_reader_that_hangs_keeps_others_waiting_for_a_while_only(weight_shards, tmp_path, monkeypatch):
+    path = weight_shards[0]
+    lock = files._note(str(path), files._state(path)).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.1)
+    with FileLock(lock):
+        assert files.hash_file(path) == f"sha256:{hashlib.sha256(bytes(10)).hexdigest()}"
 
 
 def test_a_hash_is_never_that_of_the_file_before(tmp_path):

@@ -8,6 +8,8 @@ import signal
 import time
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages import check, score
@@ -16,6 +18,7 @@ from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.lock import locked
 from stages.store.manifest import FINISHED, UNFINISHED
+from stages.store.parquet import parquet_bytes
 from stages.store.place import Place
 from stages.store.scores import open_scores
 from tests import lives
@@ -186,10 +189,19 @@ def test_the_last_worker_reads_no_shard(world, tmp_path, monkeypatch):
     assert contents(tmp_path / "s") == contents(tmp_path / "one")
 
 
+def reshaped(path, column, values=(1.0,)):
+    """The file whole again, with other values in a column."""
+    table = pq.read_table(path)
+    changed = table.set_column(table.column_names.index(column), column, pa.array([list(values)]))
+    path.write_bytes(parquet_bytes(changed.replace_schema_metadata(table.schema.metadata)))
+
+
 FAULTS = {
     "lost": lambda folder: (folder / LEFT).unlink(),
     "damaged": lambda folder: (folder / LEFT).write_bytes((folder / LEFT).read_bytes()[:-1] + b"?"),
     "a shard has changed": lambda folder: os.utime(folder / "scores-00000.parquet"),
+    "of another shape": lambda folder: reshaped(folder / LEFT, "figures"),
+    "not of numbers": lambda folder: reshaped(folder / LEFT, "types", ["a"]),
     "of more shards": lambda folder: shutil.copy(folder / ".worker-1-of-1.statistics", folder / LEFT),
 }
 

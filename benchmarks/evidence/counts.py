@@ -98,12 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--model", required=True)
+    parser.add_argument(
+        "--most", type=int, default=4000, help="pairs of a file, its first: products of all pairs are held"
+    )
     options = parser.parse_args()
     encoder = Encoder(AutoTokenizer.from_pretrained(options.model), {})
     print("| pairs | counted | accuracy | log-loss, nats | less that of types |\n|---|---|---|---|---|")
     for name in options.pairs:
         texts = [pair for pair in read_pairs(name) if not isinstance(pair, Dropped)]
-        pairs = [pair for pair in encoder.encode_all(texts) if not isinstance(pair, Dropped)]
+        pairs = [pair for pair in encoder.encode_all(texts[: options.most]) if not isinstance(pair, Dropped)]
         folds_P = np.array([fold_of(pair.prompt_ids, FOLDS) for pair in pairs])
         known = {
             kind: similarities(kind, pairs) for kind in sorted({each for kinds in KINDS.values() for each in kinds})

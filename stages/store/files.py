@@ -23,6 +23,8 @@ MOST_JSON_BYTES: Final = 1 << 26
 LARGE_BYTES: Final = 1 << 26
 FRESH_NS: Final = 2_000_000_000
 """a file that was written this recently may be written again at the same time of change: clocks of disks are coarse"""
+PATIENCE_SECONDS: Final = 600.0
+"""how long to wait for another process that reads the same file, before it is read here too"""
 _HASHES: Final = "hashes"
 """the folder in the cache that remembers those of large files"""
 
@@ -94,14 +96,15 @@ def _alone(lock: Path, *, wait: bool) -> Iterator[bool]:
     # Imported where many bytes are about to be read: it takes a tenth of a second.
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock, timeout=-1 if wait else 0)
+    held = FileLock(lock, timeout=PATIENCE_SECONDS if wait else 0)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout:
-        yield False
+        # Its holder is stopped, or died on another host where only marks serve as locks.
+        yield wait
         return
-    except OSError:
+    except (OSError, NotImplementedError):
         # No cache, no locks: each process reads for itself.
         yield True
         return

@@ -20,6 +20,7 @@ from stages.store.place import Place, State
 from stages.store.shape import parse_json
 
 PATTERN: Final = re.compile(r"\.worker-\d+-of-\d+\.statistics")
+FORMAT: Final = b"1"
 
 
 class WorkerFile(NamedTuple):
@@ -42,7 +43,7 @@ def write_worker_file(
     """
     shards = {name: {"checksum": checksum, "state": states[name]} for name, checksum in found.checksums.items()}
     table = pa.table({name: [array] for name, array in found.arrays.items()})
-    said = {"sepo.fingerprint": fingerprint, "sepo.shards": json.dumps(shards)}
+    said = {"sepo.format": FORMAT, "sepo.fingerprint": fingerprint, "sepo.shards": json.dumps(shards)}
     number, count = worker
     place.write(f".worker-{number}-of-{count}.statistics", parquet_bytes(table.replace_schema_metadata(said)))
 
@@ -54,7 +55,8 @@ def read_worker_files(place: Place, fingerprint: str, states: Mapping[str, State
         states: of all files of the folder.
     """
     for name in sorted(filter(PATTERN.fullmatch, states)):
-        with suppress(OSError, pa.ArrowException):
+        # A file of any shape may lie there.
+        with suppress(OSError, pa.ArrowException, LookupError, TypeError, ValueError, AttributeError):
             data = place.read(name)
             if not is_whole(data):
                 continue
@@ -62,7 +64,8 @@ def read_worker_files(place: Place, fingerprint: str, states: Mapping[str, State
             said = table.schema.metadata
             shards = parse_json(said[b"sepo.shards"])
             unchanged = all(states.get(shard) == tuple(each["state"]) for shard, each in shards.items())
-            if said[b"sepo.fingerprint"].decode() == fingerprint and unchanged:
+            ours = (said[b"sepo.format"], said[b"sepo.fingerprint"].decode()) == (FORMAT, fingerprint)
+            if ours and unchanged:
                 checksums = {shard: each["checksum"] for shard, each in shards.items()}
                 arrays = {
                     column: table[column][0].values.to_numpy(zero_copy_only=False) for column in table.column_names
