@@ -51,7 +51,7 @@ from stages.models.references import (
 )
 from stages.registry import OBJECTIVES, RULES
 from stages.report.card import Made, write_policy_card
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, Task
 from stages.store.example_table import ExampleTable, write_examples
 from stages.store.files import writing
 from stages.store.hub import push_run, refuse_closed_hub
@@ -134,9 +134,7 @@ def run(config: PolicyConfig, reporter: Reporter) -> Summary:
         with _prepared(job, work) as prepared:
             model, data = _load(job, prepared)
             trainee, counts, last = _compute(job, work, model, data)
-        return _write(
-            job, work, trainee, counts, last, [*data.warnings, *end_warnings(counts), *training_warnings(work.folder)]
-        )
+        return _write(job, work, trainee, counts, last, [*data.warnings, *training_warnings(work.folder)])
 
 
 def _check(config: PolicyConfig, reporter: Reporter) -> PolicyJob:
@@ -270,7 +268,8 @@ def _select(job: PolicyJob, work: Run, model: CausalLM, data: PolicyData) -> tup
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
     job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
-    for warning in end_warnings(counts):
+    for warning in [] if config.is_held else end_warnings(counts):
+        data.warnings.append(warning)
         job.reporter.warn(warning)
     return examples, counts
 
@@ -283,14 +282,15 @@ def _write_examples(
     per_token = "per_token" in config.needs
     summary: dict[str, Any] = {}
 
-    def joined() -> Iterator[Joined]:
-        with job.reporter.task(f"select {config.rule}", len(data.rows), "pairs") as task:
-            for each in join(data.rows, selection, references, counts, per_token=per_token):
-                task.advance()
-                yield each
+    def joined(task: Task) -> Iterator[Joined]:
+        for each in join(data.rows, selection, references, counts, per_token=per_token):
+            task.advance()
+            yield each
         summary.update(counts.as_json(data.dropped, selection.notes))
 
-    write_examples(data.examples, joined(), summary)
+    # Around the writing, so that it has ended when an error is said.
+    with job.reporter.task(f"select {config.rule}", len(data.rows), "pairs") as task:
+        write_examples(data.examples, joined(task), summary)
 
 
 def _objective(config: PolicyConfig) -> Objective:

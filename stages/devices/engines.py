@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from stages.devices.parts import numbers_of, second_names, waits
@@ -93,14 +93,17 @@ def gather_weights(model: Any) -> dict[str, Tensor] | None:
     """
     if waits(model):
         return numbers_of(model) if PartialState().is_main_process else {}
+    _take_apart(model)
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
     weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: weight for name, weight in weights.items() if name not in second_names(model)}
+    again = second_names(model)
+    return {name: weight for name, weight in weights.items() if name not in again}
 
 
 def gather_trained(model: Any) -> dict[str, Tensor] | None:
     """The same of the weights that are trained alone, such as an adapter's; in the other processes nothing is kept."""
+    _take_apart(model)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if not any(isinstance(weight, DTensor) for weight in trained.values()):
         return None
@@ -111,6 +114,13 @@ def gather_trained(model: Any) -> dict[str, Tensor] | None:
         if first:
             gathered[name.replace("_checkpoint_wrapped_module.", "")] = whole.detach().cpu()
     return gathered
+
+
+def _take_apart(model: Any) -> None:
+    """Let go of whole weights that a forward pass without a backward one left behind, rounded perhaps."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def asked_for(variable: str) -> bool:

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
-from torch.nn import Parameter
+from torch.nn import ModuleDict, ModuleList, Parameter
 
 from stages.compat import name_layers
 from stages.types import CausalLM
@@ -59,9 +59,10 @@ def is_divided(model: Any) -> bool:
 def numbers_of(model: Any) -> dict[str, Tensor]:
     """All that a waiting model would be saved with, in float32; as large as the whole model."""
     found: dict[str, Tensor] = {}
+    again = second_names(model)
     for name, value in model.state_dict(keep_vars=True).items():
         source = getattr(value, "source", value).detach()
-        if name not in second_names(model):
+        if name not in again:
             found[name] = source.float() if source.is_floating_point() else source
     return found
 
@@ -155,14 +156,14 @@ def _shard(model: Any, accelerator: Accelerator, policy: MixedPrecisionPolicy) -
     name_layers(model)
     is_layer = fsdp2_prepare_auto_wrap_policy(plugin, model)
     for module in reversed([*model.modules()][1:]):
-        if is_layer is not None and is_layer(module):
+        if is_layer is not None and is_layer(module) and not isinstance(module, ModuleList | ModuleDict):
             fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **options)
     fully_shard(model, reshard_after_forward=False, **options)
     model.read_base = lambda **inputs: model.base_model(**inputs)
     register_fsdp_forward_method(model, "read_base")
 
 
-def _part(weight: Tensor, shape: DTensor, device: torch.device) -> DTensor:
+def _part(weight: Tensor, shape: DTensor, device: torch.device) -> Any:
     """This process's rows of a weight, read from where it lies."""
     source, mesh = getattr(weight, "source", weight.detach()), shape.device_mesh
     last = mesh.ndim - 1
@@ -170,8 +171,9 @@ def _part(weight: Tensor, shape: DTensor, device: torch.device) -> DTensor:
     start = mesh.get_local_rank(last) * rows
     mine = source[start : start + rows]
     # In memory of its own: a row that is kept would keep the whole.
-    part = torch.empty(mine.shape, dtype=weight.dtype, device=device).copy_(mine)
-    return DTensor.from_local(part, mesh, shape.placements, run_check=False, shape=shape.shape, stride=shape.stride())
+    part: Any = torch.empty_like(shape, device=device, requires_grad=False)
+    part.to_local().copy_(mine)
+    return part
 
 
 def _tell_source(weight: Any, source: Tensor) -> None:

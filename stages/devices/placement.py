@@ -2,6 +2,7 @@
 
 import torch
 from accelerate.utils import has_offloaded_params
+from torch.distributed.tensor import DTensor
 
 from stages.compat import execution_device
 from stages.types import CausalLM
@@ -12,5 +13,6 @@ def input_device(model: CausalLM) -> torch.device:
     embedding = model.get_input_embeddings()
     if has_offloaded_params(embedding):
         return torch.device(execution_device(embedding))
-    device: torch.device = embedding.weight.device
-    return device
+    weight: torch.Tensor = embedding.weight
+    # Its parts may wait in the host's memory.
+    return torch.device(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight.device

@@ -68,7 +68,7 @@ class ExampleCounts:
             "tokens": self.tokens,
             "selected": self.selected,
             "selected_ends": self.ends,
-            "selection": dict(notes),
+            "selection": {note: int(count) for note, count in notes.items()},
         }
 
 
@@ -99,10 +99,21 @@ def join(
         per_token: the reference log-probs of every token are kept too.
     """
     for row, weights in zip(range(len(rows)), selection.weights, strict=True):
+        _refuse_other_lengths(rows[row], weights)
         if counts.add(weights):
             logps = None if references is None else references[row]
             sums = None if logps is None else ReferenceSums(*map(_weighted_sum, weights, logps))
             yield Joined(row, weights, sums, logps if per_token else None)
+
+
+def _refuse_other_lengths(row: ScoredPair, weights: PairWeights) -> None:
+    given, wanted = (tuple(map(len, each)) for each in (weights, row.scores))
+    if given != wanted:
+        raise SepoError(
+            f"the rule gave pair {row.pair.pair_id} {given[0]:,} and {given[1]:,} weights for responses of "
+            f"{wanted[0]:,} and {wanted[1]:,} tokens",
+            hint="a rule gives every token of either response a weight, 0 where it is not selected",
+        )
 
 
 def chosen_only(example: Example) -> Example:

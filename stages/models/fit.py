@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 import transformers
 from safetensors import safe_open
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -33,6 +34,20 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def dtype_of_files(folder: Path) -> torch.dtype:
+    """What all weights of a folder are saved in, so that files stay mapped; float32, which holds all, where it differs.
+
+    A configuration may name another type, to which they would be rounded.
+    """
+    found: set[str] = set()
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with borrowed(f"cannot read {path}", REMEDY), safe_open(path, "pt") as weights:
+                found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    halves = {"BF16": torch.bfloat16, "F16": torch.float16}
+    return halves.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
 def refuse_leading_out(index: Path) -> None:

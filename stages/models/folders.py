@@ -23,6 +23,7 @@ from stages.models.adapters import base_of, content, is_adapter, merge, put_on
 from stages.models.adapters import save as save_adapter
 from stages.models.fit import (
     REMEDY,
+    dtype_of_files,
     refuse_impossible_depth,
     refuse_leading_out,
     refuse_other_weights,
@@ -187,7 +188,7 @@ def load_waiting(folder: Path, *, trust_remote_code: bool) -> CausalLM:
 
     An adapter is merged in each process's memory first.
     """
-    dtype: Any = torch.float32 if is_adapter(folder) else "auto"
+    dtype = torch.float32 if is_adapter(folder) else dtype_of_files(folder)
     model: Any = load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype, ordinary=True)
     if model.dtype != torch.float32:
         # What a model computes of its configuration, it rounds to the type that it is loaded in.

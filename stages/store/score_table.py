@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import SepoError
-from stages.reporting import Reporter
+from stages.reporting import Reporter, Task
 from stages.store.alarms import Scale, alarms
 from stages.store.columns import ScoreColumns, Side
 from stages.store.files import writing
@@ -65,29 +65,30 @@ def write_score_table(scores: Scores, path: Path, max_length: int, reporter: Rep
     scale, kept, highest, referenced = Scale(), 0, 0, True
     summary: dict[str, object] = {}
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def batches(task: Task) -> Iterator[pa.RecordBatch]:
         nonlocal kept, highest, referenced
-        with reporter.task(f"read {scores.folder}", count, "pairs") as task:
-            for columns in scores.columns():
-                task.advance(len(columns.pair_ids))
-                keep = columns.lengths <= max_length
-                if not keep.any():
-                    continue
-                short = columns.only(keep)
-                sides = short.chosen, short.rejected
-                scale.add(PairLogps(*(side.scores for side in sides)))
-                highest = max(highest, *(int(ids.max()) for ids in (short.prompt_ids, *(side.ids for side in sides))))
-                referenced = referenced and all(
-                    side.reference is not None and not np.isnan(side.reference).any() for side in sides
-                )
-                kept += len(short.pair_ids)
-                yield _batch(short)
+        for columns in scores.columns():
+            task.advance(len(columns.pair_ids))
+            keep = columns.lengths <= max_length
+            if not keep.any():
+                continue
+            short = columns.only(keep)
+            sides = short.chosen, short.rejected
+            scale.add(PairLogps(*(side.scores for side in sides)))
+            highest = max(highest, *(int(ids.max()) for ids in (short.prompt_ids, *(side.ids for side in sides))))
+            referenced = referenced and all(
+                side.reference is not None and not np.isnan(side.reference).any() for side in sides
+            )
+            kept += len(short.pair_ids)
+            yield _batch(short)
         summary.update(
             too_long=count - kept, highest_id=highest, alarms=alarms(scale, scores.manifest), referenced=referenced
         )
 
-    with writing(path, "free the space: the pairs lie there uncompressed while the run lasts"), path.open("wb") as file:
-        write_batches(file, _SCHEMA, batches(), summary)
+    hint = "free the space: the pairs lie there uncompressed while the run lasts"
+    # Around the writing, so that it has ended when an error is said.
+    with reporter.task(f"read {scores.folder}", count, "pairs") as task, writing(path, hint), path.open("wb") as file:
+        write_batches(file, _SCHEMA, batches(task), summary)
     if not kept:
         problem = f"{scores.folder}: all {count:,} pairs are longer than {max_length:,} tokens"
         raise SepoError(problem, hint="raise --max-length")

@@ -72,8 +72,8 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(sepo, tmp_path):
     file.write_text(f"output_dir: {tmp_path / 'demo'}\ntrain-pairs: 9\ntest_pairs: 3\n")
     code, _, _ = sepo("make-demo", "--config", file, "--train-pairs", "6")
     assert code == 0
-    expected = {"train_pairs": 6, "test_pairs": 3, "oracle_size": "same", "seed": DemoConfig.seed}
-    assert settings_of(tmp_path / "demo") == expected
+    defaults = {name: getattr(DemoConfig, name) for name in ("oracle_size", "rewards", "label_noise", "seed")}
+    assert settings_of(tmp_path / "demo") == {"train_pairs": 6, "test_pairs": 3} | defaults
 
 
 def test_a_flag_that_repeats_the_default_still_beats_the_file(sepo, stage, tmp_path):

@@ -236,6 +236,12 @@ def test_pairs_with_an_empty_response_are_dropped_and_counted():
         nothing.as_json({}, {})
 
 
+def test_weights_for_other_tokens_than_the_responses_have_are_refused():
+    selection = Selection([PairWeights(floats([1, 0, 1]), floats([1]))])
+    with pytest.raises(SepoError, match=r"3 and 1 weights for responses of 2 and 1 tokens"):
+        list(join([row([1, 2], [3])], selection, None, ExampleCounts(alone=False)))
+
+
 @pytest.mark.parametrize(
     ("ends", "said"),
     [

@@ -1,5 +1,7 @@
 """Models whose weights wait to be divided: what tests/test_engines.py trains, as it is before that."""
 
+import json
+
 import pytest
 import torch
 
@@ -29,6 +31,20 @@ def test_what_waits_in_bfloat16_is_the_model_that_is_loaded_in_float32(tmp_path,
     assert found.keys() >= expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
     assert all(weight.source.dtype == torch.bfloat16 for weight in model.parameters())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_files_say_what_weights_are_saved_in_and_not_the_configuration(tmp_path, mixed):
+    """float32 files under a configuration of bfloat16; and norms in float32 beside layers in bfloat16."""
+    model = tiny("llama").bfloat16() if mixed else tiny("llama")
+    if mixed:
+        model.model.norm.float().weight.data += 1e-3
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    waiting, exact = (load(tmp_path, trust_remote_code=False) for load in (load_waiting, load_model))
+    found = numbers_of(waiting)
+    assert all(torch.equal(found[name], weight) for name, weight in exact.named_parameters())
 
 
 def test_a_model_that_waits_is_saved_as_it_is(chat_folder, chatml, tmp_path):
