@@ -14,12 +14,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.precision import price_of_float32
-from stages.devices.processes import Worker, join_processes, this_worker
+from stages.devices.processes import Worker, agreed, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.noise import Noise, measure_noise
 from stages.method.score_totals import ScoreTotals
@@ -27,6 +28,7 @@ from stages.models.folders import usable_length
 from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
+from stages.models.tensor_parallel import TENSOR_PARALLEL
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.alarms import alarms
@@ -60,6 +62,12 @@ class ScoreJob(NamedTuple):
     models: Models
     tokenizer: Tokenizer
     inputs: dict[str, Input]
+    together: Accelerator | None
+    """of processes that hold every model together, and are one worker; the first of them writes"""
+
+    @property
+    def first(self) -> bool:
+        return self.together is None or self.together.is_main_process
 
 
 class ShardSlice(NamedTuple):
@@ -97,19 +105,24 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     job = _check(config, reporter)
     folds = len(job.models.oracles)
     settings = {"folds": folds} if folds > 1 else {}
-    with open_stage(STAGE, config, job.inputs, workers=job.worker.workers, settings=settings, sound=is_sound) as work:
-        if work.finished:
+    workers = job.worker.workers
+    with open_stage(
+        STAGE, config, job.inputs, processes=job.together, workers=workers, settings=settings, sound=is_sound
+    ) as work:
+        if agreed(work.finished, job.together):
             with suppress(SepoError):
                 remove_worker_files(work.place, work.place.names())
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
             return work.nothing_to_do("scores")
         data = _load(job, work)
-        if work.finished_by_another():
+        if agreed(work.finished_by_another(), job.together):
             return work.nothing_to_do("scores")
         scorer = Scorer(job.models, config, job.device, _known_logps(job), reporter)
         known = _compute(job, work, scorer, data)
-        return _write(job, work, scorer, data, known)
+        there = work.place.states()
+        unfinished = agreed(_unfinished(job, work, data, known, there) if job.first else None, job.together)
+        return unfinished or _write(job, work, scorer, data, known, there)
 
 
 def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
@@ -121,10 +134,11 @@ def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
         reporter.say(price)
     # Each large file is read by one process or worker; the others find its hash in the cache.
     inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
-    worker = this_worker(accelerator, config.worker)
+    together = accelerator if config.device_map == TENSOR_PARALLEL else None
+    worker = this_worker(accelerator, config.worker, together=together is not None)
     if len(models.oracles) > 1:
         _refuse_other_prompts(config)
-    return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs)
+    return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs, together)
 
 
 def _refuse_other_prompts(config: ScoreConfig) -> None:
@@ -174,7 +188,8 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> Known
     names = list(data.shards)
     mine = [names[index] for index in job.worker.share(len(names))]
     there = work.place.names()
-    missing = [name for name in mine if name not in there or not _read(work, name, data, known)]
+    missing = [name for name in mine if name not in there or not _read(work, name, data, known)] if job.first else []
+    missing = agreed(missing, job.together)
     if len(missing) < len(mine):
         job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
     count = sum(data.shards[name].pairs.stop - data.shards[name].pairs.start for name in missing)
@@ -182,6 +197,8 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> Known
     with job.reporter.task("score", count, "pairs") as task:
         for name in missing:
             rows, kl = _scored(job, scorer, data.pairs[data.shards[name].pairs], task)
+            if not job.first:
+                continue
             work.refuse_if_lost()
             checksum = write_shard(work.place, name, rows, work.fingerprint, vocabulary, beside=kl)
             known.add(name, checksum, rows, data.shards[name].first_token)
@@ -207,25 +224,35 @@ def _scored(
     return list(rows), dict(zip(KL, zip(*kl, strict=True), strict=True))
 
 
-def _write(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: KnownShards) -> Summary:
-    """Where the shards of all workers are there, judge them and finish the run."""
-    shards, counts = data.shards, data.counts
-    there = work.place.states()
+def _unfinished(
+    job: ScoreJob, work: Run, data: ScoreData, known: KnownShards, there: Mapping[str, State]
+) -> Summary | None:
+    """What is to be said where another worker has still to finish the run, or has; else all shards are known now."""
     if FINISHED in there and work.finished_by_another():
         return work.nothing_to_do("scores")
-    missing = [name for name in shards if name not in there]
+    missing = [name for name in data.shards if name not in there]
     if missing:
         _leave(job, work, known, there)
     else:
         missing = _gather(work, data, known, there)
-    if missing and work.finished_by_another():
+    if not missing:
+        return None
+    if work.finished_by_another():
         # Its last worker may have removed what workers left before this one wrote.
         remove_worker_files(work.place, work.place.names())
         return work.nothing_to_do("scores")
-    if missing:
-        return work.unfinished(str(job.worker), missing)
-    checksums, totals = {name: known.checksums[name] for name in shards}, known.totals
+    return work.unfinished(str(job.worker), missing)._replace(every_process=job.together is None)
+
+
+def _write(
+    job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: KnownShards, there: Mapping[str, State]
+) -> Summary:
+    """The shards of all workers are there: judge them and finish the run."""
     noise = _noise(job, work, scorer, data, known)
+    if not job.first:
+        return work.nothing_to_do("scores")
+    shards, counts = data.shards, data.counts
+    checksums, totals = {name: known.checksums[name] for name in shards}, known.totals
     accuracy, drift = totals.accuracy, totals.drift(job.tokenizer.decode)
     results = {"accuracy": accuracy.as_json(), "drift": drift._asdict(), "noise": noise._asdict() if noise else None}
     warnings = alarms(totals, {**work.identity, "results": results}) + drift_warnings(drift)
@@ -252,7 +279,7 @@ def _write(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
         *(("warning", warning) for warning in warnings),
         ("shards", f"{len(shards):,}"),
     ]
-    return Summary(f"scores in {work.place}", rows, every_process=True)
+    return Summary(f"scores in {work.place}", rows, every_process=job.together is None)
 
 
 def _seen(models: Models) -> str:
@@ -302,6 +329,10 @@ def _noise(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
     if not data.sample:
         return None
     sample = [data.pairs[index] for index in data.sample]
+    with job.reporter.task(f"noise check, {len(sample):,} pairs", len(scorer.models.named), "models") as task:
+        exact = scorer.exact(sample, task)
+    if not job.first:
+        return None
     measured, size = known.totals.kept, job.config.shard_size
     # Of a worker that was asked to keep none, or others.
     lacking = {
@@ -312,8 +343,6 @@ def _noise(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
     for name in lacking:
         rows = read_shard(work.place, name, work.fingerprint, known.checksums[name])
         measured |= {row.pair.pair_id: row.scores for row in rows}
-    with job.reporter.task(f"noise check, {len(sample):,} pairs", len(scorer.models.named), "models") as task:
-        exact = scorer.exact(sample, task)
     return measure_noise([measured[pair.pair_id] for pair in sample], exact)
 
 

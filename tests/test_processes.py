@@ -146,6 +146,34 @@ def test_two_processes_score_as_one_does(world, tmp_path):
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
 
 
+def test_processes_that_hold_the_models_together_are_one_worker(world, tmp_path):
+    """The second of two workers is one process. Everybody's noise check reads both models once more."""
+    models = {f"{name}_model": str(world / "oracle" / name) for name in ("oracle", "reference")}
+    models |= {"dataset": write_lines(tmp_path / "p.jsonl", word_rows(20)), "shard_size": 10, "center": True}
+    for output, worker in (("one", None), ("two", "2/2")):
+        run_score(world, output=tmp_path / output, oracle=None, noise_check=0.01, worker=worker, **models)
+    arguments = options({**models, "output_dir": tmp_path / "two", "max_length": 128})
+    arguments = [each for each in arguments if each != "--center=True"] + ["--center", "--worker=1/2"]
+    codes, said = fork(tmp_path, "score", *arguments, "--device-map=tensor-parallel")
+    assert codes == [0, 0], said
+    assert said.count("GB in each process") == 4, "by the first process alone"
+    assert "noise check, 16 pairs" in said
+    one, two = (tmp_path / name for name in ("one", "two"))
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    mine, other = "scores-00000.parquet", "scores-00001.parquet"
+    assert (two / other).read_bytes() == (one / other).read_bytes()
+    assert (two / mine).read_bytes() != (one / mine).read_bytes(), "its sums were rounded in another order"
+    ours, theirs = (pq.read_table(folder / mine).to_pydict() for folder in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name, column in theirs.items():
+        for row, expected in zip(ours[name], column, strict=True):
+            assert row == pytest.approx(expected, abs=1e-5), name
+    ours, theirs = (json.loads((folder / "manifest.json").read_text()) for folder in (two, one))
+    differing = {name for name in theirs if ours[name] != theirs[name]}
+    assert differing <= {"made_by", "results", "shards", "warnings", "checksum"}, differing
+    assert ours["results"]["noise"]["mean"] < 1e-5
+
+
 def test_two_processes_evaluate_as_one_does(world, tmp_path, monkeypatch):
     """Log-probs, KL and samples in several batches each; of the policy all is measured already, of the oracle nothing."""
     write_lines(tmp_path / "pairs.jsonl", word_rows(9, seed=9))

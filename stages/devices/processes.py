@@ -5,11 +5,16 @@ import re
 import socket
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    disable_fsdp_ram_efficient_loading,
+)
 
 from stages.compat import forget_other_precision
 from stages.configs import worker_numbers
@@ -21,6 +26,8 @@ from stages.devices.engines import (
 )
 from stages.devices.extras import refuse_without
 from stages.errors import SepoError, borrowed, one_line, shortened
+
+T = TypeVar("T")
 
 PATIENCE: Final = timedelta(hours=2)
 """How long processes wait for each other: while the first one tokenises, the usual ten minutes are soon over."""
@@ -44,11 +51,25 @@ class Worker(NamedTuple):
         return range(self.number - 1, pieces, self.workers)
 
 
-def this_worker(accelerator: Accelerator, given: str | None) -> Worker:
-    """The worker that this process is: given as ``3/16``, a process of `accelerate launch`, or one in the other."""
+def this_worker(accelerator: Accelerator, given: str | None, *, together: bool = False) -> Worker:
+    """The worker that this process is: given as ``3/16``, a process of `accelerate launch`, or one in the other.
+
+    Args:
+        together: all processes of a launch are one worker.
+    """
     number, count = worker_numbers(given) if given else (1, 1)
+    if together:
+        return Worker(number, count)
     processes = accelerator.num_processes
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
+
+
+def agreed(found: T, processes: Accelerator | None) -> T:
+    """What the first of some processes found, in all of them; without processes, what this one found."""
+    if processes is None:
+        return found
+    first: list[T] = broadcast_object_list([found])
+    return first[0]
 
 
 def join_processes(mixed_precision: str = "no", report_to: str = "none", folder: Path | None = None) -> Accelerator:

@@ -2,7 +2,7 @@
 
 `--device-map auto` is accelerate's dispatch: each layer is computed on the GPU that holds it, and what no GPU has room
 for waits in the host's memory and is fetched for every batch. Ids go in, and hidden states come out, where the
-embedding is computed (`stages.devices.placement`).
+embedding is computed (`stages.devices.placement`). `--device-map tensor-parallel`: see `stages.models.tensor_parallel`.
 """
 
 from collections import Counter
@@ -24,6 +24,7 @@ from stages.errors import SepoError
 from stages.models.adapters import Adapted, is_adapter, put_on
 from stages.models.folders import base_folder, load_model, load_without_weights
 from stages.models.quantization import held_in, quantized
+from stages.models.tensor_parallel import TENSOR_PARALLEL, bytes_here, load_together, refuse_undivided
 from stages.reporting import Reporter
 from stages.types import CausalLM
 
@@ -57,6 +58,8 @@ class Loading(NamedTuple):
 
     def load(self, folder: Path) -> CausalLM:
         """The model of a folder; an adapter is merged, but for one on few bits, which would be rounded with them."""
+        if self.device_map == TENSOR_PARALLEL:
+            return self._load_part(folder)
         if self.quantize and is_adapter(folder):
             return self.load_adapted(base_folder(folder), folder).model
         if self.device_map is None:
@@ -73,6 +76,14 @@ class Loading(NamedTuple):
         # Before it is divided: peft takes the hooks out by which accelerate does that.
         adapted = put_on(self._read_here(base), adapter)
         return adapted._replace(model=self._divide(adapted.model, base))
+
+    def _load_part(self, folder: Path) -> CausalLM:
+        """What this process holds of a model, of which the others hold the rest."""
+        dtype = weights_of(self.precision)
+        with enough_memory(f"loading a part of {folder}", lambda: "use --precision bfloat16, or more processes"):
+            model = load_together(folder, trust_remote_code=self.trust_remote_code, dtype=dtype)
+        self.reporter.say(f"{folder}: {bytes_here(model) / 1e9:,.2f} GB in each process")
+        return model
 
     def _read(self, folder: Path) -> CausalLM:
         """Each weight to where it belongs."""
@@ -124,6 +135,11 @@ def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders
         for folder in folders:
             _refuse_rounding(folder, options)
     if options.device_map is None:
+        return
+    if options.device_map == TENSOR_PARALLEL:
+        for folder in folders:
+            trust = options.trust_remote_code
+            refuse_undivided(folder, accelerator.num_processes, options.quantize, trust_remote_code=trust)
         return
     if accelerator.num_processes > 1:
         raise SepoError(

@@ -179,6 +179,9 @@ def open_stage(
                 sound=sound,
             )
             lock.settle()
+        if processes:
+            # What one still claims, another may have finished.
+            processes.wait_for_everyone()
         if workers > 1:
             run.refuse_if_lost()
         if run.altered and first and reporter:

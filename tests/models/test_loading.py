@@ -27,6 +27,7 @@ from stages.models.loading import Loading, refuse_unloadable
 from stages.reporting import Quiet
 from stages.store.scores import open_scores
 from tests.conftest import Listens, random_pairs, tiny_gpt2, tiny_llama, word_rows, write_lines
+from tests.logprobs.zoo import tiny
 from tests.world import manifest, run_score
 
 CPU = torch.device("cpu")
@@ -166,6 +167,26 @@ def options(**given):
     return ScoreConfig(dataset="d", output_dir="o", oracle="x", **given)
 
 
+def test_what_processes_cannot_hold_together_is_refused_before_its_weights_are_read(tmp_path, adapter):
+    tiny_llama(50).config.save_pretrained(tmp_path)
+    one, two, four = (SimpleNamespace(num_processes=count, device=CPU) for count in (1, 2, 4))
+    together = options(device_map="tensor-parallel")
+    refuse_unloadable(together, two, [tmp_path])
+    with pytest.raises(SepoError, match="divides a model among several processes, but one was started"):
+        refuse_unloadable(together, one, [tmp_path])
+    with pytest.raises(SepoError, match="num_key_value_heads 2, which 4 processes cannot divide evenly"):
+        refuse_unloadable(together, four, [tmp_path])
+    with pytest.raises(SepoError, match="cannot divide weights held in 4bit"):
+        refuse_unloadable(options(device_map="tensor-parallel", quantize="4bit"), two, [tmp_path])
+    with pytest.raises(SepoError, match="is an adapter, which --device-map tensor-parallel cannot put on") as caught:
+        refuse_unloadable(together, two, [adapter])
+    assert "merge it" in caught.value.hint
+    for family in ("gpt2, absolute positions", "lfm2, a convolution"):
+        tiny(family).config.save_pretrained(tmp_path)
+        with pytest.raises(SepoError, match="has no plan of its layers in transformers"):
+            refuse_unloadable(together, two, [tmp_path])
+
+
 def test_what_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path, adapter):
     """Of most of these there are no weights at all."""
     config = OpenAIGPTConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4)
@@ -184,7 +205,7 @@ def test_what_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path,
     refuse_unloadable(options(quantize="8bit"), two, [adapter])
     with pytest.raises(SepoError, match="an adapter, which cannot be put on a model that is quantized and divided"):
         refuse_unloadable(options(quantize="8bit", device_map="auto"), one, [adapter])
-    with pytest.raises(SepoError, match="device_map must be one of auto, got 'cuda:1'"):
+    with pytest.raises(SepoError, match="device_map must be one of auto, tensor-parallel, got 'cuda:1'"):
         options(device_map="cuda:1")
     with pytest.raises(SepoError, match="device_map changes nothing without an oracle"):
         PairConfig(answers="a", output="o.jsonl", verifier="ifeval", device_map="auto")
