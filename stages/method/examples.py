@@ -98,8 +98,8 @@ def join(
         references: log-probs under the reference, a row each, where the objective has one.
         per_token: the reference log-probs of every token are kept too.
     """
-    for row, weights in zip(range(len(rows)), selection.weights, strict=True):
-        _refuse_other_lengths(rows[row], weights)
+    for row, (scored, weights) in enumerate(zip(rows, selection.weights, strict=True)):
+        _refuse_other_lengths(scored, weights)
         if counts.add(weights):
             logps = None if references is None else references[row]
             sums = None if logps is None else ReferenceSums(*map(_weighted_sum, weights, logps))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.store.files import writing
-from stages.store.mapped import flat_lists, flat_values, open_shared, write_batches
+from stages.store.mapped import flat_lists, flat_values, in_block, open_shared, write_batches
 from stages.store.rows import SIDES
 from stages.store.shards import ROWS_IN_MEMORY
 from stages.types import Example, Joined, Lazy, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair
@@ -51,9 +51,8 @@ class ExampleTable(Lazy[Example]):
         return int(self._starts[-1])
 
     def at(self, index: int) -> Example:
-        block = int(np.searchsorted(self._starts, index, side="right")) - 1
+        block, at = in_block(self._starts, index)
         rows, lists, sums = self._blocks[block]
-        at = index - int(self._starts[block])
         row = self._rows[int(rows[at])]
         cells: list[Any] = [
             None if values is None else values[offsets[at] : offsets[at + 1]] for values, offsets in lists

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stages.store.files import write_whole
+from stages.store.mapped import in_block
 from stages.store.parquet import is_whole_file, write_parquet
 from stages.types import Floats, PairLogps, TokenPair, content_hash
 
@@ -64,8 +65,7 @@ class KnownLogps:
         if place == len(self) or self._hashes[place] != wanted:
             return None
         row = int(self._order[place])
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        at = row - int(self._starts[group])
+        group, at = in_block(self._starts, row)
         found = PairLogps(*(values[ends[at] : ends[at + 1]] for values, ends in self._columns_of(group)))
         fits = len(found.chosen) == len(pair.chosen_ids) and len(found.rejected) == len(pair.rejected_ids)
         return found if fits else None

@@ -56,6 +56,12 @@ def _batches(reader: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
     return map(reader.get_batch, range(reader.num_record_batches))
 
 
+def in_block(starts: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """The block that holds a row, and which of its rows it is; `starts` are the first rows of the blocks."""
+    block = int(np.searchsorted(starts, index, side="right")) - 1
+    return block, index - int(starts[block])
+
+
 def list_array(values: NDArray[Any], offsets: NDArray[np.int64]) -> pa.Array:
     """Flat values as a column of lists: row i is ``values[offsets[i]:offsets[i + 1]]``."""
     return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values))

@@ -15,7 +15,7 @@ from stages.reporting import Reporter, Task
 from stages.store.alarms import Scale, alarms
 from stages.store.columns import ScoreColumns, Side
 from stages.store.files import writing
-from stages.store.mapped import flat_values, list_array, open_shared, write_batches
+from stages.store.mapped import flat_values, in_block, list_array, open_shared, write_batches
 from stages.store.rows import SIDES
 from stages.store.scores import Scores
 from stages.types import Lazy, PairLogps, ScoredPair
@@ -53,8 +53,7 @@ class ScoreTable(Lazy[ScoredPair]):
             yield from _columns(batch).rows()
 
     def at(self, index: int) -> ScoredPair:
-        block = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = index - int(self._starts[block])
+        block, row = in_block(self._starts, index)
         [found] = self._blocks[block].rows(row, row + 1)
         return found
 

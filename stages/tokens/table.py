@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from stages.store.mapped import MappedFile, write_batches
+from stages.store.mapped import MappedFile, in_block, write_batches
 from stages.tokens.cache import NewFile
 from stages.types import Lazy, TokenPair, content_hash, hash_ids
 
@@ -53,8 +53,7 @@ class TokenTable(Lazy[TokenPair]):
         return len(self.pair_ids)
 
     def at(self, index: int) -> TokenPair:
-        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = index - self._starts[batch]
+        batch, row = in_block(self._starts, index)
         ids = (values[ends[row] : ends[row + 1]] for ends, values in self._ids[batch])
         return TokenPair(int(self.pair_ids[index]), *ids)
 
