@@ -6,7 +6,8 @@ carries a response's scores over. It keeps its summed score; reference log-probs
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +19,7 @@ from stages.data.read import dataset_hash
 from stages.data.template_arguments import given_arguments
 from stages.devices.processes import Worker, join_processes, this_worker
 from stages.errors import SepoError
-from stages.method.statistics import implicit_margin, preference_accuracy
+from stages.method.statistics import implicit_margin, preferred, wilson
 from stages.models.folders import load_tokenizer, resolve_without_weights
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
@@ -28,7 +29,7 @@ from stages.store.rows import KL
 from stages.store.run import Run, open_stage
 from stages.store.scores import Scores, is_sound, open_scores
 from stages.store.shape import lookup
-from stages.store.shards import own_shard, read_beside, read_shard, shard_name, write_shard
+from stages.store.shards import own_shard, read_beside, shard_name, write_shard
 from stages.tokens.dataset import Counts
 from stages.tokens.encode import Encoder
 from stages.tokens.fingerprint import tokenizer_section, vocabulary_hash, vocabulary_size
@@ -37,7 +38,8 @@ from stages.types import Dropped, Floats, Pair, ScoredPair, Tokenizer, TokenPair
 
 STAGE: Final = "project-scores"
 NOT_THERE: Final = "not in the data set"
-_DROPPED: Final = "sepo.dropped"
+_TOTALS: Final = "sepo.projection"
+"""key of a shard's metadata: a `ProjectionTotals` as JSON"""
 
 
 class ProjectionJob(NamedTuple):
@@ -68,6 +70,64 @@ class ProjectionJob(NamedTuple):
         return dict(sources[index] for index in self.worker.share(len(sources)))
 
 
+@dataclass
+class ProjectionTotals:
+    """What became of the pairs of a shard, or of several; a shard says it of itself, and is not read again for it."""
+
+    counts: Counts = field(default_factory=Counts)
+    before: Counter[str] = field(default_factory=Counter)
+    """tokens of what was kept, as they were scored"""
+    scale: Scale = field(default_factory=Scale)
+    preferred: float = 0.0
+    """pairs whose chosen response has the higher sum; a tie counts half"""
+    largest_error: float = 0.0
+
+    def add(self, source: ScoredPair, made: ScoredPair, *, cut: bool) -> None:
+        self.counts.kept += 1
+        self.counts.truncated += cut
+        self.counts.tokens.update(_tokens(made.pair))
+        self.before.update(_tokens(source.pair))
+        self.scale.add(made.scores)
+        self.preferred += preferred([implicit_margin(made.scores)])
+        self.largest_error = max(self.largest_error, *map(_error, source.scores, made.scores))
+
+    def merge(self, other: "ProjectionTotals") -> None:
+        self.counts.read += other.counts.read
+        self.counts.kept += other.counts.kept
+        self.counts.dropped.update(other.counts.dropped)
+        self.counts.truncated += other.counts.truncated
+        self.counts.tokens.update(other.counts.tokens)
+        self.before.update(other.before)
+        self.scale.merge(other.scale)
+        self.preferred += other.preferred
+        self.largest_error = max(self.largest_error, other.largest_error)
+
+    def as_json(self) -> dict[str, Any]:
+        # JSON has no number for the lowest score of none.
+        scale = asdict(self.scale) if self.counts.kept else {}
+        return {
+            "counts": self.counts.as_json(),
+            "before": self.before,
+            "scale": scale,
+            "preferred": self.preferred,
+            "largest_error": self.largest_error,
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "ProjectionTotals":
+        counts = Counts(**said["counts"])
+        counts.dropped, counts.tokens = Counter(counts.dropped), Counter(counts.tokens)
+        others = {name: said[name] for name in ("preferred", "largest_error")}
+        return cls(counts, Counter(said["before"]), Scale(**said["scale"]), **others)
+
+
+class ProjectedShard(NamedTuple):
+    """A shard that is there, and whole."""
+
+    checksum: Checksum
+    totals: ProjectionTotals
+
+
 def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
     """Write the scores as scores of the policy's tokens, a shard for each shard; those that are there are kept."""
     job = _check(config, reporter)
@@ -76,8 +136,7 @@ def run(config: ProjectScoresConfig, reporter: Reporter) -> Summary:
         if work.finished:
             return work.nothing_to_do("scores")
         pairs = read_pairs(config.dataset, column_names(job.settings["columns"]), on_layout=reporter.say)
-        _compute(job, work, pairs)
-        return _write(job, work)
+        return _write(job, work, _compute(job, work, pairs))
 
 
 def _check(config: ProjectScoresConfig, reporter: Reporter) -> ProjectionJob:
@@ -152,98 +211,109 @@ def _dataset_hash(config: ProjectScoresConfig, scores: Scores, reporter: Reporte
     return found
 
 
-def _compute(job: ProjectionJob, work: Run, pairs: Iterator[Pair | Dropped]) -> None:
-    """Write this worker's shards that are not there, whole, yet."""
+def _compute(job: ProjectionJob, work: Run, pairs: Iterator[Pair | Dropped]) -> dict[str, ProjectedShard]:
+    """Write this worker's shards that are not there, whole, yet; returns what all of its own are."""
+    found = {}
     text = next(pairs, None)
     total = -(-int(job.scores.manifest["counts"]["kept"]) // job.worker.workers)
     with job.reporter.task("project", total, "pairs") as task:
         for name, source in job.own_sources.items():
-            there = own_shard(work.place, name, work.fingerprint)
+            there = _there(work, name)
             if there is not None:
-                task.advance(there.checksum["rows"] + sum(json.loads(there.notes[_DROPPED]).values()))
+                task.advance(there.totals.counts.read)
+                found[name] = there
                 continue
             rows: list[ScoredPair] = []
-            dropped: Counter[str] = Counter()
+            totals = ProjectionTotals()
             for row in job.scores.rows_of(source):
                 pair_id = int(row.pair.pair_id)
                 while text is not None and text.pair_id < pair_id:
                     text = next(pairs, None)
-                found = text if text is not None and text.pair_id == pair_id else Dropped(pair_id, NOT_THERE)
-                made = project_pair(row, found, job.scored, job.wanted)
+                known = text if text is not None and text.pair_id == pair_id else Dropped(pair_id, NOT_THERE)
+                made = project_pair(row, known, job.scored, job.wanted)
+                totals.counts.read += 1
                 if isinstance(made, Dropped):
-                    dropped[made.reason] += 1
+                    totals.counts.dropped[made.reason] += 1
                 else:
+                    totals.add(row, made, cut=_is_cut(made.pair, job.wanted.end_of_turn))
                     rows.append(made)
                 task.advance()
             work.refuse_if_lost()
-            notes = {_DROPPED: json.dumps(dropped, sort_keys=True)}
-            write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer), notes)
+            notes = {_TOTALS: json.dumps(totals.as_json(), sort_keys=True)}
+            checksum = write_shard(work.place, name, rows, work.fingerprint, vocabulary_hash(job.tokenizer), notes)
+            found[name] = ProjectedShard(checksum, totals)
+    return found
 
 
-def _read_back(job: ProjectionJob, work: Run) -> tuple[dict[str, Checksum], Counts, Scale, dict[str, Any]]:
-    """The shards beside those they were made of: what they are, and what was conserved (for the manifest's results)."""
-    checksums: dict[str, Checksum] = {}
-    counts, scale, before = Counts(), Scale(), Counter[str]()
-    margins, errors = [], [0.0]
-    rows, end_of_turn = job.scores.rows(), job.wanted.end_of_turn
-    for name in job.sources:
-        shard = own_shard(work.place, name, work.fingerprint)
+def _there(work: Run, name: str) -> ProjectedShard | None:
+    """What a shard says that this run wrote, by whomever; None where there is none that is whole."""
+    shard = own_shard(work.place, name, work.fingerprint)
+    if shard is None or _TOTALS not in shard.notes:
+        return None
+    return ProjectedShard(shard.checksum, ProjectionTotals.from_json(json.loads(shard.notes[_TOTALS])))
+
+
+def _missing(job: ProjectionJob, work: Run, found: dict[str, ProjectedShard]) -> list[str]:
+    """The shards that are not there, whole; where none is, `found` has those of the other workers too, read once."""
+    there = work.place.states()
+    missing = [name for name in job.sources if name not in there]
+    if missing:
+        return missing
+    changed = [name for name, shard in found.items() if there[name][0] not in (None, shard.checksum["bytes"])]
+    for name in job.sources.keys() - found.keys():
+        shard = _there(work, name)
         if shard is None:
-            raise SepoError(f"{work.place.at(name)} is not what was written there", hint="run the same again")
-        checksums[name] = shard.checksum
-        counts.dropped.update(json.loads(shard.notes[_DROPPED]))
-        for row in read_shard(work.place, name, work.fingerprint, shard.checksum):
-            source = next(each for each in rows if each.pair.pair_id == row.pair.pair_id)
-            errors += map(_error, source.scores, row.scores)
-            before.update(_tokens(source.pair))
-            counts.tokens.update(_tokens(row.pair))
-            cut = any(ids[-1] != end_of_turn for ids in (row.pair.chosen_ids, row.pair.rejected_ids))
-            counts.truncated += cut and end_of_turn is not None
-            scale.add(row.scores)
-            margins.append(implicit_margin(row.scores))
-    counts.kept = len(margins)
-    counts.read = counts.kept + counts.dropped.total()
-    job.reporter.say(f"{job.scores.folder}: {counts}")
-    if not counts.kept:
-        raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
-    results = {
-        "accuracy": preference_accuracy(margins).as_json(),
-        "tokens_before": dict(before),
-        "largest_error": max(errors),
-        "source": {"fingerprint": job.scores.fingerprint, "results": job.scores.manifest.get("results")},
-    }
-    return checksums, counts, scale, results
+            changed.append(name)
+        else:
+            found[name] = shard
+    return changed
 
 
-def _write(job: ProjectionJob, work: Run) -> Summary:
-    """Where the shards of all workers are there, look at them and finish the run."""
-    missing = [name for name in job.sources if own_shard(work.place, name, work.fingerprint) is None]
+def _write(job: ProjectionJob, work: Run, found: dict[str, ProjectedShard]) -> Summary:
+    """Where the shards of all workers are there, add them up and finish the run."""
+    missing = _missing(job, work, found)
     if work.finished_by_another():
         return work.nothing_to_do("scores")
     if missing:
         return work.unfinished(str(job.worker), missing)
-    checksums, counts, scale, results = _read_back(job, work)
+    totals = ProjectionTotals()
+    for name in job.sources:
+        totals.merge(found[name].totals)
+    counts = totals.counts
+    job.reporter.say(f"{job.scores.folder}: {counts}")
+    if not counts.kept:
+        raise SepoError(f"no pair is left: {counts}", hint="give the data set and the tokenizer that were scored with")
     for reason, dropped in counts.dropped.items():
         job.reporter.warn(f"{dropped:,} of {counts.read:,} pairs were dropped: {reason}")
-    warnings = alarms(scale, {}) + _left_behind(job.scores)
+    warnings = alarms(totals.scale, {}) + _left_behind(job.scores)
     warnings += [f"of the scores before projection: {text}" for text in job.scores.manifest.get("warnings") or []]
     for warning in warnings:
         job.reporter.warn(warning)
     work.finish(
-        files=list(checksums),
+        files=list(job.sources),
         device="cpu",
         counts=counts.as_json(),
-        results=results,
+        results={
+            "accuracy": wilson(totals.preferred, counts.kept).as_json(),
+            "tokens_before": dict(totals.before),
+            "largest_error": totals.largest_error,
+            "source": {"fingerprint": job.scores.fingerprint, "results": job.scores.manifest.get("results")},
+        },
         warnings=warnings,
         tokenizer=tokenizer_section(job.tokenizer),
-        shards=checksums,
+        shards={name: found[name].checksum for name in job.sources},
     )
-    before, now = (each["chosen"] + each["rejected"] for each in (results["tokens_before"], counts.tokens))
+    return _summary(work, totals, warnings)
+
+
+def _summary(work: Run, totals: ProjectionTotals, warnings: list[str]) -> Summary:
+    before, now = (each["chosen"] + each["rejected"] for each in (totals.before, totals.counts.tokens))
+    accuracy = wilson(totals.preferred, totals.counts.kept)
     rows = [
-        ("pairs", str(counts)),
+        ("pairs", str(totals.counts)),
         ("response tokens", f"{before:,} before, {now:,} now"),
-        ("implicit reward prefers chosen", f"{results['accuracy']['value']:.3f} of all pairs here"),
-        ("largest error of a response's sum", f"{results['largest_error']:.1e} of the sum of its tokens' sizes"),
+        ("implicit reward prefers chosen", f"{accuracy.value:.3f} of all pairs here"),
+        ("largest error of a response's sum", f"{totals.largest_error:.1e} of the sum of its tokens' sizes"),
         # Of several processes only the first one's reporter speaks, and any of them may be the one that finishes.
         *(("warning", warning) for warning in warnings),
     ]
@@ -271,3 +341,7 @@ def _error(before: Floats, after: Floats) -> float:
 
 def _tokens(pair: TokenPair) -> dict[str, int]:
     return {"prompt": len(pair.prompt_ids), "chosen": len(pair.chosen_ids), "rejected": len(pair.rejected_ids)}
+
+
+def _is_cut(pair: TokenPair, end_of_turn: int | None) -> bool:
+    return end_of_turn is not None and any(ids[-1] != end_of_turn for ids in (pair.chosen_ids, pair.rejected_ids))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from stages.errors import SepoError
 from stages.method.selection import select_by_keys, signed
 from stages.models.folders import load_tokenizer
 from stages.reporting import Quiet
-from stages.store.place import place_of
+from stages.store.place import Place, place_of
 from stages.store.scores import open_scores
 from stages.store.shards import write_shard
 from stages.tokens.chat import REWRITTEN
@@ -257,6 +258,23 @@ def test_workers_divide_the_shards_and_the_last_one_finishes(world, strong, carr
     assert written == {path.name: path.read_bytes() for path in carried.glob("*.parquet")}
     for part in ("counts", "results", "warnings", "shards"):
         assert manifest_of(tmp_path / "s")[part] == manifest_of(carried)[part]
+
+
+def test_the_last_worker_reads_each_shard_of_the_others_once_and_its_own_never(world, strong, tmp_path, monkeypatch):
+    arguments = (world / "scores", strong, world / "pairs.jsonl", tmp_path / "s")
+    carry(*arguments, worker="2/2")
+    found, read = [], Place.read
+
+    def counted(place, name):
+        data = read(place, name)
+        found.append(place.at(name))
+        return data
+
+    monkeypatch.setattr(Place, "read", counted)
+    carry(*arguments, worker="1/2")
+    there = tmp_path / "s/scores-00001.parquet"
+    assert [name for name in found if Path(name).match("s/*.parquet")] == [str(there)]
+    assert str(world / "scores" / there.name) not in found, "and of the scores those alone that it projects"
 
 
 def test_a_damaged_shard_is_made_anew_and_the_others_stay(world, strong, carried, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,28 +11,37 @@ from stages.store.shape import lookup
 from stages.types import PairLogps
 
 
+@dataclass
 class Scale:
     """How far apart scores are, added up in constant memory. In nats."""
 
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._total = self._squares = 0.0
-        self.low = math.inf
-        self.high = -math.inf
+    tokens: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
 
     def add(self, scores: PairLogps) -> None:
         for side in scores:
-            self._tokens += len(side)
-            self._total += float(np.sum(side, dtype=np.float64))
-            self._squares += float(np.square(side, dtype=np.float64).sum())
+            self.tokens += len(side)
+            self.total += float(np.sum(side, dtype=np.float64))
+            self.squares += float(np.square(side, dtype=np.float64).sum())
             self.low = min(self.low, float(np.min(side)))
             self.high = max(self.high, float(np.max(side)))
+
+    def merge(self, other: "Scale") -> None:
+        """Add what another one has added."""
+        self.tokens += other.tokens
+        self.total += other.total
+        self.squares += other.squares
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
 
     @property
     def spread(self) -> float:
         """Standard deviation."""
-        mean = self._total / self._tokens
-        return math.sqrt(max(0.0, self._squares / self._tokens - mean**2))
+        mean = self.total / self.tokens
+        return math.sqrt(max(0.0, self.squares / self.tokens - mean**2))
 
 
 class Spread(Protocol):

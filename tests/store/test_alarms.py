@@ -42,6 +42,15 @@ def test_without_scores_there_is_no_alarm():
     assert alarms(Scale(), MODELS | {"results": {"noise": {"p99": 0.4}}}) == []
 
 
+def test_scales_of_parts_are_merged_into_that_of_all():
+    parts = pair([1.0, 0.5], [0.25]), pair([-2.0], [3.0])
+    merged = scale_of(parts[0])
+    merged.merge(Scale())
+    merged.merge(scale_of(parts[1]))
+    assert merged == scale_of(*parts)
+    assert merged.spread == pytest.approx(np.std([1.0, 0.5, 0.25, -2.0, 3.0]))
+
+
 def row(scores):
     ids = token_pair(0, [1], [2] * len(scores.chosen), [3] * len(scores.rejected))
     return ScoredPair(ids, scores, None)
