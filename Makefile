@@ -2,7 +2,7 @@
 # make all MODEL=M DATASET=D [ORACLE_MODEL=O] [OUT=folder]   on a model and preference data (folders, files, hub names)
 # make all RECIPE=denoised [...]   either of them by another recipe than the paper's: the options in examples/denoised
 # make compare  recipes at equal KL on fresh worlds of the demo, a world for each of SEEDS, into runs/compare
-# make evidence `make compare`, and a planted reward in real text; hours; PAIRS=pairs LM=model
+# make evidence `make compare`, and a planted reward in real text; hours; PROMPTS="files" LM=model
 # make test     lint, types and tests; make check: without the tests; make docs: the pages as a site, into site/
 # make clean    remove the stages of OUT and the caches; a changed variable redoes its stage and what depends on it
 # Further options of a stage go into ORACLE_ARGS, SCORE_ARGS, POLICY_ARGS, DEMO_ARGS, REPORT_ARGS, such as
@@ -75,7 +75,7 @@ compare: install
 
 # What is finished is not redone.
 evidence: compare
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(if $(LM),MODEL=$(LM)) $(if $(PAIRS),PAIRS=$(PAIRS)) OUT=runs/evidence bash benchmarks/evidence/two_cores.sh
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(if $(LM),MODEL=$(LM)) $(if $(PROMPTS),PROMPTS="$(PROMPTS)") OUT=runs/evidence bash benchmarks/evidence/two_cores.sh
 
 install: $(VENV)/.installed
 $(VENV)/.installed $(VENV)/.installed-dev $(VENV)/.installed-docs: pyproject.toml constraints.txt tests/official-tools.txt

@@ -2,8 +2,9 @@
 
 A token's score becomes what its type scores over the data set, and beyond that what the type scores after the token
 before it (`stages.method.pooling`), of centred scores where `sepo score --center` measured how to centre them. Where
-oracles scored pairs that they had not seen, the labels say how much of each part is real
-(`stages.method.calibration`). Nothing else of a row changes; the measured scores stay beside the new ones.
+oracles scored pairs that they had not seen, the labels say how much of each part is real, and how much of what they
+say of types by themselves (`stages.method.calibration`, `stages.method.counts`). Nothing else of a row changes; the
+measured scores stay beside the new ones.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from stages.configs import DenoiseConfig
 from stages.errors import SepoError
 from stages.method.calibration import Calibration, calibrate, cross_fitted_margins, log_losses
+from stages.method.counts import COUNT_FOLDS, Counted, count
 from stages.method.folds import fold_of
-from stages.method.pooling import PARTS, Pooled, pool
+from stages.method.pooling import Pooled, pool
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
-from stages.report.calibration import calibration_rows, calibration_warnings, shrinkage_in_words
+from stages.report.calibration import PARTS, calibration_rows, calibration_warnings, shrinkage_in_words
 from stages.reporting import Reporter, Summary
 from stages.store.alarms import Scale, alarms
 from stages.store.checksums import Checksum
@@ -59,6 +61,14 @@ class ScoredTokens(NamedTuple):
     predecessors_N: NDArray[Any]
     lengths_R: NDArray[np.int64]
     folds_P: NDArray[np.int64]
+    """of the oracles"""
+    count_folds_P: NDArray[np.int64]
+    """of the counts, which are cheap, so that there are more folds and each learns of more pairs"""
+
+    @property
+    def pairs_N(self) -> NDArray[np.int64]:
+        """The number of each token's pair."""
+        return np.repeat(np.tile(np.arange(len(self.folds_P)), 2), self.lengths_R)
 
     @property
     def is_centred(self) -> bool:
@@ -67,6 +77,11 @@ class ScoredTokens(NamedTuple):
     def pooled(self, mask_N: NDArray[np.bool_] | slice = slice(None)) -> Pooled:
         """The scores of some tokens, pooled over these."""
         return pool(self.scores_N[mask_N], self.types_N[mask_N], self.predecessors_N[mask_N])
+
+    def counted(self) -> Counted:
+        """What the labels by themselves say that each token's type is worth."""
+        signs_N = np.repeat(np.repeat([1.0, -1.0], len(self.folds_P)), self.lengths_R)
+        return count(self.types_N, signs_N, self.pairs_N, self.count_folds_P)
 
     def differences(self, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over each pair's chosen response minus that over its rejected one, (P,)."""
@@ -79,7 +94,8 @@ class Unseen(NamedTuple):
     """What pairs say of scores by oracles that had not seen them."""
 
     calibration: Calibration
-    """of the parts of a score"""
+    """of the parts of a score, and of the counts"""
+    counted: Counted
     accuracies: dict[str, Interval]
     """of the implicit reward by each kind of score; none of the scores knows the label that it is judged by"""
     losses: dict[str, Interval]
@@ -130,10 +146,10 @@ def _check(config: DenoiseConfig, reporter: Reporter) -> DenoiseJob:
 
 def _load(job: DenoiseJob) -> ScoredTokens:
     sides: list[list[tuple[NDArray[Any], ...]]] = [[], []]
-    folds: list[int] = []
+    folds: list[tuple[int, int]] = []
     for columns in job.scores.columns():
         prompts = np.split(columns.prompt_ids, columns.prompt_offsets[1:-1])
-        folds += [fold_of(ids, job.folds) for ids in prompts]
+        folds += [(fold_of(ids, job.folds), fold_of(ids, COUNT_FOLDS)) for ids in prompts]
         last_ids = columns.prompt_ids[columns.prompt_offsets[1:] - 1]
         for side, found in zip((columns.chosen, columns.rejected), sides, strict=True):
             found.append((side.scores, side.ids, _predecessors(side, last_ids), side.lengths))
@@ -146,7 +162,7 @@ def _load(job: DenoiseJob) -> ScoredTokens:
         predecessors_N = np.zeros_like(predecessors_N)
     kl_N = _kl(job.scores, len(scores_N))
     centred_N = scores_N if kl_N is None else scores_N + kl_N
-    return ScoredTokens(scores_N, centred_N, types_N, predecessors_N, lengths_R, np.array(folds))
+    return ScoredTokens(scores_N, centred_N, types_N, predecessors_N, lengths_R, *np.array(folds).T)
 
 
 def _kl(scores: Scores, tokens: int) -> NDArray[np.float64] | None:
@@ -183,7 +199,7 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
                 f"all pairs of {job.scores.folder} are of one fold: calibrate has nothing to compare them with",
                 hint="score more pairs, or leave out --calibrate",
             )
-        scores_N = unseen.calibration.coefficients_K @ pooled.parts_KN
+        scores_N = unseen.calibration.coefficients_K @ np.stack([*pooled.parts_KN, unseen.counted.all_N])
     before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
     return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
@@ -194,18 +210,21 @@ def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
     if len(np.unique(tokens.folds_P)) < 2:
         return None
     # Pooled within each fold, over the scores of one oracle: another fold's oracle has seen the labels of this one.
-    parts_KN = np.empty((len(PARTS), len(tokens.scores_N)))
-    folds_N = np.repeat(np.tile(tokens.folds_P, 2), tokens.lengths_R)
+    parts_KN, counted = np.empty((len(PARTS), len(tokens.scores_N))), tokens.counted()
+    folds_N = tokens.folds_P[tokens.pairs_N]
     for fold in np.unique(tokens.folds_P):
-        parts_KN[:, folds_N == fold] = tokens.pooled(folds_N == fold).parts_KN
+        parts_KN[:-1, folds_N == fold] = tokens.pooled(folds_N == fold).parts_KN
+    parts_KN[-1] = counted.unseen_N
     differences_PK = np.stack([tokens.differences(part_N) for part_N in parts_KN], axis=1)
-    type_P, context_P, residual_P = differences_PK.T
+    type_P, context_P, residual_P, counts_P = differences_PK.T
     centred = {"centred": type_P + context_P + residual_P} if tokens.is_centred else {}
-    margins = {"as measured": tokens.differences(tokens.measured_N), **centred, "pooled": type_P + context_P}
+    measured_P = tokens.differences(tokens.measured_N)
+    margins = {"as measured": measured_P, **centred, "pooled": type_P + context_P, "counts": counts_P}
     scaled = {name: cross_fitted_margins(margins_P[:, None], tokens.folds_P) for name, margins_P in margins.items()}
     margins["calibrated"] = scaled["calibrated"] = cross_fitted_margins(differences_PK, tokens.folds_P)
     return Unseen(
         calibrate(differences_PK),
+        counted,
         {name: preference_accuracy(margins_P.tolist()) for name, margins_P in margins.items()},
         {name: mean_interval(log_losses(scaled_P)) for name, scaled_P in scaled.items()},
     )
@@ -265,8 +284,9 @@ def _results(found: Denoised) -> dict[str, Any]:
         "contexts": found.pooled.contexts._asdict(),
     }
     if found.unseen:
-        calibration, accuracies, losses = found.unseen
+        calibration, counted, accuracies, losses = found.unseen
         results["calibration"] = calibration.as_json(PARTS)
+        results["counts_ridge"] = counted.ridge
         results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in accuracies.items()}
         results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in losses.items()}
     return results

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -19,6 +20,8 @@ from transformers.utils import logging as transformers_logging
 from stages.reporting import Quiet
 from stages.types import Example, PairWeights, TokenPair
 
+# In the background of a shell that has no job control (`make test &`) Ctrl-C is ignored, here and in what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 

@@ -10,6 +10,7 @@ from stages import denoise, inspect
 from stages.configs import DenoiseConfig, InspectConfig
 from stages.errors import SepoError
 from stages.method.calibration import calibrate
+from stages.method.counts import COUNT_FOLDS, count
 from stages.method.folds import fold_of
 from stages.method.pooling import pool
 from stages.reporting import Quiet
@@ -131,12 +132,15 @@ def planted(folder, *, real):
 def test_labels_of_unseen_pairs_say_which_part_of_the_scores_is_real(tmp_path, real, memory):
     results = manifest(denoised(planted(tmp_path / "s", real=real), tmp_path / "d"))["results"]
     found, accuracies = results["calibration"], results["accuracy_on_unseen_pairs"]
-    assert found[real]["coefficient"] == pytest.approx(1, abs=3 * found[real]["standard_error"])
+    # What a type is worth, counts find without the scores: its part and theirs are two measurements of one thing.
+    value = found[real]["coefficient"] + (real == "type") * found["counts"]["coefficient"]
+    assert value == pytest.approx(1, abs=3 * found[real]["standard_error"])
     assert found[memory]["coefficient"] == pytest.approx(0, abs=3 * found[memory]["standard_error"])
     assert found[real]["standard_error"] < 0.2
     best = "pooled" if real == "type" else "calibrated"
     assert accuracies[best]["value"] > accuracies["as measured"]["value"] + 0.05
     assert accuracies["calibrated"]["value"] > accuracies["as measured"]["value"] + 0.05
+    assert (accuracies["counts"]["value"] > 0.6) == (real == "type")
     losses = results["log_loss_on_unseen_pairs"]
     assert losses["calibrated"]["value"] < losses["as measured"]["value"] < np.log(2)
     warned = " ".join(manifest(tmp_path / "d")["warnings"])
@@ -144,24 +148,26 @@ def test_labels_of_unseen_pairs_say_which_part_of_the_scores_is_real(tmp_path, r
 
 
 def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
-    """The coefficients are of parts pooled within a fold; what is written is pooled over all."""
+    """The coefficients are of parts pooled within a fold, and of counts of other folds; what is written, of all."""
     folder = planted(tmp_path / "s", real="type")
     types, predecessors, scores = map(np.array, zip(*tokens(folder), strict=True))
     rows = list(open_scores(folder).rows())
     of_pair = np.tile(np.repeat(np.arange(300), 6), 2)
     folds = np.array([fold_of(row.pair.prompt_ids, 2) for row in rows])[of_pair]
     sign = np.repeat([1, -1], 1800)
-    differences = np.zeros((300, 3))
+    differences = np.zeros((300, 4))
     for fold in (0, 1):
         mine = folds == fold
         for k, part in enumerate(pool(scores[mine], types[mine], predecessors[mine]).parts_KN):
             np.add.at(differences[:, k], of_pair[mine], sign[mine] * part)
+    counted = count(types, sign, of_pair, np.array([fold_of(row.pair.prompt_ids, COUNT_FOLDS) for row in rows]))
+    np.add.at(differences[:, 3], of_pair, sign * counted.unseen_N)
     calibration = calibrate(differences)
     output = denoised(folder, tmp_path / "d", calibrate=True)
     found = manifest(output)["results"]["calibration"]
     assert [each["coefficient"] for each in found.values()] == pytest.approx(calibration.coefficients_K)
     assert [each["standard_error"] for each in found.values()] == pytest.approx(calibration.errors_K)
-    expected = calibration.coefficients_K @ pool(scores, types, predecessors).parts_KN
+    expected = calibration.coefficients_K @ [*pool(scores, types, predecessors).parts_KN, counted.all_N]
     assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
     assert manifest(output)["settings"]["folds"] == 2
 

@@ -96,6 +96,6 @@ def test_make_compare_asks_for_a_world_a_seed():
 
 
 def test_make_evidence_is_the_comparison_and_real_text():
-    done = make("-n", "evidence", LM="org/M", PAIRS="p.jsonl")
+    done = make("-n", "evidence", LM="org/M", PROMPTS="p.jsonl")
     assert done.stdout.index("-m benchmarks.compare") < done.stdout.index("two_cores.sh")
-    assert "MODEL=org/M PAIRS=p.jsonl OUT=runs/evidence" in done.stdout
+    assert 'MODEL=org/M PROMPTS="p.jsonl" OUT=runs/evidence' in done.stdout

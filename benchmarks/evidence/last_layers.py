@@ -10,6 +10,7 @@ size; ``V`` ids; ``R``, ``W`` as in `stages.method.rewards`.
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from stages.types import Ids
 
-LAYERS: Final = 8
+LAYERS: Final = 6
 """that are trained, of SmolLM2-135M's 30"""
-BATCH: Final = 4
+BATCH: Final = 8
 
 
 class Row(NamedTuple):
@@ -83,7 +84,10 @@ class Lower:
                 self._known[key_of(row.prompt, ids)] = torch.cat([parts[0], part])
             say(f"lower layers: {number + 1}/{len(missing)} rows")
         if missing:
-            torch.save(self._known, self._file)
+            # At once, for others may do the same: what they know is the same.
+            part = self._file.with_suffix(f".{os.getpid()}")
+            torch.save(self._known, part)
+            part.replace(self._file)
 
     def __call__(self, row: Row) -> Tensor:
         """(L, D)"""
@@ -105,6 +109,14 @@ class Upper:
         """One to be trained."""
         made = copy.copy(self)
         made.layers, made._frozen = copy.deepcopy(self.layers), None
+        return made
+
+    @torch.no_grad()
+    def towards(self, other: "Upper", share: float) -> "Upper":
+        """One whose weights lie so far on the way to another's."""
+        made = self.copy()
+        for ours, theirs in zip(made.layers.parameters(), other.layers.parameters(), strict=True):
+            ours.lerp_(theirs, share)
         return made
 
     def __call__(self, row: Row) -> Tensor:

@@ -1,12 +1,14 @@
 """Preference pairs of real texts with planted rewards: what is true of them is counted in the text.
 
-    python -m benchmarks.evidence.real_text pairs PAIRS --reward lexical --train 200 --test 64 --output-dir D
+    python -m benchmarks.evidence.real_text prompts PROMPTS ... --train 512 --test 96 --output-dir D
+    sepo pair ANSWERS --verifier benchmarks.evidence.real_text:bradley_terry --output PAIRS.jsonl
     python -m benchmarks.evidence.real_text truth --reward lexical --model M SCORES ...
     python -m benchmarks.evidence.real_text samples --reward lexical EVALUATION.json ...
 
-``pairs`` takes the shortest pairs of a data set, so that two cores do, and labels them anew by Bradley-Terry from
-the difference of the rewards; without --reward they keep their own. ``truth`` says how folders of scores, summed
-over a response, agree with these rewards; ``samples`` what policies gained on what `sepo evaluate` sampled of them.
+``prompts`` takes the shortest prompts of files, so that two cores do. The verifier labels a model's answers to them by
+Bradley-Terry from the difference of the rewards ($REWARD; labels are drawn by $LABELS, a number). ``truth`` says how
+folders of scores, summed over a response, agree with these rewards; ``samples`` what policies gained on what
+`sepo evaluate` sampled of them.
 """
 
 import argparse
@@ -22,15 +24,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from stages.data.layouts import read_pairs
+from stages.data.read import read_rows
 from stages.method.statistics import Ratio, bootstrap_differences, wilson
 from stages.store.scores import open_scores
-from stages.types import Dropped, Pair
 
 SYSTEM: Final = {"role": "system", "content": ""}
 """Where a conversation has none, many a chat template puts one of its own there, longer than these answers."""
-SHORTEST: Final = 20
-"""letters of a response; in fewer there is next to nothing to count"""
 
 
 def lexical(text: str) -> float:
@@ -52,59 +51,24 @@ REWARDS: Final[dict[str, Callable[[str], float]]] = {"lexical": lexical, "contex
 
 def bradley_terry(row: dict[str, Any], answer: str) -> float:
     """A verifier for `sepo pair`: by rewards with Gumbel noise, of which the greater is Bradley-Terry's choice."""
-    noise = np.random.default_rng([*json.dumps([row, answer], sort_keys=True).encode()]).gumbel()
+    labels = int(os.environ.get("LABELS", "0"))
+    noise = np.random.default_rng([labels, *json.dumps([row, answer], sort_keys=True).encode()]).gumbel()
     return REWARDS[os.environ.get("REWARD", "lexical")](answer) + float(noise)
 
 
-def write_pairs(options: argparse.Namespace) -> None:
-    """The shortest pairs, dealt out to train.jsonl and test.jsonl by chance, labelled by a reward or as they are."""
+def write_prompts(options: argparse.Namespace) -> None:
+    """The shortest prompts, each once, dealt out by chance to train.jsonl and test.jsonl."""
+    columns = [row.columns for name in options.prompts for row in read_rows(name)]
+    texts = sorted({row.get("instruction") or row["prompt"] for row in columns}, key=lambda text: (len(text), text))
     wanted = options.train + options.test
-    pairs = sorted(_usable(options.pairs), key=_letters)[:wanted]
-    if len(pairs) < wanted:
-        raise SystemExit(f"{options.pairs} has only {len(pairs):,} usable pairs with prompts of their own")
-    rng = np.random.default_rng(options.seed)
-    pairs = [pairs[index] for index in rng.permutation(wanted)]
-    chances = rng.random(wanted)
+    if len(texts) < wanted:
+        raise SystemExit(f"{' '.join(options.prompts)}: only {len(texts):,} prompts, not {wanted:,}")
+    order = np.random.default_rng(options.seed).permutation(wanted)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", slice(options.train)), ("test", slice(options.train, None))):
-        rows = [_row(*labelled, options.reward) for labelled in zip(pairs[part], chances[part], strict=True)]
+    for name, part in (("train", order[: options.train]), ("test", order[options.train :])):
+        rows = [{"prompt": [SYSTEM, {"role": "user", "content": texts[index]}]} for index in part]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (options.output_dir / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-        if options.reward:
-            gaps = [row["chosen_reward"] - row["rejected_reward"] for row in rows]
-            print(f"{name}: {len(rows):,} pairs, the better one is chosen in {np.mean(np.sign(gaps)) / 2 + 0.5:.3f}")
-
-
-def _usable(name: str) -> Iterator[Pair]:
-    """One pair of each prompt, of two different answers that are no mere word."""
-    prompts = set()
-    for pair in read_pairs(name):
-        if isinstance(pair, Dropped) or pair.chosen == pair.rejected or (key := str(pair.prompt)) in prompts:
-            continue
-        if min(len(pair.chosen), len(pair.rejected)) >= SHORTEST:
-            prompts.add(key)
-            yield pair
-
-
-def _letters(pair: Pair) -> int:
-    return sum(len(turn["content"]) for turn in pair.prompt) + len(pair.chosen) + len(pair.rejected)
-
-
-def _row(pair: Pair, chance: float, reward: str | None) -> dict[str, Any]:
-    prompt = pair.prompt if pair.prompt[0]["role"] == "system" else [SYSTEM, *pair.prompt]
-    if reward is None:
-        return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    # In an order of their own: those of the source hold its labels.
-    texts = sorted((pair.chosen, pair.rejected))
-    rewards = [REWARDS[reward](text) for text in texts]
-    first = int(chance > 1 / (1 + np.exp(rewards[1] - rewards[0])))
-    return {
-        "prompt": prompt,
-        "chosen": texts[first],
-        "rejected": texts[1 - first],
-        "chosen_reward": rewards[first],
-        "rejected_reward": rewards[1 - first],
-    }
 
 
 def tell_truth(options: argparse.Namespace) -> None:
@@ -167,14 +131,13 @@ def _by_prompt(rows: list[dict[str, Any]], reward: Callable[[str], float]) -> di
 def main() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    pairs = commands.add_parser("pairs")
-    pairs.add_argument("pairs")
-    pairs.add_argument("--reward", choices=REWARDS)
-    pairs.add_argument("--train", type=int, default=200)
-    pairs.add_argument("--test", type=int, default=64)
-    pairs.add_argument("--seed", type=int, default=42)
-    pairs.add_argument("--output-dir", type=Path, required=True)
-    pairs.set_defaults(run=write_pairs)
+    prompts = commands.add_parser("prompts")
+    prompts.add_argument("prompts", nargs="+")
+    prompts.add_argument("--train", type=int, default=512)
+    prompts.add_argument("--test", type=int, default=96)
+    prompts.add_argument("--seed", type=int, default=42)
+    prompts.add_argument("--output-dir", type=Path, required=True)
+    prompts.set_defaults(run=write_prompts)
     truth, samples = commands.add_parser("truth"), commands.add_parser("samples")
     truth.add_argument("--model", required=True)
     for command, run in ((truth, tell_truth), (samples, gained)):

@@ -11,9 +11,9 @@ alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `
 and divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's
 probability of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
 
-To first order in the divergence the most that any policy gains at KL k is s sqrt(2 k), s the standard deviation of
-the reward over a prompt's answers: that of the reference tilted by the reward. ``table`` gives each gain as a share
-of it, which is how runs at different divergence are compared.
+Each policy is read as it is and moved towards its reference (`sepo extrapolate`), so that recipes can be compared at
+equal divergence, where they are nearly linear in its square root. To first order the most that any policy gains at
+KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's answers: ``table`` gives shares of it.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.evidence.last_layers import LAYERS, Loss, Lower, Row, Upper, pair_losses, say, train
 from benchmarks.evidence.real_text import REWARDS
 from stages.data.layouts import read_pairs
+from stages.demo.frontier import envelope
 from stages.method import objectives
 from stages.method.folds import trains
 from stages.store.place import place_of
@@ -43,8 +44,12 @@ from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Dropped, PairLogps, ScoredPair, TokenPair
 
 FOLDS: Final = 2
-BASELINE: Final = "DPO beta 1 + KL 0.3"
+BASELINE: Final = "DPO, beta 1, with KL"
 """from which differences are counted"""
+SCALES: Final = (0.5, 1.0)
+"""of the way from the reference to a policy, where it is read"""
+BUDGETS: Final = (0.05, 0.1, 0.2)
+"""nats a response, of the tables"""
 DRAWS: Final = 1000
 
 
@@ -160,21 +165,38 @@ def selected(row: Row, scores_N: Tensor, share: float = 0.3) -> Tensor:
     return torch.cat(weights)
 
 
-def recipes(rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tensor]) -> dict[str, Loss]:
-    """Those that are compared, each with the settings of `train-policy`'s defaults or of the trial on the demo."""
+class Setting(NamedTuple):
+    """One way to train by a recipe."""
+
+    loss: Loss
+    rate: float
+
+
+def recipes(
+    rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tensor], rate: float
+) -> dict[str, list[Setting]]:
+    """Those that are compared, each at its own settings, as on the demo (examples/compare.yaml)."""
     simpo = {"gamma": 2.1, "margin": 0.5, "sft_weight": 0.0, "kl_weight": 0.0, "anchor_margin": False}
     weights = [selected(row, scores_N) for row, scores_N in zip(rows, raw, strict=True)]
 
     def loss(objective: Callable[..., Any], options: dict[str, Any], **more: Any) -> Loss:
         return pair_losses(rows, objective, options, **more)
 
+    dpo = {"beta": 1.0, "sft_weight": 0.0}
+    # Without a reference in the loss a policy goes so far at a rate that no sample of the reference tells of it.
     return {
-        "regress calibrated, scale 1": loss(objectives.regress, {"scale": 1.0}, scores=denoised),
-        BASELINE: loss(objectives.dpo, {"beta": 1.0, "sft_weight": 0.0}, kl_weight=0.3),
-        "DPO beta 0.1": loss(objectives.dpo, {"beta": 0.1, "sft_weight": 0.0}),
-        "SePO": loss(objectives.sepo, simpo, weights=weights),
-        "SimPO": loss(objectives.sepo, simpo),
-        "regress as measured, scale 1": loss(objectives.regress, {"scale": 1.0}, scores=raw),
+        "regression, denoised": [
+            Setting(loss(objectives.regress, {"scale": scale}, scores=denoised), rate) for scale in (0.4, 1.0)
+        ],
+        BASELINE: [Setting(loss(objectives.dpo, dpo, kl_weight=weight), rate) for weight in (0.3, 0.03)],
+        "SimPO": [Setting(loss(objectives.sepo, simpo), rate * share) for share in (0.1, 0.03)],
+        "DPO, beta 0.1": [Setting(loss(objectives.dpo, dpo | {"beta": 0.1}), rate * share) for share in (0.3, 0.1)],
+        "SePO, as published": [
+            Setting(loss(objectives.sepo, simpo, weights=weights), rate * share) for share in (0.1, 0.03)
+        ],
+        "regression, as measured": [
+            Setting(loss(objectives.regress, {"scale": scale}, scores=raw), rate) for scale in (0.4, 1.0)
+        ],
     }
 
 
@@ -194,53 +216,74 @@ def train_policies(options: argparse.Namespace) -> None:
         "rewards_S": [part.sum().item() for each in samples for part in each.rewards_N.split(each.row.lengths)],
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
-    done = {(line["recipe"], line["seed"]) for line in map(json.loads, lines)}
-    for name, loss in recipes(rows, raw, denoised).items():
-        if (name, options.seed) in done:
-            continue
-        read = read_policy(reference, train(reference, rows, loss, options.rate, options.seed), samples)
-        line = {"recipe": name, "seed": options.seed, "rate": options.rate}
-        with options.output.open("a") as file:
-            file.write(json.dumps(line | of_samples | read._asdict()) + "\n")
-        say(f"{name}: gain {np.mean(read.gains_S):+.3f} at KL {np.mean(read.kl_S):.3f}")
+    done = {(line["recipe"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
+    for name, settings in recipes(rows, raw, denoised, options.rate).items():
+        for number, setting in enumerate(settings):
+            if (name, number, options.seed) in done or name not in (options.recipe or [name]):
+                continue
+            policy = train(reference, rows, setting.loss, setting.rate, options.seed)
+            line = {"recipe": name, "setting": number, "seed": options.seed, "rate": setting.rate} | of_samples
+            for scale in SCALES:
+                read = read_policy(reference, policy.towards(reference, 1 - scale), samples)
+                with options.output.open("a") as file:
+                    file.write(json.dumps(line | {"scale": scale} | read._asdict()) + "\n")
+                gain, kl = np.mean(read.gains_S), np.mean(read.kl_S)
+                say(f"{name} {number}, {scale:g} of it: gain {gain:+.3f} at KL {kl:.3f}")
 
 
 def show(options: argparse.Namespace) -> None:
-    """Every policy's gain, divergence and share of the most that is possible, with intervals over prompts."""
-    lines = [json.loads(line) for line in options.output.read_text().splitlines()]
-    print(f"| recipe | seed | KL, nats a response | gain | share | share less that of {BASELINE} |")
-    print("|---|---|---|---|---|---|")
-    ends = {line["seed"]: _shares(line) for line in lines if line["recipe"] == BASELINE}
+    """What recipes gain at equal divergence, means over the seeds that all have, with intervals over prompts."""
+    lines = [json.loads(line) for name in options.output for line in name.read_text().splitlines()]
+    found: dict[str, dict[int, list[Any]]] = {}
     for line in lines:
-        draws, differences = _shares(line), ""
-        if line["recipe"] != BASELINE and line["seed"] in ends:
-            differences = _interval(draws - ends[line["seed"]])
-        gain, kl = np.mean(line["gains_S"]), np.mean(line["kl_S"])
-        name = f"{line['recipe']} | {line['seed']}"
-        print(f"| {name} | {kl:.3f} | {gain:+.3f} | {_interval(draws)} | {differences} |")
+        found.setdefault(line["recipe"], {}).setdefault(line["seed"], []).append(line)
+    print(f"| recipe | KL | seeds | gain | share | less {BASELINE} | by seed |\n|---|---|---|---|---|---|---|")
+    for name, by_seed in found.items():
+        for kl in BUDGETS:
+            ours = {seed: _gains(by_seed[seed], kl) for seed in by_seed}
+            theirs = {seed: _gains(found[BASELINE][seed], kl) for seed in ours if seed in found.get(BASELINE, {})}
+            gain, most = np.mean([*ours.values()], 0), np.mean([_most(by_seed[seed][0], kl) for seed in ours], 0)
+            less = by = ""
+            if name != BASELINE and theirs:
+                differences = [ours[seed] - theirs[seed] for seed in theirs]
+                less = _interval(np.mean(differences, 0))
+                by = ", ".join(f"{each[0]:+.2f}" for each in differences)
+            print(f"| {name} | {kl:g} | {len(ours)} | {_interval(gain)} | {_interval(gain / most)} | {less} | {by} |")
 
 
-def _shares(line: dict[str, Any]) -> Any:
-    """The share as it is, and then of each draw of prompts, (1 + DRAWS,): the same draws for every line."""
-    prompts_S = np.array(line["prompts_S"])
-    count = prompts_S.max() + 1
-    sizes_Q = np.bincount(prompts_S)
-    gains_Q, kl_Q, rewards_Q, squares_Q = (
-        np.bincount(prompts_S, weights=np.array(each))
-        for each in (line["gains_S"], line["kl_S"], line["rewards_S"], np.square(line["rewards_S"]))
+def _drawn(line: dict[str, Any]) -> tuple[Any, Any]:
+    """How often each prompt is taken, (1 + DRAWS, Q): once, and then by the same draws for every line; samples (Q,)."""
+    sizes_Q = np.bincount(line["prompts_S"])
+    count = len(sizes_Q)
+    rng = np.random.default_rng(0)
+    draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
+    return np.stack([np.ones(count), *draws]), sizes_Q
+
+
+def _gains(lines: Sequence[dict[str, Any]], kl: float) -> Any:
+    """What a recipe gains so far from the reference, of each draw of prompts, (1 + DRAWS,); not a number beyond it."""
+    drawn, sizes_Q = _drawn(lines[0])
+    means = [
+        [drawn @ np.bincount(line["prompts_S"], weights=line[name]) / (drawn @ sizes_Q) for name in ("kl_S", "gains_S")]
+        for line in lines
+    ]
+    found = [envelope([(there[draw], gain[draw]) for there, gain in means], kl) for draw in range(1 + DRAWS)]
+    return np.array(found, dtype=float)
+
+
+def _most(line: dict[str, Any], kl: float) -> Any:
+    """What can be gained so far from the reference, to first order, of each draw of prompts, (1 + DRAWS,)."""
+    drawn, sizes_Q = _drawn(line)
+    rewards_Q, squares_Q = (
+        np.bincount(line["prompts_S"], weights=each) for each in (line["rewards_S"], np.square(line["rewards_S"]))
     )
     # Unbiased within a prompt; prompts with one sample say nothing of it.
     variances_Q = np.where(sizes_Q > 1, (squares_Q - rewards_Q**2 / sizes_Q) / np.maximum(1, sizes_Q - 1), 0.0)
-    rng = np.random.default_rng(0)
-    draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(DRAWS)]
-    drawn = np.stack([np.ones(count), *draws])
-    gain, kl = (drawn @ each / (drawn @ sizes_Q) for each in (gains_Q, kl_Q))
-    variance = drawn @ variances_Q / (drawn @ (sizes_Q > 1))
-    return gain / np.sqrt(2 * variance * kl)
+    return np.sqrt(2 * kl * (drawn @ variances_Q) / (drawn @ (sizes_Q > 1)))
 
 
 def _interval(draws: Any) -> str:
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    low, high = np.nanquantile(draws[1:], [0.025, 0.975])
     return f"{draws[0]:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -260,10 +303,11 @@ def main() -> None:
     policies.add_argument("--denoised", required=True)
     policies.add_argument("--samples", required=True)
     policies.add_argument("--reward", choices=REWARDS, required=True)
+    policies.add_argument("--recipe", action="append", help="this one alone; may be given several times")
     policies.add_argument("--output", type=Path, required=True)
     policies.set_defaults(run=train_policies)
     table = commands.add_parser("table")
-    table.add_argument("output", type=Path)
+    table.add_argument("output", type=Path, nargs="+")
     table.set_defaults(run=show)
     options = parser.parse_args()
     options.run(options)

@@ -1,30 +1,42 @@
 #!/usr/bin/env bash
-# Does the recipe hold on real text? What two cores can say of it: a planted reward in real answers, of which the last
-# layers of SmolLM2-135M learn. A finished step is not redone. MODEL and PAIRS are paths or hub names; others need another OUT.
+# Does the recipe hold on real text? What two cores can say of it: a reward planted in a model's own answers, of which the
+# last layers of SmolLM2-135M learn; SEEDS draw labels, folds of the oracles and the order of pairs anew. A finished step
+# is not redone. MODEL and PROMPTS are paths or hub names, a prompt a row (several files: with spaces between them); others
+# need another OUT. JOBS seeds run at once, RECIPES (arguments of `policies`) limits the recipes.
 set -eu
-MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} PAIRS=${PAIRS:-Anthropic/hh-rlhf} OUT=${OUT:-runs/evidence}
-export OMP_WAIT_POLICY=passive
-real() { python -m benchmarks.evidence.real_text "$@"; }
-two() { python -m benchmarks.evidence.two_cores "$@"; }
+MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} PROMPTS=${PROMPTS:-google/IFEval} OUT=${OUT:-runs/evidence}
+export MODEL OUT REWARD=${REWARD:-lexical} RECIPES=${RECIPES:-} OMP_WAIT_POLICY=passive
+SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-1} TRAIN=${TRAIN:-512} TEST=${TEST:-96}
 
 mkdir -p "$OUT"
 touch "$OUT/of"
-if [ -s "$OUT/of" ] && [ "$(cat "$OUT/of")" != "$MODEL $PAIRS" ]; then
-    echo "$OUT is of $(cat "$OUT/of"), not of $MODEL $PAIRS: give another OUT" >&2
+if [ -s "$OUT/of" ] && [ "$(cat "$OUT/of")" != "$MODEL $PROMPTS" ]; then
+    echo "$OUT is of $(cat "$OUT/of"), not of $MODEL $PROMPTS: give another OUT" >&2
     exit 1
 fi
-echo "$MODEL $PAIRS" > "$OUT/of"
+echo "$MODEL $PROMPTS" > "$OUT/of"
 
-at=$OUT/lexical
-real pairs "$PAIRS" --reward lexical --train 240 --test 64 --output-dir $at
-python -m benchmarks.evidence.counts --model "$MODEL" $at/train.jsonl
-two oracles --model "$MODEL" --dataset $at/train.jsonl --cache $OUT/lower.pt --output-dir $at/scores
-sepo denoise --scores $at/scores --output-dir $at/denoised --calibrate
-real truth --reward lexical --model "$MODEL" $at/scores $at/denoised
-python -m benchmarks.evidence.contexts --model "$MODEL" --cache $OUT/lower.pt --reward lexical $at/scores
+python -m benchmarks.evidence.real_text prompts $PROMPTS --train "$TRAIN" --test "$TEST" --output-dir "$OUT/prompts"
+answers() { # to the prompts $1, $2 each
+    sepo generate --model reference="$MODEL" --prompts "$OUT/prompts/$1.jsonl" --samples "$2" --max-new-tokens 24 \
+        --output-dir "$OUT/answers-$1"
+}
+answers train 2
+answers test 4
 
-head -n 48 $at/test.jsonl > $at/prompts.jsonl
-sepo generate --model reference="$MODEL" --prompts $at/prompts.jsonl --samples 4 --max-new-tokens 24 --output-dir $at/samples
-two policies --model "$MODEL" --scores $at/scores --denoised $at/denoised --samples $at/samples --reward lexical \
-    --cache $OUT/lower.pt --output $at/policies.jsonl
-two table $at/policies.jsonl
+seed() { # everything of seed $1
+    set -eu
+    export LABELS=$1
+    local at=$OUT/$REWARD-$1
+    two() { python -m benchmarks.evidence.two_cores "$@"; }
+    mkdir -p "$at"
+    sepo pair "$OUT/answers-train" --verifier benchmarks.evidence.real_text:bradley_terry --keep-cut --output "$at/train.jsonl"
+    two oracles --model "$MODEL" --dataset "$at/train.jsonl" --cache "$OUT/lower.pt" --seed "$1" --output-dir "$at/scores"
+    sepo denoise --scores "$at/scores" --output-dir "$at/denoised" --calibrate
+    python -m benchmarks.evidence.real_text truth --reward "$REWARD" --model "$MODEL" "$at/scores" "$at/denoised"
+    two policies --model "$MODEL" --scores "$at/scores" --denoised "$at/denoised" --samples "$OUT/answers-test" \
+        --reward "$REWARD" --cache "$OUT/lower.pt" --seed "$1" --output "$at/policies.jsonl" $RECIPES
+}
+export -f seed
+printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'seed {}'
+python -m benchmarks.evidence.two_cores table "$OUT/$REWARD"-*/policies.jsonl

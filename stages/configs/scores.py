@@ -171,8 +171,9 @@ class DenoiseConfig(Config):
     """Tokens that are alike: those of one type (id), or, beyond what the type scores, those of one type after the same
     token. Means are shrunk by how well they are known."""
     calibrate: Annotated[bool, Option(METHOD)] = False
-    """Weigh what the type says, what its predecessor adds and what one token alone adds by how much of it preferences
-    bear out; needs scores by `train-oracle --folds`. Calibrated scores are rewards in nats."""
+    """Weigh what the type says, what its predecessor adds, what one token alone adds, and what counts of types in the
+    pairs tell by themselves, by how much of it preferences bear out; needs scores by `train-oracle --folds`. Calibrated
+    scores are rewards in nats."""
     overwrite: shared.Overwrite = False
 
 

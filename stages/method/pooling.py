@@ -67,9 +67,9 @@ def pool(scores_N: Values, types_N: Labels, predecessors_N: Labels) -> Pooled:
         predecessors_N: the id before it; of a response's first token the prompt's last one.
     """
     overall = scores_N.mean()
-    types_N, everything_N = _numbered(types_N), np.zeros(len(scores_N), np.int64)
+    types_N, everything_N = numbered(types_N), np.zeros(len(scores_N), np.int64)
     # Two ids of 32 bits in one number.
-    contexts_N = _numbered(predecessors_N.astype(np.int64) << 32 | types_N)
+    contexts_N = numbered(predecessors_N.astype(np.int64) << 32 | types_N)
     of_type_N, types = _effects(scores_N, types_N, everything_N)
     of_context_N, contexts = _effects(scores_N, contexts_N, types_N)
     residual_N = scores_N - overall - of_type_N - of_context_N
@@ -109,7 +109,7 @@ def _means(values_N: Values, groups_N: Labels) -> tuple[Labels, Values]:
     return counts_G, np.bincount(groups_N, values_N) / counts_G
 
 
-def _numbered(labels_N: NDArray[Any]) -> Labels:
+def numbered(labels_N: NDArray[Any]) -> Labels:
     """Labels as numbers from 0, without gaps."""
     numbers_N: Labels = np.unique(labels_N, return_inverse=True)[1].astype(np.int64)
     return numbers_N

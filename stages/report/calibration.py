@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from stages.method import pooling
 from stages.method.calibration import Calibration
-from stages.method.pooling import PARTS, Shrinkage
+from stages.method.pooling import Shrinkage
 from stages.method.statistics import Interval
 
-KINDS: Final = ("as measured", "centred", "pooled", "calibrated")
+PARTS: Final = (*pooling.PARTS, "counts")
+"""that calibration weighs: those of an oracle's score, and what labels alone say of types"""
+KINDS: Final = ("as measured", "centred", "pooled", "counts", "calibrated")
 """of scores, in the order in which they come about"""
 UNSEEN: Final = ("calibration", "accuracy_on_unseen_pairs", "log_loss_on_unseen_pairs")
 """of the results in a manifest: what labels of unseen pairs said of scores that were denoised"""
@@ -39,6 +42,11 @@ def calibration_warnings(found: Calibration, *, calibrated: bool) -> list[str]:
         warnings.append(
             "neither what a token's type scores nor what its predecessor adds is shown to tell preferences of unseen"
             " pairs: pooled scores may hold nothing (more data, or a better oracle, may help)"
+        )
+    if shown[3] and not shown[:3].any():
+        warnings.append(
+            "beside counts of the types, which need no oracle, nothing in the scores is shown to tell preferences of"
+            " unseen pairs: a better oracle, or more pairs for it, may add something"
         )
     if shown[2] and not calibrated:
         warnings.append(

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.evidence import last_layers, real_text, two_cores
 from benchmarks.evidence.last_layers import Lower, Row, Upper
-from stages.types import Pair
 from tests.conftest import tiny_llama
 
 PROMPT, ANSWERS = np.array([3, 1, 4], np.int32), [np.array(ids, np.int32) for ids in ([1, 5, 9], [2, 6], [5, 3, 5, 8])]
@@ -66,18 +65,17 @@ def test_gain_and_divergence_are_those_of_the_policy(models):
     assert kl == pytest.approx(float(ours.exp() @ (ours - theirs)), rel=1e-4)
 
 
-def test_labels_are_bradley_terry_s():
+def test_labels_are_bradley_terry_s(monkeypatch):
+    first = real_text.bradley_terry({"prompt": 0}, "you")
     texts = ("Thanks, well, fine", "Do you know? You do")
     assert [*map(real_text.lexical, texts)] == [-3.0, 3.0]
     assert real_text.contextual("I say you") == -real_text.contextual("We say you") == 1.5
-    pair = Pair(0, [{"role": "user", "content": "q"}], "you, you", "you no", {})
-    rows = [real_text._row(pair, chance, "lexical") for chance in np.linspace(0.001, 0.999, 999)]
-    share = np.mean([row["chosen"] == "you, you" for row in rows])
-    assert share == pytest.approx(0.5, abs=0.01)
     wins = [
         real_text.bradley_terry({"prompt": n}, "you") > real_text.bradley_terry({"prompt": n}, "no") for n in range(500)
     ]
     assert np.mean(wins) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.05)
+    monkeypatch.setenv("LABELS", "2")
+    assert real_text.bradley_terry({"prompt": 0}, "you") != first
 
 
 def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected():
@@ -86,23 +84,52 @@ def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected()
     assert weights.tolist() == [0, 1, 0, 1, 0]
 
 
+def test_prompts_are_the_shortest_and_each_is_there_once(tmp_path):
+    texts = ["a much longer prompt than these", "one", "two?", "three", "one"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"instruction": text}) + "\n" for text in texts))
+    options = {"prompts": [str(tmp_path / "p.jsonl")], "output_dir": tmp_path / "d", "seed": 0}
+    real_text.write_prompts(argparse.Namespace(**options, train=2, test=1))
+    train, test = ((tmp_path / "d" / f"{name}.jsonl").read_text().splitlines() for name in ("train", "test"))
+    assert (len(train), len(test)) == (2, 1)
+    assert {json.loads(line)["prompt"][-1]["content"] for line in train + test} == {"one", "two?", "three"}
+    with pytest.raises(SystemExit, match="only 4 prompts, not 5"):
+        real_text.write_prompts(argparse.Namespace(**options, train=4, test=1))
+
+
+def test_a_policy_half_way_to_its_reference_has_the_mean_of_both_weights(models):
+    _, _, reference = models
+    policy = reference.copy()
+    with torch.no_grad():
+        policy.layers.norm.weight.mul_(1.5)
+    ours, theirs = (upper.layers.norm.weight for upper in (policy.towards(reference, 0.75), reference))
+    torch.testing.assert_close(ours, 1.125 * theirs)
+
+
 def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys):
-    """Gain k = variance * c and KL = variance * c^2 / 2 for a small c: the share is 1."""
+    """Gain = variance * c and KL = variance * c^2 / 2 for a small c: the share is 1, at a smaller KL too."""
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=(200, 8))
     centred = rewards - rewards.mean(1, keepdims=True)
     variance = np.square(centred).sum(1).mean() / 7
+    kl = 0.2001
+    c = math.sqrt(2 * kl / variance)
     line = {
+        "recipe": two_cores.BASELINE,
+        "seed": 1,
         "prompts_S": np.repeat(np.arange(200), 8).tolist(),
         "rewards_S": rewards.ravel().tolist(),
-        "gains_S": [0.1 * variance] * 1600,
-        "kl_S": [0.005 * variance] * 1600,
+        "gains_S": [c * variance] * 1600,
+        "kl_S": [kl] * 1600,
     }
-    assert two_cores._shares(line)[0] == pytest.approx(1.0)
-    half = {**line, "recipe": "half", "seed": 1, "gains_S": [0.05 * variance] * 1600}
-    (tmp_path / "p.jsonl").write_text(
-        "\n".join(map(json.dumps, [{**half, **line, "recipe": two_cores.BASELINE}, half]))
-    )
-    two_cores.show(argparse.Namespace(output=tmp_path / "p.jsonl"))
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert [part in last for part in ("| half | 1 | 0.005 |", "| +0.50 [+0.", "| -0.50 [-0.")] == [True] * 3, last
+    half = {**line, "recipe": "half", "gains_S": [c * variance / 2] * 1600}
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [line, half])))
+    two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"]))
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[1]) for row in rows] == [
+        (f"| {name}", f"{kl:g}") for name in (two_cores.BASELINE, "half") for kl in two_cores.BUDGETS
+    ]
+    for row, share in zip(rows, (1.0, 1.0, 1.0, 0.5, 0.5, 0.5), strict=True):
+        assert row[4].startswith(f"{share:+.2f} ["), row
+    gain = c * variance / 2
+    assert rows[-1][3].startswith(f"{gain:+.2f} [")
+    assert (rows[-1][5][:5], rows[-1][6][:5]) == (f"{-gain:+.2f}",) * 2
