@@ -193,7 +193,8 @@ def draw(worlds: Sequence[World], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4], help="of the worlds")
-    parser.add_argument("--recipes", type=Path, default=EXAMPLES / "compare.yaml")
+    made = "its commands have to make published/reference, where policies start, and denoised/"
+    parser.add_argument("--recipes", type=Path, default=EXAMPLES / "compare.yaml", help=made)
     parser.add_argument("--questions", action="store_true", help="its questions, not its recipes")
     parser.add_argument("--demo", default="", help="further options of make-demo, such as '--rewards contextual'")
     parser.add_argument("--samples", type=int, default=2048, help="of each world's reference, two to a prompt")

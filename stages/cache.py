@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from stages.configs import CacheConfig
 from stages.errors import SepoError, one_line
-from stages.reporting import Reporter, Summary, Table
+from stages.reporting import Reporter, Summary, Table, counted
 from stages.store.files import cache_folder
 from stages.tokens.cache import ENTRY, KINDS, TEMPORARY, KeptFile, kept_files, last_used
 
@@ -31,7 +31,7 @@ def run(config: CacheConfig, reporter: Reporter) -> Summary:
     if config.action == "show":
         return Summary(f"cache in {folder}", [], tables=(_table("What is there", files),))
     removed = _prune(folder, files, time.time() - config.older_than * DAY)
-    title = f"{len(removed):,} files removed from {folder}"
+    title = f"{counted(len(removed), 'file')} removed from {folder}"
     return Summary(title, [("freed", _in_words(removed))], tables=(_table("What was removed", removed),))
 
 

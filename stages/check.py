@@ -6,7 +6,7 @@ from typing import Any, Final
 from stages.configs import CheckConfig
 from stages.errors import SepoError
 from stages.models.folders import load_tokenizer, resolve_without_weights
-from stages.reporting import Reporter, Summary, Table
+from stages.reporting import Reporter, Summary, Table, counted
 from stages.store.alarms import Scale, alarms
 from stages.store.manifest import read_manifest
 from stages.store.place import Place, place_of
@@ -59,8 +59,8 @@ def check_scores(place: Place, vocabulary: tuple[str, int] | None, reporter: Rep
     if not rows:
         sound |= dict.fromkeys(("rows", "tokenizer", "scores"), "nothing was read")
     count = sum(map(len, faults.values()))
-    counted = f"{count:,} fault{'s' if count > 1 else ''}"
-    failure = SepoError(f"{place} has {counted}", hint=DAMAGED if manifest else REMEDY) if count else None
+    hint = DAMAGED if manifest else REMEDY
+    failure = SepoError(f"{place} has {counted(count, 'fault')}", hint=hint) if count else None
     title = f"{place} was checked" if count else f"{place} is sound"
     return Summary(title, [], tables=(_table(faults, sound),), failure=failure)
 

@@ -27,7 +27,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, identity_of, made_just_now
 from stages.store.results import TABLES, claim_results, write_results
 from stages.tokens.dataset import refuse_recorded
-from stages.tokens.fingerprint import tokenizer_hash, vocabulary_hash
+from stages.tokens.fingerprint import refuse_other_tokens, tokenizer_hash
 
 STAGE: Final = "evaluate"
 REFERENCE: Final = "reference"
@@ -99,12 +99,9 @@ def _load(
     candidates = []
     for name, folder in folders.items():
         tokenizer = load_tokenizer(folder, trust_remote_code=trust, reporter=reporter)
-        if theirs is not None and vocabulary_hash(tokenizer) != vocabulary_hash(theirs):
-            raise SepoError(
-                f"{name} and the reference {config.reference_model} do not share a token->id map"
-                f" ({len(tokenizer):,} and {len(theirs):,} tokens)",
-                hint="give the model that it was trained from, or leave out --reference-model",
-            )
+        if theirs is not None:
+            hint = "give the model that it was trained from, or leave out --reference-model"
+            refuse_other_tokens(tokenizer, theirs, f"{name} and the reference {config.reference_model}", hint)
         # The reference reads the same rows.
         positions = most_positions(folder, *([base] if base else []), trust_remote_code=trust)
         most = min(config.max_length, positions or config.max_length)

@@ -9,10 +9,9 @@ from typing import Final
 
 from stages.configs import ExtrapolateConfig
 from stages.errors import SepoError
-from stages.models.adapters import is_adapter
 from stages.models.extrapolation import move_along, refuse_other_shapes
 from stages.models.folders import (
-    base_folder,
+    described_in,
     load_model,
     load_tokenizer,
     load_without_weights,
@@ -24,7 +23,7 @@ from stages.models.quantization import quantized
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input
 from stages.store.run import open_stage
-from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_hash
+from stages.tokens.fingerprint import refuse_other_tokens, tokenizer_inputs
 
 STAGE: Final = "extrapolate"
 
@@ -36,15 +35,12 @@ def run(config: ExtrapolateConfig, reporter: Reporter) -> Summary:
     for name, folder in zip(names, (source, reference), strict=True):
         if bits := quantized(folder):
             raise SepoError(f"{name} holds its weights in {bits}", hint="give the model that it was made from")
-    bases = (base_folder(folder) if is_adapter(folder) else folder for folder in (source, reference))
-    ours, theirs = (load_without_weights(folder, trust_remote_code=trust) for folder in bases)
+    described = map(described_in, (source, reference))
+    ours, theirs = (load_without_weights(folder, trust_remote_code=trust) for folder in described)
     refuse_other_shapes(ours, theirs, names)
     tokenizer, other = (load_tokenizer(folder, trust_remote_code=trust) for folder in (source, reference))
-    if vocabulary_hash(tokenizer) != vocabulary_hash(other):
-        raise SepoError(
-            f"{names[0]} and {names[1]} do not share a token->id map ({len(tokenizer):,} and {len(other):,} tokens)",
-            hint="give the model that this one was trained from",
-        )
+    hint = "give the model that this one was trained from"
+    refuse_other_tokens(tokenizer, other, f"{names[0]} and {names[1]}", hint)
     inputs = {
         "model": Input(names[0], model_hash(source)),
         "reference": Input(names[1], model_hash(reference)),

@@ -10,7 +10,7 @@ from typing import Final
 from stages.configs import DemoConfig
 from stages.demo.language import TRUTH, VOCABULARY, draw_splits, draw_truth, truth_as_json
 from stages.demo.model import build_demo_model
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, counted
 from stages.store.files import write_json, write_text
 from stages.store.run import open_stage
 
@@ -28,7 +28,7 @@ def run(config: DemoConfig, reporter: Reporter) -> Summary:
             write_text(work.folder / name, "".join(json.dumps(pair) + "\n" for pair in pairs))
         write_json(work.folder / TRUTH, truth_as_json(truth))
         reporter.say(
-            f"{len(train):,} pairs to train on, {len(test):,} with other prompts,"
+            f"{counted(len(train), 'pair')} to train on, {len(test):,} with other prompts,"
             f" {len(truth.rewards)} words with a reward"
         )
         build_demo_model(work.folder / "model", VOCABULARY, config.seed)

@@ -24,7 +24,7 @@ from stages.data.read import dataset_hash
 from stages.data.template_arguments import KWARGS, given_arguments
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
-from stages.generation.best_and_worst import Chosen, PairCounts, Reward, best_and_worst, by_prompt, usable
+from stages.generation.best_and_worst import CUT, Chosen, PairCounts, Reward, best_and_worst, by_prompt, usable
 from stages.generation.rankings import (
     GivenRanking,
     OracleRanking,
@@ -51,6 +51,7 @@ ANSWERS_AT_ONCE: Final = 512
 """that are ranked together"""
 IFEVAL: Final = {"ifeval": "strict", "ifeval-loose": "loose"}
 """verifiers by name, and which of IFEval's two readings each takes"""
+MORE: Final = "sample more answers to each prompt"
 
 
 class PairJob(NamedTuple):
@@ -209,7 +210,9 @@ def _compute(job: PairJob, ranking: Ranking, tally: Tally) -> Iterator[dict[str,
             task.advance(number)
     job.reporter.say(str(counts))
     if not counts.kept:
-        raise SepoError(f"{config.answers}: no pair is left: {counts}", hint="sample more answers to each prompt")
+        many_cut = counts.left_out[CUT] > counts.answers / 2
+        hint = "raise --max-new-tokens of `sepo generate`, or take what is cut with --keep-cut" if many_cut else MORE
+        raise SepoError(f"{config.answers}: no pair is left: {counts}", hint=hint)
 
 
 def _several(prompts: Iterator[list[Answer]]) -> Iterator[list[list[Answer]]]:

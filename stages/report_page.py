@@ -22,7 +22,7 @@ from stages.report.sections import (
 from stages.report.token_classes import classes_of
 from stages.report.token_selection import TokenSelector
 from stages.report.vocabulary import Vocabulary, open_vocabulary
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, counted
 from stages.store.files import probe_writable, read_regular, sweep_writes, write_bytes
 from stages.store.scores import Scores
 
@@ -117,7 +117,7 @@ def _write(config: ReportConfig, output: Path, page: Page) -> Summary:
     for path, data in new.items():
         write_bytes(path, data)
     rows = [("sections", ", ".join(name for _, name in page.sections)), ("size", f"{len(wanted[output]) / 1e6:.1f} MB")]
-    rows += [("figures", f"{len(wanted) - 1:,} files in {config.figures}")] if config.figures else []
+    rows += [("figures", f"{counted(len(wanted) - 1, 'file')} in {config.figures}")] if config.figures else []
     return Summary(f"report in {output}", [("written", str(output)), *rows], fresh=bool(new))
 
 

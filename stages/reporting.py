@@ -37,6 +37,15 @@ def counted(count: int, one: str) -> str:
     return f"{count:,} {one if count == 1 else f'{one}s'}"
 
 
+def flat(value: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested objects hold, with the path to it: ``dropped, empty response``."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from flat(each, f"{before}, {name}" if before else str(name))
+    else:
+        yield before, value
+
+
 class Task(Protocol):
     """A piece of long work in progress."""
 

@@ -1,6 +1,5 @@
 """`sepo results`: what judges and verifiers say of models' answers, with intervals. It loads no model."""
 
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,6 +17,7 @@ from stages.reporting import Reporter, Summary
 from stages.store.answers import AnswerFolder
 from stages.store.files import hash_json
 from stages.store.manifest import Input, identity_of, made_just_now
+from stages.store.place import short_names
 from stages.store.results import claim_results, write_results
 
 STAGE: Final = "results"
@@ -34,7 +34,7 @@ def run(config: ResultsConfig, reporter: Reporter) -> Summary:
     finished = claim_results(config.output, identity, inputs, defaults=defaults, tables=(), overwrite=overwrite)
     if finished is not None:
         return _summary(config, finished, fresh=False)
-    folders = dict(zip(_names(found.folders), found.folders, strict=True))
+    folders = dict(zip(short_names([each.folder for each in found.folders]), found.folders, strict=True))
     names = model_names(folders)
     judged = _compute(found, folders, names, reporter)
     benchmarks = {name: folder.manifest.get("benchmark") for name, folder in folders.items()}
@@ -74,10 +74,3 @@ def _answers(folders: list[AnswerFolder]) -> int:
 
 def _is_ifeval(folder: AnswerFolder) -> bool:
     return folder.manifest.get("benchmark") == IFEVAL
-
-
-def _names(folders: list[AnswerFolder]) -> list[str]:
-    """The last part of each folder's name; more of it where two would be the same."""
-    full = [str(folder.folder) for folder in folders]
-    short = [os.path.basename(os.path.abspath(name)) for name in full]
-    return [full[at] if short.count(name) > 1 else name for at, name in enumerate(short)]

@@ -191,7 +191,7 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> Known
     missing = [name for name in mine if name not in there or not _read(work, name, data, known)] if job.first else []
     missing = agreed(missing, job.together)
     if len(missing) < len(mine):
-        job.reporter.say(f"{len(mine) - len(missing):,} shards are there already")
+        job.reporter.say(f"there already: {counted(len(mine) - len(missing), 'shard')}")
     count = sum(data.shards[name].pairs.stop - data.shards[name].pairs.start for name in missing)
     vocabulary = vocabulary_hash(job.tokenizer)
     with job.reporter.task("score", count, "pairs") as task:
@@ -320,7 +320,7 @@ def _known_logps(job: ScoreJob) -> KnownLogps | None:
         return None
     known = read_logps(Path(folder), job.inputs["reference"].hash)
     if known is not None:
-        job.reporter.say(f"the reference's log-probs of {len(known):,} pairs are known from {folder}")
+        job.reporter.say(f"the reference's log-probs of {counted(len(known), 'pair')} are known from {folder}")
     return known
 
 
@@ -329,7 +329,7 @@ def _noise(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
     if not data.sample:
         return None
     sample = [data.pairs[index] for index in data.sample]
-    with job.reporter.task(f"noise check, {len(sample):,} pairs", len(scorer.models.named), "models") as task:
+    with job.reporter.task(f"noise check, {counted(len(sample), 'pair')}", len(scorer.models.named), "models") as task:
         exact = scorer.exact(sample, task)
     if not job.first:
         return None

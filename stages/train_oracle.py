@@ -49,6 +49,7 @@ from stages.models.folders import (
 from stages.models.quantization import load_trainable, quantized
 from stages.models.references import (
     RunContext,
+    WantedLogps,
     find_paths_of,
     frozen,
     highest_id,
@@ -61,7 +62,7 @@ from stages.report.card import FILE as CARD
 from stages.report.card import Made, write_oracle_card, write_reference_card
 from stages.report.curves import FILE as CURVES
 from stages.report.scores import oracle_rows, oracle_warnings
-from stages.reporting import Reporter, Summary
+from stages.reporting import Reporter, Summary, counted
 from stages.store.hub import push_run, refuse_closed_hub
 from stages.store.logps import FILE as LOGPS
 from stages.store.manifest import Input
@@ -178,7 +179,7 @@ def _load(job: OracleJob, work: Run) -> OracleData:
     train, held_out = map(pairs.pick, split)
     left_out = len(pairs) - len(held_out) - len(train)
     reporter.say(
-        f"{len(pairs):,} pairs = {len(held_out):,} held out + {len(train):,} to train on"
+        f"{counted(len(pairs), 'pair')} = {len(held_out):,} held out + {len(train):,} to train on"
         + (f" + {left_out:,} left out by data_fraction {config.data_fraction}" if left_out else "")
     )
     sft: Lazy[TokenPair] = train
@@ -195,7 +196,7 @@ def _load(job: OracleJob, work: Run) -> OracleData:
                 f"of {config.folds} folds of the {len(train):,} pairs to train on, told by their prompts, one is empty",
                 hint="lower --folds, or give pairs of more prompts",
             )
-        reporter.say(", ".join(f"{name}: {count:,} pairs" for name, count in trained_on.items()))
+        reporter.say(", ".join(f"{name}: {counted(count, 'pair')}" for name, count in trained_on.items()))
     return OracleData(pairs.pick(np.concatenate(split[::-1])), train, held_out, sft, counts)
 
 
@@ -220,14 +221,9 @@ def _compute(job: OracleJob, work: Run, data: OracleData) -> OracleMetrics | Non
     config, folder = job.config, work.folder
     context = RunContext(job.accelerator, folder, config.tokens_read, job.reporter)
     # Computed once, and kept for `sepo score`, which does not take those of weights in few bits.
-    reference = kept_logps(
-        frozen(REFERENCE, folder / REFERENCE, config.quantize),
-        partial(job.load_trainable, folder / REFERENCE),
-        data.judged_first,
-        context,
-        file=LOGPS,
-        title=REFERENCE,
-    )
+    model = frozen(REFERENCE, folder / REFERENCE, config.quantize)
+    load = partial(job.load_trainable, folder / REFERENCE)
+    reference = kept_logps(WantedLogps(model, load, data.judged_first, context, LOGPS, title=REFERENCE))
     sums = reference_sums(reference)
     logps: dict[int, PairLogps] = {}
     for fold in range(config.folds):
@@ -369,7 +365,7 @@ def _save(job: OracleJob, work: Run, trainee: Trainee, name: str, base_folder: P
 
 def _write(job: OracleJob, work: Run, counts: dict[str, Any], metrics: OracleMetrics | None) -> Summary:
     config, accelerator, folder = job.config, job.accelerator, work.folder
-    rows = [("trained on", f"{counts['train']:,} pairs"), ("held out", f"{counts['held_out']:,} pairs")]
+    rows = [("trained on", counted(counts["train"], "pair")), ("held out", counted(counts["held_out"], "pair"))]
     results: dict[str, Any] = {}
     held_out: dict[str, float] = {}
     if metrics is None:

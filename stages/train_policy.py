@@ -51,7 +51,7 @@ from stages.models.references import (
 )
 from stages.registry import OBJECTIVES, RULES
 from stages.report.card import Made, write_policy_card
-from stages.reporting import Reporter, Summary, Task
+from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.example_table import ExampleTable, write_examples
 from stages.store.files import writing
 from stages.store.hub import push_run, refuse_closed_hub
@@ -221,7 +221,7 @@ def _compute(
         pairs = examples.map(lambda example: example.pair)
         examples, held_out = map(examples.pick, split_pairs(pairs, config.eval_fraction, 1.0, config.seed))
         counts["held_out"] = len(held_out)
-        reporter.say(f"{len(held_out):,} pairs held out, {len(examples):,} to train on")
+        reporter.say(f"{counted(len(held_out), 'pair')} held out, {len(examples):,} to train on")
     trainee = make_trainee(model, config, base_name(config.model_name, job.start.folder), reporter, merged=config.merge)
     reference = None
     if "kl" in config.needs:
@@ -267,7 +267,7 @@ def _select(job: PolicyJob, work: Run, model: CausalLM, data: PolicyData) -> tup
     examples, counts = table.map(chosen_only) if alone else table, table.summary
     left_out = "".join(f", {count:,} dropped: {reason}" for reason, count in counts["dropped"].items())
     notes = "".join(f"; {count:,} {what}" for what, count in counts["selection"].items())
-    job.reporter.say(f"{counts['kept']:,} pairs{left_out}; selected {_shares(counts)}{notes}")
+    job.reporter.say(f"{counted(counts['kept'], 'pair')}{left_out}; selected {_shares(counts)}{notes}")
     for warning in [] if config.is_held else end_warnings(counts):
         data.warnings.append(warning)
         job.reporter.warn(warning)

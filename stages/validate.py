@@ -19,8 +19,7 @@ from stages.data.template_arguments import TOOLS, given_arguments
 from stages.devices.processes import join_processes, refuse_several
 from stages.errors import SepoError
 from stages.method.statistics import Interval
-from stages.models.adapters import is_adapter
-from stages.models.folders import base_folder, load_tokenizer, load_without_weights, resolve_without_weights
+from stages.models.folders import described_in, load_tokenizer, load_without_weights, resolve_without_weights
 from stages.models.quantization import quantized
 from stages.report.census import chosen_longer, leaks, overlong, repeats, spread_table, spreads, whole_lengths
 from stages.report.estimate import (
@@ -34,7 +33,7 @@ from stages.report.estimate import (
     with_hours,
 )
 from stages.report.visible import pair_table, token_table
-from stages.reporting import Reporter, Summary, Table
+from stages.reporting import Reporter, Summary, Table, counted
 from stages.tokens.dataset import Counts, LengthLimit, Tokenised, apply_limit, refuse_dropped, refuse_empty, tokenised
 from stages.tokens.encode import SAME_IDS, Encoder
 from stages.training.budget import memory_of
@@ -100,8 +99,7 @@ def _check(config: ValidateConfig, device: torch.device, reporter: Reporter) -> 
             f"{folder} holds its weights in {held}, of which a plan knows no size",
             hint="plan with the model that it was made from, and --quantize 4bit",
         )
-    described = base_folder(folder) if is_adapter(folder) else folder
-    model = load_without_weights(described, trust_remote_code=config.trust_remote_code)
+    model = load_without_weights(described_in(folder), trust_remote_code=config.trust_remote_code)
     return (
         tokenizer,
         Encoder(tokenizer, given_arguments(config.chat_template_kwargs)),
@@ -256,11 +254,11 @@ def _data_rows(report: dict[str, Any], how: str) -> list[tuple[str, str]]:
         ("rows", f"{rows['read']:,} read = {rows['kept']:,} kept + {rows['read'] - rows['kept']:,} dropped"),
         (f"longer than {long['limit']:,}", effect),
         ("tokens kept", ", ".join(f"{side} {count:,}" for side, count in tokens.items())),
-        ("chosen equals rejected", f"{identical:,} rows, dropped" if identical else "0 rows"),
+        ("chosen equals rejected", f"{counted(identical, 'row')}, dropped" if identical else "0 rows"),
     ]
     if again := report["repeats"]:
         several = f", up to {again['most']:,} pairs of one" if again["most"] > 1 else ""
-        shown.append(("the same pair again", f"{again['pairs']:,} pairs"))
+        shown.append(("the same pair again", counted(again["pairs"], "pair")))
         shown.append(("prompts", f"{again['prompts']:,} different ones{several}"))
     if longer := report["chosen_longer"]:
         shown.append(("chosen is the longer one", f"{Interval(**longer):.1%} of the pairs whose lengths differ"))

@@ -28,7 +28,7 @@ from stages.logprobs.paths import find_paths
 from stages.method.objectives import sft
 from stages.models.folders import load_waiting
 from stages.models.quantization import load_trainable
-from stages.models.references import Frozen, RunContext, find_paths_of, kept_logps
+from stages.models.references import Frozen, RunContext, WantedLogps, find_paths_of, kept_logps
 from stages.registry import OBJECTIVES
 from stages.reporting import Quiet
 from stages.training.loop import fit
@@ -317,14 +317,8 @@ def kept_twice(accelerator, folder):
     for _ in range(2):
         model, forwards = waiting(packed, folder / "model") if accelerator.is_fsdp2 else packed(), []
         model.base_model.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
-        logps = kept_logps(
-            Frozen("some", folder, "its hash"),
-            lambda model=model: model,
-            random_pairs(11, VOCABULARY),
-            context,
-            file="some.parquet",
-            title="some",
-        )
+        frozen, pairs = Frozen("some", folder, "its hash"), random_pairs(11, VOCABULARY)
+        logps = kept_logps(WantedLogps(frozen, lambda model=model: model, pairs, context, "some.parquet", "some"))
         found.append(([torch.tensor(side) for pair in logps for side in pair], len(forwards)))
     return found
 

@@ -13,7 +13,7 @@ from stages.configs import EvaluateConfig, column_names
 from stages.data.template_arguments import given_arguments
 from stages.demo.language import TRUTH
 from stages.errors import SepoError
-from stages.reporting import Reporter
+from stages.reporting import Reporter, counted
 from stages.store.files import hash_bytes, hash_file
 from stages.store.manifest import FINISHED, read_manifest, refuse_altered
 from stages.store.scores import Scores, open_scores
@@ -125,7 +125,7 @@ def prompts_for(
         )
     if len(fitting) < len(prompts):
         left = len(prompts) - len(fitting)
-        reporter.say(f"{name}: {left:,} prompts that leave no room for an answer are not sampled from")
+        reporter.say(f"{name}: not sampled from: {counted(left, 'prompt')} without room for an answer")
     return draw_prompts(fitting, config.samples, config.seed)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+from stages.reporting import counted
 from stages.store.answers import Answer
 from stages.types import Message
 
@@ -78,7 +79,7 @@ class PairCounts:
 
     def __str__(self) -> str:
         """``40 prompts = 31 pairs + 9 without (9 all rewards are equal); 12 of 160 answers left out (12 empty)``."""
-        text = f"{self.prompts:,} prompts = {self.kept:,} pairs + {self.dropped.total():,} without"
+        text = f"{counted(self.prompts, 'prompt')} = {counted(self.kept, 'pair')} + {self.dropped.total():,} without"
         text += _reasons(self.dropped)
         return f"{text}; {self.left_out.total():,} of {self.answers:,} answers left out{_reasons(self.left_out)}"
 

@@ -30,6 +30,19 @@ class Interval(NamedTuple):
         return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
+def interval_text(found: Mapping[str, float | None] | None, form: str) -> str:
+    """An interval as `Interval.as_json` gave it, as far as there is one."""
+    value, low, high = (found[name] if found else None for name in Interval._fields)
+    if value is None or low is None or high is None:
+        return "" if value is None else format(value, form)
+    return format(Interval(value, low, high), form)
+
+
+def stands_alone(count: int) -> str:
+    """What there is to say of the intervals of so many comparisons."""
+    return f"; each stands alone: not corrected for {count} comparisons" if count > 1 else ""
+
+
 class Ratio(NamedTuple):
     """A figure that is a sum over a sum, item by item (a pair, a response); of a mean all denominators are 1."""
 

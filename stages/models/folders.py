@@ -98,6 +98,13 @@ def base_folder(folder: Path) -> Path:
     return resolve_model(base_of(folder), Quiet())
 
 
+def described_in(folder: Path) -> Path:
+    """Where a model's configuration is: of an adapter, in its base."""
+    while is_adapter(folder):
+        folder = base_folder(folder)
+    return folder
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool, reporter: Reporter | None = None) -> Tokenizer:
     """The tokenizer of a model folder, with its chat template if it has one; `reporter` hears what is wrong with it."""
     if is_adapter(folder) and not (folder / "tokenizer_config.json").exists():
@@ -261,8 +268,7 @@ def embedding_rows(model: CausalLM) -> int:
 
 def most_positions(*folders: Path, trust_remote_code: bool) -> int | None:
     """The longest row that all of some models were made for, as their configurations tell; None where none does."""
-    described = [base_folder(folder) if is_adapter(folder) else folder for folder in folders]
-    configs = [load_config(each, trust_remote_code=trust_remote_code) for each in described]
+    configs = [load_config(described_in(folder), trust_remote_code=trust_remote_code) for folder in folders]
     told = [getattr(config.get_text_config(), "max_position_embeddings", None) for config in configs]
     return min((positions for positions in told if positions is not None), default=None)
 

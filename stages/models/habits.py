@@ -13,8 +13,7 @@ from transformers import (
 )
 
 from stages.errors import SepoError, borrowed
-from stages.models.adapters import is_adapter
-from stages.models.folders import base_folder
+from stages.models.folders import described_in
 from stages.store.files import read_object
 
 FILE: Final = "generation_config.json"
@@ -59,9 +58,8 @@ NO_HABITS: Final = Habits()
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """What the file of a model says, of an adapter that of its base; nothing where there is no file."""
-    while is_adapter(folder):
-        folder = base_folder(folder)
-    return read_object(folder / FILE, "repair it, or take it away") if (folder / FILE).exists() else {}
+    path = described_in(folder) / FILE
+    return read_object(path, "repair it, or take it away") if path.exists() else {}
 
 
 def habits_of(said: Mapping[str, Any], name: str) -> Habits:

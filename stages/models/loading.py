@@ -22,8 +22,8 @@ from stages.devices.placement import input_device
 from stages.devices.precision import refuse_useless, weights_of
 from stages.errors import SepoError
 from stages.models.adapters import Adapted, is_adapter, put_on
-from stages.models.folders import base_folder, load_model, load_without_weights
-from stages.models.quantization import held_in, quantized
+from stages.models.folders import base_folder, described_in, load_model, load_without_weights
+from stages.models.quantization import held_in, refuse_quantized
 from stages.models.tensor_parallel import TENSOR_PARALLEL, bytes_here, load_together, refuse_undivided
 from stages.reporting import Reporter
 from stages.types import CausalLM
@@ -147,8 +147,7 @@ def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders
             hint="start one process; or leave it out, and each process has the whole model on a device of its own",
         )
     for folder in folders:
-        base = base_folder(folder) if is_adapter(folder) else folder
-        model = load_without_weights(base, trust_remote_code=options.trust_remote_code)
+        model = load_without_weights(described_in(folder), trust_remote_code=options.trust_remote_code)
         if not unsplit_modules(model):
             raise SepoError(
                 f"{folder} cannot be divided by device_map: {type(model).__name__} does not say what its layers are",
@@ -157,12 +156,7 @@ def refuse_unloadable(options: LoadingOptions, accelerator: Accelerator, folders
 
 
 def _refuse_rounding(folder: Path, options: LoadingOptions) -> None:
-    held = quantized(folder)
-    if held:
-        raise SepoError(
-            f"{folder} holds its weights in {held} already, and cannot be held in {options.quantize}",
-            hint="leave out --quantize, or give the model that it was made from",
-        )
+    refuse_quantized(folder, str(options.quantize))
     if options.device_map and is_adapter(folder):
         raise SepoError(
             f"{folder} is an adapter, which cannot be put on a model that is quantized and divided",

@@ -14,17 +14,25 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from stages.configs import OptimizerConfig
 from stages.devices.memory import move_model
 from stages.errors import SepoError, borrowed
-from stages.models.adapters import is_adapter
 from stages.models.fit import REMEDY
-from stages.models.folders import base_folder, load_model, load_waiting
+from stages.models.folders import described_in, load_model, load_waiting
 from stages.store.files import read_object
 from stages.types import CausalLM
 
 
 def quantized(folder: Path) -> str | None:
     """How a model's checkpoint, or that of an adapter's base, holds its weights, if in few bits."""
-    folder = base_folder(folder) if is_adapter(folder) else folder
-    return bits_of(read_object(folder / "config.json", REMEDY))
+    return bits_of(read_object(described_in(folder) / "config.json", REMEDY))
+
+
+def refuse_quantized(folder: Path, quantize: str) -> None:
+    """Refuse a checkpoint in few bits where its weights are to be held in as many, or in others."""
+    held = quantized(folder)
+    if held:
+        raise SepoError(
+            f"{folder} holds its weights in {held} already, and cannot be held in {quantize}",
+            hint="leave out --quantize, or give the model that it was made from",
+        )
 
 
 def bits_of(config: dict[str, Any]) -> str | None:

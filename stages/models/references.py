@@ -50,6 +50,41 @@ class RunContext(NamedTuple):
     reporter: Reporter
 
 
+class WantedLogps(NamedTuple):
+    """Log-probs of pairs under a model, which a run keeps in its folder."""
+
+    model: Frozen
+    load: Callable[[], CausalLM]
+    """gives the model on this process's device; called only if something has to be computed"""
+    pairs: Sequence[TokenPair]
+    context: RunContext
+    file: str
+    title: str
+    """of the computation, for the user"""
+
+    def known(self, file: str, some: slice | None = None) -> Sequence[PairLogps] | None:
+        """What a file of the folder has of the pairs, or of some; None if it does not have all of that."""
+        known = read_logps(self.context.folder, self.model.hash, file)
+        pairs = self.pairs if some is None else self.pairs[some]
+        if known is None or any(known.find(pair) is None for pair in pairs):
+            return None
+
+        def find(index: int) -> PairLogps:
+            found = known.find(pairs[index])
+            assert found is not None
+            return found
+
+        return Lazily(len(pairs), find)
+
+    def read_back(self, file: str, some: slice | None = None) -> Sequence[PairLogps]:
+        """The same of what was just written."""
+        known = self.known(file, some)
+        if known is None:
+            where = self.context.folder / file
+            raise SepoError(f"{where} is not what was just written", hint="see whether another run writes it")
+        return known
+
+
 def frozen(name: str, folder: Path, quantize: str | None = None) -> Frozen:
     """A model by its folder; one whose weights are held in few bits is another than the exact one."""
     return Frozen(name, folder, model_hash(folder) + (f" in {quantize}" if quantize else ""))
@@ -92,13 +127,7 @@ def refuse_other_head(policy: CausalLM, reference: Any, name: str) -> None:
 
 
 def logps_of_rows(
-    model: Frozen,
-    load: Callable[[], CausalLM],
-    rows: ScoreTable,
-    scores: Scores,
-    context: RunContext,
-    *,
-    file: str,
+    model: Frozen, load: Callable[[], CausalLM], rows: ScoreTable, scores: Scores, context: RunContext, *, file: str
 ) -> Sequence[PairLogps]:
     """Log-probs of every response token of the rows of some scores under a model, in their order.
 
@@ -107,61 +136,42 @@ def logps_of_rows(
     if rows.referenced and _is_reference(model, scores):
         context.reporter.say(f"log-probs under {model.name}: in {scores.folder}, whose reference it is")
         return rows.map(_reference_of)
-    pairs = rows.map(lambda row: row.pair)
-    return kept_logps(model, load, pairs, context, file=file, title=f"log-probs under {model.name}")
+    title = f"log-probs under {model.name}"
+    return kept_logps(WantedLogps(model, load, rows.map(lambda row: row.pair), context, file, title))
 
 
-def kept_logps(
-    model: Frozen,
-    load: Callable[[], CausalLM],
-    pairs: Sequence[TokenPair],
-    context: RunContext,
-    *,
-    file: str,
-    title: str,
-) -> Sequence[PairLogps]:
-    """Log-probs of every response token of the pairs under a model, in their order; quickest when read in that order.
+def kept_logps(wanted: WantedLogps) -> Sequence[PairLogps]:
+    """Log-probs of every response token of the pairs, in their order; quickest when read in that order.
 
-    From `file` in the run's folder, where an earlier attempt left them; else computed by all processes, and kept there.
-    Every process has to call it, and gets them all. What is computed waits in parts, whatever happens meanwhile.
-
-    Args:
-        load: gives the model on this process's device; called only if something has to be computed.
-        title: of the computation, for the user.
+    From their file, where an earlier attempt left them; else computed by all processes, and kept there. Every process
+    has to call it, and gets them all. What is computed waits in parts, whatever happens meanwhile.
     """
-    known = _known(model, pairs, context.folder, file)
+    context, file = wanted.context, wanted.file
+    known = wanted.known(file)
     # One process that cannot read them needs the help of all.
     lacking = any(gather_object([known is None]))
     if known is None or lacking:
-        parts = _make_parts(model, load, pairs, context, file=file, title=title)
+        parts = _make_parts(wanted)
         if context.accelerator.is_main_process:
-            logps = (_read_back(model, pairs[some], context.folder, part) for part, some in parts.items())
-            write_logps(context.folder, pairs, chain.from_iterable(logps), model.hash, file)
+            logps = (wanted.read_back(part, some) for part, some in parts.items())
+            write_logps(context.folder, wanted.pairs, chain.from_iterable(logps), wanted.model.hash, file)
         context.accelerator.wait_for_everyone()
         # Pairs of one content share a row there: a run that goes on must not find other bits than this one has.
-        known = _read_back(model, pairs, context.folder, file)
+        known = wanted.read_back(file)
     if context.accelerator.is_main_process:
         forget_parts(context.folder, file)
     return known
 
 
-def _make_parts(
-    model: Frozen,
-    load: Callable[[], CausalLM],
-    pairs: Sequence[TokenPair],
-    context: RunContext,
-    *,
-    file: str,
-    title: str,
-) -> dict[str, slice]:
+def _make_parts(wanted: WantedLogps) -> dict[str, slice]:
     """Compute the parts that are not there yet; returns where the pairs of each are.
 
     A part's bits do not depend on which others were there: each is divided into batches on its own.
     """
+    model, load, pairs, context, file, title = wanted
     starts = range(0, len(pairs), PART_PAIRS)
     parts = {part_name(file, number): slice(start, start + PART_PAIRS) for number, start in enumerate(starts)}
-    lacking = [name for name, some in parts.items() if _known(model, pairs[some], context.folder, name) is None]
-    missing = sorted(set(gather_object(lacking)))
+    missing = sorted(set(gather_object([name for name, some in parts.items() if wanted.known(name, some) is None])))
     if len(missing) < len(parts):
         context.reporter.say(f"{title}: {len(parts) - len(missing):,} of {len(parts):,} parts are there already")
     if missing:
@@ -232,23 +242,3 @@ def _is_reference(model: Frozen, scores: Scores) -> bool:
 def _reference_of(row: ScoredPair) -> PairLogps:
     assert row.reference is not None
     return row.reference
-
-
-def _known(model: Frozen, pairs: Sequence[TokenPair], folder: Path, file: str) -> Sequence[PairLogps] | None:
-    known = read_logps(folder, model.hash, file)
-    if known is None or any(known.find(pair) is None for pair in pairs):
-        return None
-
-    def find(index: int) -> PairLogps:
-        found = known.find(pairs[index])
-        assert found is not None
-        return found
-
-    return Lazily(len(pairs), find)
-
-
-def _read_back(model: Frozen, pairs: Sequence[TokenPair], folder: Path, file: str) -> Sequence[PairLogps]:
-    known = _known(model, pairs, folder, file)
-    if known is None:
-        raise SepoError(f"{folder / file} is not what was just written", hint="see whether another run writes it")
-    return known

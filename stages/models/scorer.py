@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from stages.devices.precision import products
-from stages.errors import SepoError
 from stages.logprobs.logps import Forward, response_logps, response_logps_and_kl
 from stages.logprobs.paths import find_paths
 from stages.method.folds import fold_of
@@ -18,7 +17,7 @@ from stages.reporting import Quiet, Reporter, Task
 from stages.store.logps import KnownLogps
 from stages.store.manifest import Input, read_manifest
 from stages.store.shape import lookup
-from stages.tokens.fingerprint import tokenizer_inputs, vocabulary_hash
+from stages.tokens.fingerprint import refuse_other_tokens, tokenizer_inputs
 from stages.types import PairLogps, ScoredPair, Tokenizer, TokenPair
 
 
@@ -69,11 +68,8 @@ def find_models(config: OracleOptions, reporter: Reporter) -> tuple[Models, Toke
     models = Models(tuple(resolve_model(name, reporter) for name in oracles), resolve_model(reference_name, reporter))
     tokenizer = load_tokenizer(models.oracles[0], trust_remote_code=config.trust_remote_code, reporter=reporter)
     reference = load_tokenizer(models.reference, trust_remote_code=config.trust_remote_code)
-    if vocabulary_hash(tokenizer) != vocabulary_hash(reference):
-        raise SepoError(
-            f"oracle and reference do not share a token->id map ({len(tokenizer):,} and {len(reference):,} tokens)",
-            hint="score with the reference that the oracle was trained from",
-        )
+    hint = "score with the reference that the oracle was trained from"
+    refuse_other_tokens(tokenizer, reference, "oracle and reference", hint)
     return models, tokenizer
 
 

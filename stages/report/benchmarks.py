@@ -1,6 +1,5 @@
 """The report of benchmarks: one JSON value, and the tables and sentences that are read from it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Final, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from stages.benchmarks.judged import Judged
 from stages.benchmarks.paper import CITED, METHODS, paper_figures
 from stages.evaluation.figures import FEWEST, Comparison, Figures, compare, verdict
-from stages.method.statistics import Interval, bootstrap_intervals
+from stages.method.statistics import Interval, bootstrap_intervals, interval_text, stands_alone
 from stages.report.evaluation import Column
 from stages.reporting import Summary, Table
 
@@ -206,9 +205,8 @@ def _tables(each: Mapping[str, Any], shown: Shown) -> list[Table]:
     tables = [_table(f"{title} (95% interval)", "model", models, shown.columns, "")]
     comparisons = each["comparisons"]
     if comparisons:
-        alone = f"; each stands alone: not corrected for {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
         lines = [(" - ".join(one["models"]), one["differences"], one["prompts"]) for one in comparisons]
-        paired = f"{title}: differences, paired by prompt (95% interval{alone})"
+        paired = f"{title}: differences, paired by prompt (95% interval{stands_alone(len(comparisons))})"
         tables.append(_table(paired, "models", lines, shown.columns, "+"))
     return tables
 
@@ -229,19 +227,11 @@ def _table(
     """A line for each name: the figures that any has, with how many prompts they are of."""
     lines = list(lines)
     there = [column for column in columns if any(column.figure in figures for _, figures, _ in lines)]
-    rows = [
-        [name, f"{prompts:,}" if prompts else "", *(_cell(figures.get(one.figure), sign + one.form) for one in there)]
-        for name, figures, prompts in lines
-    ]
+    rows = []
+    for name, figures, prompts in lines:
+        cells = (interval_text(figures.get(column.figure), sign + column.form) for column in there)
+        rows.append([name, f"{prompts:,}" if prompts else "", *cells])
     return Table(title, [first, "prompts", *(column.title for column in there)], rows)
-
-
-def _cell(found: Mapping[str, float | None] | None, form: str) -> str:
-    """A figure with its interval, as far as there is one."""
-    if found is None or found["value"] is None:
-        return ""
-    value, low, high = (math.nan if found[name] is None else float(found[name] or 0) for name in found)
-    return format(value, form) if math.isnan(low) or math.isnan(high) else format(Interval(value, low, high), form)
 
 
 def _paper(benchmarks: Iterable[Mapping[str, Any]]) -> list[Table]:

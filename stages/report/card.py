@@ -1,6 +1,5 @@
 """The model card beside weights: where they come from, in the form the Hugging Face hub reads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -8,7 +7,7 @@ from stages.configs import OracleConfig, PolicyConfig, content_settings
 from stages.models.adapters import is_adapter
 from stages.report.curves import FILE as CURVES
 from stages.report.curves import draw_curves
-from stages.reporting import Table, markdown
+from stages.reporting import Table, flat, markdown
 from stages.store.files import write_text
 from stages.training.metric_lines import read_metrics
 
@@ -84,7 +83,7 @@ def _write(
     figures = {name: f"{value:.6g}" for name, value in results.items()} or {"steps": "0"}
     tables = [
         _table("Settings", "setting", settings),
-        _table("Data", "count of", {name: f"{count:,}" for name, count in _flat(made.counts)}),
+        _table("Data", "count of", {name: f"{count:,}" for name, count in flat(made.counts) if isinstance(count, int)}),
         _table("Last logged step" if records else "Training", "figure", figures),
         _table("Read", "hash of", made.inputs),
     ]
@@ -101,15 +100,6 @@ def _records(run: Path, phase: str) -> list[dict[str, Any]]:
 
 def _last(records: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value for record in records[-1:] for name, value in record.items() if isinstance(value, float)}
-
-
-def _flat(counts: dict[str, Any], before: str = "") -> Iterator[tuple[str, int]]:
-    """Nested counts as lines: ``dropped, empty response``."""
-    for name, value in counts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}, ")
-        elif isinstance(value, int):
-            yield f"{before}{name}", value
 
 
 def _table(title: str, named: str, values: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Shapes: ``N`` pairs; the three columns of ``lengths_N3`` are the tokens of promp
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -98,7 +99,7 @@ def leaks(share: Interval) -> bool:
     return abs(share.value - 0.5) > FAR_FROM_HALF and not share.low <= 0.5 <= share.high
 
 
-def bars(counts: list[int]) -> str:
+def bars(counts: Sequence[float] | NDArray[Any]) -> str:
     """Counts as a row of bars, ``▁▂▅█▃``; what is there at all has a bar."""
     most = max(counts, default=0)
     return "".join(_BARS[math.ceil(count / most * (len(_BARS) - 1)) if count else 0] for count in counts)

@@ -8,8 +8,8 @@ import numpy as np
 
 from stages.errors import borrowed
 from stages.evaluation.figures import Comparison, Figures, compare, verdict
-from stages.method.statistics import Interval, Ratio, bootstrap_intervals, by_cluster
-from stages.reporting import Summary, Table
+from stages.method.statistics import Ratio, bootstrap_intervals, by_cluster, interval_text, stands_alone
+from stages.reporting import Summary, Table, counted
 
 
 class Column(NamedTuple):
@@ -105,9 +105,8 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
         figure_table(drawn, "model", by_name, SAMPLES, ["samples"]),
     ]
     if comparisons:
-        alone = f"; each stands alone: not corrected for {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
         differences = [(" - ".join(each["models"]), {"figures": each["differences"]}) for each in comparisons]
-        paired = f"Differences, paired (95% bootstrap interval{alone})"
+        paired = f"Differences, paired (95% bootstrap interval{stands_alone(len(comparisons))})"
         tables.append(figure_table(paired, "models", differences, DIFFERENCES))
     title = f"evaluation in {output}" if output else "evaluation"
     return Summary(title, rows, fresh, tuple(table for table in tables if len(table.columns) > 1))
@@ -115,7 +114,7 @@ def summarise(report: dict[str, Any], *, output: str | None, fresh: bool = True)
 
 def sentence(ours: str, theirs: str, items: str, comparison: Comparison, figure: str, words: str) -> str:
     """Which of two models is better by one figure, in plain words."""
-    count = f"{comparison.items:,} {items}"
+    count = counted(comparison.items, items.removesuffix("s"))
     if figure not in comparison.differences:
         return f"{ours} and {theirs} are not told apart by {count}: too few that both have"
     difference = comparison.differences[figure]
@@ -169,13 +168,12 @@ def figure_table(
     """A line for each named row: the figures that any has, and how many of the `items` where that differs."""
     rows = list(rows)
     there = [column for column in columns if any(column.figure in row["figures"] for _, row in rows)]
-    counted = [name for name in items if there and len({row[name] for _, row in rows}) > 1]
+    differing = [name for name in items if there and len({row[name] for _, row in rows}) > 1]
     lines = []
     for name, row in rows:
-        found = [(row["figures"].get(column.figure), column.form) for column in there]
-        cells = [format(Interval(**figure), form) if figure else "" for figure, form in found]
-        lines.append([name, *(f"{row[each]:,}" for each in counted), *cells])
-    return Table(title, [first, *counted, *(column.title for column in there)], lines)
+        cells = [interval_text(row["figures"].get(column.figure), column.form) for column in there]
+        lines.append([name, *(f"{row[each]:,}" for each in differing), *cells])
+    return Table(title, [first, *differing, *(column.title for column in there)], lines)
 
 
 def _span(counts: list[int]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from stages.method.statistics import Interval, student_interval
+from stages.method.statistics import interval_text, student_interval
 from stages.report.benchmarks import summarise_benchmarks
 from stages.report.evaluation import DISTANCES, PREFERENCES, SAMPLES, Column, figure_table, summarise
 from stages.report.given import Evaluation, understood
@@ -55,7 +55,7 @@ def _all_figures(title: str, first: str, rows: Mapping[str, Any]) -> Table:
 def _recipes(report: Mapping[str, Any]) -> list[Table]:
     recipes, against = report["recipes"], report["against"]
     ends = [
-        [name, f"{len(recipe['runs'])}", *(_shown(recipe[figure], "+.2f") for figure in RECIPES)]
+        [name, f"{len(recipe['runs'])}", *(interval_text(recipe[figure], "+.2f") for figure in RECIPES)]
         for name, recipe in recipes.items()
     ]
     less = [
@@ -69,13 +69,6 @@ def _recipes(report: Mapping[str, Any]) -> list[Table]:
     return [*tables, *([Table(title, ["recipe", *RECIPES.values()], less)] if less else [])]
 
 
-def _shown(found: Mapping[str, float | None], form: str) -> str:
-    value, low, high = (found[name] for name in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return "" if value is None else format(value, form)
-    return format(Interval(value, low, high), form)
-
-
 def _over(by_seed: Mapping[str, float | None]) -> str:
     values = [value for value in by_seed.values() if value is not None]
-    return _shown(student_interval(values).as_json(), "+.2f") if values else ""
+    return interval_text(student_interval(values).as_json(), "+.2f") if values else ""

@@ -1,6 +1,5 @@
 """What a page is made of: folders and files of any command, recognised by what they say of themselves."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -8,7 +7,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from stages.errors import SepoError, borrowed
 from stages.store.files import read_object
 from stages.store.manifest import FINISHED, load_manifest, refuse_other_format
-from stages.store.place import Place, place_of
+from stages.store.place import Place, place_of, short_names
 from stages.store.results import read_results
 from stages.store.scores import MADE_BY, Scores, open_scores
 from stages.training.metric_lines import FILE, sound_lines
@@ -58,7 +57,7 @@ def open_given(names: tuple[str, ...]) -> Given:
     """
     places = [*{str(place): place for name in names for place in _expanded(name)}.values()]
     given = Given(None, [], [], [], {})
-    for name, place in zip(_short_names(places), places, strict=True):
+    for name, place in zip(short_names(places), places, strict=True):
         given = _with(given, name, place)
     return given
 
@@ -83,13 +82,6 @@ def _expanded(name: str) -> list[Place | Path]:
         if inside:
             return [place_of(str(each)) for each in inside]
     return [place]
-
-
-def _short_names(places: list[Place | Path]) -> list[str]:
-    """The last part of each name; more of it where two would be the same."""
-    full = [str(place).rstrip("/") for place in places]
-    short = [os.path.basename(each) for each in full]
-    return [full[at] if short.count(each) > 1 else each for at, each in enumerate(short)]
 
 
 def _with(given: Given, name: str, place: Place | Path) -> Given:

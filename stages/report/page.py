@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +14,7 @@ from stages.report.example_pairs import NOISE, ExamplePair
 from stages.report.heat import STEPS
 from stages.report.plots import Plot, for_page
 from stages.report.run_plots import Group
-from stages.reporting import Table, printable
+from stages.reporting import Table, flat, printable
 
 GENERATOR: Final = "sepo report"
 SECTIONS: Final = {
@@ -159,15 +159,12 @@ def made_by(name: str, manifest: Mapping[str, Any]) -> Origin:
         "Made by": manifest.get("made_by"),
     }
     tables = [
-        Table(title, ["what", "value"], [[*line] for line in _flat(part)]) for title, part in parts.items() if part
+        Table(title, ["what", "value"], [[name, _in_words(value)] for name, value in flat(part)])
+        for title, part in parts.items()
+        if part
     ]
     return Origin(name, str(manifest["stage"]), str(manifest.get("fingerprint", "none")), tables)
 
 
-def _flat(value: Any, before: str = "") -> Iterator[tuple[str, str]]:
-    """Nested objects as lines: ``dropped, empty response``."""
-    if isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _flat(each, f"{before}, {name}" if before else str(name))
-    else:
-        yield before, f"{value:,}" if type(value) is int else "none" if value is None else str(value)
+def _in_words(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else "none" if value is None else str(value)

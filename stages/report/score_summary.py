@@ -6,8 +6,8 @@ from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stages.report.census import bars
 from stages.report.heat import STEPS as COLOURS
 from stages.report.pair_view import ColourScale, PairView, ShownToken
 from stages.report.score_statistics import STEPS, Part, ScoreStatistics, TokenType
@@ -18,7 +18,6 @@ TOP: Final = (0.1, 0.2, 0.3, 0.5)
 """shares of a response's tokens for which Figure 1 is quoted"""
 TOKENS_LISTED: Final = 8
 """of each response"""
-_BARS: Final = " ▁▂▃▄▅▆▇█"
 
 Name = Callable[[int], str]
 """how a token type is shown, by its id"""
@@ -36,8 +35,8 @@ def summary_rows(found: ScoreStatistics) -> list[tuple[str, str]]:
         ("tokens", f"{prompts} prompt, {firsts} chosen, {seconds} rejected"),
         ("scores", f"median {scores.median:+.3f}, mean {scores.mean:+.3f}, spread {scores.spread:.3f} nats"),
         ("", f"from {scores.low:+.3f} to {scores.high:+.3f}; 98% within {scores.far:.3f} of the median"),
-        ("chosen", f"[{_bars(found.histogram.chosen)}]"),
-        ("rejected", f"[{_bars(found.histogram.rejected)}]"),
+        ("chosen", f"[{bars(np.sqrt(found.histogram.chosen))}]"),
+        ("rejected", f"[{bars(np.sqrt(found.histogram.rejected))}]"),
         ("", f"from below {edges[0]:+.3f} to above {edges[-1]:+.3f}; square roots"),
         ("noise", "not measured" if found.noise is None else f"{found.noise:.2g} nats (99th percentile)"),
         ("margin of a pair", f"{margin.mean:+.3f} nats"),
@@ -138,12 +137,6 @@ def pair_json(view: PairView) -> dict[str, Any]:
 def _heading(side: str, tokens: list[ShownToken]) -> str:
     total, selected = sum(token.score for token in tokens), sum(token.selected for token in tokens)
     return f"{side}: {len(tokens):,} tokens, sum {total:+.3f}, {selected:,} selected"
-
-
-def _bars(counts: NDArray[Any]) -> str:
-    """A histogram as a line of letters; what is not empty shows."""
-    heights = np.ceil(np.sqrt(counts / max(1, counts.max())) * (len(_BARS) - 1)).astype(int)
-    return "".join(_BARS[height] for height in heights)
 
 
 def _part_rows(

@@ -8,7 +8,7 @@ local one is renamed when whole, an object appears when its upload completes.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -166,6 +166,13 @@ def place_of(name: "str | Path | Place") -> Place:
     with borrowed(f"cannot open {_without_keys(name)}", "such as s3://bucket/folder"):
         filesystem, root = fs.FileSystem.from_uri(_with_fewer_requests(name))
     return Place(_without_keys(name), filesystem, root)
+
+
+def short_names(places: Sequence["Place | Path"]) -> list[str]:
+    """The last part of each name; all of it where two would be the same."""
+    full = [str(place).rstrip("/") for place in places]
+    short = [os.path.basename(os.path.abspath(each)) for each in full]
+    return [full[at] if short.count(each) > 1 else each for at, each in enumerate(short)]
 
 
 def _followed(name: str) -> Path:

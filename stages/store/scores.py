@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.errors import SepoError
+from stages.reporting import counted
 from stages.store.checksums import altered_in
 from stages.store.columns import ScoreColumns, columns_of
 from stages.store.manifest import FINISHED, read_manifest
@@ -67,7 +68,7 @@ class Scores(NamedTuple):
     def _refuse_other_count(self, count: int) -> None:
         kept = self.manifest["counts"]["kept"]
         if count != kept:
-            raise SepoError(f"{self.folder} holds {count:,} pairs, its manifest says {kept:,}", hint=REMEDY)
+            raise SepoError(f"{self.folder} holds {counted(count, 'pair')}, its manifest says {kept:,}", hint=REMEDY)
 
 
 def open_scores(folder: str | Path | Place) -> Scores:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stages.data.layouts import read_conversations, read_pairs
 from stages.data.read import count_rows, dataset_hash, refuse_changed
 from stages.errors import SepoError
-from stages.reporting import Reporter, Task
+from stages.reporting import Reporter, Task, counted
 from stages.tokens.cache import NewFile, cached
 from stages.tokens.encode import NO_ROOM, SAME_WHEN_CUT, Encoder, truncate
 from stages.tokens.fingerprint import code_fingerprint
@@ -61,7 +61,7 @@ class Counts:
 
     def __str__(self) -> str:
         """``1,500 rows = 1,478 kept + 22 dropped (12 empty response, 10 longer than max_length)``."""
-        text = f"{self.read:,} rows = {self.kept:,} kept + {self.dropped.total():,} dropped"
+        text = f"{counted(self.read, 'row')} = {self.kept:,} kept + {self.dropped.total():,} dropped"
         reasons = [f"{count:,} {reason}" for reason, count in self.dropped.most_common()]
         text += f" ({', '.join(reasons)})" if reasons else ""
         return text + (f"; {self.truncated:,} of those kept were cut" if self.truncated else "")

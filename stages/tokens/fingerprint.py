@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from stages.errors import SepoError
 from stages.store.files import hash_file, hash_json
 from stages.store.manifest import TOKENIZATION, Input
 from stages.types import Tokenizer
@@ -19,6 +20,13 @@ _LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Hash of the token->id map: two models whose hashes agree give every id the same meaning."""
     return hash_json(tokenizer.get_vocab())
+
+
+def refuse_other_tokens(one: Tokenizer, other: Tokenizer, whose: str, hint: str) -> None:
+    """Refuse two tokenizers that give an id another meaning; `whose` they are, as in ``oracle and reference``."""
+    if vocabulary_hash(one) != vocabulary_hash(other):
+        sizes = f"{len(one):,} and {len(other):,} tokens"
+        raise SepoError(f"{whose} do not share a token->id map ({sizes})", hint=hint)
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -34,10 +34,13 @@ class Leaving:
         """The step that was last timed had so many micro-batches."""
         self._seconds["micro-batch"] = self._seconds["step"] / micro_batches
 
-    @property
-    def is_short(self) -> bool:
-        """Whether a step and its checkpoint would not be done in that time: such a step is given up."""
-        return self._seconds["step"] + self._seconds["checkpoint"] > SHARE * self._given
+    def is_short(self, *, judges: bool) -> bool:
+        """Whether a step, perhaps with its held-out pairs, and its checkpoint would not be done in that time.
+
+        Such a step is given up.
+        """
+        parts = ("step", "checkpoint", *(["held-out pairs"] if judges else []))
+        return sum(self._seconds[part] for part in parts) > SHARE * self._given
 
     def warning(self) -> str:
         """Once, where even a given-up step is not: what a user has to set. Only of a launcher it is known how."""

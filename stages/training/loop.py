@@ -23,7 +23,7 @@ from stages.devices.precision import price_of_float32
 from stages.devices.processes import join_processes
 from stages.logprobs.logps import Forward, Reference, WeightedLogps
 from stages.models.references import find_paths_of
-from stages.reporting import Reporter
+from stages.reporting import Reporter, counted
 from stages.training.budget import measured_budget
 from stages.training.checkpoints import FOLDER as CHECKPOINTS
 from stages.training.checkpoints import Checkpoints
@@ -98,9 +98,8 @@ def fit(
     parts = {"schedule": scheduler, "log": log}
     checkpoints = Checkpoints(accelerator, folder / CHECKPOINTS, phase, config.save_total_limit, fingerprint, parts)
     interrupts = Interrupts()
-    training = Training(
-        engine, optimizer, scheduler, schedule, config, log, checkpoints, interrupts, Leaving(), phase, size, reporter
-    )
+    taken = (engine, optimizer, scheduler, schedule, config, log, checkpoints, interrupts)
+    training = Training(examples, held_out, *taken, Leaving(), phase, size, reporter)
     first = checkpoints.resume(reporter, schedule.steps)
     log.start(first)
     task_of_steps = reporter.task(phase, schedule.steps, "steps")
@@ -108,11 +107,11 @@ def fit(
     with training_mode(model, config), tracked, task_of_steps as task, interrupts, pulse:
         task.advance(first)
         for step in range(first, schedule.steps):
-            batch = training.batch_of(examples, step)
+            batch = training.batch_of(step)
             norm, interrupted = training.gradients(batch, step)
             rate = training.update(norm)
             pulse.at(step, "held-out pairs")
-            figures = training.held_out_figures(held_out, step)
+            figures = training.held_out_figures(step)
             log.end_step(step, batch, rate, norm, figures, last=step + 1 == schedule.steps)
             task.advance(1, log.live)
             save = training.is_to_be_saved(step, interrupted)
@@ -124,7 +123,7 @@ def fit(
                 training.save(step + 1)
             training.warn_of_leaving()
             if interrupted:
-                reporter.say(f"{phase}: interrupted after step {step + 1:,}; {checkpoints.newest:,} steps are safe")
+                reporter.say(f"{phase}: interrupted after step {step + 1:,}; {training.safe}")
                 interrupts.leave(interrupted)
     accelerator.free_memory()
     return log.last
@@ -133,6 +132,8 @@ def fit(
 class Training(NamedTuple):
     """One phase at work: what its steps are made of. Steps count from 0."""
 
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
     engine: Engine
     optimizer: Any
     scheduler: Any
@@ -146,9 +147,9 @@ class Training(NamedTuple):
     size: Callable[[Example], float]
     reporter: Reporter
 
-    def batch_of(self, examples: Sequence[Example], step: int) -> list[Example]:
+    def batch_of(self, step: int) -> list[Example]:
         order = order_of_epoch(self.schedule.pairs, self.schedule.epoch_of(step), self.config.seed)
-        return [examples[index] for index in self.schedule.step_of(order, step)]
+        return [self.examples[index] for index in self.schedule.step_of(order, step)]
 
     def gradients(self, batch: list[Example], step: int) -> tuple[float | None, int]:
         """The step's gradients, as all processes agree that they may be taken, and its losses in the log.
@@ -175,7 +176,7 @@ class Training(NamedTuple):
 
         def gives_up() -> bool:
             nonlocal given_up
-            given_up = bool(self.interrupts.number) and self.leaving.is_short
+            given_up = bool(self.interrupts.number) and self.leaving.is_short(judges=self._judges(step))
             return given_up
 
         self.engine.pulse.at(step, "gradients")
@@ -195,11 +196,17 @@ class Training(NamedTuple):
         if self.config.save_steps and step > self.checkpoints.newest:
             refuse_broken(self.engine.accelerator, self.engine.forward.model, self.phase, step, self.checkpoints.newest)
             self.checkpoints.save(step)
-        safe = f"{self.checkpoints.newest:,} steps are safe"
-        self.reporter.say(f"{self.phase}: interrupted in step {step + 1:,}, which takes too long to finish; {safe}")
+        too_long = f"interrupted in step {step + 1:,}, which takes too long to finish"
+        self.reporter.say(f"{self.phase}: {too_long}; {self.safe}")
         self.interrupts.leave(signal)
         # Whoever handles the signal may go on, but this step cannot.
         raise SystemExit(128 + signal)
+
+    @property
+    def safe(self) -> str:
+        """What no end can take any more, in words."""
+        steps = self.checkpoints.newest
+        return f"{counted(steps, 'step')} {'is' if steps == 1 else 'are'} safe"
 
     def _clipped(self, step: int) -> float | None:
         """Scale the gradient down to its greatest norm; returns the norm it had, None if fp16 overflowed."""
@@ -222,13 +229,17 @@ class Training(NamedTuple):
             self.scheduler.step()
         return rate
 
-    def held_out_figures(self, held_out: Sequence[Example], step: int) -> dict[str, float]:
-        """Every so often, and after the last step, what pairs say that are not trained on; else nothing."""
+    def _judges(self, step: int) -> bool:
+        """Whether the held-out pairs are due after a step: every so often, and after the last one."""
         every, last = self.config.eval_steps, step + 1 == self.schedule.steps
-        if not (every and held_out) or ((step + 1) % every and not last):
+        return bool(every and self.held_out) and (last or (step + 1) % every == 0)
+
+    def held_out_figures(self, step: int) -> dict[str, float]:
+        """What pairs say that are not trained on, where they are due."""
+        if not self._judges(step):
             return {}
         with self.leaving.timed("held-out pairs"):
-            figures = evaluate(self.engine, held_out, sum(map(self.size, held_out)))
+            figures = evaluate(self.engine, self.held_out, sum(map(self.size, self.held_out)))
         said = ", ".join(
             f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4f}" for name, value in figures.items()
         )

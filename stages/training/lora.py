@@ -23,7 +23,7 @@ from stages.devices.memory import enough_memory
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, trial_logps
 from stages.models.adapters import attach, is_adapter, save, tied_target
-from stages.models.quantization import quantized
+from stages.models.quantization import quantized, refuse_quantized
 from stages.reporting import Reporter
 from stages.types import CausalLM
 
@@ -98,11 +98,8 @@ def refuse_useless_lora(config: OptimizerConfig, model_folder: Path, *, keeps_ba
             f"{model_folder} holds its weights in {held}, which cannot be trained themselves",
             hint="train an adapter on them with --lora-rank 16, or give the model that it was made from",
         )
-    if held and config.quantize:
-        raise SepoError(
-            f"{model_folder} holds its weights in {held} already, and cannot be held in {config.quantize}",
-            hint="leave out --quantize, or give the model that it was made from",
-        )
+    if config.quantize:
+        refuse_quantized(model_folder, config.quantize)
     if not config.lora_rank:
         return
     refuse_without("peft", "lora_rank", "lora")

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stages.reporting import Reporter
+from stages.reporting import Reporter, counted
 from stages.store.files import json_text, make_durable, write_bytes, writing
 from stages.store.place import place_of
 from stages.training.metric_lines import FILE, RENAMED, Line, read_metrics, sound_lines
@@ -73,7 +73,7 @@ class MetricLog:
             self._reporter.warn(f"{self._path} has lost {lost:,} of the {self._lines:,} lines of {self._phase} so far")
         for path, count in ((self._path, damaged if lost <= 0 else 0), (self._pace.path, damaged_times)):
             if count:
-                self._reporter.warn(f"{path} had {count:,} damaged lines, which are left out")
+                self._reporter.warn(f"{path} had {counted(count, 'damaged line')}: left out")
 
     @property
     def live(self) -> dict[str, float]:

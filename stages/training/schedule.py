@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.configs import OptimizerConfig
+from stages.reporting import counted
 from stages.types import TokenPair, hash_ids
 
 Indices = NDArray[np.int64]
@@ -31,7 +32,7 @@ class Schedule(NamedTuple):
         full, rest = divmod(self.pairs, self.batch_size)
         parts = ([f"{full:,} x {self.batch_size:,}"] if full else []) + ([f"1 x {rest}"] if rest else [])
         per_epoch = full + (rest > 0)
-        epoch = f"{self.pairs:,} pairs = {per_epoch:,} steps ({' + '.join(parts)})"
+        epoch = f"{counted(self.pairs, 'pair')} = {counted(per_epoch, 'step')} ({' + '.join(parts)})"
         total = f" x {self.epochs} epochs = {per_epoch * self.epochs:,} steps" if self.epochs > 1 else ""
         stop = f", stopped after {self.steps:,}" if self.steps != per_epoch * self.epochs else ""
         return f"{epoch}{total}{stop}, {self.warmup_steps:,} of them warm-up"

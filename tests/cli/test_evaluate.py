@@ -116,7 +116,7 @@ def test_the_folder_of_an_oracle_is_no_model(refused, world):
         ([], ": no rows"),
         ([{"prompt": "a", "chosen": "b", "rejected": "b"}] * 3, "no pair is left: 3 rows = 0 kept + 3 dropped"),
         ([row | {"prompt": "a"} for row in word_rows(3)], "3 pairs of one prompt are too few"),
-        (word_rows(1), "1 pair is too few: an interval needs at least 2 prompts (1 rows = 1 kept + 0 dropped)"),
+        (word_rows(1), "1 pair is too few: an interval needs at least 2 prompts (1 row = 1 kept + 0 dropped)"),
     ],
 )
 def test_too_little_data(refused, world, rows, said):

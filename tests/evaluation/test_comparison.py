@@ -210,7 +210,7 @@ def test_sentences():
     assert say(-0.2, -0.3, -0.1) == "a is worse than b, by 1,234 pairs: accuracy -0.200 [-0.300, -0.100]"
     assert say(0.1, -0.1, 0.3) == "a and b are not told apart by 1,234 pairs: accuracy +0.100 [-0.100, +0.300]"
     none = sentence("a", "b", "pairs", Comparison(1, {}, {}), "m", "accuracy")
-    assert none == "a and b are not told apart by 1 pairs: too few that both have"
+    assert none == "a and b are not told apart by 1 pair: too few that both have"
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_prompt_needs_room_for_its_answer(run, chatml, tmp_path):
     given = {"models": [tmp_path / "short"], "reference_model": None, "samples": 6, "dataset": dataset}
     ear = Ear()
     run(ear, max_new_tokens=256 - 15, **given)
-    assert "short: 1 prompts that leave no room for an answer are not sampled from" in ear.said
+    assert "short: not sampled from: 1 prompt without room for an answer" in ear.said
     asked = pq.read_table(tmp_path / "out.samples.parquet")["pair_id"].to_pylist()
     assert len(asked) == 6
     assert 1 not in asked

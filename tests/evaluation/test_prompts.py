@@ -160,7 +160,7 @@ def test_nor_than_those_of_its_reference(run, short, chatml, tmp_path):
     ear = Ear()
     report = run(ear, reference_model=str(short), max_new_tokens=25, samples=40, **given)
     assert report["models"]["long"]["counts"]["dropped"] == {"longer than 40 tokens": 1}
-    assert "long: 1 prompts that leave no room for an answer are not sampled from" in ear.said
+    assert "long: not sampled from: 1 prompt without room for an answer" in ear.said
     assert value(report, "long", "sample_kl_per_token") > 0
     assert run(reference_model=None, samples=0, **given)["models"]["long"]["pairs"] == 34
 

@@ -5,7 +5,7 @@ import pytest
 from accelerate import Accelerator
 
 from stages.models import references
-from stages.models.references import Frozen, RunContext, kept_logps, logps_of_rows
+from stages.models.references import Frozen, RunContext, WantedLogps, kept_logps, logps_of_rows
 from stages.reporting import Quiet
 from stages.store.place import place_of
 from stages.store.score_table import ScoreTable, write_score_table
@@ -49,7 +49,7 @@ def parts_of_eight(monkeypatch):
 def keep(folder, reporter=None, *, model="sha256:one", pairs=PAIRS, load=lambda: tiny_llama(50)):
     folder.mkdir(exist_ok=True)
     around = RunContext(Accelerator(cpu=True), folder, 40, reporter or Quiet())
-    return kept_logps(Frozen("m", folder, model), load, pairs, around, file=FILE, title="m")
+    return kept_logps(WantedLogps(Frozen("m", folder, model), load, pairs, around, FILE, "m"))
 
 
 def names(folder):

@@ -42,7 +42,7 @@ def test_the_limit_is_the_longer_response_with_its_prompt(load):
     [pair], _ = load(rows)
     exact = len(pair.prompt_ids) + len(pair.rejected_ids)
     assert len(load(rows, exact)[0]) == 1
-    with pytest.raises(SepoError, match=r"d\.jsonl: no pair is left: 1 rows = 0 kept \+ 1 dropped \(1 longer than"):
+    with pytest.raises(SepoError, match=r"d\.jsonl: no pair is left: 1 row = 0 kept \+ 1 dropped \(1 longer than"):
         load(rows, exact - 1)
 
 

@@ -204,7 +204,7 @@ def test_metrics_are_json_lines_with_the_loss_of_the_batch(tmp_path):
     [
         (640, {"batch_size": 8}, 80, "640 pairs = 80 steps (80 x 8), 4 of them warm-up"),
         (645, {"batch_size": 8, "num_train_epochs": 2}, 162, "645 pairs = 81 steps (80 x 8 + 1 x 5) x 2 epochs = 162 steps, 9 of them warm-up"),
-        (10, {"batch_size": 128}, 1, "10 pairs = 1 steps (1 x 10), 0 of them warm-up"),
+        (10, {"batch_size": 128}, 1, "10 pairs = 1 step (1 x 10), 0 of them warm-up"),
         (640, {"batch_size": 8, "max_steps": 100}, 100, "640 pairs = 80 steps (80 x 8) x 2 epochs = 160 steps, stopped after 100, 5 of them warm-up"),
     ],
 )  # fmt: skip
