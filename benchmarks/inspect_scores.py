@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from stages.store.parquet import parquet_bytes
-from stages.store.rows import SCHEMA, SIDES
+from stages.store.rows import SCHEMA
 from stages.store.shards import shard_name
+from stages.types import SIDES
 
 SHARD = 4096
 VOCABULARY = 128_000

@@ -123,11 +123,7 @@ def _recall(scores: Scores, truth: Truth, tokenizer: Tokenizer, seed: int) -> di
 
 
 def _evaluate(
-    config: DemoReportConfig,
-    candidates: list[Candidate],
-    truth: Truth,
-    device: torch.device,
-    reporter: Reporter,
+    config: DemoReportConfig, candidates: list[Candidate], truth: Truth, device: torch.device, reporter: Reporter
 ) -> dict[str, Any]:
     """What each policy's samples are worth, in the figures of `sepo evaluate`."""
     sampling = Sampling(MAX_NEW_TOKENS, config.seed)

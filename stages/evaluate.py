@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from accelerate import Accelerator
 
-from stages.configs import EvaluateConfig, content_defaults, content_settings
+from stages.configs import EvaluateConfig
 from stages.data.read import dataset_hash, refuse_changed
 from stages.demo.language import load_truth
 from stages.devices.precision import products
@@ -24,7 +24,7 @@ from stages.models.loading import loading_of, refuse_unloadable
 from stages.models.named import named_models
 from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
-from stages.store.manifest import Input, identity_of, made_just_now
+from stages.store.manifest import Input, made_just_now
 from stages.store.results import TABLES, claim_results, write_results
 from stages.tokens.dataset import refuse_recorded
 from stages.tokens.fingerprint import refuse_other_tokens, tokenizer_hash
@@ -41,10 +41,7 @@ def run(config: EvaluateConfig, reporter: Reporter) -> Summary:
     # What the first process has hashed or tokenised, the others find in the cache.
     with accelerator.main_process_first():
         folders, inputs = _check(config, accelerator, reporter)
-    defaults = content_defaults(EvaluateConfig)
-    identity = identity_of(STAGE, content_settings(config), inputs, defaults)
-    tables, overwrite = TABLES[: 2 if config.samples else 1], config.overwrite
-    finished = claim_results(config.output, identity, inputs, defaults=defaults, tables=tables, overwrite=overwrite)
+    identity, finished = claim_results(STAGE, config, inputs, TABLES[: 2 if config.samples else 1])
     if finished is not None:
         for model in finished["models"].values() if config.strict else ():
             refuse_recorded(model["counts"], str(config.dataset))

@@ -7,14 +7,7 @@ from stages.errors import SepoError
 from stages.report.calibration import UNSEEN, calibration_rows
 from stages.report.pair_view import PairIndex, index_pairs, shares_within_noise, view_pairs
 from stages.report.score_statistics import read_statistics
-from stages.report.score_summary import (
-    as_json,
-    heat_map,
-    pair_json,
-    summary_rows,
-    summary_tables,
-    token_table,
-)
+from stages.report.score_summary import as_json, heat_map, pair_json, summary_rows, summary_tables, token_table
 from stages.report.token_classes import classes_of
 from stages.report.token_selection import TokenSelector
 from stages.report.vocabulary import MOST_IDS, Vocabulary, open_vocabulary

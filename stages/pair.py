@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from stages.benchmarks.ifeval_verifier import open_verifier
-from stages.configs import PairConfig, content_defaults, content_settings
+from stages.configs import PairConfig
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import KWARGS, given_arguments
 from stages.devices.processes import join_processes, refuse_several
@@ -41,7 +41,7 @@ from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
 from stages.reporting import Reporter, Summary, counted, printable
 from stages.store.answers import Answer, AnswerFolder, open_answers
 from stages.store.files import hash_file
-from stages.store.manifest import Input, identity_of, made_just_now
+from stages.store.manifest import Input, made_just_now
 from stages.store.pairs import claim_pairs, manifest_of, write_pairs
 from stages.tokens.encode import Encoder
 from stages.types import Tokenizer
@@ -88,9 +88,7 @@ def run(config: PairConfig, reporter: Reporter) -> Summary:
     """Rank what is usable, and write a pair for each prompt that has one."""
     started = time.monotonic()
     job = _check(config, reporter)
-    output, defaults = Path(config.output).expanduser(), content_defaults(PairConfig)
-    identity = identity_of(STAGE, content_settings(job.config), job.inputs, defaults)
-    found = claim_pairs(output, identity, job.inputs, defaults=defaults, overwrite=config.overwrite)
+    output, identity, found = claim_pairs(STAGE, job.config, job.inputs)
     if found is not None:
         return Summary(f"pairs in {output}", [("already finished", str(manifest_of(output)))], fresh=False)
     tally = Tally()

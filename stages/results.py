@@ -11,12 +11,12 @@ from stages.benchmarks.judge_files import Results, find_results
 from stages.benchmarks.judged import Judged
 from stages.benchmarks.own_answers import own_figures
 from stages.benchmarks.same_subject import joined, model_names, told_apart
-from stages.configs import ResultsConfig, content_defaults, content_settings
+from stages.configs import ResultsConfig
 from stages.report.benchmarks import build_benchmarks, summarise_benchmarks
 from stages.reporting import Reporter, Summary
 from stages.store.answers import AnswerFolder
 from stages.store.files import hash_json
-from stages.store.manifest import Input, identity_of, made_just_now
+from stages.store.manifest import Input, made_just_now
 from stages.store.place import short_names
 from stages.store.results import claim_results, write_results
 
@@ -28,10 +28,7 @@ def run(config: ResultsConfig, reporter: Reporter) -> Summary:
     started = time.monotonic()
     found = find_results(config.paths, reporter)
     inputs = {f"results {name}": Input(name, hash_json(hashes)) for name, hashes in found.hashes.items()}
-    defaults = content_defaults(ResultsConfig)
-    identity = identity_of(STAGE, content_settings(config), inputs, defaults)
-    overwrite = config.overwrite
-    finished = claim_results(config.output, identity, inputs, defaults=defaults, tables=(), overwrite=overwrite)
+    identity, finished = claim_results(STAGE, config, inputs)
     if finished is not None:
         return _summary(config, finished, fresh=False)
     folders = dict(zip(short_names([each.folder for each in found.folders]), found.folders, strict=True))

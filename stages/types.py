@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
+
+SIDES: Final = ("chosen", "rejected")
+"""of a pair"""
 
 Message = dict[str, str]
 """A turn of a conversation: ``{"role": "user", "content": "..."}``."""

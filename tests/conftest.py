@@ -109,11 +109,7 @@ def tiny_llama(vocab_size, seed=0, **options):
         "num_key_value_heads": 2, "max_position_embeddings": 256,
     }  # fmt: skip
     config = LlamaConfig(
-        vocab_size=vocab_size,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-        **{**sizes, **options},
+        vocab_size=vocab_size, initializer_range=0.2, bos_token_id=None, eos_token_id=None, **{**sizes, **options}
     )
     return LlamaForCausalLM(config).eval()
 

@@ -32,10 +32,7 @@ def flip(path, bit=None):
     path.write_bytes(data)
 
 
-DAMAGES = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-4]),
-    "flipped": flip,
-}
+DAMAGES = {"cut": lambda path: path.write_bytes(path.read_bytes()[:-4]), "flipped": flip}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -81,14 +81,7 @@ def test_sepo_on_all_tokens_is_simpo_to_the_bit(world, chat_folder, tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [
-        {"chosen_ratio": 0.6},
-        {"rejected_ratio": 0.6},
-        {"gamma": 1.0},
-        {"margin": 1.5},
-        {"seed": 7},
-        {"max_length": 22},
-    ],
+    [{"chosen_ratio": 0.6}, {"rejected_ratio": 0.6}, {"gamma": 1.0}, {"margin": 1.5}, {"seed": 7}, {"max_length": 22}],
     ids=lambda option: next(iter(option)),
 )
 def test_every_policy_option_changes_the_weights(world, chat_folder, tmp_path, option):

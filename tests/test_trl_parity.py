@@ -148,12 +148,7 @@ def assert_equal(mine, other, folder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_dpo_is_trls(folder, tmp_path):
-    mine = ours(
-        folder,
-        tmp_path,
-        partial(dpo, beta=0.3),
-        with_logps=True,
-    )
+    mine = ours(folder, tmp_path, partial(dpo, beta=0.3), with_logps=True)
     assert_equal(mine, theirs(folder, tmp_path, trl.DPOTrainer, trl.DPOConfig, beta=0.3), folder)
 
 
@@ -161,12 +156,7 @@ def test_dpo_is_trls(folder, tmp_path):
 def test_simpo_is_trls(folder, tmp_path):
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    mine = ours(
-        folder,
-        tmp_path,
-        partial(sepo, gamma=2.1, margin=0.5),
-        with_logps=False,
-    )
+    mine = ours(folder, tmp_path, partial(sepo, gamma=2.1, margin=0.5), with_logps=False)
     simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.1, "simpo_gamma": 0.5}
     assert_equal(mine, theirs(folder, tmp_path, CPOTrainer, CPOConfig, **simpo), folder)
 

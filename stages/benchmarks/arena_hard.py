@@ -62,12 +62,7 @@ VERSIONS: Final = (
     Version(
         "arena-hard-v2.0",
         Whole("Arena-Hard v2.0", 750),
-        {
-            "hard_prompt": _O3_MINI,
-            "coding": _O3_MINI,
-            "math": _O3_MINI,
-            "creative_writing": "gemini-2.0-flash-001",
-        },
+        {"hard_prompt": _O3_MINI, "coding": _O3_MINI, "math": _O3_MINI, "creative_writing": "gemini-2.0-flash-001"},
         ("hard_prompt", "creative_writing"),
         "Its own is gpt-4.1, which closes on 14 January 2027.",
     ),

@@ -4,16 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.benchmarks.benchmark import (
-    Benchmark,
-    Decoding,
-    NextSteps,
-    OfficialFiles,
-    Published,
-    Whole,
-    id_of,
-    text_of,
-)
+from stages.benchmarks.benchmark import Benchmark, Decoding, NextSteps, OfficialFiles, Published, Whole, id_of, text_of
 from stages.benchmarks.judges import quoted
 from stages.data.text_files import kind
 from stages.errors import SepoError

@@ -7,6 +7,7 @@ from stages.configs.demo import CompareConfig as CompareConfig
 from stages.configs.demo import DemoConfig as DemoConfig
 from stages.configs.demo import DemoReportConfig as DemoReportConfig
 from stages.configs.evaluation import EvaluateConfig as EvaluateConfig
+from stages.configs.evaluation import ResultsConfig as ResultsConfig
 from stages.configs.fields import NAMED_TRACKERS as NAMED_TRACKERS
 from stages.configs.fields import PRECISIONS as PRECISIONS
 from stages.configs.fields import byte_count as byte_count
@@ -25,7 +26,6 @@ from stages.configs.pairs import PairConfig as PairConfig
 from stages.configs.policy import PolicyConfig as PolicyConfig
 from stages.configs.report import ReportConfig as ReportConfig
 from stages.configs.resources import TrainingResources as TrainingResources
-from stages.configs.results import ResultsConfig as ResultsConfig
 from stages.configs.scores import CacheConfig as CacheConfig
 from stages.configs.scores import CheckConfig as CheckConfig
 from stages.configs.scores import CutModelConfig as CutModelConfig

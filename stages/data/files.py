@@ -195,7 +195,4 @@ _TEXT: Final = {
     ".csv": Format("CSV", lambda path, name, wanted: _csv_rows(path, name, ",")),
     ".tsv": Format("TSV", lambda path, name, wanted: _csv_rows(path, name, "\t")),
 }
-_BINARY: Final = {
-    ".parquet": Format("Parquet", _parquet_rows),
-    ".arrow": Format("Arrow", _arrow_rows),
-}
+_BINARY: Final = {".parquet": Format("Parquet", _parquet_rows), ".arrow": Format("Arrow", _arrow_rows)}

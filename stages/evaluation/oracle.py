@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from stages.method.drift import Drift
-from stages.method.score_totals import ScoreTotals
+from stages.method.score_totals import Drift, ScoreTotals
 from stages.method.statistics import Interval, mean_interval
 from stages.models.scorer import difference
 from stages.types import PairLogps, ScoredPair, TokenPair

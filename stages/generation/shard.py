@@ -44,11 +44,7 @@ def answer_seed(seed: int, question_id: str, sample: int, turn: int) -> int:
 
 
 def answer_shard(
-    questions: Sequence[Question],
-    engine: GenerationEngine,
-    settings: RequestSettings,
-    journal: Journal,
-    task: Task,
+    questions: Sequence[Question], engine: GenerationEngine, settings: RequestSettings, journal: Journal, task: Task
 ) -> list[Answer]:
     """All answers to some questions, by question, sample and turn.
 

@@ -31,10 +31,7 @@ class VllmEngine:
         self._habits = habits
         with borrowed(f"vLLM cannot load {folder}", "see what vLLM says above; --engine transformers loads it too"):
             self._llm = LLM(
-                str(folder),
-                trust_remote_code=trust_remote_code,
-                generation_config="vllm",
-                max_model_len=_LARGEST_FIT,
+                str(folder), trust_remote_code=trust_remote_code, generation_config="vllm", max_model_len=_LARGEST_FIT
             )
         self._encoder = encoder
         self._positions: int = self._llm.model_config.max_model_len

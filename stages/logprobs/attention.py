@@ -157,10 +157,7 @@ def _attend_packed(
         groups = 1
     parts = []
     for query, key, value in zip(
-        torch.split(query_HTD, layout.asking, dim=2),
-        _read(key_HTD, layout),
-        _read(value_HTD, layout),
-        strict=True,
+        torch.split(query_HTD, layout.asking, dim=2), _read(key_HTD, layout), _read(value_HTD, layout), strict=True
     ):
         queries, keys = query.shape[2], key.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < keys else None

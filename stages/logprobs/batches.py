@@ -1,7 +1,6 @@
 """Examples as padded tensors, and the grouping of examples into micro-batches of bounded size."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.devices.memory import on_device
+from stages.reporting import flat
 from stages.types import (
     Batch,
     CausalLM,
@@ -106,13 +106,6 @@ def references_of(sums: Sequence[float | None], device: torch.device) -> Tensor 
 
 def looks_at_the_batch(model: CausalLM) -> bool:
     """Whether rotary frequencies are chosen by the largest position in the batch: the trial is too short to show it."""
-    return any(kind == "longrope" or "dynamic" in kind for kind in _rope_kinds(model.config.to_dict()))
-
-
-def _rope_kinds(config: Any) -> Iterator[str]:
-    """Every ``rope_type`` in a configuration, which may have one for each kind of layer."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _rope_kinds(value)
-        elif name == "rope_type" and isinstance(value, str):
-            yield value
+    # A configuration may have one for each kind of layer.
+    kinds = [str(value) for path, value in flat(model.config.to_dict()) if path.endswith("rope_type")]
+    return any(kind == "longrope" or "dynamic" in kind for kind in kinds)

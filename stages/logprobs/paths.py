@@ -18,14 +18,7 @@ from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, looks_at_the_batch, whole
 from stages.logprobs.head import has_head
-from stages.logprobs.logps import (
-    Forward,
-    attention_for,
-    keeps_logits,
-    make_batch,
-    pair_by_pair,
-    weighted_logps,
-)
+from stages.logprobs.logps import Forward, attention_for, keeps_logits, make_batch, pair_by_pair, weighted_logps
 from stages.logprobs.packing import Packed, pack
 from stages.logprobs.trial import agree, apart, rounding_of, sees_later_tokens, trial_logps, trial_pairs
 from stages.reporting import Reporter

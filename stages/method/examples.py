@@ -8,9 +8,8 @@ import numpy as np
 
 from stages.errors import SepoError
 from stages.method.selection import Selection
-from stages.types import Example, Floats, Joined, PairLogps, PairWeights, ReferenceSums, ScoredPair
+from stages.types import SIDES, Example, Floats, Joined, PairLogps, PairWeights, ReferenceSums, ScoredPair
 
-SIDES = ("chosen", "rejected")
 LOPSIDED: Final = 0.5
 """how far apart the shares of selected last tokens may be; beyond it a policy learns length before anything else"""
 

@@ -13,14 +13,43 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.method.drift import SHARED_TYPES, Drift
 from stages.method.statistics import Interval, implicit_margin, preferred, wilson
 from stages.types import Floats, PairLogps, ScoredPair
 
 MEDIAN_SAMPLE: Final = 1_000_000
+SHARED_TYPES: Final = 10
+"""of tokens, by which drift is told"""
+LIMIT: Final = 0.5
+LIMIT_OF_ONE: Final = 2.0
 UNIT: Final = 2.0**-24
 """nats; twice over it holds every float32 of at least 3e-8 nats exactly, and 64-bit floats a billion times as many"""
 _NOTHING: Final[Collection[int]] = ()
+
+
+class Drift(NamedTuple):
+    """What DPO does to tokens that chosen and rejected responses share, which its loss cannot see; in nats.
+
+    Only the difference of two responses enters DPO's loss, so a token that both contain may move by any amount. A score
+    that is mostly drift ranks tokens by how common they are, not by how good they are.
+    """
+
+    median: float
+    """of the first million scores"""
+    spread: float
+    """standard deviation of all scores"""
+    shared: float
+    """mean score of the token types that chosen and rejected responses share most"""
+    worst_id: int
+    """the one of those types whose mean is farthest from 0"""
+    worst: float
+    worst_token: str = ""
+    """that type as text"""
+
+    @property
+    def large(self) -> bool:
+        """Whether what both sides share moved by half the spread of all scores, or one such type by twice it."""
+        together, alone = max(abs(self.median), abs(self.shared)), abs(self.worst)
+        return together > LIMIT * self.spread or alone > LIMIT_OF_ONE * self.spread
 
 
 class ShardFigures(NamedTuple):

@@ -80,10 +80,7 @@ def held_in(quantize: str, device_map: Any, dtype: torch.dtype = torch.float32) 
     if quantize == "4bit":
         # NF4 with quantised constants, as in the paper.
         how = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     return {"quantization_config": how, "device_map": device_map}
 

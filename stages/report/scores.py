@@ -1,8 +1,8 @@
 """What the figures of scores mean: lines of a summary, and warnings."""
 
 from stages.evaluation.oracle import OracleMetrics
-from stages.method.drift import Drift
 from stages.method.noise import Noise
+from stages.method.score_totals import Drift
 
 Rows = list[tuple[str, str]]
 

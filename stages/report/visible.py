@@ -11,7 +11,6 @@ from typing import Final
 
 from stages.data.template_arguments import TOOLS
 from stages.reporting import Table, printable
-from stages.tokens.parts import UNFINISHED, text_parts
 from stages.types import Ids, Pair, Tokenizer, TokenPair
 
 BORDER: Final = "│"
@@ -20,6 +19,10 @@ TOKENS_SHOWN: Final = (100, 30)
 LETTERS_SHOWN: Final = (400, 150)
 TURNS_SHOWN: Final = (3, 3)
 
+UNFINISHED: Final = "\ufffd"
+"""what a decoder writes for bytes that are no character, or not yet"""
+_LONGEST: Final = 16
+"""tokens after which bytes are taken for what will never become a character"""
 _SIGNS: Final = {" ": "·", "\n": "⏎", "\t": "⇥"}
 
 
@@ -72,6 +75,27 @@ def _texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if not token.content.isspace()}
     special = {id_: tokenizer.convert_ids_to_tokens(id_) for id_ in added | set(tokenizer.all_special_ids)}
     return visible_parts(ids, partial(tokenizer.decode, clean_up_tokenization_spaces=False), special)
+
+
+def text_parts(ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """Each token's part of the text of all; alone, some would lose a blank or be no character.
+
+    Of several tokens that make one character together the last one has it, and the others have nothing. A token is
+    decoded behind the one before it, so that time rises with the number of tokens and not with its square.
+    """
+    parts, before = [], ""
+    first = begin = 0
+    """of the tokens decoded, and of those behind the last whole character"""
+    for end in range(1, len(ids) + 1):
+        text = decode([*ids[first:end]])
+        finished = text.rstrip(UNFINISHED)
+        parts.append(finished[len(before) :])
+        # A byte that begins a character can make all bytes before it unreadable, until the character is whole.
+        before = max(before, finished, key=len)
+        if text == finished or end - begin >= _LONGEST:
+            first, begin = max(begin, end - _LONGEST), end
+            before = decode([*ids[first:end]])
+    return parts
 
 
 def readable(text: str) -> str:

@@ -18,13 +18,11 @@ import pyarrow.parquet as pq
 
 from stages.errors import SepoError, borrowed
 from stages.store.manifest import FORMAT, read_manifest
-from stages.store.parquet import is_whole, parquet_bytes
+from stages.store.parquet import FLOATS, IDS, is_whole, parquet_bytes
 from stages.store.place import Place, place_of
 from stages.types import Floats, Ids, Message
 
 DAMAGED: Final = "run the same `sepo generate` again: it makes what is damaged anew"
-_IDS: Final = pa.list_(pa.field("element", pa.int32(), nullable=False))
-_FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
 SCHEMA: Final = pa.schema(
     [
         pa.field("question", pa.int64(), nullable=False),
@@ -35,9 +33,9 @@ SCHEMA: Final = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("ended", pa.bool_(), nullable=False),
         pa.field("problem", pa.string(), nullable=False),
-        pa.field("prompt_ids", _IDS),
-        pa.field("answer_ids", _IDS),
-        pa.field("logps", _FLOATS),
+        pa.field("prompt_ids", IDS),
+        pa.field("answer_ids", IDS),
+        pa.field("logps", FLOATS),
         pa.field("row", pa.string(), nullable=False),
     ]
 )

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.store.rows import ID_BOUND, READ, REQUIRED, SIDES, rows_of
-from stages.types import Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
+from stages.store.rows import ID_BOUND, READ, REQUIRED, rows_of
+from stages.types import SIDES, Floats, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 
 Offsets = NDArray[np.int64]
 

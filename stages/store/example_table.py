@@ -13,9 +13,8 @@ import pyarrow as pa
 
 from stages.store.files import writing
 from stages.store.mapped import flat_lists, flat_values, in_block, open_shared, write_batches
-from stages.store.rows import SIDES
 from stages.store.shards import ROWS_IN_MEMORY
-from stages.types import Example, Joined, Lazy, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair
+from stages.types import SIDES, Example, Joined, Lazy, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair
 
 _LISTS: Final = [f"{side}_{kind}" for kind in ("weights", "reference") for side in SIDES]
 _SUMS: Final = [f"{side}_sum" for side in SIDES]

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 
 from stages.store.files import write_whole
 from stages.store.mapped import in_block
-from stages.store.parquet import is_whole_file, write_parquet
+from stages.store.parquet import FLOATS, is_whole_file, write_parquet
 from stages.types import Floats, PairLogps, TokenPair, content_hash
 
 FILE: Final = "reference-logps.parquet"
 START: Final = "start-logps.parquet"
 """under the model a policy starts from, where that is not the reference"""
-_FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _SCHEMA: Final = pa.schema(
     [
         pa.field("content_hash", pa.uint64(), nullable=False),
-        pa.field("chosen_logps", _FLOATS, nullable=False),
-        pa.field("rejected_logps", _FLOATS, nullable=False),
+        pa.field("chosen_logps", FLOATS, nullable=False),
+        pa.field("rejected_logps", FLOATS, nullable=False),
     ]
 )
 _MODEL: Final = b"sepo.model"

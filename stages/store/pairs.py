@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from stages.configs import PairConfig, content_defaults, content_settings
 from stages.errors import SepoError
 from stages.store.checksums import with_checksum
 from stages.store.files import hash_file, make_durable, probe_writable, sweep_writes, write_json, write_whole
-from stages.store.manifest import Input, differences, load_manifest
+from stages.store.manifest import Input, differences, identity_of, load_manifest
 from stages.store.place import place_of
 from stages.store.protect import refuse_own_input_file
 
@@ -26,17 +27,14 @@ def manifest_of(pairs: Path) -> Path:
 
 
 def claim_pairs(
-    pairs: Path,
-    identity: dict[str, Any],
-    inputs: Mapping[str, Input],
-    *,
-    defaults: Mapping[str, Any],
-    overwrite: bool,
-) -> dict[str, Any] | None:
-    """The record of the same pairs, if they are there; else None, and they may be written.
+    stage: str, config: PairConfig, inputs: Mapping[str, Input]
+) -> tuple[Path, dict[str, Any], dict[str, Any] | None]:
+    """The file, what was asked for, and the record of the same pairs if they are there; else they may be written.
 
     What no run of ours wrote, or another one, is refused, and so is an input.
     """
+    pairs, defaults = Path(config.output).expanduser(), content_defaults(type(config))
+    identity = identity_of(stage, content_settings(config), inputs, defaults)
     record = manifest_of(pairs)
     for file in (pairs, record):
         refuse_own_input_file(file, inputs, REMEDY)
@@ -50,14 +48,14 @@ def claim_pairs(
         differing = differences(found, identity, defaults)
         whole = pairs.is_file() and hash_file(pairs) == found.get("checksums", {}).get(pairs.name, {}).get("sha256")
         if whole and not differing:
-            return found
-        if not overwrite:
+            return pairs, identity, found
+        if not config.overwrite:
             problem = f"holds other pairs: {'; '.join(differing)}" if differing else "is not as it was written"
             raise SepoError(f"{pairs} {problem}", hint=f"{REMEDY}, or replace it with --overwrite")
     probe_writable(pairs.parent, REMEDY)
     for left in (pairs, record):
         sweep_writes(left)
-    return None
+    return pairs, identity, None
 
 
 def write_pairs(pairs: Path, rows: Iterable[Mapping[str, Any]], manifest: Callable[[], dict[str, Any]]) -> None:

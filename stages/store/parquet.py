@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from stages.store.files import make_durable
 
+IDS: Final = pa.list_(pa.field("element", pa.int32(), nullable=False))
+FLOATS: Final = pa.list_(pa.field("element", pa.float32(), nullable=False))
 _DIGEST: Final = hashlib.sha256().digest_size
 _TAIL: Final = 8
 """bytes at the end of a Parquet file: the length of its footer, and PAR1"""

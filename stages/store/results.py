@@ -8,6 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.configs import content_defaults, content_settings
 from stages.errors import SepoError
 from stages.store.checksums import is_altered, with_checksum
 from stages.store.files import (
@@ -20,7 +21,7 @@ from stages.store.files import (
     write_json,
     writing,
 )
-from stages.store.manifest import Input, differences
+from stages.store.manifest import Input, differences, identity_of
 from stages.store.parquet import parquet_bytes
 from stages.store.protect import refuse_own_input_file
 from stages.store.shape import is_file_name, parse_json
@@ -34,24 +35,20 @@ _HOLDS: Final = {"evaluate": "models", "results": "benchmarks"}
 
 
 def claim_results(
-    output: str | None,
-    identity: dict[str, Any],
-    inputs: Mapping[str, Input],
-    *,
-    defaults: Mapping[str, Any],
-    tables: Sequence[str],
-    overwrite: bool,
-) -> dict[str, Any] | None:
-    """The report that `output` already holds, if it is the one that is asked for; else None, and it may be written.
+    stage: str, config: Any, inputs: Mapping[str, Input], tables: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a command was asked to make, and the report of it that is there already; without one it may be written.
 
     What is there and not an evaluation's, or another one's, is refused, and so is an input.
 
     Args:
         tables: those of `TABLES` that will be written beside it.
     """
-    if output is None:
-        return None
-    path = _path(output)
+    defaults, overwrite = content_defaults(type(config)), config.overwrite
+    identity = identity_of(stage, content_settings(config), inputs, defaults)
+    if config.output is None:
+        return identity, None
+    path = _path(config.output)
     beside = [file for name, file in zip(TABLES, _tables(path), strict=True) if name in tables]
     for file in (path, *beside):
         refuse_own_input_file(file, inputs, REMEDY)
@@ -60,11 +57,10 @@ def claim_results(
         raise SepoError(f"{path} is there already, and is no evaluation", hint=REMEDY)
     differing = differences(found, identity, defaults) if found else []
     if found and not differing and _tables_are_whole(path, found):
-        return found
+        return identity, found
     if differing and not overwrite:
         raise SepoError(
-            f"{path} holds another evaluation: {'; '.join(differing)}",
-            hint=f"{REMEDY}, or replace it with --overwrite",
+            f"{path} holds another evaluation: {'; '.join(differing)}", hint=f"{REMEDY}, or replace it with --overwrite"
         )
     for table in beside:
         made_by = _made_by(table)
@@ -74,7 +70,7 @@ def claim_results(
     probe_writable(path.parent, REMEDY)
     for left in (path, *_tables(path)):
         sweep_writes(left)
-    return None
+    return identity, None
 
 
 def read_results(path: Path, remedy: str, stages: tuple[str, ...] = ("evaluate",)) -> dict[str, Any]:

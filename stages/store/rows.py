@@ -8,18 +8,16 @@ import pyarrow as pa
 
 from stages.errors import SepoError
 from stages.store.manifest import FORMAT
-from stages.types import Ids, PairLogps, PairWeights, ScoredPair, TokenPair
+from stages.store.parquet import FLOATS, IDS
+from stages.types import SIDES, Ids, PairLogps, PairWeights, ScoredPair, TokenPair
 
-_IDS = pa.list_(pa.field("element", pa.int32(), nullable=False))
-FLOATS = pa.list_(pa.field("element", pa.float32(), nullable=False))
-SIDES: Final = ("chosen", "rejected")
 REQUIRED: Final = ("pair_id", "prompt_ids", "chosen_ids", "rejected_ids", "chosen_scores", "rejected_scores")
 SCHEMA: Final = pa.schema(
     [
         pa.field("pair_id", pa.int64(), nullable=False),
-        pa.field("prompt_ids", _IDS, nullable=False),
-        pa.field("chosen_ids", _IDS, nullable=False),
-        pa.field("rejected_ids", _IDS, nullable=False),
+        pa.field("prompt_ids", IDS, nullable=False),
+        pa.field("chosen_ids", IDS, nullable=False),
+        pa.field("rejected_ids", IDS, nullable=False),
         pa.field("chosen_scores", FLOATS, nullable=False),
         pa.field("rejected_scores", FLOATS, nullable=False),
         pa.field("chosen_reference_logps", FLOATS),

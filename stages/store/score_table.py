@@ -16,9 +16,8 @@ from stages.store.alarms import Scale, alarms
 from stages.store.columns import ScoreColumns, Side
 from stages.store.files import writing
 from stages.store.mapped import flat_values, in_block, list_array, open_shared, write_batches
-from stages.store.rows import SIDES
 from stages.store.scores import Scores
-from stages.types import Lazy, PairLogps, ScoredPair
+from stages.types import SIDES, Lazy, PairLogps, ScoredPair
 
 _KINDS: Final = {"ids": pa.int32(), "scores": pa.float32(), "reference": pa.float32(), "weights": pa.float32()}
 """what `Side` holds, by name"""

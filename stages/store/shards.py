@@ -15,20 +15,10 @@ from stages.errors import SepoError, borrowed
 from stages.store.checksums import Checksum
 from stages.store.files import hash_bytes
 from stages.store.manifest import FORMAT
-from stages.store.parquet import is_whole, parquet_bytes
+from stages.store.parquet import FLOATS, is_whole, parquet_bytes
 from stages.store.place import Place
-from stages.store.rows import (
-    FLOATS,
-    READ,
-    SCHEMA,
-    SIDES,
-    WEIGHTS,
-    as_columns,
-    check_row,
-    refuse_other_columns,
-    rows_of,
-)
-from stages.types import Floats, ScoredPair
+from stages.store.rows import READ, SCHEMA, WEIGHTS, as_columns, check_row, refuse_other_columns, rows_of
+from stages.types import SIDES, Floats, ScoredPair
 
 REMEDY: Final = "run `sepo score` first, or let it finish"
 DAMAGED: Final = "run the same `sepo score` again: it makes what is damaged anew, and keeps the rest"

@@ -134,12 +134,7 @@ def load_pairs(
 
 
 def tokenised(
-    dataset: str,
-    encoder: Encoder,
-    *,
-    columns: Mapping[str, str] | None = None,
-    sft: bool = False,
-    reporter: Reporter,
+    dataset: str, encoder: Encoder, *, columns: Mapping[str, str] | None = None, sft: bool = False, reporter: Reporter
 ) -> Tokenised:
     """What the cache has of a data set, or else makes of it now.
 

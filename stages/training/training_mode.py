@@ -17,6 +17,7 @@ from stages.configs import OptimizerConfig
 from stages.devices.precision import products
 from stages.errors import SepoError, one_line
 from stages.logprobs.trial import agree, rounds_as, same, trial_logps
+from stages.reporting import flat
 from stages.types import CausalLM
 
 HALF: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,21 +125,15 @@ def _random_state(device: torch.device) -> torch.Tensor:
 
 
 def _say_noise(model: CausalLM, most: float) -> None:
-    left = sorted(name for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name))
-    named = f"set {', '.join(left)} to 0 in its config.json" if left else "look for `self.training` in its code"
+    numbers = ((path, value) for path, value in flat(model.config.to_dict()) if isinstance(value, float))
+    named = (path.rpartition(", ")[2] for path, value in numbers if value)
+    left = sorted(name for name in named if _NOISE.search(name))
+    remedy = f"set {', '.join(left)} to 0 in its config.json" if left else "look for `self.training` in its code"
     raise SepoError(
         f"{model.config.name_or_path or type(model).__name__} gives other log-probs in train mode (up to {most:.2g}"
         " nats apart): their noise would be trained on",
-        hint=named,
+        hint=remedy,
     )
-
-
-def _numbers(config: Any) -> Iterator[tuple[str, float]]:
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _numbers(value)
-        elif isinstance(value, float):
-            yield name, value
 
 
 def _checkpoint_layers(model: CausalLM) -> None:

@@ -181,10 +181,7 @@ def test_json_that_is_lost_is_an_error_unless_its_reader_went_away():
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     error, hint = done.stderr.splitlines()
-    assert (done.returncode, error) == (
-        1,
-        "error: the JSON could not be written to stdout: No space left on device",
-    )
+    assert (done.returncode, error) == (1, "error: the JSON could not be written to stdout: No space left on device")
     assert hint.startswith("hint:  ")
     done = subprocess.run(["bash", "-c", '"$@" >&-', "bash", *command], stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1

@@ -302,10 +302,7 @@ def test_other_layouts_have_names_too(row, name):
 @pytest.mark.skipif(not REAL.exists(), reason="shared/real is not here")
 @pytest.mark.parametrize(
     ("name", "kept", "dropped"),
-    [
-        ("hh_harmless", 1492, {"empty response": 4, "roles out of order": 4}),
-        ("ultrafeedback_shaped", 1590, {}),
-    ],
+    [("hh_harmless", 1492, {"empty response": 4, "roles out of order": 4}), ("ultrafeedback_shaped", 1590, {})],
 )
 def test_counts_of_real_data(name, kept, dropped):
     """The counts were found a second time by a script that shares no code with the reader."""

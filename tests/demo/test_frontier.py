@@ -8,10 +8,7 @@ from stages.demo.frontier import Point, best_gain, budgets, envelope, reward_at
 PATH = [Point(0, 0.0, 1.0, 20.0), Point(10, 0.2, 2.0, 20.0), Point(20, 0.1, 3.0, 21.0), Point(30, 0.4, 5.0, 22.0)]
 
 
-@pytest.mark.parametrize(
-    ("kl", "reward"),
-    [(0.0, 1.0), (0.05, 1.5), (0.2, 2.0), (0.225, 4.0), (0.4, 5.0)],
-)
+@pytest.mark.parametrize(("kl", "reward"), [(0.0, 1.0), (0.05, 1.5), (0.2, 2.0), (0.225, 4.0), (0.4, 5.0)])
 def test_the_reward_at_a_divergence_is_where_it_is_first_reached(kl, reward):
     assert reward_at(PATH, kl) == pytest.approx(reward)
 

@@ -15,14 +15,7 @@ from stages.evaluation.figures import (
     verdict,
     win_rate,
 )
-from stages.method.statistics import (
-    RESAMPLES,
-    Interval,
-    Ratio,
-    bootstrap_differences,
-    bootstrap_intervals,
-    sign_test,
-)
+from stages.method.statistics import RESAMPLES, Interval, Ratio, bootstrap_differences, bootstrap_intervals, sign_test
 from stages.report.evaluation import build_report, sentence, summarise
 from stages.types import PairLogps
 from tests import reference

@@ -92,8 +92,7 @@ def test_one_value_of_an_index_of_shards(use, number):
 
 @pytest.mark.parametrize("content", WHOLE.values(), ids=WHOLE)
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [("model", "config.json"), ("model", "tokenizer.json"), ("adapter", "adapter_config.json")],
+    ("kind", "name"), [("model", "config.json"), ("model", "tokenizer.json"), ("adapter", "adapter_config.json")]
 )
 def test_a_file_of_something_else(use, kind, name, content):
     use(kind, lambda bad: (bad / name).write_bytes(content), must_fail=True)

@@ -113,13 +113,7 @@ def test_no_number_is_without_a_limit(config, name, kind):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("seed", "1" * 5000),
-        ("seed", "nan"),
-        ("columns", "prompt=a,prompt=b"),
-        ("columns", "="),
-        ("sft-dataset", ""),
-    ],
+    [("seed", "1" * 5000), ("seed", "nan"), ("columns", "prompt=a,prompt=b"), ("columns", "="), ("sft-dataset", "")],
 )
 def test_a_number_that_has_no_room_is_refused_first(folder, option, value):
     given = ["--model", "none", "--dataset", "none.jsonl", "--output-dir", "out"]

@@ -5,9 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from stages.report.visible import BORDER, pair_table, shortened, token_table, token_texts, visible
+from stages.report.visible import BORDER, pair_table, shortened, text_parts, token_table, token_texts, visible
 from stages.tokens.encode import Encoder
-from stages.tokens.parts import text_parts
 from stages.types import Pair
 from tests import reference
 from tests.conftest import token_pair

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from stages.errors import SepoError
-from stages.store.rows import SIDES
 from stages.store.scores import open_scores
+from stages.types import SIDES
 from tests.store.test_foreign_shards import GOOD, IDS, STRANGE, column, folder_of, later, lists
 
 LOGPS = {"chosen_reference_logps": [[-1.0, -2.0], None], "rejected_reference_logps": [[-3.0], None]}

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import SepoError
-from stages.store.files import (
-    hash_file,
-    hash_json,
-    probe_writable,
-    sweep_writes,
-    whole_folder,
-    write_json,
-    write_whole,
-)
+from stages.store.files import hash_file, hash_json, probe_writable, sweep_writes, whole_folder, write_json, write_whole
 from stages.store.manifest import Input, read_manifest
 from stages.store.run import open_run
 

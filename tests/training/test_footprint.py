@@ -68,8 +68,7 @@ def machine(processes, *, divided=True, memory=80 * 10**9):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "processes"),
-    [(SMALL, {"lora_rank": 6}, 8), (SMALL | {"vocab_size": 4001}, {}, 64)],
+    ("sizes", "options", "processes"), [(SMALL, {"lora_rank": 6}, 8), (SMALL | {"vocab_size": 4001}, {}, 64)]
 )
 def test_a_rank_of_fsdp2_has_what_torch_gives_it(plan, world, sizes, options, processes):
     found, settings = plan(LlamaConfig(**sizes), **options)
