@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py
 
-makes a Llama with random weights (300 million of them, in bfloat16, four files), and says for 2 and 4 processes on the
+makes a Llama with random weights (160 million of them, in bfloat16, two files), and says for 2 and 4 processes on the
 CPU, with gloo, how much memory each took at most: its own, and mapped from files, in MB. `--whole` loads as one process
-would.
+would. Beside it stands what `sepo validate --plan` says of such a process. How long each part took goes to stderr.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 SIZES = {
-    "vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 20,
+    "vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8,
     "num_attention_heads": 16, "num_key_value_heads": 8,
 }  # fmt: skip
 
@@ -44,6 +44,7 @@ class Peak(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.before, self.most = megabytes(), (0.0, 0.0)
+        self.since = time.perf_counter()
         self.start()
 
     def run(self) -> None:
@@ -54,7 +55,8 @@ class Peak(threading.Thread):
 
     def said(self) -> str:
         (own, mapped), (before, mapped_before) = self.most, self.before
-        self.most = (0.0, 0.0)
+        self.most, seconds, self.since = (0.0, 0.0), time.perf_counter() - self.since, time.perf_counter()
+        print(f"{seconds:.0f} s", file=sys.stderr, flush=True)
         return f"{own - before:,.0f} + {mapped - mapped_before:,.0f}"
 
 
@@ -108,6 +110,22 @@ def work(folder: Path, *, whole: bool, trains: bool) -> None:
     print(f"| {accelerator.process_index + 1} of {accelerator.num_processes} | {' | '.join(found)} |", flush=True)
 
 
+def plan(folder: Path, processes: int) -> str:
+    """What `sepo validate --plan` would say of a process: while log-probs are read, and in training."""
+    import torch
+
+    from stages.configs import OptimizerConfig
+    from stages.models.folders import load_without_weights
+    from stages.reporting import Quiet
+    from stages.training.footprint import Machine, footprint, planned
+
+    config = OptimizerConfig(model=str(folder), max_tokens_per_device=64)
+    with torch.device("meta"):
+        made = planned(load_without_weights(folder, trust_remote_code=False), config, Quiet())
+    found = footprint(made, config, Machine(processes, True, "cpu", 0), 36, 64)
+    return f"| planned for each of {processes} | | {found.loading / 1e6:,.0f} | {found.total / 1e6:,.0f} | |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--whole", action="store_true")
@@ -125,7 +143,8 @@ def main() -> None:
         print("| process | loading | log-probs | training | saving |\n|---|---|---|---|---|", flush=True)
         for count in options.processes:
             there = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29511}
-            there |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
+            # What is freed is the system's again at once: what an allocator keeps is not what is measured.
+            there |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1, "MALLOC_MMAP_THRESHOLD_": 1 << 18}
             more = [flag for flag, on in (("--whole", options.whole), ("--read-only", options.read_only)) if on]
             running = [
                 subprocess.Popen(
@@ -136,6 +155,7 @@ def main() -> None:
             ]
             for process in running:
                 process.wait()
+            print(plan(folder, count), flush=True)
 
 
 if __name__ == "__main__":

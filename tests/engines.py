@@ -172,6 +172,9 @@ def train(case, folder, *, pairs=None, reporter=None, reference=None, waits=Fals
         other = waiting(reference, folder / "reference") if accelerator.is_fsdp2 else reference()
         reference = Reference(find_paths_of(other, accelerator, Quiet()), kl_of_reference)
     watch = fitted(model, examples, objective, config, folder, reporter, size=size, reference=reference)
+    with torch.no_grad():
+        # As held-out pairs are read: without a backward pass what was gathered last stays so.
+        model(input_ids=torch.arange(1, 5)[None])
     weights = gather_weights(model)
     return outcome(watch, folder, model.state_dict() if weights is None else weights, weights is not None)
 
