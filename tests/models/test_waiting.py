@@ -50,7 +50,9 @@ def test_files_say_what_weights_are_saved_in_and_not_the_configuration(tmp_path,
 def test_a_model_that_waits_is_saved_as_it_is(chat_folder, chatml, tmp_path):
     """As an oracle's reference without SFT is; the head, which is the embedding, once."""
     model = load_waiting(chat_folder, trust_remote_code=False)
-    save_model(model, chatml, tmp_path / "saved", gather_weights(model))
+    weights = gather_weights(model)
+    assert "lm_head.weight" not in weights, "twice would be twice its memory"
+    save_model(model, chatml, tmp_path / "saved", weights)
     assert (tmp_path / "saved/model.safetensors").read_bytes() == (chat_folder / "model.safetensors").read_bytes()
 
 
