@@ -17,6 +17,7 @@ KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's answ
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -46,7 +47,9 @@ from stages.types import Dropped, PairLogps, ScoredPair, TokenPair
 FOLDS: Final = 2
 BASELINE: Final = "DPO, beta 1, with KL"
 """from which differences are counted"""
-SCALES: Final = (0.5, 1.0)
+SETTINGS: Final = 2
+"""of each recipe"""
+SCALES: Final = (0.25, 0.5, 1.0)
 """of the way from the reference to a policy, where it is read"""
 BUDGETS: Final = (0.05, 0.1, 0.2)
 """nats a response, of the tables"""
@@ -203,8 +206,8 @@ def recipes(
 def train_policies(options: argparse.Namespace) -> None:
     """Train each recipe that the output does not hold yet, and add a line for its figures."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
-    found = list(open_scores(options.scores).rows())
-    rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in found]
+    scored = list(open_scores(options.scores).rows())
+    rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in scored]
     raw, denoised = ([torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
                      for folder in (options.scores, options.denoised))  # fmt: skip
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
@@ -217,18 +220,20 @@ def train_policies(options: argparse.Namespace) -> None:
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     done = {(line["recipe"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
-    for name, settings in recipes(rows, raw, denoised, options.rate).items():
-        for number, setting in enumerate(settings):
-            if (name, number, options.seed) in done or name not in (options.recipe or [name]):
-                continue
-            policy = train(reference, rows, setting.loss, setting.rate, options.seed)
-            line = {"recipe": name, "setting": number, "seed": options.seed, "rate": setting.rate} | of_samples
-            for scale in SCALES:
-                read = read_policy(reference, policy.towards(reference, 1 - scale), samples)
-                with options.output.open("a") as file:
-                    file.write(json.dumps(line | {"scale": scale} | read._asdict()) + "\n")
-                gain, kl = np.mean(read.gains_S), np.mean(read.kl_S)
-                say(f"{name} {number}, {scale:g} of it: gain {gain:+.3f} at KL {kl:.3f}")
+    found = recipes(rows, raw, denoised, options.rate)
+    # The first setting of all, then the next one: what has been trained when time is up can be compared.
+    for number, name in itertools.product(range(SETTINGS), options.recipe or found):
+        if (name, number, options.seed) in done:
+            continue
+        setting = found[name][number]
+        policy = train(reference, rows, setting.loss, setting.rate, options.seed)
+        line = {"recipe": name, "setting": number, "seed": options.seed, "rate": setting.rate} | of_samples
+        for scale in SCALES:
+            read = read_policy(reference, policy.towards(reference, 1 - scale), samples)
+            with options.output.open("a") as file:
+                file.write(json.dumps(line | {"scale": scale} | read._asdict()) + "\n")
+            gain, kl = np.mean(read.gains_S), np.mean(read.kl_S)
+            say(f"{name} {number}, {scale:g} of it: gain {gain:+.3f} at KL {kl:.3f}")
 
 
 def show(options: argparse.Namespace) -> None:

@@ -2,10 +2,10 @@
 # Does the recipe hold on real text? What two cores can say of it: a reward planted in a model's own answers, of which the
 # last layers of SmolLM2-135M learn; SEEDS draw labels, folds of the oracles and the order of pairs anew. A finished step
 # is not redone. MODEL and PROMPTS are paths or hub names, a prompt a row (several files: with spaces between them); others
-# need another OUT. JOBS seeds run at once, RECIPES (arguments of `policies`) limits the recipes.
+# need another OUT. JOBS seeds run at once.
 set -eu
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} PROMPTS=${PROMPTS:-google/IFEval} OUT=${OUT:-runs/evidence}
-export MODEL OUT REWARD=${REWARD:-lexical} RECIPES=${RECIPES:-} OMP_WAIT_POLICY=passive
+export MODEL OUT REWARD=${REWARD:-lexical} OMP_WAIT_POLICY=passive
 SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-1} TRAIN=${TRAIN:-512} TEST=${TEST:-96}
 
 mkdir -p "$OUT"
@@ -35,7 +35,7 @@ seed() { # everything of seed $1
     sepo denoise --scores "$at/scores" --output-dir "$at/denoised" --calibrate
     python -m benchmarks.evidence.real_text truth --reward "$REWARD" --model "$MODEL" "$at/scores" "$at/denoised"
     two policies --model "$MODEL" --scores "$at/scores" --denoised "$at/denoised" --samples "$OUT/answers-test" \
-        --reward "$REWARD" --cache "$OUT/lower.pt" --seed "$1" --output "$at/policies.jsonl" $RECIPES
+        --reward "$REWARD" --cache "$OUT/lower.pt" --seed "$1" --output "$at/policies.jsonl"
 }
 export -f seed
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'seed {}'
