@@ -11,7 +11,7 @@ alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `
 and divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's
 probability of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
 
-Each policy is read as it is and moved towards its reference (`sepo extrapolate`), so that recipes can be compared at
+Each policy is read as it is, and nearer to its reference and farther (`sepo extrapolate`), so that recipes can be compared at
 equal divergence, where they are nearly linear in its square root. To first order the most that any policy gains at
 KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's answers: ``table`` gives shares of it.
 """
@@ -49,8 +49,8 @@ BASELINE: Final = "DPO, beta 1, with KL"
 """from which differences are counted"""
 SETTINGS: Final = 2
 """of each recipe"""
-SCALES: Final = (0.25, 0.5, 1.0)
-"""of the way from the reference to a policy, where it is read"""
+SCALES: Final = (0.5, 1.0, 1.5)
+"""of the way from the reference to a policy, where it is read; beyond 1 on the same line"""
 BUDGETS: Final = (0.05, 0.1, 0.2)
 """nats a response, of the tables"""
 DRAWS: Final = 1000
@@ -192,7 +192,7 @@ def recipes(
             Setting(loss(objectives.regress, {"scale": scale}, scores=denoised), rate) for scale in (0.4, 1.0)
         ],
         BASELINE: [Setting(loss(objectives.dpo, dpo, kl_weight=weight), rate) for weight in (0.3, 0.03)],
-        "SimPO": [Setting(loss(objectives.sepo, simpo), rate * share) for share in (0.1, 0.03)],
+        "SimPO": [Setting(loss(objectives.sepo, simpo), rate * share) for share in (0.3, 0.1)],
         "DPO, beta 0.1": [Setting(loss(objectives.dpo, dpo | {"beta": 0.1}), rate * share) for share in (0.3, 0.1)],
         "SePO, as published": [
             Setting(loss(objectives.sepo, simpo, weights=weights), rate * share) for share in (0.1, 0.03)
