@@ -12,20 +12,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import check, score
-from stages.configs import CheckConfig, ScoreConfig
+from stages import score
+from stages.check import check_scores
+from stages.configs import ScoreConfig
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.lock import locked
 from stages.store.manifest import FINISHED, UNFINISHED
 from stages.store.parquet import parquet_bytes
-from stages.store.place import Place
+from stages.store.place import Place, place_of
 from stages.store.scores import open_scores
 from tests import lives
 from tests.conftest import word_rows, write_lines
 from tests.world import run_score
 
-KILLS = 20
+KILLS = 12
 
 
 def config(world, output, **options):
@@ -178,15 +179,22 @@ def shards_read(monkeypatch):
 LEFT = ".worker-1-of-3.statistics"
 
 
-def test_the_last_worker_reads_no_shard(world, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def with_noise(world, tmp_path_factory):
+    """What one process makes with a noise check of all pairs."""
+    folder = tmp_path_factory.mktemp("noise") / "s"
+    run_score(world, output=folder, noise_check=1.0)
+    return contents(folder)
+
+
+def test_the_last_worker_reads_no_shard(world, with_noise, tmp_path, monkeypatch):
     """Whichever it is; the noise check too takes what the others wrote down."""
-    run_score(world, output=tmp_path / "one", noise_check=1.0)
     read = shards_read(monkeypatch)
     for number in (3, 1, 2):
         assert not (tmp_path / "s" / FINISHED).exists()
         run_score(world, output=tmp_path / "s", worker=f"{number}/3", noise_check=1.0)
     assert not read
-    assert contents(tmp_path / "s") == contents(tmp_path / "one")
+    assert contents(tmp_path / "s") == with_noise
 
 
 def reshaped(path, column, values=(1.0,)):
@@ -218,13 +226,12 @@ def test_a_shard_of_which_nothing_is_known_is_read(world, tmp_path, monkeypatch,
     assert contents(tmp_path / "s") == contents(world / "scores")
 
 
-def test_scores_for_the_noise_that_no_worker_kept_are_read(world, tmp_path, monkeypatch):
-    run_score(world, output=tmp_path / "one", noise_check=1.0)
+def test_scores_for_the_noise_that_no_worker_kept_are_read(world, with_noise, tmp_path, monkeypatch):
     run_score(world, output=tmp_path / "s", worker="1/2")
     read = shards_read(monkeypatch)
     run_score(world, output=tmp_path / "s", worker="2/2", noise_check=1.0)
     assert sorted(read) == ["scores-00000.parquet", "scores-00002.parquet"]
-    assert contents(tmp_path / "s") == contents(tmp_path / "one")
+    assert contents(tmp_path / "s") == with_noise
 
 
 def test_what_workers_left_is_in_nobodys_way(world, tmp_path):
@@ -240,7 +247,7 @@ def test_what_workers_left_is_in_nobodys_way(world, tmp_path):
             kept = left[LEFT]
     assert not left
     (tmp_path / "t" / LEFT).write_bytes(kept)
-    assert check.run(CheckConfig(scores=str(tmp_path / "t")), Quiet()).failure is None
+    assert check_scores(place_of(tmp_path / "t"), None, Quiet()).failure is None
     assert not run_score(world, output=tmp_path / "t").fresh
     assert contents(tmp_path / "t") == contents(world / "scores")
 
@@ -332,75 +339,6 @@ def test_two_interrupted_replacements_leave_the_finished_run_waiting(world, tmp_
     assert contents(tmp_path / ".s.replaced") == whole
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"files": [{}]}, "files is not a list of names"),
-        ({"files": "abc"}, "files is not a list of names"),
-        ({"counts": {"kept": "300"}}, "counts.kept is not a whole number"),
-        ({"counts": {"kept": 300}}, "40 sound rows, but the manifest says 300"),
-        ({"files": ["scores-00000.parquet", "scores-00001.parquet"]}, "scores-00002.parquet is not the manifest's"),
-    ],
-)
-def test_check_names_what_is_wrong_with_a_manifest(world, tmp_path, change, said):
-    shutil.copytree(world / "scores", tmp_path / "s")
-    manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
-    (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest | change))
-    summary = check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet())
-    assert summary.failure is not None
-    assert said in summary.tables[0].markdown()
-
-
-def test_check_of_a_foreign_folder_and_of_another_tokenizer(world, tmp_path):
-    """Without checksums it is sound; against a model of another vocabulary it is not."""
-    from stages.models.folders import save_model
-    from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
-
-    shutil.copytree(world / "scores", tmp_path / "s")
-    manifest = json.loads((tmp_path / "s" / FINISHED).read_text())
-    del manifest["shards"]
-    (tmp_path / "s" / FINISHED).write_text(json.dumps(manifest))
-    assert check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet()).failure is None
-    oracle = str(world / "oracle/oracle")
-    assert check.run(CheckConfig(scores=str(tmp_path / "s"), model=oracle), Quiet()).failure is None
-    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|pad|>")
-    save_model(tiny_llama(len(other)), other, tmp_path / "m")
-    summary = check.run(CheckConfig(scores=str(tmp_path / "s"), model=str(tmp_path / "m")), Quiet())
-    assert summary.failure is not None
-    assert "is not that of the model" in summary.tables[0].markdown()
-
-
 def test_a_folder_by_uri_is_made(world, tmp_path):
     score.run(config(world, f"file://{tmp_path}/new/scores"), Quiet())
     assert contents(tmp_path / "new/scores") == contents(world / "scores")
-
-
-def test_check_says_sound_or_names_what_is_wrong(world, tmp_path):
-    summary = check.run(CheckConfig(scores=str(world / "scores"), model=str(world / "oracle/oracle")), Quiet())
-    assert summary.failure is None
-    shutil.copytree(world / "scores", tmp_path / "s")
-    path = tmp_path / "s/scores-00001.parquet"
-    path.write_bytes(path.read_bytes()[:100])
-    (tmp_path / "s/scores-00002.parquet").unlink()
-    summary = check.run(CheckConfig(scores=str(tmp_path / "s")), Quiet())
-    found = summary.tables[0].markdown()
-    assert summary.failure is not None
-    assert "scores-00002.parquet is missing" in found
-    assert "scores-00001.parquet is damaged: its checksum is not the manifest's" in found
-    assert "16 sound rows, but the manifest says 40" in found
-
-
-def test_others_open_the_same_folder(world):
-    import duckdb
-    import pandas
-    import polars
-    from datasets import load_dataset
-
-    folder = world / "scores"
-    files = f"{folder}/*.parquet"
-    expected = [row.scores.chosen.tolist() for row in open_scores(folder).rows()]
-    assert [row.tolist() for row in pandas.read_parquet(sorted(folder.glob("*.parquet")))["chosen_scores"]] == expected
-    assert polars.read_parquet(files)["chosen_scores"].to_list() == expected
-    query = f"select chosen_scores from '{files}' order by pair_id"
-    assert [row[0] for row in duckdb.sql(query).fetchall()] == expected
-    assert load_dataset("parquet", data_files=files, split="train")["chosen_scores"][:] == expected

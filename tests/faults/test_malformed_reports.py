@@ -155,9 +155,8 @@ def test_odd_surroundings(sound, tmp_path, tmp_path_factory, monkeypatch, variab
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     environment = {name: value.format(file=tmp_path / "file") for name, value in variables.items()}
     with unharmed(sound, tmp_path):
-        found = outcome(
-            "validate", "--model", sound / "one", "--dataset", sound / "pairs.jsonl", environment=environment
-        )
+        command = ("validate", "--model", sound / "one", "--dataset", sound / "pairs.jsonl")
+        found = outcome(*command, environment=environment)
     assert_right_or_one_line(found)
 
 
@@ -170,16 +169,8 @@ def test_odd_surroundings(sound, tmp_path, tmp_path_factory, monkeypatch, variab
     ],
 )  # fmt: skip
 def test_surroundings_that_a_process_reads_when_it_starts(sound, variables, said):
-    command = [
-        sys.executable,
-        "-m",
-        "sepo_cli",
-        "validate",
-        "--model",
-        sound / "one",
-        "--dataset",
-        sound / "pairs.jsonl",
-    ]
+    command = [sys.executable, "-m", "sepo_cli", "validate"]
+    command += ["--model", sound / "one", "--dataset", sound / "pairs.jsonl"]
     environment = os.environ | variables
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert_right_or_one_line(Outcome(found.returncode, found.stdout, found.stderr))

@@ -16,7 +16,7 @@ from stages.store.score_table import ScoreTable, write_score_table
 from stages.store.scores import Scores
 from stages.store.shards import write_shard
 from stages.types import Example, PairLogps, PairWeights, PerToken, ReferenceSums, ScoredPair, longest
-from tests.conftest import random_pairs
+from tests.conftest import keep_what_is_loaded, random_pairs
 
 PAIRS = random_pairs(21, 50)
 LIMIT = sorted(map(longest, PAIRS))[14]
@@ -109,6 +109,7 @@ def alive(kind):
 
 
 def test_what_was_looked_at_does_not_stay(tmp_path):
+    keep_what_is_loaded()
     before = alive(ScoredPair)
     table = table_of(tmp_path, [scored(pair) for pair in PAIRS])
     write_examples(tmp_path / "examples", join(table, Selection(
