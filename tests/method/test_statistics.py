@@ -8,6 +8,7 @@ from stages.method.statistics import (
     implicit_margin,
     mean_interval,
     preference_accuracy,
+    stands_alone,
     student_95,
     student_interval,
     wilson,
@@ -32,6 +33,11 @@ def test_wilson_stays_inside_zero_and_one():
     assert wilson(0, 5).low == pytest.approx(0.0, abs=1e-12)
     assert wilson(5, 5).high == 1.0
     assert wilson(5, 5).low < 1.0
+
+
+def test_of_one_comparison_there_is_nothing_to_say():
+    assert stands_alone(1) == ""
+    assert stands_alone(2).endswith("not corrected for 2 comparisons")
 
 
 def test_mean_interval_by_hand():

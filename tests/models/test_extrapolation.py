@@ -57,11 +57,13 @@ def test_models_that_do_not_belong_together_are_refused_before_they_load(chat_fo
         SepoError, match=r"differ in the shape of 20 weights \(model.embed_tokens.weight: \(.*, 32\) and"
     ):
         extrapolated(chat_folder, wide, tmp_path / "m", 2.0)
-    other = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    other.add_tokens(["new"])
-    named = folder_of(tmp_path / "named", tiny_llama(len(chatml), tie_word_embeddings=True), other)
-    with pytest.raises(SepoError, match="do not share a token->id map"):
-        extrapolated(chat_folder, named, tmp_path / "m", 2.0)
+    named = []
+    for token in ("one", "other"):
+        tokenizer = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
+        tokenizer.add_tokens([token])
+        named.append(folder_of(tmp_path / token, tiny_llama(len(tokenizer), tie_word_embeddings=True), tokenizer))
+    with pytest.raises(SepoError, match=r"one and .*other do not share a token->id map"):
+        extrapolated(*named, tmp_path / "m", 2.0)
 
 
 def test_weights_that_leave_their_precision_are_not_written(world, chat_folder, tmp_path):

@@ -12,7 +12,7 @@ from stages.configs import InspectConfig, is_remote
 from stages.errors import SepoError
 from stages.reporting import Quiet
 from stages.store.manifest import Input
-from stages.store.place import Place, place_of
+from stages.store.place import Place, place_of, short_names
 from stages.store.run import open_run
 from stages.store.scores import open_scores
 from tests.world import run_policy, run_score
@@ -127,6 +127,11 @@ def test_names_never_show_keys():
     assert place.at("x") == "s3://bucket/a/x"
     assert str(place.replaced()) == "s3://bucket/.a.replaced"
     assert not is_remote("runs/scores")
+
+
+def test_short_names_tell_places_apart(tmp_path):
+    places = [tmp_path / "a/run", tmp_path / "b/run", place_of(tmp_path / "other")]
+    assert short_names(places) == [str(tmp_path / "a/run"), str(tmp_path / "b/run"), "other"]
 
 
 def test_a_uri_of_no_known_system_is_one_line():
