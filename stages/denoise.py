@@ -95,6 +95,8 @@ class Unseen(NamedTuple):
 
     calibration: Calibration
     """of the parts of a score, and of the counts"""
+    without_counts: Calibration
+    """of the parts of a score alone"""
     counted: Counted
     accuracies: dict[str, Interval]
     """of the implicit reward by each kind of score; none of the scores knows the label that it is judged by"""
@@ -224,6 +226,7 @@ def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
     margins["calibrated"] = scaled["calibrated"] = cross_fitted_margins(differences_PK, tokens.folds_P)
     return Unseen(
         calibrate(differences_PK),
+        calibrate(np.stack([type_P, context_P, residual_P], axis=1)),
         counted,
         {name: preference_accuracy(margins_P.tolist()) for name, margins_P in margins.items()},
         {name: mean_interval(log_losses(scaled_P)) for name, scaled_P in scaled.items()},
@@ -235,7 +238,7 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     manifest, calibrated = job.scores.manifest, job.config.calibrate
     warnings = alarms(scale, {})
     if found.unseen:
-        warnings += calibration_warnings(found.unseen.calibration, calibrated=calibrated)
+        warnings += calibration_warnings(*found.unseen[:2], calibrated=calibrated)
     elif job.folds > 1:
         warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
     warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
@@ -270,7 +273,7 @@ def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
         return f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not"
     return (
         f"{found.before:.3f} before, by oracles that had not seen the prompt; {found.after:.3f} now, which knows the"
-        " labels: each pool holds scores by the other folds' oracles"
+        " labels: means hold scores by the other folds' oracles, and what is written as counts is learnt of all pairs"
     )
 
 
@@ -284,8 +287,9 @@ def _results(found: Denoised) -> dict[str, Any]:
         "contexts": found.pooled.contexts._asdict(),
     }
     if found.unseen:
-        calibration, counted, accuracies, losses = found.unseen
+        calibration, without, counted, accuracies, losses = found.unseen
         results["calibration"] = calibration.as_json(PARTS)
+        results["calibration_without_counts"] = without.as_json(PARTS[:-1])
         results["counts_ridge"] = counted.ridge
         results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in accuracies.items()}
         results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in losses.items()}

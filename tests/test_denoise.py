@@ -143,6 +143,8 @@ def test_labels_of_unseen_pairs_say_which_part_of_the_scores_is_real(tmp_path, r
     assert (accuracies["counts"]["value"] > 0.6) == (real == "type")
     losses = results["log_loss_on_unseen_pairs"]
     assert losses["calibrated"]["value"] < losses["as measured"]["value"] < np.log(2)
+    # Counts say what the type's part says: what that part is worth without them is what speaks for pooling.
+    assert results["calibration_without_counts"][real]["coefficient"] == pytest.approx(1, abs=0.4)
     warned = " ".join(manifest(tmp_path / "d")["warnings"])
     assert ("neither what a token's type" in warned, "--calibrate keeps it" in warned) == (real != "type",) * 2
 

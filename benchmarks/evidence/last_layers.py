@@ -145,7 +145,7 @@ def _part(model: Any, which: slice) -> Any:
 
 
 def key_of(prompt: Ids, response: Ids) -> str:
-    return hashlib.sha256(prompt.tobytes() + b"|" + response.tobytes()).hexdigest()
+    return hashlib.sha256(prompt.tobytes() + b"|" + response.tobytes() + b"|" + bytes([LAYERS])).hexdigest()
 
 
 def say(text: str) -> None:

@@ -11,9 +11,9 @@ alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `
 and divergence on the reference's own samples A (a folder of `sepo generate`): rewards weighted by the policy's
 probability of the prefix over the reference's, KL(policy || reference) exact over the vocabulary.
 
-Each policy is read as it is, and nearer to its reference and farther (`sepo extrapolate`), so that recipes can be compared at
-equal divergence, where they are nearly linear in its square root. To first order the most that any policy gains at
-KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's answers: ``table`` gives shares of it.
+Each policy is read as it is, and nearer to its reference and farther (`sepo extrapolate`), so that recipes can be
+compared at equal divergence; gains are nearly linear in its square root. To first order the most that any policy gains
+at KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's answers: ``table`` gives shares of it.
 """
 
 import argparse
@@ -51,7 +51,7 @@ SETTINGS: Final = 2
 """of each recipe"""
 SCALES: Final = (0.5, 1.0, 1.5)
 """of the way from the reference to a policy, where it is read; beyond 1 on the same line"""
-BUDGETS: Final = (0.05, 0.1, 0.2)
+BUDGETS: Final = (0.02, 0.05)
 """nats a response, of the tables"""
 DRAWS: Final = 1000
 
@@ -219,26 +219,33 @@ def train_policies(options: argparse.Namespace) -> None:
         "rewards_S": [part.sum().item() for each in samples for part in each.rewards_N.split(each.row.lengths)],
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
-    done = {(line["recipe"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
+    done = {(line["recipe"], line["rate"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
     found = recipes(rows, raw, denoised, options.rate)
     # The first setting of all, then the next one: what has been trained when time is up can be compared.
     for number, name in itertools.product(range(SETTINGS), options.recipe or found):
-        if (name, number, options.seed) in done:
-            continue
         setting = found[name][number]
+        if (name, setting.rate, number, options.seed) in done:
+            continue
         policy = train(reference, rows, setting.loss, setting.rate, options.seed)
         line = {"recipe": name, "setting": number, "seed": options.seed, "rate": setting.rate} | of_samples
+        text = ""
         for scale in SCALES:
             read = read_policy(reference, policy.towards(reference, 1 - scale), samples)
-            with options.output.open("a") as file:
-                file.write(json.dumps(line | {"scale": scale} | read._asdict()) + "\n")
+            text += json.dumps(line | {"scale": scale} | read._asdict()) + "\n"
             gain, kl = np.mean(read.gains_S), np.mean(read.kl_S)
             say(f"{name} {number}, {scale:g} of it: gain {gain:+.3f} at KL {kl:.3f}")
+        with options.output.open("a") as file:
+            file.write(text)
 
 
 def show(options: argparse.Namespace) -> None:
-    """What recipes gain at equal divergence, means over the seeds that all have, with intervals over prompts."""
+    """What recipes gain at equal divergence by the settings that all have, means over seeds, intervals over prompts.
+
+    Not a number where a seed, or a draw of prompts, does not come so far from the reference.
+    """
     lines = [json.loads(line) for name in options.output for line in name.read_text().splitlines()]
+    settings = [{line["setting"] for line in lines if line["recipe"] == name} for name in {x["recipe"] for x in lines}]
+    lines = [line for line in lines if line["setting"] in set.intersection(*settings)]
     found: dict[str, dict[int, list[Any]]] = {}
     for line in lines:
         found.setdefault(line["recipe"], {}).setdefault(line["seed"], []).append(line)
@@ -252,7 +259,7 @@ def show(options: argparse.Namespace) -> None:
             if name != BASELINE and theirs:
                 differences = [ours[seed] - theirs[seed] for seed in theirs]
                 less = _interval(np.mean(differences, 0))
-                by = ", ".join(f"{each[0]:+.2f}" for each in differences)
+                by = ", ".join(f"{each[0]:+.3f}" for each in differences)
             print(f"| {name} | {kl:g} | {len(ours)} | {_interval(gain)} | {_interval(gain / most)} | {less} | {by} |")
 
 
@@ -288,8 +295,8 @@ def _most(line: dict[str, Any], kl: float) -> Any:
 
 
 def _interval(draws: Any) -> str:
-    low, high = np.nanquantile(draws[1:], [0.025, 0.975])
-    return f"{draws[0]:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = np.quantile(draws[1:], [0.025, 0.975])
+    return f"{draws[0]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main() -> None:

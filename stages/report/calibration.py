@@ -34,23 +34,25 @@ def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def calibration_warnings(found: Calibration, *, calibrated: bool) -> list[str]:
-    """What the labels say against pooling."""
-    shown = found.coefficients_K > 2 * found.errors_K
+def calibration_warnings(found: Calibration, without_counts: Calibration, *, calibrated: bool) -> list[str]:
+    """What the labels say against pooling, by the parts of the scores alone, and against the oracle beside counts."""
+    beside_counts = found.coefficients_K > 2 * found.errors_K
+    shown = without_counts.coefficients_K > 2 * without_counts.errors_K
     warnings = []
     if not shown[:2].any():
         warnings.append(
             "neither what a token's type scores nor what its predecessor adds is shown to tell preferences of unseen"
             " pairs: pooled scores may hold nothing (more data, or a better oracle, may help)"
         )
-    if shown[3] and not shown[:3].any():
+    if beside_counts[3] and not beside_counts[:3].any():
         warnings.append(
             "beside counts of the types, which need no oracle, nothing in the scores is shown to tell preferences of"
             " unseen pairs: a better oracle, or more pairs for it, may add something"
         )
     if shown[2] and not calibrated:
+        value, error = (each[2] for each in without_counts)
         warnings.append(
-            f"what pooling leaves out tells preferences of unseen pairs (coefficient {found.coefficients_K[2]:+.2f},"
-            f" standard error {found.errors_K[2]:.2f}): --calibrate keeps it"
+            f"what pooling leaves out tells preferences of unseen pairs (coefficient {value:+.2f}, standard error"
+            f" {error:.2f}): --calibrate keeps it"
         )
     return warnings

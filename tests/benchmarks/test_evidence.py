@@ -111,25 +111,27 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys
     rewards = rng.normal(size=(200, 8))
     centred = rewards - rewards.mean(1, keepdims=True)
     variance = np.square(centred).sum(1).mean() / 7
-    kl = 0.2001
+    kl = 0.0501
     c = math.sqrt(2 * kl / variance)
     line = {
         "recipe": two_cores.BASELINE,
         "seed": 1,
+        "setting": 0,
         "prompts_S": np.repeat(np.arange(200), 8).tolist(),
         "rewards_S": rewards.ravel().tolist(),
         "gains_S": [c * variance] * 1600,
         "kl_S": [kl] * 1600,
     }
     half = {**line, "recipe": "half", "gains_S": [c * variance / 2] * 1600}
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [line, half])))
+    more = {**half, "setting": 1, "gains_S": line["gains_S"]}
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [line, half, more])))
     two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"]))
     rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
     assert [(row[0], row[1]) for row in rows] == [
         (f"| {name}", f"{kl:g}") for name in (two_cores.BASELINE, "half") for kl in two_cores.BUDGETS
     ]
-    for row, share in zip(rows, (1.0, 1.0, 1.0, 0.5, 0.5, 0.5), strict=True):
-        assert row[4].startswith(f"{share:+.2f} ["), row
-    gain = c * variance / 2
-    assert rows[-1][3].startswith(f"{gain:+.2f} [")
-    assert (rows[-1][5][:5], rows[-1][6][:5]) == (f"{-gain:+.2f}",) * 2
+    for row, share in zip(rows, (1.0, 1.0, 0.5, 0.5), strict=True):
+        assert row[4].startswith(f"{share:+.3f} ["), row
+    gain = c * variance / 2 * math.sqrt(0.05 / kl)
+    assert rows[-1][3].startswith(f"{gain:+.3f} [")
+    assert (rows[-1][5][:6], rows[-1][6][:6]) == (f"{-gain:+.3f}",) * 2
