@@ -238,7 +238,7 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     manifest, calibrated = job.scores.manifest, job.config.calibrate
     warnings = alarms(scale, {})
     if found.unseen:
-        warnings += calibration_warnings(*found.unseen[:2], calibrated=calibrated)
+        warnings += calibration_warnings(found.unseen.calibration, found.unseen.without_counts, calibrated=calibrated)
     elif job.folds > 1:
         warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
     warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
@@ -286,13 +286,12 @@ def _results(found: Denoised) -> dict[str, Any]:
         "types": found.pooled.types._asdict(),
         "contexts": found.pooled.contexts._asdict(),
     }
-    if found.unseen:
-        calibration, without, counted, accuracies, losses = found.unseen
-        results["calibration"] = calibration.as_json(PARTS)
-        results["calibration_without_counts"] = without.as_json(PARTS[:-1])
-        results["counts_ridge"] = counted.ridge
-        results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in accuracies.items()}
-        results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in losses.items()}
+    if unseen := found.unseen:
+        results["calibration"] = unseen.calibration.as_json(PARTS)
+        results["calibration_without_counts"] = unseen.without_counts.as_json(PARTS[:-1])
+        results["counts_ridge"] = unseen.counted.ridge
+        results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in unseen.accuracies.items()}
+        results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in unseen.losses.items()}
     return results
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does the recipe hold on real text? What two cores can say of it: a reward planted in a model's own answers, of which the
-# last layers of SmolLM2-135M learn; SEEDS draw labels, oracles and the order of pairs anew, not prompts, answers and folds. A finished step
-# is not redone. MODEL and PROMPTS are paths or hub names, a prompt a row (several files: with spaces between them); others
+# last layers of SmolLM2-135M learn. SEEDS draw labels, oracles and the order of pairs anew, not prompts, answers and
+# folds. A finished step is not redone. MODEL and PROMPTS are paths or hub names, a prompt a row (several files: with spaces between them); others
 # need another OUT. JOBS seeds run at once.
 set -eu
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} PROMPTS=${PROMPTS:-google/IFEval} OUT=${OUT:-runs/evidence}
