@@ -8,8 +8,9 @@
 Positions go on from the prompt, so every token is where it would be in a row of its own; a sliding window counts them.
 
 transformers calls the function registered here instead of its own attention while `packed_attention` is open. On GPUs
-in half precision that is one kernel a layer (`stages.logprobs.varlen`), elsewhere a loop over the answers. Models that
-mix tokens in other ways (state spaces, convolutions) do not reach it; `stages.logprobs.paths` finds out by trying.
+that is one kernel a layer, in half precision FlashAttention's (`stages.logprobs.varlen`), else one that is compiled
+(`stages.logprobs.flex`); elsewhere it is a loop over the answers. Models that mix tokens in other ways (state spaces,
+convolutions) do not reach it; `stages.logprobs.paths` finds out by trying.
 
 Shapes: ``H`` heads, ``T`` tokens of the packed row, ``Q`` queries, ``S`` keys, ``D`` head size.
 """
@@ -22,10 +23,12 @@ from typing import Any, Final, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from stages.compat import attention_of
+from stages.logprobs.flex import block_mask_of
 from stages.logprobs.varlen import Sequences, attend_by_sequences, sequences_of, takes_varlen
 from stages.types import CausalLM
 
@@ -57,12 +60,20 @@ class Layout:
         self._device = device
         self._masks: dict[tuple[Any, ...], Tensor] = {}
         self._sequences: dict[torch.device, Sequences] = {}
+        self._block_masks: dict[tuple[torch.device, int | None], BlockMask] = {}
 
     def sequences_on(self, device: torch.device) -> Sequences:
-        """For the kernel of `stages.logprobs.varlen`; the layers of one model may be on several devices."""
+        """For the kernels that read the whole row; the layers of one model may be on several devices."""
         if device not in self._sequences:
             self._sequences[device] = sequences_of(self.spans, device)
         return self._sequences[device]
+
+    def block_mask_on(self, device: torch.device, window: int | None) -> BlockMask:
+        """For the kernel of `stages.logprobs.flex`."""
+        if (device, window) not in self._block_masks:
+            sequences, tokens = self.sequences_on(device), sum(self.asking)
+            self._block_masks[device, window] = block_mask_of(sequences, tokens, window)
+        return self._block_masks[device, window]
 
     def causal_mask(self, prompt: int, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """What may be seen by `queries` tokens behind a prompt, (Q, S): 0, or minus infinity for what may not.
@@ -105,20 +116,37 @@ class Layout:
             )
 
 
-_open: Layout | None = None
+class How(NamedTuple):
+    """What a layer says of its attention."""
+
+    scale: float | None
+    """of the scores; None: one by the root of the head size"""
+    window: int | None
+    """a token sees itself and so many less one before it; None: all before it"""
+    softcap: float | None
+    """bounds the scores, by way of tanh"""
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Layout, How], Tensor | None]
+"""(queries, keys, values, each (1, H, T, D), layout, how) -> what the tokens see, (1, T, H, D); None: it cannot tell"""
+
+_open: tuple[Layout, Attention | None] | None = None
 """of the row that is in the model now; of the process, for autograd may recompute a layer in a thread of its own"""
 
 
 @contextmanager
-def packed_attention(model: CausalLM, layout: Layout) -> Iterator[None]:
+def packed_attention(model: CausalLM, layout: Layout, fused: Attention | None = None) -> Iterator[None]:
     """While open, `model` reads its one row as `layout` says; the model's own attention comes back at the end.
 
     A backward pass with gradient checkpointing recomputes layers, so it belongs inside.
+
+    Args:
+        fused: asked before the loop, where FlashAttention cannot serve.
     """
     global _open
     before, outer = attention_of(model), _open
     model.set_attn_implementation(NAME)
-    _open = layout
+    _open = layout, fused
     try:
         yield
     finally:
@@ -142,14 +170,22 @@ def _attend_packed(
     """The signature that transformers calls; each tensor has a leading 1, and the result is (1, T, H, D)."""
     if _open is None or attention_mask is not None or query_HTD.shape[0] != 1:
         raise ValueError("packed attention is for one row without a mask, inside packed_attention()")
-    layout = _open
+    layout, fused = _open
     layout.windows_seen.add(sliding_window)
+    # Under autocast rotated queries and keys are float32, and values what a product gave.
+    query_HTD, key_HTD = (each.to(value_HTD.dtype) for each in (query_HTD, key_HTD))
     if softcap is None and takes_varlen(query_HTD, value_HTD):
-        # Under autocast rotated queries and keys are float32, and values what a product gave.
-        query, key, value = (each[0].to(value_HTD.dtype) for each in (query_HTD, key_HTD, value_HTD))
-        sequences = layout.sequences_on(query.device)
-        seen_THD = attend_by_sequences(query, key, value, sequences, scale=scaling, window=sliding_window)
-        return seen_THD[None], None
+        sequences = layout.sequences_on(value_HTD.device)
+        row = (query_HTD[0], key_HTD[0], value_HTD[0], sequences)
+        return attend_by_sequences(*row, scale=scaling, window=sliding_window)[None], None
+    how = How(scaling, sliding_window, softcap)
+    seen = fused(query_HTD, key_HTD, value_HTD, layout, how) if fused else None
+    return attend_in_loop(query_HTD, key_HTD, value_HTD, layout, how) if seen is None else seen, None
+
+
+def attend_in_loop(query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, layout: Layout, how: How) -> Tensor:
+    """An `Attention` of a kernel, or several, for each group of tokens that ask together."""
+    scale, window, softcap = how
     groups = query_HTD.shape[1] // key_HTD.shape[1]
     if groups > 1 and (query_HTD.device.type != "cpu" or softcap is not None):
         # Elsewhere a mask keeps the fast kernels from reading grouped heads.
@@ -160,12 +196,12 @@ def _attend_packed(
         torch.split(query_HTD, layout.asking, dim=2), _read(key_HTD, layout), _read(value_HTD, layout), strict=True
     ):
         queries, keys = query.shape[2], key.shape[2]
-        window = sliding_window if sliding_window is not None and sliding_window < keys else None
-        if queries == keys and window is None and softcap is None:
-            parts.append(_attend(query, key, value, None, scaling, grouped=groups > 1))
+        inside = window if window is not None and window < keys else None
+        if queries == keys and inside is None and softcap is None:
+            parts.append(_attend(query, key, value, None, scale, grouped=groups > 1))
             continue
-        parts += _attend_in_blocks(query, key, value, layout, window, scaling, softcap, grouped=groups > 1)
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+        parts += _attend_in_blocks(query, key, value, layout, How(scale, inside, softcap), grouped=groups > 1)
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _read(tensor_HTD: Tensor, layout: Layout) -> Iterator[Tensor]:
@@ -184,18 +220,16 @@ def _attend_in_blocks(
     key: Tensor,
     value: Tensor,
     layout: Layout,
-    window: int | None,
-    scaling: float | None,
-    softcap: float | None,
+    how: How,
     *,
     grouped: bool,
 ) -> list[Tensor]:
     """What queries behind a prompt see, in the blocks of `Layout.blocks`; one block reads the keys as they are."""
     queries, keys = query.shape[2], key.shape[2]
-    blocks = [*layout.blocks(keys - queries, queries, keys, window, query.dtype)]
-    attend: Callable[..., Tensor] = partial(_attend, scaling=scaling, grouped=grouped)
-    if softcap is not None:
-        attend = partial(_capped, scaling=scaling, cap=softcap)
+    blocks = [*layout.blocks(keys - queries, queries, keys, how.window, query.dtype)]
+    attend: Callable[..., Tensor] = partial(_attend, scale=how.scale, grouped=grouped)
+    if how.softcap is not None:
+        attend = partial(_capped, scale=how.scale, cap=how.softcap)
         # The scores of all blocks are as many as the entries of a whole mask, in every head.
         attend = attend if len(blocks) == 1 else partial(checkpoint, attend, use_reentrant=False)
     parts = []
@@ -206,16 +240,16 @@ def _attend_in_blocks(
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor | None, scaling: float | None, *, grouped: bool
+    query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor | None, scale: float | None, *, grouped: bool
 ) -> Tensor:
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask_QS, is_causal=mask_QS is None, scale=scaling, enable_gqa=grouped
+        query, key, value, attn_mask=mask_QS, is_causal=mask_QS is None, scale=scale, enable_gqa=grouped
     )
 
 
-def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scaling: float | None, cap: float) -> Tensor:
+def _capped(query: Tensor, key: Tensor, value: Tensor, mask_QS: Tensor, scale: float | None, cap: float) -> Tensor:
     """As transformers' eager attention has it: the softmax in float32, whatever the model's precision."""
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = torch.tanh(scores / cap) * cap + mask_QS
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from stages.devices.memory import memory_for
 from stages.devices.parts import class_of, is_divided
 from stages.devices.processes import Worker, this_worker
-from stages.logprobs.attention import packed_attention
+from stages.logprobs.attention import Attention, packed_attention
 from stages.logprobs.batches import collate, looks_at_the_batch, padded_groups, whole
 from stages.logprobs.head import (
     Divergence,
@@ -53,6 +53,8 @@ class Forward(NamedTuple):
     """its logits are what `stages.logprobs.head.find_head` says; else only the model itself knows"""
     alone: bool = False
     """a response's log-probs depend on what else is in the batch: every response is a batch of its own"""
+    fused: Attention | None = None
+    """what is packed attends in one kernel a layer also where FlashAttention cannot"""
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     """open meanwhile: two forwards can share one model, one of them without its adapter"""
 
@@ -284,7 +286,9 @@ def batch_tokens(example: Example, *, packs: bool, every_token: bool = False) ->
 
 def attention_for(forward: Forward, batch: Packed | Batch) -> AbstractContextManager[None]:
     """Has to be open during the forward pass of a batch, and until its backward pass is done."""
-    return packed_attention(forward.model, batch.layout) if isinstance(batch, Packed) else nullcontext()
+    if not isinstance(batch, Packed):
+        return nullcontext()
+    return packed_attention(forward.model, batch.layout, forward.fused)
 
 
 def weighted_logps(forward: Forward, batch: Packed | Batch) -> Tensor:

@@ -17,6 +17,8 @@ from stages.devices.placement import input_device
 from stages.devices.precision import products
 from stages.errors import SepoError
 from stages.logprobs.batches import collate, looks_at_the_batch, whole
+from stages.logprobs.flex import compiled_flex
+from stages.logprobs.flex_trial import TriedFlex
 from stages.logprobs.head import has_head
 from stages.logprobs.logps import Forward, attention_for, keeps_logits, make_batch, pair_by_pair, weighted_logps
 from stages.logprobs.packing import Packed, pack
@@ -73,11 +75,16 @@ def find_paths(model: CausalLM, reporter: Reporter) -> Forward:
         and _windows_told(forward, packed)
         and not _leaks(forward._replace(packs=True))
     ):
-        forward = forward._replace(packs=True)
+        forward = forward._replace(packs=True, fused=_fused(model, reporter))
     else:
         reporter.say(f"{_name(model)}: pairs cannot share a row in it; every response has a padded row of its own")
     model.train(training)
     return forward
+
+
+def _fused(model: CausalLM, reporter: Reporter) -> TriedFlex | None:
+    """On a GPU, what attends in one kernel a layer where FlashAttention cannot; it is tried when it is first asked."""
+    return TriedFlex(_name(model), reporter, compiled_flex()) if input_device(model).type == "cuda" else None
 
 
 def _may_pack(forward: Forward) -> bool:

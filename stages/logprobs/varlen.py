@@ -5,7 +5,7 @@
     keys     [q0 q1   w0 w1 w2]  [q0 q1 l0 l1]    what each of them sees, gathered by an index
 
 Causal from the bottom right, this is what the pairs see; so FlashAttention's kernel for sequences of different lengths
-computes it, grouped heads and sliding windows included. It has no soft caps and no float32.
+computes it, grouped heads and sliding windows included. It has no soft caps and no float32: `stages.logprobs.flex` has.
 
 Shapes: ``H`` heads, ``T`` tokens of the packed row, ``S`` gathered keys, ``G`` sequences, ``D`` head size.
 """

@@ -5,10 +5,12 @@ import functools
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 
 from stages.devices.precision import products
 from stages.logprobs.attention import Layout, Span, packed_attention
 from stages.logprobs.batches import collate, whole
+from stages.logprobs.flex_trial import TriedFlex
 from stages.logprobs.head import Head, _HeadLogps, head_logps
 from stages.logprobs.logps import Forward, attention_for, make_batch, response_logps, weighted_logps
 from stages.logprobs.packing import pack, packed_groups, unique_tokens
@@ -55,6 +57,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(ours, theirs, atol=3e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_padded_and_plain_are_one(family):
     forward, said = fast(family)
@@ -67,6 +70,10 @@ def test_packed_padded_and_plain_are_one(family):
     assert_close(read(forward._replace(chunked=False), PAIRS), expected)
     assert_close(read(forward._replace(packs=False), PAIRS), expected)
     assert_close(read(forward._replace(packs=False, chunked=False), PAIRS), expected)
+    heard = Listens()
+    flex = forward._replace(fused=TriedFlex("", heard, flex_attention, device_type="cpu"))
+    assert_close(read(flex, PAIRS, 10_000), expected)
+    assert heard.said == [], "what a GPU compiles gives the same as it stands"
 
 
 @pytest.mark.parametrize("family", PADDED)
@@ -120,6 +127,12 @@ def test_a_window_that_no_layer_tells_of_is_not_packed():
     model = tiny("llama")
     assert find_paths(model, Quiet()).packs
     model.config.sliding_window = 4096
+    assert not find_paths(model, Quiet()).packs
+
+
+def test_attention_in_chunks_is_not_packed():
+    model = tiny("llama")
+    model.config.attention_chunk_size = 4096
     assert not find_paths(model, Quiet()).packs
 
 

@@ -59,6 +59,9 @@ PADDED = {
     "mamba, a state space": _mamba,
     "lfm2, a convolution": _sized(t.Lfm2Config, layer_types=["conv", "full_attention"]),
     "bloom, distances as biases": _bloom,
+    "gpt-oss, attention sinks": _sized(
+        t.GptOssConfig, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4
+    ),
 }
 LEAKING = {
     "lfm2, a convolution": PADDED["lfm2, a convolution"],
