@@ -3,7 +3,7 @@ and looks at no blocks, and a plain one that has and does."""
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
 from stages.configs import OptimizerConfig
 from stages.logprobs.attention import How, Layout, Span, _attend_packed, attend_in_loop, packed_attention
@@ -178,6 +178,13 @@ def halves_gradients(*given, **named):
     return found.detach() / 2 + found / 2
 
 
+def skips_whole_blocks(*given, block_mask, **named):
+    """Of which a row has none that is shorter than two."""
+    listed = block_mask.kv_num_blocks, block_mask.kv_indices, torch.zeros_like(block_mask.full_kv_num_blocks)
+    sizes = {"BLOCK_SIZE": 128, "mask_mod": block_mask.mask_mod, "seq_lengths": block_mask.shape[-2:]}
+    return plainly(*given, block_mask=BlockMask.from_kv_blocks(*listed, block_mask.full_kv_indices, **sizes), **named)
+
+
 def has_no_compiler(*given, **named):
     with torch.compiler.set_stance("force_eager"):
         return compiled_flex()(*given, **named)
@@ -189,6 +196,7 @@ def has_no_compiler(*given, **named):
         (forgets_the_cap, torch.float32, False, "in a trial its output is off by"),
         (forgets_the_cap, torch.bfloat16, False, "in a trial its output is off by"),
         (not_finite, torch.float32, False, "in a trial its output is off by nan"),
+        (skips_whole_blocks, torch.float32, False, "in a trial its output is off by"),
         (halves_gradients, torch.float32, True, "in a trial its gradient of the queries is off by"),
         # torch's own has none on a CPU.
         (flex_attention, torch.float32, True, "does not support backward on CPU"),
