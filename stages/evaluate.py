@@ -13,7 +13,7 @@ from stages.configs import EvaluateConfig
 from stages.data.read import dataset_hash, refuse_changed
 from stages.demo.language import load_truth
 from stages.devices.precision import products
-from stages.devices.processes import join_processes
+from stages.devices.processes import ALONE, Team, join_processes
 from stages.errors import SepoError
 from stages.evaluation.contamination import contamination, source_hash
 from stages.evaluation.evaluator import Candidate, Evaluator, Sampling
@@ -22,6 +22,7 @@ from stages.evaluation.held_out import HeldOut, prompts_for, prompts_of, read_he
 from stages.models.folders import load_tokenizer, model_hash, most_positions, resolve_model
 from stages.models.loading import loading_of, refuse_unloadable
 from stages.models.named import named_models
+from stages.models.tensor_parallel import who_holds
 from stages.report.evaluation import build_report, show_again, summarise
 from stages.reporting import Reporter, Summary
 from stages.store.manifest import Input, made_just_now
@@ -158,7 +159,8 @@ def _compute(
         max_tokens=config.max_tokens_per_device,
         loading=loading_of(config, accelerator.device, reporter),
         reporter=reporter,
-        accelerator=accelerator if accelerator.num_processes > 1 else None,
+        team=Team(accelerator) if accelerator.num_processes > 1 else ALONE,
+        divides=who_holds(config.device_map, accelerator) is ALONE,
         kl=not config.skip_kl,
         truth=load_truth(Path(config.demo)) if config.demo else None,
     )

@@ -19,7 +19,7 @@ from stages.benchmarks.registry import BENCHMARKS
 from stages.configs import GenerateConfig
 from stages.data.read import dataset_hash, read_rows, refuse_changed
 from stages.data.sources import find_source
-from stages.devices.processes import Worker, join_processes, this_worker
+from stages.devices.processes import Team, Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.generation.engines import (
     AnsweringModel,
@@ -33,7 +33,9 @@ from stages.generation.journal import Journal
 from stages.generation.questions import Question, QuestionCounts, count_questions, read_questions
 from stages.generation.shard import RequestSettings, answer_shard
 from stages.generation.tally import AnswerTally, read_rate, tallied, write_timing
+from stages.generation.together import asked_by_the_first
 from stages.models.habits import NO_HABITS, Habits
+from stages.models.tensor_parallel import who_holds
 from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.answers import DAMAGED, Answer, answers_name, journal_name, read_answers, write_answers
 from stages.store.files import write_text, writing
@@ -74,6 +76,8 @@ class GenerateJob(NamedTuple):
     """by model"""
     models: dict[str, AnsweringModel]
     inputs: dict[str, Input]
+    team: Team
+    """which is one worker"""
 
     def questions(self) -> Iterator[Question]:
         """All that is asked, as a stream."""
@@ -90,13 +94,14 @@ def run(config: GenerateConfig, reporter: Reporter) -> Summary:
     # What a benchmark decides where nobody else does; of `temperature` it is the usual one, since prompts may differ.
     usual = _settings(config, job.benchmark)
     resolved = {name: getattr(usual, name) for name in ("usual_temperature", "top_p", "max_new_tokens")}
+    processes, workers = job.team.processes, job.worker.workers
     with open_stage(
-        STAGE, config, job.inputs, reporter=reporter, workers=job.worker.workers, settings=resolved
+        STAGE, config, job.inputs, reporter=reporter, processes=processes, workers=workers, settings=resolved
     ) as work:
-        if work.finished:
+        if job.team.agreed(lambda: work.finished):
             return work.nothing_to_do("answers")
         _compute(job, work)
-        return _write(job, work)
+        return _write(job, work) if job.team.first else work.nothing_to_do("answers")
 
 
 def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
@@ -120,8 +125,9 @@ def _check(config: GenerateConfig, reporter: Reporter) -> GenerateJob:
     refuse_changed(prompts, inputs["prompts"].hash)
     for model in models.values():
         inputs |= model.inputs
-    worker = this_worker(accelerator, config.worker)
-    job = (config, reporter, worker, accelerator.device, benchmark, prompts, counts, settings, models, inputs)
+    team = who_holds(config.device_map, accelerator)
+    worker = this_worker(accelerator, config.worker, team)
+    job = (config, reporter, worker, accelerator.device, benchmark, prompts, counts, settings, models, inputs, team)
     return GenerateJob(*job)
 
 
@@ -171,7 +177,7 @@ def _compute(job: GenerateJob, work: Run) -> None:
     """Fill this worker's shards that are not there, whole, yet."""
     units, config = job.units(), job.config
     mine = [units[index] for index in job.worker.share(len(units))]
-    missing = [unit for unit in mine if not _is_there(work, unit)]
+    missing = job.team.agreed(lambda: [unit for unit in mine if not _is_there(work, unit)])
     job.reporter.say(
         f"{counted(job.counts.questions, 'prompt')} = {counted(len(job.counts.answers), 'shard')}"
         f" of up to {config.shard_size:,}"
@@ -192,8 +198,11 @@ def _answer(job: GenerateJob, work: Run, model: AnsweringModel, wanted: set[int]
     folder = work.folder / model.name
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    with open_engine(model, job.config, job.device, job.reporter, task) as engine:
-        for shard, questions in _shards(job.questions(), job.config.shard_size, wanted):
+    with (
+        open_engine(model, job.config, job.device, job.reporter, task) as own,
+        asked_by_the_first(own, job.team) as engine,
+    ):
+        for shard, questions in _shards(job.questions(), job.config.shard_size, wanted) if job.team.first else ():
             # What is asked from here on is what was read; a journal holds no answer to other prompts than the run's.
             refuse_changed(job.prompts, job.inputs["prompts"].hash)
             started = time.monotonic()

@@ -9,7 +9,7 @@ other sample was asked: later turns are left out, and counted.
 import itertools
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from stages.benchmarks.ifeval_verifier import open_verifier
 from stages.configs import PairConfig
 from stages.data.read import dataset_hash
 from stages.data.template_arguments import KWARGS, given_arguments
-from stages.devices.processes import join_processes, refuse_several
+from stages.devices.processes import ALONE, Team, join_processes, refuse_several
 from stages.errors import SepoError
 from stages.generation.best_and_worst import CUT, Chosen, PairCounts, Reward, best_and_worst, by_prompt, usable
 from stages.generation.rankings import (
@@ -38,6 +38,7 @@ from stages.generation.rankings import (
 from stages.models.folders import usable_length
 from stages.models.loading import refuse_unloadable
 from stages.models.scorer import Models, Scorer, find_models, scorer_inputs
+from stages.models.tensor_parallel import who_holds
 from stages.reporting import Reporter, Summary, counted, printable
 from stages.store.answers import Answer, AnswerFolder, open_answers
 from stages.store.files import hash_file
@@ -63,6 +64,7 @@ class PairJob(NamedTuple):
     answers: AnswerFolder
     inputs: dict[str, Input]
     oracle: tuple[Models, Tokenizer] | None
+    team: Team
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run(config: PairConfig, reporter: Reporter) -> Summary:
     """Rank what is usable, and write a pair for each prompt that has one."""
     started = time.monotonic()
     job = _check(config, reporter)
-    output, identity, found = claim_pairs(STAGE, job.config, job.inputs)
+    output, identity, found = job.team.agreed(lambda: claim_pairs(STAGE, job.config, job.inputs))
     if found is not None:
         return Summary(f"pairs in {output}", [("already finished", str(manifest_of(output)))], fresh=False)
     tally = Tally()
@@ -98,14 +100,20 @@ def run(config: PairConfig, reporter: Reporter) -> Summary:
         made_by = made_just_now(str(job.device), started)
         return identity | {"counts": tally.counts.as_json(), "results": tally.means(), "made_by": made_by}
 
-    write_pairs(output, _compute(job, ranking, tally), manifest)
+    rows = _compute(job, ranking, tally)
+    if job.team.first:
+        write_pairs(output, rows, manifest)
+    else:
+        deque(rows, maxlen=0)
     return _summarise(job, output, tally)
 
 
 def _check(config: PairConfig, reporter: Reporter) -> PairJob:
     """The answers, and whatever ranks them."""
     accelerator = join_processes()
-    refuse_several(accelerator, STAGE)
+    team = who_holds(config.device_map, accelerator)
+    if team is ALONE:
+        refuse_several(accelerator, STAGE)
     answers = open_answers(config.answers)
     config = replace(config, model=_model(config, answers))
     inputs = {"answers": Input(config.answers, str(answers.manifest["fingerprint"]), data=True)}
@@ -118,7 +126,7 @@ def _check(config: PairConfig, reporter: Reporter) -> PairJob:
         oracle = find_models(config, reporter)
         refuse_unloadable(config, accelerator, oracle[0].named.values())
         inputs |= scorer_inputs(*oracle)
-    return PairJob(config, reporter, accelerator.device, answers, inputs, oracle)
+    return PairJob(config, reporter, accelerator.device, answers, inputs, oracle, team)
 
 
 def _model(config: PairConfig, answers: AnswerFolder) -> str:

@@ -14,13 +14,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from stages.configs import ScoreConfig, column_names
 from stages.data.read import dataset_hash, refuse_changed
 from stages.data.template_arguments import given_arguments
 from stages.devices.precision import price_of_float32
-from stages.devices.processes import Worker, agreed, join_processes, this_worker
+from stages.devices.processes import Team, Worker, join_processes, this_worker
 from stages.errors import SepoError
 from stages.method.noise import Noise, measure_noise
 from stages.method.score_totals import ScoreTotals
@@ -28,7 +27,7 @@ from stages.models.folders import usable_length
 from stages.models.loading import refuse_unloadable
 from stages.models.quantization import quantized
 from stages.models.scorer import Models, Scorer, find_models, oracle_manifest, scorer_inputs
-from stages.models.tensor_parallel import TENSOR_PARALLEL
+from stages.models.tensor_parallel import who_holds
 from stages.report.scores import drift_rows, drift_warnings, noise_rows, noise_warnings
 from stages.reporting import Reporter, Summary, Task, counted
 from stages.store.alarms import alarms
@@ -62,12 +61,8 @@ class ScoreJob(NamedTuple):
     models: Models
     tokenizer: Tokenizer
     inputs: dict[str, Input]
-    together: Accelerator | None
-    """of processes that hold every model together, and are one worker; the first of them writes"""
-
-    @property
-    def first(self) -> bool:
-        return self.together is None or self.together.is_main_process
+    team: Team
+    """which is one worker"""
 
 
 class ShardSlice(NamedTuple):
@@ -107,21 +102,21 @@ def run(config: ScoreConfig, reporter: Reporter) -> Summary:
     settings = {"folds": folds} if folds > 1 else {}
     workers = job.worker.workers
     with open_stage(
-        STAGE, config, job.inputs, processes=job.together, workers=workers, settings=settings, sound=is_sound
+        STAGE, config, job.inputs, processes=job.team.processes, workers=workers, settings=settings, sound=is_sound
     ) as work:
-        if agreed(work.finished, job.together):
+        if job.team.agreed(lambda: work.finished):
             with suppress(SepoError):
                 remove_worker_files(work.place, work.place.names())
             if config.strict:
                 refuse_recorded(work.manifest.get("counts"), config.dataset)
             return work.nothing_to_do("scores")
         data = _load(job, work)
-        if agreed(work.finished_by_another(), job.together):
+        if job.team.agreed(work.finished_by_another):
             return work.nothing_to_do("scores")
         scorer = Scorer(job.models, config, job.device, _known_logps(job), reporter)
         known = _compute(job, work, scorer, data)
         there = work.place.states()
-        unfinished = agreed(_unfinished(job, work, data, known, there) if job.first else None, job.together)
+        unfinished = job.team.agreed(lambda: _unfinished(job, work, data, known, there))
         return unfinished or _write(job, work, scorer, data, known, there)
 
 
@@ -134,11 +129,11 @@ def _check(config: ScoreConfig, reporter: Reporter) -> ScoreJob:
         reporter.say(price)
     # Each large file is read by one process or worker; the others find its hash in the cache.
     inputs = scorer_inputs(models, tokenizer) | {"dataset": Input(config.dataset, dataset_hash(config.dataset))}
-    together = accelerator if config.device_map == TENSOR_PARALLEL else None
-    worker = this_worker(accelerator, config.worker, together=together is not None)
+    team = who_holds(config.device_map, accelerator)
+    worker = this_worker(accelerator, config.worker, team)
     if len(models.oracles) > 1:
         _refuse_other_prompts(config)
-    return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs, together)
+    return ScoreJob(config, reporter, worker, accelerator.device, models, tokenizer, inputs, team)
 
 
 def _refuse_other_prompts(config: ScoreConfig) -> None:
@@ -188,8 +183,8 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> Known
     names = list(data.shards)
     mine = [names[index] for index in job.worker.share(len(names))]
     there = work.place.names()
-    missing = [name for name in mine if name not in there or not _read(work, name, data, known)] if job.first else []
-    missing = agreed(missing, job.together)
+    lacking = (name for name in mine if name not in there or not _read(work, name, data, known))
+    missing = job.team.agreed(lambda: [*lacking])
     if len(missing) < len(mine):
         job.reporter.say(f"there already: {counted(len(mine) - len(missing), 'shard')}")
     count = sum(data.shards[name].pairs.stop - data.shards[name].pairs.start for name in missing)
@@ -197,7 +192,7 @@ def _compute(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData) -> Known
     with job.reporter.task("score", count, "pairs") as task:
         for name in missing:
             rows, kl = _scored(job, scorer, data.pairs[data.shards[name].pairs], task)
-            if not job.first:
+            if not job.team.first:
                 continue
             work.refuse_if_lost()
             checksum = write_shard(work.place, name, rows, work.fingerprint, vocabulary, beside=kl)
@@ -241,7 +236,7 @@ def _unfinished(
         # Its last worker may have removed what workers left before this one wrote.
         remove_worker_files(work.place, work.place.names())
         return work.nothing_to_do("scores")
-    return work.unfinished(str(job.worker), missing)._replace(every_process=job.together is None)
+    return work.unfinished(str(job.worker), missing)._replace(every_process=job.team.processes is None)
 
 
 def _write(
@@ -249,7 +244,7 @@ def _write(
 ) -> Summary:
     """The shards of all workers are there: judge them and finish the run."""
     noise = _noise(job, work, scorer, data, known)
-    if not job.first:
+    if not job.team.first:
         return work.nothing_to_do("scores")
     shards, counts = data.shards, data.counts
     checksums, totals = {name: known.checksums[name] for name in shards}, known.totals
@@ -279,7 +274,7 @@ def _write(
         *(("warning", warning) for warning in warnings),
         ("shards", f"{len(shards):,}"),
     ]
-    return Summary(f"scores in {work.place}", rows, every_process=job.together is None)
+    return Summary(f"scores in {work.place}", rows, every_process=job.team.processes is None)
 
 
 def _seen(models: Models) -> str:
@@ -331,7 +326,7 @@ def _noise(job: ScoreJob, work: Run, scorer: Scorer, data: ScoreData, known: Kno
     sample = [data.pairs[index] for index in data.sample]
     with job.reporter.task(f"noise check, {counted(len(sample), 'pair')}", len(scorer.models.named), "models") as task:
         exact = scorer.exact(sample, task)
-    if not job.first:
+    if not job.team.first:
         return None
     measured, size = known.totals.kept, job.config.shard_size
     # Of a worker that was asked to keep none, or others.

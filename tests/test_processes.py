@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages import evaluate
-from stages.configs import EvaluateConfig
+from stages import evaluate, generate, pair, score
+from stages.configs import EvaluateConfig, GenerateConfig, PairConfig, ScoreConfig
 from stages.devices.processes import join_processes
 from stages.errors import SepoError
 from stages.reporting import Quiet
+from stages.store.answers import open_answers
 from tests import lives
-from tests.conftest import word_rows, write_lines
+from tests.conftest import tiny_llama, word_rows, write_lines
 from tests.world import FAST, run_policy, run_score
 
 
@@ -31,9 +32,9 @@ def launch(*arguments):
     )
 
 
-def fork(folder, *arguments):
+def fork(folder, *arguments, module="sepo_cli"):
     """Two processes of `sepo` in the environment that torchrun makes: their exit codes and what they said."""
-    ends = [run.end() for run in lives.run_module("sepo_cli", *arguments, folder=folder, processes=2)]
+    ends = [run.end() for run in lives.run_module(module, *arguments, folder=folder, processes=2)]
     return [code for code, _ in ends], "".join(said for _, said in ends)
 
 
@@ -80,7 +81,17 @@ def test_two_processes_make_the_oracle_of_one(world, chat_folder, tmp_path, monk
 
 
 def options(settings):
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    """As they are given on a command line."""
+    found = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "models":
+            found += [f"--model={model}" for model in value]
+        elif name == "answers":
+            found.append(value)
+        else:
+            found.append(flag if value is True else f"{flag}={value}")
+    return found
 
 
 def assert_same_weights(ours, theirs, tolerance=1e-5):
@@ -146,32 +157,176 @@ def test_two_processes_score_as_one_does(world, tmp_path):
         assert (tmp_path / "out" / shard.name).read_bytes() == shard.read_bytes()
 
 
-def test_processes_that_hold_the_models_together_are_one_worker(world, tmp_path):
-    """The second of two workers is one process. Everybody's noise check reads both models once more."""
-    models = {f"{name}_model": str(world / "oracle" / name) for name in ("oracle", "reference")}
-    models |= {"dataset": write_lines(tmp_path / "p.jsonl", word_rows(20)), "shard_size": 10, "center": True}
-    for output, worker in (("one", None), ("two", "2/2")):
-        run_score(world, output=tmp_path / output, oracle=None, noise_check=0.01, worker=worker, **models)
-    arguments = options({**models, "output_dir": tmp_path / "two", "max_length": 128})
-    arguments = [each for each in arguments if each != "--center=True"] + ["--center", "--worker=1/2"]
-    codes, said = fork(tmp_path, "score", *arguments, "--device-map=tensor-parallel")
+TOGETHER = {
+    "score": (score, ScoreConfig), "evaluate": (evaluate, EvaluateConfig), "greedy": (generate, GenerateConfig),
+    "sampled": (generate, GenerateConfig), "pair": (pair, PairConfig),
+}  # fmt: skip
+"""what one process does, and then two that hold every model together: by its name, the stage and its configuration"""
+
+
+@pytest.fixture(scope="module")
+def together(world, chatml, tmp_path_factory):
+    """A folder with ONE, which one process made of each of `TOGETHER`, and TWO, which two made; and what these said.
+
+    Of the scores a second worker of one process made its half; the sampled answers, one process had begun.
+    """
+    root = tmp_path_factory.mktemp("together")
+    save_brief_model(root / "brief", chatml)
+    settings, commands = settings_of(world, root), []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (stage, config) in TOGETHER.items():
+            given = settings[name]
+            patch.setenv("SEPO_CACHE", str(root / "cache-one"))
+            stage.run(config(**given, **written_to(root / "one", name)), Quiet())
+            there = written_to(root / "two", name)
+            if name == "score":
+                stage.run(config(**given, **there, worker="2/2"), Quiet())
+                given = {**given, "worker": "1/2"}
+            if name == "sampled":
+                with pytest.raises(Stopped):
+                    stage.run(config(**given, **there), Stopping(left=6))
+            more = {**given, **there, "device_map": "tensor-parallel"}
+            commands.append([stage.STAGE, *options(more)])
+        (root / "commands.json").write_text(json.dumps(commands))
+        patch.setenv("SEPO_CACHE", str(root / "cache-two"))
+        codes, said = fork(root, root, module="tests.together")
     assert codes == [0, 0], said
-    assert said.count("GB in each process") == 4, "by the first process alone"
+    return root, said
+
+
+def save_brief_model(folder, chatml):
+    """A tiny model that ends its answers soon, each at another step."""
+    model = tiny_llama(len(chatml), tie_word_embeddings=True)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[chatml.eos_token_id] *= 4
+    model.save_pretrained(folder)
+    chatml.save_pretrained(folder)
+
+
+def written_to(folder, name):
+    folder.mkdir(exist_ok=True)
+    file = {"evaluate": "evaluation.json", "pair": "pairs.jsonl"}.get(name)
+    return {"output": str(folder / file)} if file else {"output_dir": str(folder / name)}
+
+
+class Stopped(BaseException):
+    """As a signal would end a run."""
+
+
+class Stopping(Quiet):
+    """Stops a run after so many steps."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.left = left
+
+    def advance(self, amount=1, figures=None):
+        self.left -= amount
+        if self.left < 0:
+            raise Stopped
+
+
+def test_processes_that_hold_every_model_together_write_what_one_does(together):
+    """The first one alone; of the second there is the claim of a folder, which all write alike."""
+    root, said = together
+    one, two = ({str(path.relative_to(root / name)) for path in (root / name).rglob("*")} for name in ("one", "two"))
+    assert two == one
+    assert json.loads((root / "written.json").read_text()) == ["manifest.unfinished.json"]
+    assert said.count("GB in each process") == 4 + 2 + 1 + 1 + 2, "by the first process alone"
+
+
+def test_processes_that_hold_the_models_together_score_as_one_worker(together):
+    """The second of two workers is one process. Everybody's noise check reads both models once more."""
+    root, said = together
     assert "noise check, 16 pairs" in said
-    one, two = (tmp_path / name for name in ("one", "two"))
-    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    one, two = (root / name / "score" for name in ("one", "two"))
     mine, other = "scores-00000.parquet", "scores-00001.parquet"
     assert (two / other).read_bytes() == (one / other).read_bytes()
     assert (two / mine).read_bytes() != (one / mine).read_bytes(), "its sums were rounded in another order"
-    ours, theirs = (pq.read_table(folder / mine).to_pydict() for folder in (two, one))
-    assert ours.keys() == theirs.keys()
-    for name, column in theirs.items():
-        for row, expected in zip(ours[name], column, strict=True):
-            assert row == pytest.approx(expected, abs=1e-5), name
+    assert_same_columns(two / mine, one / mine)
     ours, theirs = (json.loads((folder / "manifest.json").read_text()) for folder in (two, one))
     differing = {name for name in theirs if ours[name] != theirs[name]}
     assert differing <= {"made_by", "results", "shards", "warnings", "checksum"}, differing
     assert ours["results"]["noise"]["mean"] < 1e-5
+
+
+def test_processes_that_hold_the_models_together_evaluate_as_one_does(together):
+    """Log-probs, margins and KL to rounding, accuracies, answers and their figures exactly."""
+    root, _ = together
+    for table, columns in (("pairs", {"chosen_logp", "rejected_kl"}), ("samples", {"kl", "response"})):
+        ours, theirs = (root / name / f"evaluation.{table}.parquet" for name in ("two", "one"))
+        assert columns <= {*pq.read_schema(theirs).names}
+        assert_same_columns(ours, theirs, tolerance=1e-4)
+        assert ours.read_bytes() != theirs.read_bytes(), "its sums were rounded in another order"
+    ours, theirs = (json.loads((root / name / "evaluation.json").read_text()) for name in ("two", "one"))
+    assert ours["fingerprint"] == theirs["fingerprint"]
+    for model, found in theirs["models"].items():
+        for name, figure in found["figures"].items():
+            exact = name.startswith(("accuracy", "sample_tokens", "sample_ended"))
+            expected = figure["value"] if exact else pytest.approx(figure["value"], abs=1e-5)
+            assert ours["models"][model]["figures"][name]["value"] == expected, (model, name)
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_processes_that_hold_the_model_together_answer_as_one_does(together, name):
+    """Token for token, however the second one would draw; what one process had answered is not asked again."""
+    root, _ = together
+    ours, theirs = ([*open_answers(str(root / each / name)).answers("m")] for each in ("two", "one"))
+    assert len(ours) == 4 * 2 * (1 if name == "greedy" else 2)
+    bits = []
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine[:8] == other[:8]
+        np.testing.assert_array_equal(mine.answer_ids, other.answer_ids)
+        np.testing.assert_allclose(mine.logps, other.logps, atol=1e-5)
+        bits.append(np.array_equal(mine.logps, other.logps))
+    assert not all(bits), "its sums were rounded in another order"
+    if name == "sampled":
+        assert sum(bits) >= 4, "of the batches that were whole"
+    assert len({len(answer.answer_ids) for answer in ours}) > 1, "rows end at different steps"
+
+
+def test_processes_that_hold_the_oracle_together_pair_as_one_does(together):
+    root, _ = together
+    ours, theirs = ((root / name / "pairs.jsonl").read_text().splitlines() for name in ("two", "one"))
+    assert len(ours) == len(theirs) > 1
+    for mine, other in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
+        assert mine["chosen"] == other["chosen"]
+        assert mine["chosen_reward"] == pytest.approx(other["chosen_reward"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_one_process_cannot_hold_a_model_together(together, world, tmp_path, name):
+    stage, config = TOGETHER[name]
+    given = {**settings_of(world, together[0])[name], **written_to(tmp_path, name), "device_map": "tensor-parallel"}
+    with pytest.raises(SepoError, match="divides a model among several processes, but one was started"):
+        stage.run(config(**given), Quiet())
+    assert not [*tmp_path.iterdir()]
+
+
+def settings_of(world, root):
+    """Of each of `TOGETHER`, in several batches and shards; the answers that are ranked are those of one process."""
+    models = {f"{name}_model": str(world / "oracle" / name) for name in ("oracle", "reference")}
+    scored = {"dataset": str(write_lines(root / "p.jsonl", word_rows(20))), "shard_size": 10, "center": True}
+    held_out = {"dataset": str(write_lines(root / "held-out.jsonl", word_rows(6, seed=9))), "samples": 4}
+    held_out |= {"models": (f"oracle={models['oracle_model']}",), "reference_model": models["reference_model"]}
+    turns = [["what is " + "the fox " * n, "and why?"] for n in range(4)]
+    asked = {"models": (f"m={root / 'brief'}",), "max_new_tokens": 8, "max_tokens_per_device": 120, "shard_size": 2}
+    asked["prompts"] = str(write_lines(root / "prompts.jsonl", [{"turns": each} for each in turns]))
+    return {
+        "score": {**models, **scored, "max_length": 128},
+        "evaluate": {**held_out, "max_new_tokens": 6, "max_length": 128, "max_tokens_per_device": 60},
+        "greedy": {**asked, "temperature": 0.0},
+        "sampled": {**asked, "samples": 2, "top_p": 0.95},
+        "pair": {**models, "answers": str(root / "one/sampled"), "keep_cut": True},
+    }
+
+
+def assert_same_columns(ours, theirs, tolerance=1e-5):
+    ours, theirs = (pq.read_table(path).to_pydict() for path in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name, column in theirs.items():
+        for row, expected in zip(ours[name], column, strict=True):
+            assert row == (expected if isinstance(expected, str) else pytest.approx(expected, abs=tolerance)), name
 
 
 def test_two_processes_evaluate_as_one_does(world, tmp_path, monkeypatch):

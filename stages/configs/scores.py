@@ -33,10 +33,7 @@ class ScoreConfig(Config):
     """How exactly the models are computed; logits are float32 always. A score is a small difference: see what the
     summary says of its noise. medium: products of bfloat16 on a CPU; tf32: on CUDA."""
     quantize: shared.Quantize = None
-    device_map: Annotated[str | None, Option(MEMORY, choices=("auto", "tensor-parallel"), content=False)] = None
-    """For models larger than one GPU. auto: divide them, layer by layer, over all GPUs; layers for which there is no
-    room wait in the host's memory and are fetched for every batch; in one process. tensor-parallel: divide every layer
-    over all processes of `torchrun` or `accelerate launch`, which read the same pairs together."""
+    device_map: shared.DeviceMap = None
     center: Annotated[bool, Option(METHOD)] = False
     """Measure KL(reference || oracle) over the whole vocabulary at every response token too, in columns beside the
     scores, for `denoise` to centre them by. Computes the reference's log-probs anew where they are known."""

@@ -94,10 +94,12 @@ _QUANTIZE = (
 Quantize = Annotated[str | None, Option(MEMORY, choices=("4bit", "8bit"), help=_QUANTIZE)]
 
 _DEVICE_MAP = (
-    "auto: divide a model that is larger than one GPU, layer by layer, over all of them; layers for which there is no"
-    " room wait in the host's memory and are fetched for every batch. In one process."
+    "For models larger than one GPU. auto: divide them, layer by layer, over all GPUs; layers for which there is no"
+    " room wait in the host's memory and are fetched for every batch; in one process. tensor-parallel: divide every"
+    " layer over all processes of `torchrun` or `accelerate launch`, which read the same pairs or prompts together."
 )
-DeviceMap = Annotated[str | None, Option(MEMORY, choices=("auto",), content=False, help=_DEVICE_MAP)]
+_DEVICE_MAPS = ("auto", "tensor-parallel")
+DeviceMap = Annotated[str | None, Option(MEMORY, choices=_DEVICE_MAPS, content=False, help=_DEVICE_MAP)]
 
 
 @dataclass(frozen=True, kw_only=True)

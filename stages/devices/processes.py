@@ -3,9 +3,10 @@
 import os
 import re
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -51,25 +52,38 @@ class Worker(NamedTuple):
         return range(self.number - 1, pieces, self.workers)
 
 
-def this_worker(accelerator: Accelerator, given: str | None, *, together: bool = False) -> Worker:
+class Team(NamedTuple):
+    """Processes that do one piece of work together: the first of them decides, and it alone writes."""
+
+    processes: Accelerator | None
+    """None: this process by itself"""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process decides and writes."""
+        return self.processes is None or self.processes.is_main_process
+
+    def agreed(self, find: Callable[[], T]) -> T:
+        """What the first process finds, in all of them, each of which has to ask; the others do not look."""
+        found = find() if self.first else None
+        heard: list[Any] = broadcast_object_list([found]) if self.processes else [found]
+        agreed: T = heard[0]
+        return agreed
+
+
+ALONE: Final = Team(None)
+
+
+def this_worker(accelerator: Accelerator, given: str | None, team: Team = ALONE) -> Worker:
     """The worker that this process is: given as ``3/16``, a process of `accelerate launch`, or one in the other.
 
-    Args:
-        together: all processes of a launch are one worker.
+    All processes of a team are one worker.
     """
     number, count = worker_numbers(given) if given else (1, 1)
-    if together:
+    if team.processes:
         return Worker(number, count)
     processes = accelerator.num_processes
     return Worker((number - 1) * processes + accelerator.process_index + 1, count * processes)
-
-
-def agreed(found: T, processes: Accelerator | None) -> T:
-    """What the first of some processes found, in all of them; without processes, what this one found."""
-    if processes is None:
-        return found
-    first: list[T] = broadcast_object_list([found])
-    return first[0]
 
 
 def join_processes(mixed_precision: str = "no", report_to: str = "none", folder: Path | None = None) -> Accelerator:

@@ -12,10 +12,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from stages.demo.language import Truth, true_reward
+from stages.devices.processes import ALONE, Team
 from stages.errors import SepoError
 from stages.evaluation.figures import Columns, Measured, describe, sums_of
 from stages.evaluation.held_out import HeldOut, Prompt, content_of, prompts_of
@@ -64,8 +65,10 @@ class Evaluator:
     max_tokens: int
     loading: Loading
     reporter: Reporter
-    accelerator: Accelerator | None = None
-    """its processes divide what is measured, and each of them has all of it; without one this process does it alone"""
+    team: Team = ALONE
+    """each of its processes has all that is measured; the first one alone looks into the cache"""
+    divides: bool = True
+    """whether the processes divide what is measured, each with a model of its own; else they hold one together"""
     kl: bool = True
     """whether to measure KL from the reference, where there is one"""
     truth: Truth | None = None
@@ -148,13 +151,13 @@ class Evaluator:
             decoding = find_decoding(self._forward(model.folder), self.reporter)
             ends, most = () if end_of_turn is None else (end_of_turn,), _DECODED * self.max_tokens
             groups = decoded_together(decoding, asked, most)
-            mine = [place for group in shared_groups(groups, self.accelerator, Quiet()) for place in group]
+            mine = [place for group in shared_groups(groups, self._dividing, Quiet()) for place in group]
             found: dict[int, Ids] = {}
             with self.reporter.task(f"{model.name}: samples", len(mine), "responses") as task:
                 for number, answer in decode(decoding, [asked[place] for place in mine], ends=ends, max_tokens=most):
                     found[mine[number]] = answer.answer_ids
                     task.advance()
-            for theirs in gather_object([found]) if self.accelerator else ():
+            for theirs in gather_object([found]) if self._dividing else ():
                 found |= theirs
             drawn = [found[place] for place in range(len(prompts))]
             return {"ids": np.concatenate(drawn), "lengths": np.array([len(answer) for answer in drawn])}
@@ -174,25 +177,25 @@ class Evaluator:
 
     def _shared(self, key: list[Any], make: Callable[[], Arrays], name: str) -> Arrays:
         """`cached_arrays` for all processes: the first one looks, and has all of them make what it does not find."""
-        if self.accelerator is None:
-            return cached_arrays(key, make, name=name, reporter=self.reporter)
-        if not self.accelerator.is_main_process:
-            while (heard := _told(None)) is None:
+        if not self.team.first:
+            while (found := self.team.agreed(_not_there)) is None:
                 make()
-            return heard
+            return found
 
         def make_together() -> Arrays:
-            _told(None)
+            self.team.agreed(_not_there)
             return make()
 
-        found = cached_arrays(key, make_together, name=name, reporter=self.reporter)
-        _told(found)
-        return found
+        return self.team.agreed(lambda: cached_arrays(key, make_together, name=name, reporter=self.reporter))
+
+    @property
+    def _dividing(self) -> Accelerator | None:
+        return self.team.processes if self.divides else None
 
     @property
     def _how(self) -> dict[str, Any]:
         """Of log-probs and KL."""
-        return {"max_tokens": self.max_tokens, "device": self.loading.device, "accelerator": self.accelerator}
+        return {"max_tokens": self.max_tokens, "device": self.loading.device, "accelerator": self._dividing}
 
     def _forward(self, folder: Path) -> Forward:
         if folder not in self._forwards:
@@ -203,10 +206,9 @@ class Evaluator:
         return self._forwards[folder]
 
 
-def _told(word: Arrays | None) -> Arrays | None:
-    """What the first process says to all."""
-    heard: list[Arrays | None] = broadcast_object_list([word])
-    return heard[0]
+def _not_there() -> Arrays | None:
+    """What the first process says of what all have to make."""
+    return None
 
 
 def _refuse_not_finite(values: NDArray[Any], what: str) -> None:

@@ -187,7 +187,7 @@ class _Decoder:
             logits_RV = self._logits(self._inputs(batch, ids_RT, cache))
         processed_RV = self._processors(batch.ids_RT, logits_RV) if self._processors else logits_RV
         uniform_R = torch.tensor([row.uniform() for row in rows], dtype=torch.float64, device=logits_RV.device)
-        tokens_R = draw(processed_RV, batch.temperature_R, batch.top_p_R, uniform_R)
+        tokens_R = _agreed(self._model, draw(processed_RV, batch.temperature_R, batch.top_p_R, uniform_R))
         logps_R = logits_RV.log_softmax(-1).gather(-1, tokens_R[:, None]).squeeze(-1)
         if not bool(logps_R.isfinite().all()):
             raise SepoError(
@@ -298,6 +298,17 @@ def _longrope_border(config: Any) -> int | None:
         return None
     border: int | None = rope.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
     return border
+
+
+def _agreed(model: CausalLM, tokens_R: Tensor) -> Tensor:
+    """The tokens that the first process drew, where several hold the model together.
+
+    All draw with the same random numbers; but where one of them rounds a logit otherwise, and draws another token, its
+    rows would end at other steps than those of the others, which wait for it in every layer.
+    """
+    if getattr(model, "tp_size", None):
+        torch.distributed.broadcast(tokens_R, src=0)
+    return tokens_R
 
 
 def _parameters(model: CausalLM) -> Collection[str]:

@@ -1,15 +1,17 @@
 """Tensor parallelism: all processes of a launcher hold a model together, by the plan of its class in transformers.
 
-Each holds a part of every layer, and all read the same pairs at the same time. The head stays whole in each of them:
-divided it would give the logits of all rows over the whole vocabulary at once, rounded as the layers are.
+Each holds a part of every layer, and all read the same pairs or prompts at the same time. The head stays whole in each
+of them: divided it would give the logits of all rows over the whole vocabulary at once, rounded as the layers are.
 """
 
 from pathlib import Path
 from typing import Any, Final
 
+from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 
+from stages.devices.processes import ALONE, Team
 from stages.errors import SepoError
 from stages.models.adapters import is_adapter
 from stages.models.folders import load_model, load_without_weights
@@ -20,6 +22,11 @@ TENSOR_PARALLEL: Final = "tensor-parallel"
 _ASKED: Final = f"--device-map {TENSOR_PARALLEL}"
 _WHOLE: Final = "replicated_with_grad_allreduce"
 """transformers' name for weights of which every process has all"""
+
+
+def who_holds(device_map: str | None, accelerator: Accelerator) -> Team:
+    """Who works on the models that this process loads: all processes of a launch, or this one by itself."""
+    return Team(accelerator) if device_map == TENSOR_PARALLEL else ALONE
 
 
 def load_together(folder: Path, *, trust_remote_code: bool, dtype: Any) -> CausalLM:

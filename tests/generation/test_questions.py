@@ -132,6 +132,7 @@ def test_models_need_names_for_their_files(models, problem, tmp_path, chat_folde
         ({"engine": "openai", "base_url": "u", "precision": "bfloat16"}, "precision is no option of engine openai"),
         ({"engine": "openai", "base_url": "u", "trust_remote_code": True}, "trust_remote_code is no option of"),
         ({"engine": "vllm", "max_tokens_per_device": 9}, "max_tokens_per_device is no option of engine vllm"),
+        ({"engine": "vllm", "device_map": "tensor-parallel"}, "device_map is no option of engine vllm"),
         ({"temperature": 0.0, "samples": 2}, "temperature 0 gives the same answer every time: 2 samples"),
     ],
 )
