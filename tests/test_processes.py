@@ -306,7 +306,7 @@ def test_one_process_cannot_hold_a_model_together(together, world, tmp_path, nam
 def settings_of(world, root):
     """Of each of `TOGETHER`, in several batches and shards; the answers that are ranked are those of one process."""
     models = {f"{name}_model": str(world / "oracle" / name) for name in ("oracle", "reference")}
-    scored = {"dataset": str(write_lines(root / "p.jsonl", word_rows(20))), "shard_size": 10, "center": True}
+    scored = {"dataset": str(write_lines(root / "p.jsonl", word_rows(20))), "shard_size": 5, "center": True}
     held_out = {"dataset": str(write_lines(root / "held-out.jsonl", word_rows(6, seed=9))), "samples": 4}
     held_out |= {"models": (f"oracle={models['oracle_model']}",), "reference_model": models["reference_model"]}
     turns = [["what is " + "the fox " * n, "and why?"] for n in range(4)]
