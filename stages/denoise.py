@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.configs import DenoiseConfig
+from stages.configs.scores import COUNTS
 from stages.errors import SepoError
 from stages.method.calibration import Calibration, calibrate, cross_fitted_margins, log_losses
 from stages.method.counts import COUNT_FOLDS, Counted, count
@@ -111,6 +112,8 @@ class Denoised(NamedTuple):
     """the new scores of all chosen responses, then those of all rejected ones"""
     pooled: Pooled
     unseen: Unseen | None
+    counts: Calibration | None
+    """what counts are worth, where they are taken alone"""
     centred: bool
     before: Interval
     """accuracy of the implicit reward on all pairs"""
@@ -193,8 +196,12 @@ def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
 
 
 def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
-    pooled, unseen = tokens.pooled(), _unseen(job, tokens)
+    pooled, unseen, counts = tokens.pooled(), _unseen(tokens), None
     scores_N = pooled.scores_N
+    if job.config.pool == COUNTS:
+        counted = unseen.counted if unseen else tokens.counted()
+        counts = calibrate(tokens.differences(counted.unseen_N)[:, None])
+        scores_N = counts.coefficients_K[0] * counted.all_N
     if job.config.calibrate:
         if unseen is None:
             raise SepoError(
@@ -204,10 +211,10 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
         scores_N = unseen.calibration.coefficients_K @ np.stack([*pooled.parts_KN, unseen.counted.all_N])
     before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
-    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
+    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, counts, tokens.is_centred, before, after)
 
 
-def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
+def _unseen(tokens: ScoredTokens) -> Unseen | None:
     """What the labels say of the scores, where these are of oracles that have not seen them."""
     if len(np.unique(tokens.folds_P)) < 2:
         return None
@@ -237,9 +244,9 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     checksums, scale = _write_shards(job, work, found.sides)
     manifest, calibrated = job.scores.manifest, job.config.calibrate
     warnings = alarms(scale, {})
-    if found.unseen:
+    if found.unseen and not found.counts:
         warnings += calibration_warnings(found.unseen.calibration, found.unseen.without_counts, calibrated=calibrated)
-    elif job.folds > 1:
+    elif job.folds > 1 and not found.counts:
         warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
     warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
     for warning in warnings:
@@ -262,10 +269,16 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
         *([("types after a predecessor", shrinkage_in_words(pooled.contexts))] * (job.config.pool == "predecessor")),
         ("implicit reward prefers chosen", _accuracy_in_words(job, found)),
         *calibration_rows(results),
-        ("scores", "calibrated: coefficients times parts" if calibrated else "pooled: type and context"),
+        ("scores", _scores_in_words(job, found)),
         ("measured scores", f"in the columns {' and '.join(RAW)}"),
     ]
     return Summary(f"scores in {work.place}", rows)
+
+
+def _scores_in_words(job: DenoiseJob, found: Denoised) -> str:
+    if found.counts:
+        return f"counts alone, times the coefficient {found.counts.coefficients_K[0]:.2f} that unseen pairs give them"
+    return "calibrated: coefficients times parts" if job.config.calibrate else "pooled: type and context"
 
 
 def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
@@ -286,6 +299,8 @@ def _results(found: Denoised) -> dict[str, Any]:
         "types": found.pooled.types._asdict(),
         "contexts": found.pooled.contexts._asdict(),
     }
+    if found.counts:
+        results["counts_alone"] = found.counts.as_json(PARTS[-1:])
     if unseen := found.unseen:
         results["calibration"] = unseen.calibration.as_json(PARTS)
         results["calibration_without_counts"] = unseen.without_counts.as_json(PARTS[:-1])

@@ -104,6 +104,7 @@ class Upper:
 
         self._frozen: dict[str, Tensor] | None = {}
         """what this, the reference, made of rows: it is asked for the same ones again and again"""
+        self._logps: dict[str, Tensor] = {}
 
     def copy(self) -> "Upper":
         """One to be trained."""
@@ -123,14 +124,31 @@ class Upper:
         """The logarithm of every probability before every response token, (N, V)."""
         return (self._hidden(row) @ self._head.T).log_softmax(-1)
 
+    @torch.no_grad()
+    def logps(self, row: Row) -> Tensor:
+        """The reference's log-probs of the response tokens, (N,), computed once."""
+        key = _row_key(row)
+        if key not in self._logps:
+            self._logps[key] = target_logps(self(row), row)
+        return self._logps[key]
+
     def _hidden(self, row: Row) -> Tensor:
-        key = hashlib.sha256(row.ids.numpy().tobytes()).hexdigest()
+        key = _row_key(row)
         if self._frozen is not None and key in self._frozen:
             return self._frozen[key]
         hidden_ND = row.through(self.layers, inputs_embeds=self._lower(row))[row.layout()[2]]
         if self._frozen is not None:
             self._frozen[key] = hidden_ND.detach()
         return hidden_ND
+
+
+def target_logps(logps_NV: Tensor, row: Row) -> Tensor:
+    """(N,)"""
+    return logps_NV.gather(-1, row.targets[:, None])[:, 0]
+
+
+def _row_key(row: Row) -> str:
+    return hashlib.sha256(row.ids.numpy().tobytes()).hexdigest()
 
 
 def _part(model: Any, which: slice) -> Any:
@@ -160,7 +178,7 @@ class OnePair(NamedTuple):
     reference_R: Tensor
     reference_RW: Tensor
     scores_RW: Tensor
-    kl_RW: None = None
+    kl_RW: Tensor | None
 
 
 def _padded(values_N: Tensor, row: Row) -> Tensor:
@@ -168,8 +186,8 @@ def _padded(values_N: Tensor, row: Row) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence([*values_N.split(row.lengths)], batch_first=True)
 
 
-Loss = Callable[[int, Tensor, Tensor], Tensor]
-"""of a row's number, the policy's log-probs of all ids (N, V) and the reference's (N, V)"""
+Loss = Callable[[int, Tensor, Upper], Tensor]
+"""of a row's number, the policy's log-probs of all ids (N, V) and the reference"""
 
 
 def train(start: Upper, rows: Sequence[Row], loss: Loss, rate: float, seed: int) -> Upper:
@@ -184,9 +202,7 @@ def train(start: Upper, rows: Sequence[Row], loss: Loss, rate: float, seed: int)
         optimiser.param_groups[0]["lr"] = rate * warm * (1 + math.cos(math.pi * step / steps)) / 2
         batch, total = order[step * BATCH : (step + 1) * BATCH], 0.0
         for number in batch:
-            with torch.no_grad():
-                reference_NV = start(rows[number])
-            value = loss(number, model(rows[number]), reference_NV) / len(batch)
+            value = loss(number, model(rows[number]), start) / len(batch)
             value.backward()
             total += value.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -201,24 +217,36 @@ def pair_losses(
     objective: Callable[..., Any],
     options: dict[str, Any],
     kl_weight: float = 0.0,
+    token_kl: bool = False,
     scores: Sequence[Tensor] | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> Loss:
-    """A loss of the library, + kl_weight * KL(reference || policy) summed over the tokens of both responses."""
+    """A loss of the library, + kl_weight * KL(reference || policy) summed over the tokens of both responses.
 
-    def loss(number: int, logps_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    Args:
+        token_kl: the objective itself asks for that KL.
+    """
+
+    def loss(number: int, logps_NV: Tensor, reference: Upper) -> Tensor:
         row = rows[number]
-        logps_N, reference_N = (each.gather(-1, row.targets[:, None])[:, 0] for each in (logps_NV, reference_NV))
+        logps_N, reference_N = target_logps(logps_NV, row), reference.logps(row)
         weights_N = torch.ones_like(reference_N) if weights is None else weights[number]
         scores_N = torch.zeros_like(reference_N) if scores is None else scores[number]
         weights_RW, reference_RW = _padded(weights_N, row), _padded(reference_N, row)
         needed_RW = _padded(torch.ones_like(reference_N), row) > 0
+        kl_N = _kl(reference, row, logps_NV) if kl_weight or token_kl else torch.zeros(0)
         batch = OnePair(
-            weights_RW, needed_RW, (weights_RW * reference_RW).sum(-1), reference_RW, _padded(scores_N, row)
-        )
+            weights_RW, needed_RW, (weights_RW * reference_RW).sum(-1), reference_RW, _padded(scores_N, row),
+            _padded(kl_N, row) if token_kl else None,
+        )  # fmt: skip
         found: Tensor = objective(_padded(logps_N, row), batch, **options).loss_B[0]
-        if kl_weight:
-            found = found + kl_weight * (reference_NV.exp() * (reference_NV - logps_NV)).sum()
-        return found
+        return found + kl_weight * kl_N.sum()
 
     return loss
+
+
+def _kl(reference: Upper, row: Row, logps_NV: Tensor) -> Tensor:
+    """KL(reference || policy) at every response token, (N,) nats."""
+    with torch.no_grad():
+        reference_NV = reference(row)
+    return (reference_NV.exp() * (reference_NV - logps_NV)).sum(-1)

@@ -19,7 +19,6 @@ at KL k is s sqrt(2 k), s the standard deviation of the reward over a prompt's a
 import argparse
 import itertools
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,8 +29,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.evidence.last_layers import LAYERS, Loss, Lower, Row, Upper, pair_losses, say, train
-from benchmarks.evidence.real_text import REWARDS
+from benchmarks.evidence.last_layers import LAYERS, Lower, Row, Upper, pair_losses, say, target_logps, train
+from benchmarks.evidence.real_text import REWARDS, Reward
+from benchmarks.evidence.recipes import BASELINE, recipes
 from stages.data.layouts import read_pairs
 from stages.demo.frontier import envelope
 from stages.method import objectives
@@ -45,15 +45,13 @@ from stages.tokens.fingerprint import vocabulary_hash
 from stages.types import Dropped, PairLogps, ScoredPair, TokenPair
 
 FOLDS: Final = 2
-BASELINE: Final = "DPO, beta 1, with KL"
-"""from which differences are counted"""
-SETTINGS: Final = 2
-"""of each recipe"""
-SCALES: Final = (0.5, 1.0, 1.5)
+SCALES: Final = (0.25, 0.5, 1.0, 1.5)
 """of the way from the reference to a policy, where it is read; beyond 1 on the same line"""
 BUDGETS: Final = (0.02, 0.05)
 """nats a response, of the tables"""
 DRAWS: Final = 1000
+Reading = Callable[[Sequence[dict[str, Any]], float], Any]
+"""of a recipe's lines and a divergence: a figure for each draw of prompts"""
 
 
 def write_scores(options: argparse.Namespace) -> None:
@@ -84,7 +82,7 @@ def _scored(pair: TokenPair, row: Row, reference: Upper, oracle: Upper) -> tuple
     """A pair with its scores, and KL(reference || oracle) at every token of either response."""
     before_NV, after_NV = reference(row), oracle(row)
     kl_N = (before_NV.exp() * (before_NV - after_NV)).sum(-1)
-    logps_N, scores_N = (each.gather(-1, row.targets[:, None])[:, 0] for each in (before_NV, after_NV - before_NV))
+    logps_N, scores_N = (target_logps(each, row) for each in (before_NV, after_NV - before_NV))
     sides = [PairLogps(*(part.numpy() for part in each.split(row.lengths))) for each in (scores_N, logps_N)]
     return ScoredPair(pair, *sides), [part.numpy() for part in kl_N.split(row.lengths)]
 
@@ -108,6 +106,7 @@ def _write_folder(options: argparse.Namespace, found: list[tuple[ScoredPair, lis
 class Sampled(NamedTuple):
     """The reference's own answers to one prompt."""
 
+    question: int
     row: Row
     rewards_N: Tensor
     """what each token adds to the true reward of its answer's text so far"""
@@ -119,88 +118,59 @@ class Read(NamedTuple):
     gains_S: list[float]
     kl_S: list[float]
     """nats a response"""
-    most_weight: float
-    """of a sample; where it is large, few samples decide"""
+    weights_S: list[float]
+    """the greatest of a sample's; where some are large, few samples decide"""
 
 
-def read_samples(folder: str, tokenizer: Any, reward: Callable[[str], float]) -> list[Sampled]:
-    found: dict[Any, list[Any]] = {}
+def read_samples(folder: str, tokenizer: Any, reward: Reward) -> list[Sampled]:
+    found: dict[int, list[Any]] = {}
     for file in sorted(Path(folder).rglob("answers-*.parquet")):
         for answer in pq.read_table(file).to_pylist():
             if answer["answer_ids"]:
                 found.setdefault(answer["question"], []).append(answer)
     samples = []
-    for answers in found.values():
+    for question, answers in sorted(found.items()):
+        prompt = json.loads(answers[0]["row"])
         row = Row(np.array(answers[0]["prompt_ids"], np.int32), [np.array(a["answer_ids"], np.int32) for a in answers])
         steps: list[float] = []
         for ids in row.responses:
-            sums = [reward(tokenizer.decode(ids[:end], skip_special_tokens=True)) for end in range(len(ids) + 1)]
+            texts = [tokenizer.decode(ids[:end], skip_special_tokens=True) for end in range(len(ids) + 1)]
+            sums = [reward(prompt, text) for text in texts]
             steps += np.diff(sums).tolist()
-        samples.append(Sampled(row, torch.tensor(steps)))
+        samples.append(Sampled(question, row, torch.tensor(steps)))
     return samples
 
 
 @torch.no_grad()
-def read_policy(reference: Upper, policy: Upper, samples: Sequence[Sampled]) -> Read:
-    """Gain in true reward and KL(policy || reference), by weighting the reference's samples token by token."""
-    gains: list[float] = []
-    divergences: list[float] = []
-    most = 0.0
-    for row, rewards_N in samples:
-        before_NV, after_NV = reference(row), policy(row)
-        kl_N = (after_NV.exp() * (after_NV - before_NV)).sum(-1)
-        ratios_N = (after_NV - before_NV).gather(-1, row.targets[:, None])[:, 0]
-        for ratios, kl, rewards in zip(*(each.split(row.lengths) for each in (ratios_N, kl_N, rewards_N)), strict=True):
-            weights = ratios.cumsum(0).exp()
-            gains.append(((weights - 1) * rewards).sum().item())
-            # How likely the policy is to come to a token is the weight of what precedes it.
-            divergences.append((torch.cat([torch.ones(1), weights[:-1]]) * kl).sum().item())
-            most = max(most, weights.max().item())
-    return Read(gains, divergences, most)
+def read_policies(reference: Upper, policies: Sequence[Upper], samples: Sequence[Sampled]) -> list[Read]:
+    """Gain in true reward and KL(policy || reference) of each, by weighting the reference's samples token by token."""
+    found = [Read([], [], []) for _ in policies]
+    for _, row, rewards_N in samples:
+        before_NV = reference(row)
+        for policy, read in zip(policies, found, strict=True):
+            after_NV = policy(row)
+            kl_N = (after_NV.exp() * (after_NV - before_NV)).sum(-1)
+            ratios_N = target_logps(after_NV - before_NV, row)
+            parts = (each.split(row.lengths) for each in (ratios_N, kl_N, rewards_N))
+            for ratios, kl, rewards in zip(*parts, strict=True):
+                weights = ratios.cumsum(0).exp()
+                read.gains_S.append(((weights - 1) * rewards).sum().item())
+                # How likely the policy is to come to a token is the weight of what precedes it.
+                read.kl_S.append((torch.cat([torch.ones(1), weights[:-1]]) * kl).sum().item())
+                read.weights_S.append(weights.max().item())
+    return found
 
 
-def selected(row: Row, scores_N: Tensor, share: float = 0.3) -> Tensor:
-    """Weights of SePO's selection: the best tokens of the chosen response, the worst of the rejected one."""
-    weights = []
-    for sign, part in zip((1, -1), scores_N.split(row.lengths), strict=True):
-        best = (sign * part).topk(math.ceil(share * len(part))).indices
-        weights.append(torch.zeros_like(part).index_fill(0, best, 1.0))
-    return torch.cat(weights)
-
-
-class Setting(NamedTuple):
-    """One way to train by a recipe."""
-
-    loss: Loss
-    rate: float
-
-
-def recipes(
-    rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tensor], rate: float
-) -> dict[str, list[Setting]]:
-    """Those that are compared, each at its own settings, as on the demo (examples/compare.yaml)."""
-    simpo = {"gamma": 2.1, "margin": 0.5, "sft_weight": 0.0, "kl_weight": 0.0, "anchor_margin": False}
-    weights = [selected(row, scores_N) for row, scores_N in zip(rows, raw, strict=True)]
-
-    def loss(objective: Callable[..., Any], options: dict[str, Any], **more: Any) -> Loss:
-        return pair_losses(rows, objective, options, **more)
-
-    dpo = {"beta": 1.0, "sft_weight": 0.0}
-    # Without a reference in the loss a policy goes so far at a rate that no sample of the reference tells of it.
-    return {
-        "regression, denoised": [
-            Setting(loss(objectives.regress, {"scale": scale}, scores=denoised), rate) for scale in (0.4, 1.0)
-        ],
-        BASELINE: [Setting(loss(objectives.dpo, dpo, kl_weight=weight), rate) for weight in (0.3, 0.03)],
-        "SimPO": [Setting(loss(objectives.sepo, simpo), rate * share) for share in (0.3, 0.1)],
-        "DPO, beta 0.1": [Setting(loss(objectives.dpo, dpo | {"beta": 0.1}), rate * share) for share in (0.3, 0.1)],
-        "SePO, as published": [
-            Setting(loss(objectives.sepo, simpo, weights=weights), rate * share) for share in (0.1, 0.03)
-        ],
-        "regression, as measured": [
-            Setting(loss(objectives.regress, {"scale": scale}, scores=raw), rate) for scale in (0.4, 1.0)
-        ],
-    }
+@torch.no_grad()
+def read_margins(reference: Upper, policies: Sequence[Upper], rows: Sequence[Row]) -> list[list[float]]:
+    """Implicit reward of the chosen response less that of the rejected one, of each policy and pair: nats."""
+    found: list[list[float]] = [[] for _ in policies]
+    for row in rows:
+        before_N = reference.logps(row)
+        for policy, margins in zip(policies, found, strict=True):
+            chosen, rejected = (target_logps(policy(row), row) - before_N).split(row.lengths)
+            margins.append((chosen.sum() - rejected.sum()).item())
+    return found
 
 
 def train_policies(options: argparse.Namespace) -> None:
@@ -211,8 +181,9 @@ def train_policies(options: argparse.Namespace) -> None:
     raw, denoised = ([torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
                      for folder in (options.scores, options.denoised))  # fmt: skip
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
+    held_out = _held_out(options.held_out, tokenizer, samples) if options.held_out else []
     lower = Lower(model, options.cache)
-    lower.read([*rows, *(each.row for each in samples)])
+    lower.read([*rows, *(each.row for each in samples), *held_out])
     reference = Upper(model, lower)
     of_samples = {
         "prompts_S": [number for number, each in enumerate(samples) for _ in each.row.responses],
@@ -220,22 +191,30 @@ def train_policies(options: argparse.Namespace) -> None:
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     done = {(line["recipe"], line["rate"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
-    found = recipes(rows, raw, denoised, options.rate)
+    found = recipes(rows, raw, denoised, options.rate, options.seed)
     # The first setting of all, then the next one: what has been trained when time is up can be compared.
-    for number, name in itertools.product(range(SETTINGS), options.recipe or found):
+    for number, name in itertools.product(range(options.settings), options.recipe or found):
         setting = found[name][number]
         if (name, setting.rate, number, options.seed) in done:
             continue
         policy = train(reference, rows, setting.loss, setting.rate, options.seed)
         line = {"recipe": name, "setting": number, "seed": options.seed, "rate": setting.rate} | of_samples
+        policies = [policy.towards(reference, 1 - scale) for scale in SCALES]
+        read, margins = read_policies(reference, policies, samples), read_margins(reference, policies, held_out)
         text = ""
-        for scale in SCALES:
-            read = read_policy(reference, policy.towards(reference, 1 - scale), samples)
-            text += json.dumps(line | {"scale": scale} | read._asdict()) + "\n"
-            gain, kl = np.mean(read.gains_S), np.mean(read.kl_S)
-            say(f"{name} {number}, {scale:g} of it: gain {gain:+.3f} at KL {kl:.3f}")
+        for scale, each, margins_P in zip(SCALES, read, margins, strict=True):
+            text += json.dumps(line | {"scale": scale, "margins_P": margins_P} | each._asdict()) + "\n"
+            say(f"{name} {number}, {scale:g} of it: {np.mean(each.gains_S):+.3f} at KL {np.mean(each.kl_S):.3f}")
         with options.output.open("a") as file:
             file.write(text)
+
+
+def _held_out(file: str, tokenizer: Any, samples: Sequence[Sampled]) -> list[Row]:
+    """Labelled pairs of the prompts that were sampled, one each, in their order."""
+    encoded = Encoder(tokenizer, {}).encode_all([p for p in read_pairs(file) if not isinstance(p, Dropped)])
+    pairs = {pair.pair_id: pair for pair in encoded if not isinstance(pair, Dropped)}
+    return [Row(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
+            for pair in (pairs[each.question] for each in samples)]  # fmt: skip
 
 
 def show(options: argparse.Namespace) -> None:
@@ -249,18 +228,30 @@ def show(options: argparse.Namespace) -> None:
     found: dict[str, dict[int, list[Any]]] = {}
     for line in lines:
         found.setdefault(line["recipe"], {}).setdefault(line["seed"], []).append(line)
-    print(f"| recipe | KL | seeds | gain | share | less {BASELINE} | by seed |\n|---|---|---|---|---|---|---|")
+    if any(lines[0]["rewards_S"]):
+        _show("gain", found, _gains, _most)
+    if lines[0].get("margins_P"):
+        _show("held-out accuracy", found, _accuracies)
+
+
+def _show(what: str, found: dict[str, dict[int, list[Any]]], read: Reading, most: Reading | None = None) -> None:
+    share = "| share " if most else ""
+    print(f"| recipe | KL | seeds | {what} {share}| less {BASELINE} | by seed |")
+    print("|---" * (7 if most else 6) + "|")
     for name, by_seed in found.items():
         for kl in BUDGETS:
-            ours = {seed: _gains(by_seed[seed], kl) for seed in by_seed}
-            theirs = {seed: _gains(found[BASELINE][seed], kl) for seed in ours if seed in found.get(BASELINE, {})}
-            gain, most = np.mean([*ours.values()], 0), np.mean([_most(by_seed[seed][0], kl) for seed in ours], 0)
+            ours = {seed: read(by_seed[seed], kl) for seed in by_seed}
+            theirs = {seed: read(found[BASELINE][seed], kl) for seed in ours if seed in found.get(BASELINE, {})}
+            figure = np.mean([*ours.values()], 0)
+            cells = [f"{name} | {kl:g} | {len(ours)}", _interval(figure)]
+            if most:
+                cells.append(_interval(figure / np.mean([most(by_seed[seed], kl) for seed in ours], 0)))
             less = by = ""
             if name != BASELINE and theirs:
                 differences = [ours[seed] - theirs[seed] for seed in theirs]
                 less = _interval(np.mean(differences, 0))
                 by = ", ".join(f"{each[0]:+.3f}" for each in differences)
-            print(f"| {name} | {kl:g} | {len(ours)} | {_interval(gain)} | {_interval(gain / most)} | {less} | {by} |")
+            print(f"| {' | '.join([*cells, less, by])} |")
 
 
 def _drawn(line: dict[str, Any]) -> tuple[Any, Any]:
@@ -283,8 +274,27 @@ def _gains(lines: Sequence[dict[str, Any]], kl: float) -> Any:
     return np.array(found, dtype=float)
 
 
-def _most(line: dict[str, Any], kl: float) -> Any:
+def _accuracies(lines: Sequence[dict[str, Any]], kl: float) -> Any:
+    """How often a recipe prefers the chosen response, so far from the reference, of each draw of prompts, (1 + DRAWS,).
+
+    Of several settings the best that comes so far; straight in the square root of KL between the points where a policy
+    was read, and nearer to the reference than the first of them what it is there.
+    """
+    drawn, sizes_Q = _drawn(lines[0])
+    best = np.full(len(drawn), np.nan)
+    for _, setting in itertools.groupby(lines, lambda line: line["setting"]):
+        theres, rights = [], []
+        for line in sorted(setting, key=lambda line: line["scale"]):
+            theres.append(drawn @ np.bincount(line["prompts_S"], weights=line["kl_S"]) / (drawn @ sizes_Q))
+            rights.append(drawn @ (np.sign(line["margins_P"]) / 2 + 0.5) / drawn.sum(1))
+        for draw, (there, right) in enumerate(zip(np.transpose(theres), np.transpose(rights), strict=True)):
+            best[draw] = np.fmax(best[draw], np.interp(np.sqrt(kl), np.sqrt(there), right, right=np.nan))
+    return best
+
+
+def _most(lines: Sequence[dict[str, Any]], kl: float) -> Any:
     """What can be gained so far from the reference, to first order, of each draw of prompts, (1 + DRAWS,)."""
+    line = lines[0]
     drawn, sizes_Q = _drawn(line)
     rewards_Q, squares_Q = (
         np.bincount(line["prompts_S"], weights=each) for each in (line["rewards_S"], np.square(line["rewards_S"]))
@@ -315,7 +325,9 @@ def main() -> None:
     policies.add_argument("--denoised", required=True)
     policies.add_argument("--samples", required=True)
     policies.add_argument("--reward", choices=REWARDS, required=True)
+    policies.add_argument("--held-out", help="labelled pairs of the samples' prompts, one each, in their order")
     policies.add_argument("--recipe", action="append", help="this one alone; may be given several times")
+    policies.add_argument("--settings", type=int, default=1, help="of each recipe, its first: 1 or 2")
     policies.add_argument("--output", type=Path, required=True)
     policies.set_defaults(run=train_policies)
     table = commands.add_parser("table")

@@ -1,41 +1,66 @@
 #!/usr/bin/env bash
-# Does the recipe hold on real text? What two cores can say of it: a reward planted in a model's own answers, of which the
-# last layers of SmolLM2-135M learn. SEEDS draw labels, oracles and the order of pairs anew, not prompts, answers and
-# folds. A finished step is not redone. MODEL and PROMPTS are paths or hub names, a prompt a row (several files: with spaces between them); others
-# need another OUT. JOBS seeds run at once.
+# Does the recipe hold on real text? What two cores can say of it: of SmolLM2-135M the last layers learn, from
+#   REWARD=lexical or contextual   a reward planted in the model's own answers to PROMPTS (several files: with spaces)
+#   REWARD=ifeval                  IFEval's verifier of its own answers to PROMPTS, IFEval's file
+#   REWARD=none                    the labels of PROMPTS, a file of pairs, of which others are held out
+# SEEDS draw planted labels, oracles and the order of pairs anew, not prompts, answers and folds. A finished step is not
+# redone. MODEL and PROMPTS are paths or hub names; others need another OUT. JOBS seeds run at once.
 set -eu
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} PROMPTS=${PROMPTS:-google/IFEval} OUT=${OUT:-runs/evidence}
-export MODEL OUT REWARD=${REWARD:-lexical} OMP_WAIT_POLICY=passive
-SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-1} TRAIN=${TRAIN:-512} TEST=${TEST:-96}
+export MODEL OUT REWARD=${REWARD:-lexical} SETTINGS=${SETTINGS:-1} OMP_WAIT_POLICY=passive
+SEEDS=${SEEDS:-1 2 3} JOBS=${JOBS:-1}
 
 mkdir -p "$OUT"
 touch "$OUT/of"
-if [ -s "$OUT/of" ] && [ "$(cat "$OUT/of")" != "$MODEL $PROMPTS" ]; then
-    echo "$OUT is of $(cat "$OUT/of"), not of $MODEL $PROMPTS: give another OUT" >&2
+case $REWARD in lexical | contextual) kind=planted ;; *) kind=$REWARD ;; esac
+if [ -s "$OUT/of" ] && [ "$(cat "$OUT/of")" != "$MODEL $PROMPTS $kind" ]; then
+    echo "$OUT is of $(cat "$OUT/of"), not of $MODEL $PROMPTS $kind: give another OUT" >&2
     exit 1
 fi
-echo "$MODEL $PROMPTS" > "$OUT/of"
+echo "$MODEL $PROMPTS $kind" > "$OUT/of"
 
-python -m benchmarks.evidence.real_text prompts $PROMPTS --train "$TRAIN" --test "$TEST" --output-dir "$OUT/prompts"
-answers() { # to the prompts $1, $2 each
-    sepo generate --model reference="$MODEL" --prompts "$OUT/prompts/$1.jsonl" --samples "$2" --max-new-tokens 24 \
-        --output-dir "$OUT/answers-$1"
+answers() { # to the prompts $2 of the part $1, $3 each of at most $4 tokens
+    sepo generate --model reference="$MODEL" --prompts "$2" --samples "$3" --max-new-tokens "$4" --output-dir "$OUT/answers-$1"
 }
-answers train 2
-answers test 4
+part() { python -m benchmarks.evidence.real_text "$@" --output-dir "$OUT/prompts"; }
+case $kind in
+    planted)
+        part prompts $PROMPTS --train "${TRAIN:-512}" --test "${TEST:-96}"
+        answers train "$OUT/prompts/train.jsonl" 2 24
+        answers test "$OUT/prompts/test.jsonl" 4 24
+        ;;
+    ifeval)
+        answers train "$PROMPTS[:${TRAIN:-405}]" 4 64
+        answers test "$PROMPTS[${TRAIN:-405}:]" 4 64
+        ;;
+    none)
+        part pairs "$PROMPTS" --model "$MODEL" --train "${TRAIN:-400}" --test "${TEST:-200}"
+        answers test "$OUT/prompts/test.jsonl" 2 24
+        ;;
+esac
 
 seed() { # everything of seed $1
     set -eu
     export LABELS=$1
-    local at=$OUT/$REWARD-$1
+    local at=$OUT/$REWARD-$1 pairs=$OUT/prompts/train.jsonl held_out=() verifier=benchmarks.evidence.real_text:bradley_terry
     two() { python -m benchmarks.evidence.two_cores "$@"; }
     mkdir -p "$at"
-    sepo pair "$OUT/answers-train" --verifier benchmarks.evidence.real_text:bradley_terry --keep-cut --output "$at/train.jsonl"
-    two oracles --model "$MODEL" --dataset "$at/train.jsonl" --cache "$OUT/lower.pt" --seed "$1" --output-dir "$at/scores"
+    if [ "$REWARD" = none ]; then
+        held_out=(--held-out "$OUT/prompts/test.jsonl")
+    else
+        [ "$REWARD" != ifeval ] || verifier=ifeval
+        pairs=$at/train.jsonl
+        sepo pair "$OUT/answers-train" --verifier "$verifier" --keep-cut --output "$pairs"
+    fi
+    two oracles --model "$MODEL" --dataset "$pairs" --cache "$OUT/lower.pt" --seed "$1" --output-dir "$at/scores"
     sepo denoise --scores "$at/scores" --output-dir "$at/denoised" --calibrate
-    python -m benchmarks.evidence.real_text truth --reward "$REWARD" --model "$MODEL" "$at/scores" "$at/denoised"
+    case $REWARD in
+        lexical | contextual)
+            python -m benchmarks.evidence.real_text truth --reward "$REWARD" --model "$MODEL" "$at/scores" "$at/denoised"
+            ;;
+    esac
     two policies --model "$MODEL" --scores "$at/scores" --denoised "$at/denoised" --samples "$OUT/answers-test" \
-        --reward "$REWARD" --cache "$OUT/lower.pt" --seed "$1" --output "$at/policies.jsonl"
+        --reward "$REWARD" "${held_out[@]}" --cache "$OUT/lower.pt" --seed "$1" --settings "$SETTINGS" --output "$at/policies.jsonl"
 }
 export -f seed
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'seed {}'

@@ -12,6 +12,8 @@ from stages.registry import RULES
 _MODEL_FREE = tuple(name for name, rule in RULES.items() if "start_logps" not in rule.needs and name != "soft")
 """the rules that need no model and do not select every token with a weight of its own"""
 
+COUNTS: str = "counts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(Config):
@@ -164,14 +166,19 @@ class DenoiseConfig(Config):
 
     scores: shared.Scores = required()
     output_dir: shared.OutputUri = required()
-    pool: Annotated[str, Option(METHOD, choices=("type", "predecessor"))] = "predecessor"
+    pool: Annotated[str, Option(METHOD, choices=("type", "predecessor", COUNTS))] = "predecessor"
     """Tokens that are alike: those of one type (id), or, beyond what the type scores, those of one type after the same
-    token. Means are shrunk by how well they are known."""
+    token. Means are shrunk by how well they are known. counts: instead of any score, what counts of types in the pairs
+    tell of each by themselves, in nats: what an oracle has to beat."""
     calibrate: Annotated[bool, Option(METHOD)] = False
     """Weigh what the type says, what its predecessor adds, what one token alone adds, and what counts of types in the
     pairs tell by themselves, by how much of it preferences bear out; needs scores by `train-oracle --folds`. Calibrated
     scores are rewards in nats."""
     overwrite: shared.Overwrite = False
+
+    def _faults(self) -> list[str]:
+        alone = self.calibrate and self.pool == COUNTS
+        return super()._faults() + ["calibrate weighs counts beside scores, and pool counts leaves these out"] * alone
 
 
 @dataclass(frozen=True, kw_only=True)
