@@ -196,6 +196,7 @@ def main() -> None:
     made = "its commands have to make published/reference, where policies start, and denoised/"
     parser.add_argument("--recipes", type=Path, default=EXAMPLES / "compare.yaml", help=made)
     parser.add_argument("--questions", action="store_true", help="its questions, not its recipes")
+    parser.add_argument("--recipe", action="append", help="of these, this one alone; may be given several times")
     parser.add_argument("--demo", default="", help="further options of make-demo, such as '--rewards contextual'")
     parser.add_argument("--samples", type=int, default=2048, help="of each world's reference, two to a prompt")
     parser.add_argument("--jobs", type=int, default=1, help="worlds at once")
@@ -204,6 +205,8 @@ def main() -> None:
     recipes = yaml.safe_load(given.recipes.read_text())
     if given.questions:
         recipes["recipes"] = recipes["questions"]
+    if given.recipe:
+        recipes["recipes"] = {name: recipes["recipes"][name] for name in given.recipe}
     folder = given.output_dir.resolve()
     one = partial(run_world, recipes=recipes, folder=folder, samples=given.samples, demo=given.demo)
     worlds = []

@@ -105,6 +105,16 @@ class Unseen(NamedTuple):
     """nats a label, likewise, of each kind of score times what the other folds' labels say it is worth"""
 
 
+class CountsAlone(NamedTuple):
+    """What counts are worth by themselves."""
+
+    calibration: Calibration
+    accuracy: Interval
+    """on unseen pairs"""
+    loss: Interval
+    """likewise, nats a label"""
+
+
 class Denoised(NamedTuple):
     """What becomes of the scores."""
 
@@ -112,8 +122,7 @@ class Denoised(NamedTuple):
     """the new scores of all chosen responses, then those of all rejected ones"""
     pooled: Pooled
     unseen: Unseen | None
-    counts: Calibration | None
-    """what counts are worth, where they are taken alone"""
+    counts: CountsAlone | None
     centred: bool
     before: Interval
     """accuracy of the implicit reward on all pairs"""
@@ -200,8 +209,8 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
     scores_N = pooled.scores_N
     if job.config.pool == COUNTS:
         counted = unseen.counted if unseen else tokens.counted()
-        counts = calibrate(tokens.differences(counted.unseen_N)[:, None])
-        scores_N = counts.coefficients_K[0] * counted.all_N
+        counts = _counts_alone(tokens, counted)
+        scores_N = counts.calibration.coefficients_K[0] * counted.all_N
     if job.config.calibrate:
         if unseen is None:
             raise SepoError(
@@ -212,6 +221,13 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
     before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
     return Denoised(np.split(scores_N, [chosen]), pooled, unseen, counts, tokens.is_centred, before, after)
+
+
+def _counts_alone(tokens: ScoredTokens, counted: Counted) -> CountsAlone:
+    differences_P1 = tokens.differences(counted.unseen_N)[:, None]
+    losses_P = log_losses(cross_fitted_margins(differences_P1, tokens.count_folds_P))
+    accuracy = preference_accuracy(differences_P1[:, 0].tolist())
+    return CountsAlone(calibrate(differences_P1), accuracy, mean_interval(losses_P))
 
 
 def _unseen(tokens: ScoredTokens) -> Unseen | None:
@@ -248,7 +264,8 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
         warnings += calibration_warnings(found.unseen.calibration, found.unseen.without_counts, calibrated=calibrated)
     elif job.folds > 1 and not found.counts:
         warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
-    warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
+    if not found.counts:
+        warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
     for warning in warnings:
         job.reporter.warn(warning)
     results = _results(found)
@@ -261,12 +278,9 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
         tokenizer=manifest["tokenizer"],
         shards=checksums,
     )
-    pooled = found.pooled
     rows = [
         ("pairs", f"{manifest['counts']['kept']:,}"),
-        ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),
-        ("types", shrinkage_in_words(pooled.types)),
-        *([("types after a predecessor", shrinkage_in_words(pooled.contexts))] * (job.config.pool == "predecessor")),
+        *([] if found.counts else _pooled_rows(job, found)),
         ("implicit reward prefers chosen", _accuracy_in_words(job, found)),
         *calibration_rows(results),
         ("scores", _scores_in_words(job, found)),
@@ -275,9 +289,20 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     return Summary(f"scores in {work.place}", rows)
 
 
+def _pooled_rows(job: DenoiseJob, found: Denoised) -> list[tuple[str, str]]:
+    rows = [
+        ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),
+        ("types", shrinkage_in_words(found.pooled.types)),
+    ]
+    if job.config.pool == "predecessor":
+        rows.append(("types after a predecessor", shrinkage_in_words(found.pooled.contexts)))
+    return rows
+
+
 def _scores_in_words(job: DenoiseJob, found: Denoised) -> str:
     if found.counts:
-        return f"counts alone, times the coefficient {found.counts.coefficients_K[0]:.2f} that unseen pairs give them"
+        worth = found.counts.calibration.coefficients_K[0]
+        return f"counts alone, times the coefficient {worth:.2f} that unseen pairs give them"
     return "calibrated: coefficients times parts" if job.config.calibrate else "pooled: type and context"
 
 
@@ -299,8 +324,10 @@ def _results(found: Denoised) -> dict[str, Any]:
         "types": found.pooled.types._asdict(),
         "contexts": found.pooled.contexts._asdict(),
     }
-    if found.counts:
-        results["counts_alone"] = found.counts.as_json(PARTS[-1:])
+    if alone := found.counts:
+        results["counts_alone"] = alone.calibration.as_json(PARTS[-1:])
+        results["accuracy_on_unseen_pairs"] = {"counts": alone.accuracy.as_json()}
+        results["log_loss_on_unseen_pairs"] = {"counts": alone.loss.as_json()}
     if unseen := found.unseen:
         results["calibration"] = unseen.calibration.as_json(PARTS)
         results["calibration_without_counts"] = unseen.without_counts.as_json(PARTS[:-1])

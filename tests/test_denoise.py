@@ -174,6 +174,29 @@ def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
     assert manifest(output)["settings"]["folds"] == 2
 
 
+@pytest.mark.parametrize("folds", [1, 2])
+def test_counts_alone_are_what_labels_say_of_types_whatever_the_scores(tmp_path, folds):
+    """Times what unseen pairs say that they are worth; an oracle's folds are not asked for."""
+    folder = planted(tmp_path / "s", real="type")
+    told = {"settings": {"folds": folds}, "warnings": ["every score is 0"]}
+    (folder / "manifest.json").write_text(json.dumps({**manifest(folder), **told}))
+    types, _, _ = map(np.array, zip(*tokens(folder), strict=True))
+    of_pair, sign = np.tile(np.repeat(np.arange(300), 6), 2), np.repeat([1, -1], 1800)
+    count_folds = np.array([fold_of(row.pair.prompt_ids, COUNT_FOLDS) for row in open_scores(folder).rows()])
+    counted = count(types, sign, of_pair, count_folds)
+    worth = calibrate(np.bincount(of_pair, sign * counted.unseen_N)[:, None])
+    output = denoised(folder, tmp_path / "d", pool="counts")
+    expected = worth.coefficients_K[0] * counted.all_N
+    assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
+    results = manifest(output)["results"]
+    assert results["counts_alone"]["counts"]["coefficient"] == pytest.approx(worth.coefficients_K[0])
+    assert manifest(output)["warnings"] == []
+    unseen = (np.bincount(of_pair, sign * counted.unseen_N) > 0).mean()
+    assert results["accuracy_on_unseen_pairs"]["counts"]["value"] == pytest.approx(unseen)
+    with pytest.raises(SepoError, match="calibrate weighs counts beside scores"):
+        denoised(folder, tmp_path / "e", pool="counts", calibrate=True)
+
+
 def test_log_losses_are_of_margins_that_other_folds_scaled(tmp_path):
     """Of scores as measured: one coefficient by each fold's labels, for the other fold's pairs."""
     folder = planted(tmp_path / "s", real="type")

@@ -8,15 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.evidence.last_layers import Loss, Row, pair_losses
 from stages.method import objectives
-from stages.method.calibration import calibrate
-from stages.method.counts import COUNT_FOLDS, count
-from stages.method.folds import fold_of
 
 BASELINE: Final = "DPO, beta 1, with KL"
 """from which differences are counted"""
@@ -32,9 +28,14 @@ class Setting(NamedTuple):
 
 
 def recipes(
-    rows: Sequence[Row], raw: Sequence[Tensor], denoised: Sequence[Tensor], rate: float, seed: int
+    rows: Sequence[Row],
+    raw: Sequence[Tensor],
+    denoised: Sequence[Tensor],
+    counted: Sequence[Tensor],
+    rate: float,
+    seed: int,
 ) -> dict[str, list[Setting]]:
-    """Each with its settings, of which the first is compared first."""
+    """Each with its settings, of which the first is compared first; scores are of the tokens of each row, (N,)."""
     simpo = {"gamma": 2.1, "margin": 0.5, "sft_weight": 0.0, "kl_weight": 0.0, "anchor_margin": False}
     dpo = {"beta": 1.0, "sft_weight": 0.0}
 
@@ -53,7 +54,7 @@ def recipes(
     return {
         "regression, denoised": regressions(denoised),
         BASELINE: [Setting(loss(objectives.dpo, dpo, kl_weight=weight), rate) for weight in (0.3, 0.03)],
-        "regression, counts alone": regressions(count_scores(rows)),
+        "regression, counts alone": regressions(counted),
         "SimPO": at_rates((0.3, 0.1), objectives.sepo, simpo),
         "DPO, beta 0.1": at_rates((0.3, 0.1), objectives.dpo, dpo | {"beta": 0.1}),
         "TDPO2, beta 0.1": at_rates((0.3, 0.1), objectives.tdpo, {"beta": 0.1, "alpha": 0.5}, token_kl=True),
@@ -70,19 +71,3 @@ def selected(row: Row, scores_N: Tensor) -> Tensor:
         best = (sign * part).topk(math.ceil(SHARE * len(part))).indices
         weights.append(torch.zeros_like(part).index_fill(0, best, 1.0))
     return torch.cat(weights)
-
-
-def count_scores(rows: Sequence[Row]) -> list[Tensor]:
-    """What the labels by themselves say of every response token, without an oracle: (N,) nats for each row.
-
-    The part counts of a denoised score times what it is worth when it is the only one, which unseen pairs tell.
-    """
-    lengths_P2 = np.array([row.lengths for row in rows])
-    pairs_N = np.repeat(np.arange(len(rows)), lengths_P2.sum(1))
-    signs_N = np.repeat(np.tile([1.0, -1.0], len(rows)), lengths_P2.ravel())
-    folds_P = np.array([fold_of(row.prompt, COUNT_FOLDS) for row in rows])
-    types_N = np.concatenate([row.targets.numpy() for row in rows])
-    found = count(types_N, signs_N, pairs_N, folds_P)
-    worth = calibrate(np.bincount(pairs_N, signs_N * found.unseen_N)[:, None]).coefficients_K[0]
-    scores_N = torch.from_numpy((worth * found.all_N).astype(np.float32))
-    return [*scores_N.split(lengths_P2.sum(1).tolist())]

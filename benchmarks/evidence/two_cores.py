@@ -2,8 +2,9 @@
 
     python -m benchmarks.evidence.two_cores oracles --model M --dataset D --cache C --output-dir S
     sepo denoise --scores S --output-dir S2 --calibrate
-    python -m benchmarks.evidence.two_cores policies --model M --scores S --denoised S2 --samples A --reward lexical \\
-        --cache C --output FILE
+    sepo denoise --scores S --output-dir S3 --pool counts
+    python -m benchmarks.evidence.two_cores policies --model M --scores S --denoised S2 --counted S3 --samples A \\
+        --reward lexical --cache C --output FILE
     python -m benchmarks.evidence.two_cores table FILE
 
 ``oracles`` does what `train-oracle --folds 2 --beta 1 --kl-weight 0.3` and `score --center` do, of the last layers
@@ -178,8 +179,8 @@ def train_policies(options: argparse.Namespace) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
     scored = list(open_scores(options.scores).rows())
     rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in scored]
-    raw, denoised = ([torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
-                     for folder in (options.scores, options.denoised))  # fmt: skip
+    scores = [[torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
+              for folder in (options.scores, options.denoised, options.counted)]  # fmt: skip
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
     held_out = _held_out(options.held_out, tokenizer, samples) if options.held_out else []
     lower = Lower(model, options.cache)
@@ -191,7 +192,7 @@ def train_policies(options: argparse.Namespace) -> None:
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     done = {(line["recipe"], line["rate"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
-    found = recipes(rows, raw, denoised, options.rate, options.seed)
+    found = recipes(rows, *scores, options.rate, options.seed)
     # The first setting of all, then the next one: what has been trained when time is up can be compared.
     for number, name in itertools.product(range(options.settings), options.recipe or found):
         setting = found[name][number]
@@ -323,6 +324,7 @@ def main() -> None:
     oracles.set_defaults(run=write_scores)
     policies.add_argument("--scores", required=True)
     policies.add_argument("--denoised", required=True)
+    policies.add_argument("--counted", required=True)
     policies.add_argument("--samples", required=True)
     policies.add_argument("--reward", choices=REWARDS, required=True)
     policies.add_argument("--held-out", help="labelled pairs of the samples' prompts, one each, in their order")

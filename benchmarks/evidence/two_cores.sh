@@ -54,13 +54,15 @@ seed() { # everything of seed $1
     fi
     two oracles --model "$MODEL" --dataset "$pairs" --cache "$OUT/lower.pt" --seed "$1" --output-dir "$at/scores"
     sepo denoise --scores "$at/scores" --output-dir "$at/denoised" --calibrate
+    sepo denoise --scores "$at/scores" --output-dir "$at/counted" --pool counts
     case $REWARD in
         lexical | contextual)
             python -m benchmarks.evidence.real_text truth --reward "$REWARD" --model "$MODEL" "$at/scores" "$at/denoised"
             ;;
     esac
-    two policies --model "$MODEL" --scores "$at/scores" --denoised "$at/denoised" --samples "$OUT/answers-test" \
-        --reward "$REWARD" "${held_out[@]}" --cache "$OUT/lower.pt" --seed "$1" --settings "$SETTINGS" --output "$at/policies.jsonl"
+    two policies --model "$MODEL" --scores "$at/scores" --denoised "$at/denoised" --counted "$at/counted" \
+        --samples "$OUT/answers-test" --reward "$REWARD" "${held_out[@]}" --cache "$OUT/lower.pt" --seed "$1" \
+        --settings "$SETTINGS" --output "$at/policies.jsonl"
 }
 export -f seed
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -I{} bash -c 'seed {}'

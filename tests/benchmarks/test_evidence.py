@@ -97,29 +97,21 @@ def test_prompts_are_the_shortest_and_each_is_there_once(tmp_path):
         real_text.write_prompts(argparse.Namespace(**options, train=4, test=1))
 
 
-def test_counts_alone_know_a_type_that_is_always_chosen():
-    """Of 40 pairs that differ in nothing else: worth more than any other, and worth nothing where nobody has it."""
-    rows = [Row(np.array([n], np.int32), [np.array([7, 5], np.int32), np.array([5], np.int32)]) for n in range(40)]
-    scores = recipes.count_scores(rows)
-    assert [len(each) for each in scores] == [3] * 40
-    assert scores[0][0] > 0.5
-    torch.testing.assert_close(scores[0][1:], torch.zeros(2), atol=1e-6, rtol=0)
-
-
 def test_every_recipe_has_a_loss_that_moves_its_policy(models):
     _, lower, reference = models
     rows = [Row(PROMPT, ANSWERS[:2]), Row(PROMPT, ANSWERS[1:])]
     lower.read(rows)
     scores = [torch.linspace(-1, 1, len(row.targets)) for row in rows]
+    several = [[factor * each for each in scores] for factor in (1, 2, 3)]
     losses = {}
-    for name, settings in recipes.recipes(rows, scores, [2 * each for each in scores], 1e-3, seed=0).items():
+    for name, settings in recipes.recipes(rows, *several, 1e-3, seed=0).items():
         assert len(settings) == 2
         policy = last_layers.train(reference, rows, settings[0].loss, settings[0].rate, seed=0)
         losses[name] = settings[0].loss(0, policy(rows[0]), reference).item()
     assert len(set(losses.values())) == len(losses), losses
     by_hand = losses.pop(recipes.BASELINE)
     policy = last_layers.train(
-        reference, rows, recipes.recipes(rows, scores, scores, 1e-3, 0)[recipes.BASELINE][0].loss, 1e-3, 0
+        reference, rows, recipes.recipes(rows, *several, 1e-3, 0)[recipes.BASELINE][0].loss, 1e-3, 0
     )
     with torch.no_grad():
         ours, theirs = policy(rows[0]), reference(rows[0])
