@@ -206,7 +206,12 @@ def main() -> None:
     if given.questions:
         recipes["recipes"] = recipes["questions"]
     if given.recipe:
-        recipes["recipes"] = {name: recipes["recipes"][name] for name in given.recipe}
+        if unknown := {*given.recipe} - {*recipes["recipes"]}:
+            parser.error(f"no recipe {', '.join(unknown)}; there are {', '.join(recipes['recipes'])}")
+        # What the others are compared with is always there.
+        recipes["recipes"] = {
+            name: recipes["recipes"][name] for name in {recipes["against"]: 0} | dict.fromkeys(given.recipe)
+        }
     folder = given.output_dir.resolve()
     one = partial(run_world, recipes=recipes, folder=folder, samples=given.samples, demo=given.demo)
     worlds = []

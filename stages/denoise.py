@@ -7,7 +7,7 @@ say of types by themselves (`stages.method.calibration`, `stages.method.counts`)
 measured scores stay beside the new ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -94,10 +94,11 @@ class ScoredTokens(NamedTuple):
 class Unseen(NamedTuple):
     """What pairs say of scores by oracles that had not seen them."""
 
+    parts: Sequence[str]
     calibration: Calibration
-    """of the parts of a score, and of the counts"""
-    without_counts: Calibration
-    """of the parts of a score alone"""
+    """of the parts: those of a score and the counts, or the counts alone"""
+    without_counts: Calibration | None
+    """of the parts of a score, where there are any"""
     counted: Counted
     accuracies: dict[str, Interval]
     """of the implicit reward by each kind of score; none of the scores knows the label that it is judged by"""
@@ -105,24 +106,14 @@ class Unseen(NamedTuple):
     """nats a label, likewise, of each kind of score times what the other folds' labels say it is worth"""
 
 
-class CountsAlone(NamedTuple):
-    """What counts are worth by themselves."""
-
-    calibration: Calibration
-    accuracy: Interval
-    """on unseen pairs"""
-    loss: Interval
-    """likewise, nats a label"""
-
-
 class Denoised(NamedTuple):
     """What becomes of the scores."""
 
     sides: list[NDArray[np.float64]]
     """the new scores of all chosen responses, then those of all rejected ones"""
-    pooled: Pooled
+    pooled: Pooled | None
+    """none where counts are taken alone"""
     unseen: Unseen | None
-    counts: CountsAlone | None
     centred: bool
     before: Interval
     """accuracy of the implicit reward on all pairs"""
@@ -154,6 +145,9 @@ def _check(config: DenoiseConfig, reporter: Reporter) -> DenoiseJob:
         )
     hashes, names = (lookup(scores.manifest, part) or {} for part in ("inputs", "input_names"))
     inputs = {name: Input(str(names.get(name, "")), str(each)) for name, each in hashes.items() if name != "scores"}
+    if config.pool == COUNTS:
+        # They know nothing of one, not even whether it was the reference itself.
+        inputs.pop("oracle", None)
     inputs["scores"] = Input(str(scores.folder), scores.fingerprint)
     return DenoiseJob(config, reporter, scores, inputs, settings, folds)
 
@@ -205,29 +199,39 @@ def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
 
 
 def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
-    pooled, unseen, counts = tokens.pooled(), _unseen(tokens), None
-    scores_N = pooled.scores_N
+    pooled: Pooled | None = None
     if job.config.pool == COUNTS:
-        counted = unseen.counted if unseen else tokens.counted()
-        counts = _counts_alone(tokens, counted)
-        scores_N = counts.calibration.coefficients_K[0] * counted.all_N
-    if job.config.calibrate:
-        if unseen is None:
-            raise SepoError(
-                f"all pairs of {job.scores.folder} are of one fold: calibrate has nothing to compare them with",
-                hint="score more pairs, or leave out --calibrate",
-            )
-        scores_N = unseen.calibration.coefficients_K @ np.stack([*pooled.parts_KN, unseen.counted.all_N])
+        unseen: Unseen | None = _unseen_counts(job, tokens)
+    else:
+        pooled, unseen = tokens.pooled(), _unseen(tokens)
+    if unseen and (job.config.calibrate or pooled is None):
+        parts = [*(pooled.parts_KN if pooled else []), unseen.counted.all_N]
+        scores_N = unseen.calibration.coefficients_K @ np.stack(parts)
+    elif pooled is None or job.config.calibrate:
+        raise SepoError(
+            f"all pairs of {job.scores.folder} are of one fold: calibrate has nothing to compare them with",
+            hint="score more pairs, or leave out --calibrate",
+        )
+    else:
+        scores_N = pooled.scores_N
     before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
-    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, counts, tokens.is_centred, before, after)
+    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
 
 
-def _counts_alone(tokens: ScoredTokens, counted: Counted) -> CountsAlone:
+def _unseen_counts(job: DenoiseJob, tokens: ScoredTokens) -> Unseen:
+    """What the labels of other prompts say of counts alone."""
+    if len(np.unique(tokens.count_folds_P)) < 2:
+        raise SepoError(
+            f"all pairs of {job.scores.folder} are of one fold: nothing says what counts are worth on other prompts",
+            hint="score more prompts",
+        )
+    counted = tokens.counted()
     differences_P1 = tokens.differences(counted.unseen_N)[:, None]
     losses_P = log_losses(cross_fitted_margins(differences_P1, tokens.count_folds_P))
     accuracy = preference_accuracy(differences_P1[:, 0].tolist())
-    return CountsAlone(calibrate(differences_P1), accuracy, mean_interval(losses_P))
+    said = {COUNTS: accuracy}, {COUNTS: mean_interval(losses_P)}
+    return Unseen([COUNTS], calibrate(differences_P1), None, counted, *said)
 
 
 def _unseen(tokens: ScoredTokens) -> Unseen | None:
@@ -248,6 +252,7 @@ def _unseen(tokens: ScoredTokens) -> Unseen | None:
     scaled = {name: cross_fitted_margins(margins_P[:, None], tokens.folds_P) for name, margins_P in margins.items()}
     margins["calibrated"] = scaled["calibrated"] = cross_fitted_margins(differences_PK, tokens.folds_P)
     return Unseen(
+        PARTS,
         calibrate(differences_PK),
         calibrate(np.stack([type_P, context_P, residual_P], axis=1)),
         counted,
@@ -260,11 +265,11 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     checksums, scale = _write_shards(job, work, found.sides)
     manifest, calibrated = job.scores.manifest, job.config.calibrate
     warnings = alarms(scale, {})
-    if found.unseen and not found.counts:
+    if found.unseen:
         warnings += calibration_warnings(found.unseen.calibration, found.unseen.without_counts, calibrated=calibrated)
-    elif job.folds > 1 and not found.counts:
+    elif job.folds > 1:
         warnings.append(f"all pairs are of one of {job.folds} folds: nothing says how much of the scores is real")
-    if not found.counts:
+    if found.pooled:
         warnings += [f"of the scores before: {text}" for text in manifest.get("warnings") or []]
     for warning in warnings:
         job.reporter.warn(warning)
@@ -280,7 +285,7 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
     )
     rows = [
         ("pairs", f"{manifest['counts']['kept']:,}"),
-        *([] if found.counts else _pooled_rows(job, found)),
+        *_pooled_rows(job, found),
         ("implicit reward prefers chosen", _accuracy_in_words(job, found)),
         *calibration_rows(results),
         ("scores", _scores_in_words(job, found)),
@@ -290,6 +295,8 @@ def _write(job: DenoiseJob, work: Run, found: Denoised) -> Summary:
 
 
 def _pooled_rows(job: DenoiseJob, found: Denoised) -> list[tuple[str, str]]:
+    if not found.pooled:
+        return []
     rows = [
         ("centred", "by the KL of the reference from the oracle" if found.centred else "no (`sepo score --center`)"),
         ("types", shrinkage_in_words(found.pooled.types)),
@@ -300,15 +307,18 @@ def _pooled_rows(job: DenoiseJob, found: Denoised) -> list[tuple[str, str]]:
 
 
 def _scores_in_words(job: DenoiseJob, found: Denoised) -> str:
-    if found.counts:
-        worth = found.counts.calibration.coefficients_K[0]
-        return f"counts alone, times the coefficient {worth:.2f} that unseen pairs give them"
+    if not found.pooled:
+        return "counts alone, times their coefficient"
     return "calibrated: coefficients times parts" if job.config.calibrate else "pooled: type and context"
 
 
 def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
-    if job.folds == 1:
+    if found.pooled and job.folds == 1:
         return f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not"
+    if not found.pooled:
+        return (
+            f"{found.before:.3f} before, {found.after:.3f} now, which knows the labels: counts are learnt of all pairs"
+        )
     return (
         f"{found.before:.3f} before, by oracles that had not seen the prompt; {found.after:.3f} now, which knows the"
         " labels: means hold scores by the other folds' oracles, and what is written as counts is learnt of all pairs"
@@ -317,20 +327,13 @@ def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
 
 def _results(found: Denoised) -> dict[str, Any]:
     """For the manifest."""
-    results = {
-        "accuracy_before": found.before.as_json(),
-        "accuracy": found.after.as_json(),
-        "centred": found.centred,
-        "types": found.pooled.types._asdict(),
-        "contexts": found.pooled.contexts._asdict(),
-    }
-    if alone := found.counts:
-        results["counts_alone"] = alone.calibration.as_json(PARTS[-1:])
-        results["accuracy_on_unseen_pairs"] = {"counts": alone.accuracy.as_json()}
-        results["log_loss_on_unseen_pairs"] = {"counts": alone.loss.as_json()}
+    results: dict[str, Any] = {"accuracy_before": found.before.as_json(), "accuracy": found.after.as_json()}
+    if pooled := found.pooled:
+        results |= {"centred": found.centred, "types": pooled.types._asdict(), "contexts": pooled.contexts._asdict()}
     if unseen := found.unseen:
-        results["calibration"] = unseen.calibration.as_json(PARTS)
-        results["calibration_without_counts"] = unseen.without_counts.as_json(PARTS[:-1])
+        results["calibration"] = unseen.calibration.as_json(unseen.parts)
+        if unseen.without_counts:
+            results["calibration_without_counts"] = unseen.without_counts.as_json(PARTS[:-1])
         results["counts_ridge"] = unseen.counted.ridge
         results["accuracy_on_unseen_pairs"] = {name: each.as_json() for name, each in unseen.accuracies.items()}
         results["log_loss_on_unseen_pairs"] = {name: each.as_json() for name, each in unseen.losses.items()}

@@ -14,6 +14,7 @@ from stages.method.counts import COUNT_FOLDS, count
 from stages.method.folds import fold_of
 from stages.method.pooling import pool
 from stages.reporting import Quiet
+from stages.store.alarms import Scale, alarms
 from stages.store.scores import open_scores
 from stages.types import PairLogps, ScoredPair
 from tests.conftest import token_pair
@@ -178,7 +179,8 @@ def test_calibrated_scores_are_parts_times_what_unseen_labels_say(tmp_path):
 def test_counts_alone_are_what_labels_say_of_types_whatever_the_scores(tmp_path, folds):
     """Times what unseen pairs say that they are worth; an oracle's folds are not asked for."""
     folder = planted(tmp_path / "s", real="type")
-    told = {"settings": {"folds": folds}, "warnings": ["every score is 0"]}
+    one_model = {"inputs": {"oracle": "sha256:a", "reference": "sha256:a"}}
+    told = {"settings": {"folds": folds}, "warnings": ["every score is 0"], **one_model}
     (folder / "manifest.json").write_text(json.dumps({**manifest(folder), **told}))
     types, _, _ = map(np.array, zip(*tokens(folder), strict=True))
     of_pair, sign = np.tile(np.repeat(np.arange(300), 6), 2), np.repeat([1, -1], 1800)
@@ -189,12 +191,26 @@ def test_counts_alone_are_what_labels_say_of_types_whatever_the_scores(tmp_path,
     expected = worth.coefficients_K[0] * counted.all_N
     assert [score for *_, score in tokens(output)] == pytest.approx(expected, abs=1e-5)
     results = manifest(output)["results"]
-    assert results["counts_alone"]["counts"]["coefficient"] == pytest.approx(worth.coefficients_K[0])
-    assert manifest(output)["warnings"] == []
+    assert results["calibration"] == {
+        "counts": {
+            "coefficient": pytest.approx(worth.coefficients_K[0]),
+            "standard_error": pytest.approx(worth.errors_K[0]),
+        }
+    }
+    assert manifest(output)["warnings"] == alarms(Scale(), manifest(output)) == []
     unseen = (np.bincount(of_pair, sign * counted.unseen_N) > 0).mean()
     assert results["accuracy_on_unseen_pairs"]["counts"]["value"] == pytest.approx(unseen)
     with pytest.raises(SepoError, match="calibrate weighs counts beside scores"):
         denoised(folder, tmp_path / "e", pool="counts", calibrate=True)
+
+
+def test_counts_that_tell_nothing_of_other_pairs_are_warned_of(tmp_path):
+    folder = planted(tmp_path / "s", real="residual")
+    warned = " ".join(manifest(denoised(folder, tmp_path / "d", pool="counts"))["warnings"])
+    assert "counts are not shown to tell preferences of unseen pairs (coefficient " in warned
+    one = score_folder(tmp_path / "one", [scored_pair(number, [1], [2, 3], [4]) for number in range(3)])
+    with pytest.raises(SepoError, match="are of one fold: nothing says what counts are worth"):
+        denoised(one, tmp_path / "e", pool="counts")
 
 
 def test_log_losses_are_of_margins_that_other_folds_scaled(tmp_path):

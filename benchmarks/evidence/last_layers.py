@@ -109,7 +109,7 @@ class Upper:
     def copy(self) -> "Upper":
         """One to be trained."""
         made = copy.copy(self)
-        made.layers, made._frozen = copy.deepcopy(self.layers), None
+        made.layers, made._frozen, made._logps = copy.deepcopy(self.layers), None, {}
         return made
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The recipes that are compared on real text: losses of the library, each at its own two settings.
 
-Settings of the anchored ones are those of the demo (examples/compare.yaml). Without a reference in the loss a policy
-goes so far at their rate that no sample of the reference tells of it, so these have smaller ones.
+Settings of the anchored ones are those of the demo (examples/compare.yaml). Without a reference in the loss, or with a
+small beta, a policy goes so far at their rate that no sample of the reference tells of it, so these have smaller ones.
 """
 
 import math

@@ -229,9 +229,9 @@ def show(options: argparse.Namespace) -> None:
     found: dict[str, dict[int, list[Any]]] = {}
     for line in lines:
         found.setdefault(line["recipe"], {}).setdefault(line["seed"], []).append(line)
-    if any(lines[0]["rewards_S"]):
+    if any(any(line["rewards_S"]) for line in lines):
         _show("gain", found, _gains, _most)
-    if lines[0].get("margins_P"):
+    if all(line["margins_P"] for line in lines):
         _show("held-out accuracy", found, _accuracies)
 
 
@@ -278,8 +278,8 @@ def _gains(lines: Sequence[dict[str, Any]], kl: float) -> Any:
 def _accuracies(lines: Sequence[dict[str, Any]], kl: float) -> Any:
     """How often a recipe prefers the chosen response, so far from the reference, of each draw of prompts, (1 + DRAWS,).
 
-    Of several settings the best that comes so far; straight in the square root of KL between the points where a policy
-    was read, and nearer to the reference than the first of them what it is there.
+    Of several settings the best; straight in the square root of KL between the points where a policy was read. Not a
+    number nearer to the reference than the first of them, or beyond the last.
     """
     drawn, sizes_Q = _drawn(lines[0])
     best = np.full(len(drawn), np.nan)
@@ -288,8 +288,10 @@ def _accuracies(lines: Sequence[dict[str, Any]], kl: float) -> Any:
         for line in sorted(setting, key=lambda line: line["scale"]):
             theres.append(drawn @ np.bincount(line["prompts_S"], weights=line["kl_S"]) / (drawn @ sizes_Q))
             rights.append(drawn @ (np.sign(line["margins_P"]) / 2 + 0.5) / drawn.sum(1))
-        for draw, (there, right) in enumerate(zip(np.transpose(theres), np.transpose(rights), strict=True)):
-            best[draw] = np.fmax(best[draw], np.interp(np.sqrt(kl), np.sqrt(there), right, right=np.nan))
+        # An estimate may fall where the truth rises: what has been reached is not left again.
+        far = np.sqrt(np.maximum.accumulate(theres))
+        for draw, (there, right) in enumerate(zip(far.T, np.transpose(rights), strict=True)):
+            best[draw] = np.fmax(best[draw], np.interp(np.sqrt(kl), there, right, left=np.nan, right=np.nan))
     return best
 
 
@@ -329,7 +331,7 @@ def main() -> None:
     policies.add_argument("--reward", choices=REWARDS, required=True)
     policies.add_argument("--held-out", help="labelled pairs of the samples' prompts, one each, in their order")
     policies.add_argument("--recipe", action="append", help="this one alone; may be given several times")
-    policies.add_argument("--settings", type=int, default=1, help="of each recipe, its first: 1 or 2")
+    policies.add_argument("--settings", type=int, default=1, choices=(1, 2), help="of each recipe, its first")
     policies.add_argument("--output", type=Path, required=True)
     policies.set_defaults(run=train_policies)
     table = commands.add_parser("table")

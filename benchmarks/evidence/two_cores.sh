@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does the recipe hold on real text? What two cores can say of it: of SmolLM2-135M the last layers learn, from
 #   REWARD=lexical or contextual   a reward planted in the model's own answers to PROMPTS (several files: with spaces)
-#   REWARD=ifeval                  IFEval's verifier of its own answers to PROMPTS, IFEval's file
+#   REWARD=ifeval                  IFEval's verifier of its own answers to PROMPTS, IFEval's file, whose last rows are held out
 #   REWARD=none                    the labels of PROMPTS, a file of pairs, of which others are held out
 # SEEDS draw planted labels, oracles and the order of pairs anew, not prompts, answers and folds. A finished step is not
 # redone. MODEL and PROMPTS are paths or hub names; others need another OUT. JOBS seeds run at once.

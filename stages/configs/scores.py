@@ -178,7 +178,10 @@ class DenoiseConfig(Config):
 
     def _faults(self) -> list[str]:
         alone = self.calibrate and self.pool == COUNTS
-        return super()._faults() + ["calibrate weighs counts beside scores, and pool counts leaves these out"] * alone
+        return (
+            super()._faults()
+            + ["calibrate weighs counts beside scores, which pool counts leaves out; leave out either"] * alone
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ class TriedFlex:
     ) -> Tensor | None:
         given = (query_HTD, key_HTD, value_HTD)
         tried = how if how.window is None else how._replace(window=_WINDOW)
-        learns = torch.is_grad_enabled() and any(each.requires_grad for each in given)
+        # An adapter may be in one of the projections alone: that is a kernel of its own.
+        learns = tuple(torch.is_grad_enabled() and each.requires_grad for each in given)
         sizes = [each.shape[1::2] for each in given]
         # What decides which kernel is compiled, and how it rounds.
         kind = (*sizes, value_HTD.dtype, value_HTD.device, torch.get_float32_matmul_precision(), learns, tried)
@@ -80,7 +81,7 @@ class TriedFlex:
         )[None]
 
 
-def _refuse_wrong(attend: Attention, like: Sequence[Tensor], how: How, *, learns: bool) -> None:
+def _refuse_wrong(attend: Attention, like: Sequence[Tensor], how: How, *, learns: Sequence[bool]) -> None:
     """Raise unless `attend` gives what the loop gives, to rounding, for queries, keys and values like these."""
     dtype, device = like[-1].dtype, like[-1].device
     layout = Layout(_SPANS, device)
@@ -113,13 +114,14 @@ def _drawn(like: Sequence[Tensor], how: How) -> list[Tensor]:
 
 
 def _results(
-    attend: Attention, given: Sequence[Tensor], layout: Layout, how: How, *, learns: bool
+    attend: Attention, given: Sequence[Tensor], layout: Layout, how: How, *, learns: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """The output and, if it `learns`, the gradients of queries, keys and values."""
+    """The output, and the gradients of those of queries, keys and values that learn."""
     *given, upstream = given
-    query, key, value = wanted = [each.detach().requires_grad_(learns) for each in given]
+    query, key, value = [each.detach().requires_grad_(one) for each, one in zip(given, learns, strict=True)]
     output: Any = attend(query, key, value, layout, how)
-    return output.detach(), *(torch.autograd.grad(output, wanted, upstream) if learns else ())
+    wanted = [each for each in (query, key, value) if each.requires_grad]
+    return output.detach(), *(torch.autograd.grad(output, wanted, upstream) if wanted else ())
 
 
 def _off(found: Tensor, exact: Tensor) -> float:

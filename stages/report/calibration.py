@@ -34,8 +34,17 @@ def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def calibration_warnings(found: Calibration, without_counts: Calibration, *, calibrated: bool) -> list[str]:
-    """What the labels say against pooling, by the parts of the scores alone, and against the oracle beside counts."""
+def calibration_warnings(found: Calibration, without_counts: Calibration | None, *, calibrated: bool) -> list[str]:
+    """What the labels say against pooling, by the parts of the scores alone, and against the oracle beside counts.
+
+    Without parts of scores, against counts alone.
+    """
+    if without_counts is None:
+        value, error = found.coefficients_K[0], found.errors_K[0]
+        if value > 2 * error:
+            return []
+        said = f"coefficient {value:+.2f}, standard error {error:.2f}"
+        return [f"counts are not shown to tell preferences of unseen pairs ({said}): the scores may be noise"]
     beside_counts = found.coefficients_K > 2 * found.errors_K
     shown = without_counts.coefficients_K > 2 * without_counts.errors_K
     warnings = []

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.evidence import last_layers, real_text, recipes, two_cores
 from benchmarks.evidence.last_layers import Lower, Row, Upper
-from tests.conftest import tiny_llama
+from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
 PROMPT, ANSWERS = np.array([3, 1, 4], np.int32), [np.array(ids, np.int32) for ids in ([1, 5, 9], [2, 6], [5, 3, 5, 8])]
 
@@ -149,16 +149,23 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys
         "scale": 1.0,
         "margins_P": [1.0, 0.0, -1.0, 1.0] * 50,
     }
+    nearer = {"kl_S": [0.01] * 1600, "scale": 0.5, "margins_P": [1.0] * 200}
+    less = math.sqrt(0.01 / kl)
     half = {**line, "recipe": "half", "gains_S": [c * variance / 2] * 1600}
     more = {**half, "setting": 1, "gains_S": line["gains_S"]}
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, [line, half, more])))
+    lines = [line, half, more]
+    lines += [{**each, **nearer, "gains_S": [less * gain for gain in each["gains_S"]]} for each in lines]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"]))
     rows = [
         row.split(" | ") for row in capsys.readouterr().out.splitlines() if "by seed" not in row and "--" not in row
     ]
     rows, accuracies = rows[:4], rows[4:]
-    # Half a point for a pair that it does not tell apart; not better for being nearer.
-    assert [row[3][:6] for row in accuracies] == ["+0.625"] * 4
+    # From 1 where it is nearer to 0.625 where it is farther, half a point for a pair that it does not tell apart.
+    at = [1 - 0.375 * (math.sqrt(there) - 0.1) / (math.sqrt(kl) - 0.1) for there in two_cores.BUDGETS]
+    assert [row[3][:6] for row in accuracies] == [f"{each:+.3f}" for each in at] * 2
+    by_draw = two_cores._accuracies([lines[0], lines[3]], 0.009), two_cores._accuracies([lines[0], lines[3]], 0.06)
+    assert np.isnan(by_draw).all()
     assert [(row[0], row[1]) for row in rows] == [
         (f"| {name}", f"{kl:g}") for name in (recipes.BASELINE, "half") for kl in two_cores.BUDGETS
     ]
@@ -167,3 +174,36 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys
     gain = c * variance / 2 * math.sqrt(0.05 / kl)
     assert rows[-1][3].startswith(f"{gain:+.3f} [")
     assert (rows[-1][5][:6], rows[-1][6][:6]) == (f"{-gain:+.3f}",) * 2
+
+
+def test_held_out_pairs_are_those_of_the_samples_prompts(tmp_path):
+    """Whatever their order, and though a prompt has no samples; a prompt is in one part alone, and its shortest pair."""
+    words = ["you", "do know", "this is so", "no", "yes yes yes"]
+    rows = [{"prompt": text, "chosen": f"{text} it", "rejected": "no"} for text in words]
+    rows.append({**rows[0], "chosen": "much longer than it was before"})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = {"pairs": str(tmp_path / "pairs.jsonl"), "model": str(tmp_path / "tokenizer"), "seed": 0}
+    real_text.write_pairs(argparse.Namespace(**options, output_dir=tmp_path / "d", train=2, test=3))
+    train, test = ([json.loads(line) for line in (tmp_path / f"d/{name}.jsonl").read_text().splitlines()]
+                   for name in ("train", "test"))  # fmt: skip
+    prompts = [row["prompt"][-1]["content"] for row in train + test]
+    assert sorted(prompts) == sorted(words)
+    assert "longer" not in json.dumps(train + test)
+    samples = [two_cores.Sampled(question, None, None) for question in (2, 0)]
+    found = two_cores._held_out(str(tmp_path / "d/test.jsonl"), tokenizer, samples)
+    chosen = [tokenizer.decode(row.responses[0], skip_special_tokens=True).strip() for row in found]
+    assert chosen == [test[2]["chosen"], test[0]["chosen"]]
+
+
+def test_margins_are_of_the_chosen_response_less_the_rejected_one(models):
+    _, lower, reference = models
+    policy = reference.copy()
+    with torch.no_grad():
+        policy.layers.norm.weight.mul_(1.5)
+    row = Row(PROMPT, ANSWERS[:2])
+    lower.read([row])
+    same, [margin] = two_cores.read_margins(reference, [reference, policy], [row])
+    ratios = (policy(row) - reference(row)).gather(-1, row.targets[:, None])[:, 0].detach()
+    assert (same, margin) == ([0.0], pytest.approx(float(ratios[:3].sum() - ratios[3:].sum()), abs=1e-5))
