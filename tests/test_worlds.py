@@ -69,7 +69,7 @@ def asked(monkeypatch, tmp_path):
 def test_every_command_of_the_questions_is_one(asked):
     recipes = yaml.safe_load((compare.EXAMPLES / "compare.yaml").read_text())
     policies = compare.make_world(7, recipes | {"recipes": recipes["questions"]}, "")
-    assert len(asked) == 6 + sum(map(len, policies.values()))
+    assert len(asked) == 7 + sum(map(len, policies.values()))
     assert recipes["against"] in policies
 
 
@@ -78,12 +78,12 @@ def test_every_command_of_the_recipes_is_one(asked):
     policies = compare.make_world(7, recipes, "--rewards dense --label-noise 0.2")
     assert list(policies) == list(recipes["recipes"])
     assert recipes["against"] in policies
-    demo, published, _, oracle, score, denoise, *trained = asked
+    demo, published, _, oracle, score, denoise, counted, *trained = asked
     assert (demo.rewards, demo.label_noise) == ("dense", 0.2)
     assert {config.seed for config in (demo, published, oracle, *trained)} == {7}
     assert [config.output_dir for config in trained] == [str(path) for paths in policies.values() for path in paths]
     # The paper's method is what it is without options, the denoised recipe what stands in its files.
     assert (published.beta, published.folds, trained[0].objective, trained[0].rule) == (0.1, 1, "sepo", "oracle")
     assert (oracle.beta, oracle.kl_weight, oracle.folds) == (1.0, 0.3, 2)
-    assert (score.center, denoise.calibrate) == (True, True)
-    assert [config.scale for config in trained if config.objective == "regress"][:3] == [0.4, 0.65, 1.0]
+    assert (score.center, denoise.calibrate, counted.pool) == (True, True, "counts")
+    assert [config.scale for config in trained if config.objective == "regress"][:3] == [0.4, 1.0, 0.65]
