@@ -3,8 +3,8 @@
 A token's score becomes what its type scores over the data set, and beyond that what the type scores after the token
 before it (`stages.method.pooling`), of centred scores where `sepo score --center` measured how to centre them. Where
 oracles scored pairs that they had not seen, the labels say how much of each part is real, and how much of what they
-say of types by themselves (`stages.method.calibration`, `stages.method.counts`). Nothing else of a row changes; the
-measured scores stay beside the new ones.
+say of types by themselves (`stages.method.calibration`, `stages.method.counts`). Counts may also be taken alone, and
+need no oracle. Nothing else of a row changes; the measured scores stay beside the new ones.
 """
 
 from collections.abc import Iterator, Sequence
@@ -199,24 +199,27 @@ def _predecessors(side: Side, last_ids: NDArray[Any]) -> NDArray[Any]:
 
 
 def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
-    pooled: Pooled | None = None
+    pooled: Pooled | None
+    unseen: Unseen | None
     if job.config.pool == COUNTS:
-        unseen: Unseen | None = _unseen_counts(job, tokens)
+        pooled, unseen = None, _unseen_counts(job, tokens)
+        scores_N = unseen.calibration.coefficients_K[0] * unseen.counted.all_N
     else:
         pooled, unseen = tokens.pooled(), _unseen(tokens)
-    if unseen and (job.config.calibrate or pooled is None):
-        parts = [*(pooled.parts_KN if pooled else []), unseen.counted.all_N]
-        scores_N = unseen.calibration.coefficients_K @ np.stack(parts)
-    elif pooled is None or job.config.calibrate:
+        scores_N = _calibrated(job, pooled, unseen) if job.config.calibrate else pooled.scores_N
+    before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
+    chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
+    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
+
+
+def _calibrated(job: DenoiseJob, pooled: Pooled, unseen: Unseen | None) -> NDArray[np.float64]:
+    if unseen is None:
         raise SepoError(
             f"all pairs of {job.scores.folder} are of one fold: calibrate has nothing to compare them with",
             hint="score more pairs, or leave out --calibrate",
         )
-    else:
-        scores_N = pooled.scores_N
-    before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
-    chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
-    return Denoised(np.split(scores_N, [chosen]), pooled, unseen, tokens.is_centred, before, after)
+    scores_N: NDArray[np.float64] = unseen.calibration.coefficients_K @ [*pooled.parts_KN, unseen.counted.all_N]
+    return scores_N
 
 
 def _unseen_counts(job: DenoiseJob, tokens: ScoredTokens) -> Unseen:
