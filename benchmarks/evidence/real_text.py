@@ -3,14 +3,15 @@
     python -m benchmarks.evidence.real_text prompts PROMPTS ... --train 512 --test 96 --output-dir D
     python -m benchmarks.evidence.real_text pairs PAIRS --model M --train 512 --test 256 --output-dir D
     sepo pair ANSWERS --verifier benchmarks.evidence.real_text:bradley_terry --output PAIRS.jsonl
+    python -m benchmarks.evidence.real_text label PAIRS.jsonl --output LABELLED.jsonl
     python -m benchmarks.evidence.real_text truth --reward lexical --model M SCORES ...
     python -m benchmarks.evidence.real_text samples --reward lexical EVALUATION.json ...
 
 ``prompts`` takes the shortest prompts of files, and ``pairs`` the shortest labelled pairs, one a prompt, so that two
-cores do. The verifier labels a model's answers to them by
-Bradley-Terry from the difference of the rewards ($REWARD; labels are drawn by $LABELS, a number). ``truth`` says how
-folders of scores, summed over a response, agree with these rewards; ``samples`` what policies gained on what
-`sepo evaluate` sampled of them.
+cores do. The verifier labels a model's answers to them by Bradley-Terry from the difference of the rewards ($REWARD;
+labels are drawn by $LABELS, a number), and ``label`` pairs by others likewise. ``truth`` says how folders of scores,
+summed over a response, agree with these rewards; ``samples`` what policies gained on what `sepo evaluate` sampled of
+them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,16 @@ def bradley_terry(row: dict[str, Any], answer: str) -> float:
     labels = int(os.environ.get("LABELS", "0"))
     noise = np.random.default_rng([labels, *json.dumps([row, answer], sort_keys=True).encode()]).gumbel()
     return REWARDS[os.environ.get("REWARD", "lexical")](row, answer) + float(noise)
+
+
+def write_labelled(options: argparse.Namespace) -> None:
+    """The pairs of a file, of which the planted reward and chance choose anew."""
+    lines = []
+    for pair in read_pairs(options.pairs):
+        if not isinstance(pair, Dropped):
+            rejected, chosen = sorted((pair.rejected, pair.chosen), key=partial(bradley_terry, {"prompt": pair.prompt}))
+            lines.append(json.dumps({"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+    options.output.write_text("".join(lines))
 
 
 def write_prompts(options: argparse.Namespace) -> None:
@@ -188,6 +199,10 @@ def main() -> None:
         command.add_argument("--seed", type=int, default=42)
         command.add_argument("--output-dir", type=Path, required=True)
         command.set_defaults(run=run)
+    label = commands.add_parser("label")
+    label.add_argument("pairs")
+    label.add_argument("--output", type=Path, required=True)
+    label.set_defaults(run=write_labelled)
     truth, samples = commands.add_parser("truth"), commands.add_parser("samples")
     truth.add_argument("--model", required=True)
     for command, run in ((truth, tell_truth), (samples, gained)):

@@ -60,22 +60,30 @@ def write_scores(options: argparse.Namespace) -> None:
     if (options.output_dir / "manifest.json").exists():
         return say(f"{options.output_dir} is there already")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
-    encoded = Encoder(tokenizer, {}).encode_all([p for p in read_pairs(options.dataset) if not isinstance(p, Dropped)])
-    pairs = [pair for pair in encoded if not isinstance(pair, Dropped)]
-    rows = [Row(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids]) for pair in pairs]
+    known = _pairs(options.dataset, tokenizer)
+    pairs = _pairs(options.to_score, tokenizer) if options.to_score else known
     lower = Lower(model, options.cache)
-    lower.read(rows)
+    lower.read([_row(pair) for pair in (*known, *pairs)])
     reference = Upper(model, lower)
     found: dict[int, tuple[ScoredPair, list[Any]]] = {}
     for fold in range(FOLDS):
-        seen = [number for number, pair in enumerate(pairs) if trains(pair, fold, FOLDS)]
-        own = [rows[number] for number in seen]
+        own = [_row(pair) for pair in known if trains(pair, fold, FOLDS)]
         loss = pair_losses(own, objectives.dpo, {"beta": 1.0, "sft_weight": 0.0}, kl_weight=0.3)
         say(f"oracle {fold + 1}: {len(own)} pairs")
         oracle = train(reference, own, loss, options.rate, options.seed)
-        for number in sorted({*range(len(pairs))} - {*seen}):
-            found[number] = _scored(pairs[number], rows[number], reference, oracle)
+        for number, pair in enumerate(pairs):
+            if not trains(pair, fold, FOLDS):
+                found[number] = _scored(pair, _row(pair), reference, oracle)
     _write_folder(options, [found[number] for number in range(len(pairs))], tokenizer)
+
+
+def _pairs(file: str, tokenizer: Any) -> list[TokenPair]:
+    encoded = Encoder(tokenizer, {}).encode_all([p for p in read_pairs(file) if not isinstance(p, Dropped)])
+    return [pair for pair in encoded if not isinstance(pair, Dropped)]
+
+
+def _row(pair: TokenPair) -> Row:
+    return Row(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
 
 
 @torch.no_grad()
@@ -98,8 +106,11 @@ def _write_folder(options: argparse.Namespace, found: list[tuple[ScoredPair, lis
     manifest = {
         "format": 1, "stage": "score", "fingerprint": fingerprint, "files": [shard_name(0)],
         "counts": {"kept": len(rows)}, "tokenizer": {"vocabulary": vocabulary}, "settings": {"folds": FOLDS},
-        "input_names": {"tokenizer": str(options.model), "dataset": str(options.dataset)},
-        "results": {"made_by": __name__, "layers": LAYERS, "rate": options.rate, "seed": options.seed},
+        "input_names": {"tokenizer": str(options.model), "dataset": str(options.to_score or options.dataset)},
+        "results": {
+            "made_by": __name__, "learnt_of": str(options.dataset), "layers": LAYERS, "rate": options.rate,
+            "seed": options.seed,
+        },
     }  # fmt: skip
     (options.output_dir / "manifest.json").write_text(json.dumps(manifest))
 
@@ -178,7 +189,7 @@ def train_policies(options: argparse.Namespace) -> None:
     """Train each recipe that the output does not hold yet, and add a line for its figures."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
     scored = list(open_scores(options.scores).rows())
-    rows = [Row(each.pair.prompt_ids, [each.pair.chosen_ids, each.pair.rejected_ids]) for each in scored]
+    rows = [_row(each.pair) for each in scored]
     scores = [[torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
               for folder in (options.scores, options.denoised, options.counted)]  # fmt: skip
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
@@ -194,8 +205,8 @@ def train_policies(options: argparse.Namespace) -> None:
     done = {(line["recipe"], line["rate"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
     found = recipes(rows, *scores, options.rate, options.seed)
     # The first setting of all, then the next one: what has been trained when time is up can be compared.
-    for number, name in itertools.product(range(options.settings), options.recipe or found):
-        setting = found[name][number]
+    for number, recipe in itertools.product(range(options.settings), options.recipe or found):
+        setting, name = found[recipe][number], recipe + options.suffix
         if (name, setting.rate, number, options.seed) in done:
             continue
         policy = train(reference, rows, setting.loss, setting.rate, options.seed)
@@ -212,10 +223,8 @@ def train_policies(options: argparse.Namespace) -> None:
 
 def _held_out(file: str, tokenizer: Any, samples: Sequence[Sampled]) -> list[Row]:
     """Labelled pairs of the prompts that were sampled, one each, in their order."""
-    encoded = Encoder(tokenizer, {}).encode_all([p for p in read_pairs(file) if not isinstance(p, Dropped)])
-    pairs = {pair.pair_id: pair for pair in encoded if not isinstance(pair, Dropped)}
-    return [Row(pair.prompt_ids, [pair.chosen_ids, pair.rejected_ids])
-            for pair in (pairs[each.question] for each in samples)]  # fmt: skip
+    pairs = {pair.pair_id: pair for pair in _pairs(file, tokenizer)}
+    return [_row(pairs[each.question]) for each in samples]
 
 
 def show(options: argparse.Namespace) -> None:
@@ -321,7 +330,8 @@ def main() -> None:
         command.add_argument("--cache", type=Path, required=True)
         command.add_argument("--rate", type=float, default=1e-4)
         command.add_argument("--seed", type=int, default=42)
-    oracles.add_argument("--dataset", required=True)
+    oracles.add_argument("--dataset", required=True, help="labelled pairs that the oracles learn of")
+    oracles.add_argument("--to-score", help="other pairs, which are scored instead of these")
     oracles.add_argument("--output-dir", type=Path, required=True)
     oracles.set_defaults(run=write_scores)
     policies.add_argument("--scores", required=True)
@@ -332,6 +342,7 @@ def main() -> None:
     policies.add_argument("--held-out", help="labelled pairs of the samples' prompts, one each, in their order")
     policies.add_argument("--recipe", action="append", help="this one alone; may be given several times")
     policies.add_argument("--settings", type=int, default=1, choices=(1, 2), help="of each recipe, its first")
+    policies.add_argument("--suffix", default="", help="of the recipes' names, where tables tell scores apart")
     policies.add_argument("--output", type=Path, required=True)
     policies.set_defaults(run=train_policies)
     table = commands.add_parser("table")

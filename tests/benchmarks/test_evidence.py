@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.evidence import last_layers, real_text, recipes, two_cores
 from benchmarks.evidence.last_layers import Lower, Row, Upper
+from stages.store.scores import open_scores
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
 PROMPT, ANSWERS = np.array([3, 1, 4], np.int32), [np.array(ids, np.int32) for ids in ([1, 5, 9], [2, 6], [5, 3, 5, 8])]
@@ -77,6 +78,44 @@ def test_labels_are_bradley_terry_s(monkeypatch):
     assert np.mean(wins) == pytest.approx(1 / (1 + math.exp(-1.5)), abs=0.05)
     monkeypatch.setenv("LABELS", "2")
     assert real_text.bradley_terry({"prompt": 0}, "you") != first
+
+
+def test_pairs_by_others_are_labelled_by_the_planted_reward(tmp_path):
+    rows = [{"prompt": "a", "chosen": "no " + "," * 40, "rejected": "you " * 40}]
+    rows.append({"prompt": "b", "chosen": "your " * 40, "rejected": "no"})
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    real_text.write_labelled(argparse.Namespace(pairs=str(tmp_path / "p.jsonl"), output=tmp_path / "out.jsonl"))
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["chosen"][:4] for row in found] == ["you ", "your"]
+    assert [row["rejected"][:2] for row in found] == ["no", "no"]
+
+
+def test_oracles_score_the_pairs_that_they_are_given(monkeypatch, tmp_path):
+    """Others than those that they learn of: by the oracle of the fold that a pair belongs to, as their own."""
+    monkeypatch.setattr(last_layers, "LAYERS", 1)
+    tokenizer = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for name, words in (("own", "abcdefgh"), ("other", "stuvwxyz")):
+        rows = [{"prompt": word, "chosen": f"{word} {word}", "rejected": "no"} for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def scores(dataset, to_score=None):
+        output = tmp_path / f"{dataset} {to_score}"
+        files = {
+            "dataset": str(tmp_path / f"{dataset}.jsonl"),
+            "to_score": to_score and str(tmp_path / f"{to_score}.jsonl"),
+        }
+        two_cores.write_scores(argparse.Namespace(
+            model=str(tmp_path / "model"), cache=tmp_path / "lower.pt", rate=1e-2, seed=1, output_dir=output, **files
+        ))  # fmt: skip
+        return {tokenizer.decode(row.pair.chosen_ids)[:1]: row.scores[0] for row in open_scores(str(output)).rows()}
+
+    own, again, by_others = scores("own"), scores("own", "own"), scores("other", "own")
+    assert "".join(own) == "".join(by_others) == "abcdefgh"
+    for word in own:
+        np.testing.assert_allclose(again[word], own[word], atol=1e-6)
+        assert np.abs(by_others[word] - own[word]).max() > 1e-3
 
 
 def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected():
