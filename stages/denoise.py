@@ -17,7 +17,7 @@ from stages.configs import DenoiseConfig
 from stages.configs.scores import COUNTS
 from stages.errors import SepoError
 from stages.method.calibration import Calibration, calibrate, cross_fitted_margins, log_losses
-from stages.method.counts import COUNT_FOLDS, Counted, count
+from stages.method.counts import COUNT_FOLDS, Counted, count, fits
 from stages.method.folds import fold_of
 from stages.method.pooling import Pooled, pool
 from stages.method.statistics import Interval, mean_interval, preference_accuracy
@@ -79,10 +79,11 @@ class ScoredTokens(NamedTuple):
         """The scores of some tokens, pooled over these."""
         return pool(self.scores_N[mask_N], self.types_N[mask_N], self.predecessors_N[mask_N])
 
-    def counted(self) -> Counted:
+    def counted(self, reporter: Reporter) -> Counted:
         """What the labels by themselves say that each token's type is worth."""
         signs_N = np.repeat(np.repeat([1.0, -1.0], len(self.folds_P)), self.lengths_R)
-        return count(self.types_N, signs_N, self.pairs_N, self.count_folds_P)
+        with reporter.task("count", fits(self.count_folds_P), "regressions") as task:
+            return count(self.types_N, signs_N, self.pairs_N, self.count_folds_P, task.advance)
 
     def differences(self, values_N: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over each pair's chosen response minus that over its rejected one, (P,)."""
@@ -205,7 +206,7 @@ def _compute(job: DenoiseJob, tokens: ScoredTokens) -> Denoised:
         pooled, unseen = None, _unseen_counts(job, tokens)
         scores_N = unseen.calibration.coefficients_K[0] * unseen.counted.all_N
     else:
-        pooled, unseen = tokens.pooled(), _unseen(tokens)
+        pooled, unseen = tokens.pooled(), _unseen(job, tokens)
         scores_N = _calibrated(job, pooled, unseen) if job.config.calibrate else pooled.scores_N
     before, after = (preference_accuracy(tokens.differences(each).tolist()) for each in (tokens.measured_N, scores_N))
     chosen = int(tokens.lengths_R[: len(tokens.folds_P)].sum())
@@ -229,7 +230,7 @@ def _unseen_counts(job: DenoiseJob, tokens: ScoredTokens) -> Unseen:
             f"all pairs of {job.scores.folder} are of one fold: nothing says what counts are worth on other prompts",
             hint="score more prompts",
         )
-    counted = tokens.counted()
+    counted = tokens.counted(job.reporter)
     differences_P1 = tokens.differences(counted.unseen_N)[:, None]
     losses_P = log_losses(cross_fitted_margins(differences_P1, tokens.count_folds_P))
     accuracy = preference_accuracy(differences_P1[:, 0].tolist())
@@ -237,12 +238,12 @@ def _unseen_counts(job: DenoiseJob, tokens: ScoredTokens) -> Unseen:
     return Unseen([COUNTS], calibrate(differences_P1), None, counted, *said)
 
 
-def _unseen(tokens: ScoredTokens) -> Unseen | None:
+def _unseen(job: DenoiseJob, tokens: ScoredTokens) -> Unseen | None:
     """What the labels say of the scores, where these are of oracles that have not seen them."""
     if len(np.unique(tokens.folds_P)) < 2:
         return None
     # Pooled within each fold, over the scores of one oracle: another fold's oracle has seen the labels of this one.
-    parts_KN, counted = np.empty((len(PARTS), len(tokens.scores_N))), tokens.counted()
+    parts_KN, counted = np.empty((len(PARTS), len(tokens.scores_N))), tokens.counted(job.reporter)
     folds_N = tokens.folds_P[tokens.pairs_N]
     for fold in np.unique(tokens.folds_P):
         parts_KN[:-1, folds_N == fold] = tokens.pooled(folds_N == fold).parts_KN

@@ -4,9 +4,10 @@ A Bradley-Terry model (1952) whose rewards are sums over a response's tokens of 
 regression, logistic, of the label on the pairs' differences of counts. It is what the scores of an oracle have to beat,
 and a part of calibrated scores where it tells more than they do.
 
-Shapes: ``N`` tokens of ``P`` pairs, in either of two responses; ``G`` types.
+Shapes: ``N`` tokens of ``P`` pairs, in either of two responses; ``G`` types; ``E`` of a type in a pair.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -33,44 +34,84 @@ class Counted(NamedTuple):
     ridge: float
 
 
-def count(types_N: NDArray[np.integer], signs_N: Values, pairs_N: Labels, folds_P: Labels) -> Counted:
+class _Differences(NamedTuple):
+    """How much more often a pair's chosen response has a type than its rejected one, wherever that is not 0, (E,)."""
+
+    types_E: Labels
+    pairs_E: Labels
+    counts_E: Values
+
+    def of(self, mask_E: NDArray[np.bool_]) -> "_Differences":
+        return _Differences(self.types_E[mask_E], self.pairs_E[mask_E], self.counts_E[mask_E])
+
+    def margins(self, weights_G: Values) -> Values:
+        """Of the pairs, (P,)."""
+        return _sums(self.pairs_E, self.counts_E * weights_G[self.types_E])
+
+
+def fits(folds_P: Labels) -> int:
+    """How many regressions `count` fits."""
+    return len(RIDGES) * len(np.unique(folds_P)) + 1
+
+
+def count(
+    types_N: NDArray[np.integer],
+    signs_N: Values,
+    pairs_N: Labels,
+    folds_P: Labels,
+    fitted: Callable[[], object] = lambda: None,
+) -> Counted:
     """Weights of the tokens' types, in nats of Bradley-Terry; 0 for a type that only the token's own fold has.
 
     Args:
         signs_N: 1 in chosen responses, -1 in rejected ones.
         pairs_N: the number of each token's pair.
         folds_P: of the pairs; pairs of one prompt are of one.
+        fitted: called behind each of the fits.
     """
     types_N = numbered(types_N)
-    folds_N = folds_P[pairs_N]
+    counts = _differences(types_N, signs_N, pairs_N)
+    most = int(types_N.max()) + 1
 
-    def unseen(ridge: float) -> Values:
-        found_N = np.empty(len(types_N))
-        for fold in np.unique(folds_P):
-            theirs_N = folds_N != fold
-            weights_G = _fitted(types_N, np.where(theirs_N, signs_N, 0.0), pairs_N, ridge)
-            found_N[~theirs_N] = weights_G[types_N[~theirs_N]]
-        return found_N
+    def fit(counts: _Differences, ridge: float) -> Values:
+        weights_G = _fitted(counts, most, ridge)
+        fitted()
+        return weights_G
 
-    def loss(found_N: Values) -> float:
-        return float(log_losses(_sums(pairs_N, signs_N * found_N)).sum())
+    folds = [(folds_P == fold, folds_P[counts.pairs_E] == fold) for fold in np.unique(folds_P)]
 
-    found = {ridge: unseen(ridge) for ridge in RIDGES}
+    def loss(weights: Sequence[Values]) -> float:
+        """Of each fold's labels, by the weights that the others gave."""
+        margins = [counts.of(mine_E).margins(each) for (_, mine_E), each in zip(folds, weights, strict=True)]
+        return sum(float(log_losses(each).sum()) for each in margins)
+
+    found = {ridge: [fit(counts.of(~mine_E), ridge) for _, mine_E in folds] for ridge in RIDGES}
     ridge = min(RIDGES, key=lambda ridge: loss(found[ridge]))
-    return Counted(found[ridge], _fitted(types_N, signs_N, pairs_N, ridge)[types_N], ridge)
+    unseen_N = np.empty(len(types_N))
+    for (mine_P, _), weights_G in zip(folds, found[ridge], strict=True):
+        mine_N = mine_P[pairs_N]
+        unseen_N[mine_N] = weights_G[types_N[mine_N]]
+    return Counted(unseen_N, fit(counts, ridge)[types_N], ridge)
 
 
-def _fitted(types_N: Labels, signs_N: Values, pairs_N: Labels, ridge: float) -> Values:
-    """The most likely weights of types, (G,); a token of sign 0 is not looked at."""
-    weights_G = torch.zeros(int(types_N.max()) + 1, dtype=torch.float64)
+def _differences(types_N: Labels, signs_N: Values, pairs_N: Labels) -> _Differences:
+    most = int(types_N.max()) + 1
+    keys_E, entry_N = np.unique(pairs_N * most + types_N, return_inverse=True)
+    counts_E = _sums(entry_N, signs_N)
+    return _Differences(keys_E % most, keys_E // most, counts_E).of(counts_E != 0)
+
+
+def _fitted(counts: _Differences, most: int, ridge: float) -> Values:
+    """The most likely weights of `most` types, (G,)."""
+    weights_G = torch.zeros(most, dtype=torch.float64)
     search = torch.optim.LBFGS([weights_G], max_iter=_MOST_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        # By hand: sums in one order, so that the same tokens give the same weights to the last bit.
+        # By hand: sums in one order, so that the same counts give the same weights to the last bit.
         now_G = weights_G.numpy()
-        margins_P = _sums(pairs_N, signs_N * now_G[types_N])
+        margins_P = counts.margins(now_G)
         wrong_P = np.exp(-np.logaddexp(0.0, margins_P))
-        gradient_G = ridge * now_G - _sums(types_N, signs_N * wrong_P[pairs_N])
+        gradient_G = ridge * now_G - np.bincount(counts.types_E, counts.counts_E * wrong_P[counts.pairs_E], most)
         weights_G.grad = torch.from_numpy(gradient_G)
         return torch.tensor(log_losses(margins_P).sum() + ridge / 2 * np.square(now_G).sum())
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.method.counts import RIDGES, count
+from stages.method.counts import RIDGES, count, fits
 
 
 def pairs_of(chosen, rejected):
@@ -21,7 +21,9 @@ def test_two_types_that_always_stand_against_each_other():
     2 * 40 * sigmoid(-4 w) = ridge * w, as 7 stands twice in every chosen response.
     """
     tokens = pairs_of([[7, 7]] * 40, [[9, 9]] * 40)
-    found = count(*tokens, folds_P=np.arange(40) % 4)
+    folds, done = np.arange(40) % 4, []
+    found = count(*tokens, folds, lambda: done.append(1))
+    assert len(done) == fits(folds) == 13
     assert found.ridge == min(RIDGES), "the labels are all alike, so that the least doubt tells those of others best"
     weight = found.all_N[0]
     assert 2 * 40 / (1 + np.exp(4 * weight)) == pytest.approx(found.ridge * weight, rel=1e-5)
@@ -29,6 +31,14 @@ def test_two_types_that_always_stand_against_each_other():
     # By the 30 pairs of the other folds.
     unseen = found.unseen_N[0]
     assert 2 * 30 / (1 + np.exp(4 * unseen)) == pytest.approx(found.ridge * unseen, rel=1e-5)
+
+
+def test_what_both_responses_have_says_nothing():
+    """A pair tells of the differences of its counts alone."""
+    folds = np.arange(40) % 4
+    bare = count(*pairs_of([[7]] * 40, [[9]] * 40), folds)
+    both = count(*pairs_of([[5, 7, 5]] * 40, [[5, 9, 5]] * 40), folds)
+    np.testing.assert_allclose(both.all_N[[0, 1, 2]], [0, bare.all_N[0], 0], atol=1e-9)
 
 
 def test_no_token_is_told_by_its_own_pair():
