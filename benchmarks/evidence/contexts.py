@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.evidence.counts import fitted
 from benchmarks.evidence.last_layers import key_of
-from benchmarks.evidence.real_text import REWARDS
+from benchmarks.evidence.real_text import PLANTED, REWARDS
 from stages.method.calibration import calibrate, cross_fitted_margins, log_losses
 from stages.method.folds import fold_of
 from stages.method.pooling import pool
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("scores", nargs="+")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--reward", choices=REWARDS)
+    parser.add_argument("--reward", choices=PLANTED)
     options = parser.parse_args()
     cache, tokenizer = torch.load(options.cache), AutoTokenizer.from_pretrained(options.model)
     print("| scores | context | type, context, residual, probe | accuracy | log-loss | less predecessor's | truth |")
@@ -135,9 +135,8 @@ def main() -> None:
             "a probe alone": tokens.probe()[:, None],
         }
         truth = REWARDS[options.reward] if options.reward else None
-        rewards_R = [
-            truth(tokenizer.decode(ids, skip_special_tokens=True)) if truth else 0.0 for ids in tokens.responses
-        ]
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens.responses]
+        rewards_R = [truth({}, text) if truth else 0.0 for text in texts]
         gaps_P = np.subtract(*np.split(np.array(rewards_R), 2))
         losses = {what: log_losses(cross_fitted_margins(found_PK, tokens.folds_P)) for what, found_PK in tried.items()}
         for what, found_PK in tried.items():
