@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.evidence import last_layers, real_text, recipes, two_cores
 from benchmarks.evidence.last_layers import Lower, Row, Upper
+from stages.method.folds import fold_of
 from stages.store.scores import open_scores
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 
@@ -91,12 +92,13 @@ def test_pairs_by_others_are_labelled_by_the_planted_reward(tmp_path):
 
 
 def test_oracles_score_the_pairs_that_they_are_given(monkeypatch, tmp_path):
-    """Others than those that they learn of: by the oracle of the fold that a pair belongs to, as their own."""
+    """Others than those that they learn of; each by the oracle of its own fold, which learns of the other folds alone."""
     monkeypatch.setattr(last_layers, "LAYERS", 1)
     tokenizer = byte_level_tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|im_end|>")
     tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    for name, words in (("own", "abcdefgh"), ("other", "stuvwxyz")):
+
+    def write(name, words):
         rows = [{"prompt": word, "chosen": f"{word} {word}", "rejected": "no"} for word in words]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -109,13 +111,18 @@ def test_oracles_score_the_pairs_that_they_are_given(monkeypatch, tmp_path):
         two_cores.write_scores(argparse.Namespace(
             model=str(tmp_path / "model"), cache=tmp_path / "lower.pt", rate=1e-2, seed=1, output_dir=output, **files
         ))  # fmt: skip
-        return {tokenizer.decode(row.pair.chosen_ids)[:1]: row.scores[0] for row in open_scores(str(output)).rows()}
+        return {tokenizer.decode(row.pair.chosen_ids)[:1]: row for row in open_scores(str(output)).rows()}
 
-    own, again, by_others = scores("own"), scores("own", "own"), scores("other", "own")
+    write("own", "abcdefgh")
+    own, again = scores("own"), scores("own", "own")
+    folds = {word: fold_of(row.pair.prompt_ids, 2) for word, row in own.items()}
+    write("first", [word for word, fold in folds.items() if fold == 0])
+    by_others = scores("first", "own")
     assert "".join(own) == "".join(by_others) == "abcdefgh"
-    for word in own:
-        np.testing.assert_allclose(again[word], own[word], atol=1e-6)
-        assert np.abs(by_others[word] - own[word]).max() > 1e-3
+    for word, fold in folds.items():
+        np.testing.assert_allclose(again[word].scores[0], own[word].scores[0], atol=1e-6)
+        # The oracle of the first fold has nothing to learn of.
+        assert (np.abs(by_others[word].scores[0]).max() > 1e-3) == (fold == 1)
 
 
 def test_the_selection_is_the_best_of_the_chosen_and_the_worst_of_the_rejected():
