@@ -72,8 +72,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     folders = [options.oracle / name for name in ("oracle", "reference")]
     encoder = Encoder(load_tokenizer(folders[0], trust_remote_code=False))
-    pairs, _ = load_pairs(options.dataset, encoder, LengthLimit(512), columns={}, reporter=Quiet())
-    pairs = list(pairs)[: options.pairs]
+    kept, _ = load_pairs(options.dataset, encoder, LengthLimit(512), columns={}, reporter=Quiet())
+    pairs = kept[: options.pairs]
 
     exact, half = forwards(folders, torch.float32), forwards(folders, weights_of("bfloat16"))
     autocast = [r._replace(context=lambda: torch.autocast("cpu", torch.bfloat16)) for r in exact]
@@ -99,7 +99,7 @@ def main() -> None:
     for name, found in scores.items():
         noise = measure_noise(found, scores["float32"])
         ratio = statistics.median(ours / exact for ours, exact in zip(seconds[name], seconds["float32"], strict=True))
-        agreement = f"{noise.agreement[0.3]:.3f} / {noise.agreement[0.1]:.3f}"
+        agreement = f"{noise.agreement['0.3']:.3f} / {noise.agreement['0.1']:.3f}"
         print(f"| {name} | {noise.mean:.2g} / {noise.p99:.2g} | {agreement} | {ratio:.2f} |")
     print(f"median |score| {noise.median_score:.3f} nats")
 

@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.set_defaults(mixed_precision="no")
     return parser.parse_args()
 
 

@@ -74,13 +74,14 @@ def selected(pair: Any, rng: Any) -> Any:
 def ours(options: argparse.Namespace) -> float:
     from stages.configs import OptimizerConfig
     from stages.devices.processes import join_processes
-    from stages.logprobs.batches import whole
+    from stages.logprobs.batches import reference_sums, whole
     from stages.logprobs.logps import response_logps
     from stages.logprobs.paths import find_paths
     from stages.models.folders import load_model
     from stages.registry import OBJECTIVES
     from stages.reporting import Quiet
     from stages.training.loop import fit
+    from stages.types import ReferenceSums
 
     device = join_processes(options.mixed_precision).device
     pairs = options.data or pairs_of(options)[2]
@@ -100,7 +101,9 @@ def ours(options: argparse.Namespace) -> float:
     if name == "dpo":
         forward = find_paths(model, Quiet())
         [logps] = response_logps([forward], pairs, max_tokens=options.max_tokens, device=device, task=Quiet())
-        examples = list(map(whole, pairs, logps))
+        examples = [
+            whole(pair, ReferenceSums(*sums)) for pair, sums in zip(pairs, reference_sums(logps).tolist(), strict=True)
+        ]
     reference = time.perf_counter() - start
     if name == "sepo":
         rng = np.random.default_rng(0)
@@ -140,7 +143,7 @@ def floor(options: argparse.Namespace) -> float:
             row = pack([selected(pair, rng)], torch.device("cpu"))
             hidden_TH = model.model(input_ids=row.ids_T[None], use_cache=False).last_hidden_state[0]
             logits_NV = model.lm_head(hidden_TH[row.sources_N])
-            torch.nn.functional.cross_entropy(logits_NV, row.targets_N).backward()
+            torch.autograd.backward(torch.nn.functional.cross_entropy(logits_NV, row.targets_N))
         optimizer.step()
         optimizer.zero_grad()
         clock.tick()
@@ -168,7 +171,8 @@ def theirs(options: argparse.Namespace) -> float:
         }
         for pair in texts
     ]
-    trainer_class, config_class, more = DPOTrainer, DPOConfig, {"beta": 0.1}
+    trainer_class, config_class = DPOTrainer, DPOConfig
+    more: dict[str, Any] = {"beta": 0.1}
     if options.who == "trl-simpo":
         trainer_class, config_class = CPOTrainer, CPOConfig
         more = {"loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.1, "simpo_gamma": 0.5}
