@@ -125,9 +125,14 @@ def both(function: Callable[[float, float], float], ours: Gains, theirs: Gains) 
     return [None if a is None or b is None else function(a, b) for a, b in zip(ours, theirs, strict=True)]
 
 
+def reached(values: Gains) -> list[float]:
+    """Of the worlds where a recipe gets so far."""
+    return [value for value in values if value is not None]
+
+
 def over(values: Gains, form: str = "+.2f") -> str:
     """The mean over worlds with Student's 95% interval; and of how many, where not all get so far."""
-    there = [value for value in values if value is not None]
+    there = reached(values)
     fewer = f" ({len(there)} of {len(values)} worlds)" if len(there) < len(values) else ""
     if len(there) < 2:
         return "".join(f"{value:{form}}" for value in there) + fewer
@@ -176,11 +181,13 @@ def draw(worlds: Sequence[World], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 5.2), layout="constrained", dpi=110)
-    axes = figure.add_subplot()
+    axes: Any = figure.add_subplot()
     curves = {"frontier": [frontier(worlds, kl) for kl in DRAWN]}
     curves |= {name: [gains(worlds, name, kl) for kl in DRAWN] for name in worlds[0]["recipes"]}
     for number, (name, curve) in enumerate(curves.items()):
-        points = [(kl, statistics.mean(each)) for kl, each in zip(DRAWN, curve, strict=True) if None not in each]
+        points = [
+            (kl, statistics.mean(reached(each))) for kl, each in zip(DRAWN, curve, strict=True) if None not in each
+        ]
         style = {"color": "black", "linestyle": "--"} if number == 0 else {"color": f"C{number - 1}", "marker": "."}
         axes.plot(*zip((0.0, 0.0), *points, strict=True), label=name, **style)
     axes.set_xlabel("KL from the reference, nats a response")
@@ -226,9 +233,9 @@ def main() -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    made = tables(worlds, recipes["against"])
+    found = tables(worlds, recipes["against"])
     (folder / "compare.json").write_text(json.dumps(worlds, indent=1))
-    (folder / "compare.md").write_text("\n".join(table.markdown() for table in made))
+    (folder / "compare.md").write_text("\n".join(table.markdown() for table in found))
     draw(worlds, folder / "compare.png")
     print((folder / "compare.md").read_text())
 

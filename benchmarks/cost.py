@@ -74,7 +74,7 @@ def mean_lengths(model: str, dataset: str, max_length: int) -> Lengths:
     encoder = Encoder(load_tokenizer(Path(model), trust_remote_code=False))
     encoded = (encoder.encode(pair) for pair in read_pairs(dataset) if isinstance(pair, Pair))
     pairs = [pair for pair in encoded if isinstance(pair, TokenPair) and longest(pair) <= max_length]
-    return Lengths(*(sum(len(pair[part]) for pair in pairs) / len(pairs) for part in (1, 2, 3)))
+    return Lengths(*(sum(map(len, ids)) / len(pairs) for ids in zip(*(pair.parts for pair in pairs), strict=True)))
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def random_pairs(count: int, vocabulary: int) -> list[TokenPair]:
     def answer() -> Any:
         return ids(rng.lognormal(5.4, 0.6))
 
-    return [TokenPair(number, ids(rng.integers(64, 257)), answer(), answer()) for number in range(count)]
+    return [TokenPair(number, ids(int(rng.integers(64, 257))), answer(), answer()) for number in range(count)]
 
 
 def keys_only(pair: TokenPair, rng: Any) -> Example:
@@ -91,7 +91,7 @@ def keys_only(pair: TokenPair, rng: Any) -> Example:
 
 def operations(model: Any, examples: list[Example], *, every_row: bool, passes: float, head_passes: float) -> float:
     """Of the matrices alone; passes: 1 forward, 3 with the backward pass, 2 where the weights are frozen."""
-    head = model.get_output_embeddings().weight.numel()
+    head: int = model.get_output_embeddings().weight.numel()
     matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear)) - head
     tokens = sum(map(unique_tokens, examples))
     rows = sum(

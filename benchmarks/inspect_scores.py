@@ -6,10 +6,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.store.parquet import parquet_bytes
 from stages.store.rows import SCHEMA
@@ -46,7 +49,7 @@ def make_scores(folder: Path, pairs: int, tokens: int, seed: int = 0) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _lists(lengths, values):
+def _lists(lengths: NDArray[np.int64], values: Callable[[int], NDArray[Any]]) -> pa.ListArray:
     offsets = np.cumsum([0, *lengths]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values(int(offsets[-1]))))
 

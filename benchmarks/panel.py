@@ -6,6 +6,7 @@ python benchmarks/panel.py
 import random
 import statistics
 import time
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -15,20 +16,20 @@ from stages.training.metrics import LIVE
 NAMES = [*LIVE.values(), "tokens/s", "memory, GB"]
 
 
-def seconds(work, times):
+def seconds(work: Callable[[], object], times: int) -> float:
     before = time.process_time()
     for _ in range(times):
         work()
     return (time.process_time() - before) / times
 
 
-def measured(figures):
+def measured(figures: Sequence[str]) -> list[float]:
     """Seconds of this process's time a refresh and a step, medians of seven rounds."""
     with open("/dev/null", "w") as nowhere:
         screen = Console(file=nowhere, force_terminal=True, width=100)
         with Bars(screen).task("dpo", 10**6, "steps") as task:
 
-            def step():
+            def step() -> None:
                 task.advance(1, {name: random.random() for name in figures})
 
             rounds = [(seconds(step, 1000), seconds(screen._live_stack[0].refresh, 100)) for _ in range(7)]

@@ -13,6 +13,7 @@ import copy
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,14 +34,18 @@ SHAPES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
-KINDS = {"full": {}, "LoRA": {"lora_rank": 16}, "QLoRA": {"lora_rank": 16, "quantize": "4bit"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "LoRA": {"lora_rank": 16},
+    "QLoRA": {"lora_rank": 16, "quantize": "4bit"},
+}
 GPUS = (1, 8, 64)
 MEMORY = 80 * 10**9
 
 
 def counted_by_torch(plan: Planned, processes: int) -> int:
     """Bytes of weights, gradients and moments of the first rank."""
-    model = copy.deepcopy(plan.model)
+    model: Any = copy.deepcopy(plan.model)
     pairs = zip(plan.model.parameters(), model.parameters(), strict=True)
     few = {theirs: plan.in_few_bits[id(ours)] for ours, theirs in pairs if id(ours) in plan.in_few_bits}
     if processes > 1:

@@ -21,8 +21,11 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -40,7 +43,7 @@ from stages.reporting import Quiet
 from stages.store.logps import FILE, write_logps
 from stages.tokens.dataset import LengthLimit, load_pairs
 from stages.tokens.encode import Encoder
-from stages.types import TokenPair
+from stages.types import SIDES, TokenPair
 
 CPU = torch.device("cpu")
 HEAD_ROWS = 256
@@ -55,7 +58,7 @@ def floor(forwards: list[Forward], pairs: list[TokenPair], max_tokens: int) -> N
             with packed_attention(forward.model, batch.layout):
                 inputs = {"input_ids": batch.ids_T[None], "position_ids": batch.positions_T[None], "use_cache": False}
                 hidden_TH = forward.model.base_model(**inputs).last_hidden_state[0]
-            for rows in batch.sources_N.split(HEAD_ROWS):
+            for rows in torch.split(batch.sources_N, HEAD_ROWS):
                 forward.model.get_output_embeddings()(hidden_TH[rows])
 
 
@@ -86,37 +89,28 @@ class Stage:
         self._options = options
         self._oracle = oracle
         self._dataset = dataset
-        self._loaded: dict[Path, torch.nn.Module] = {}
-        load = loading.load_model
-
-        def load_once(folder: Path, **how: object) -> torch.nn.Module:
-            if folder not in self._loaded:
-                self._loaded[folder] = load(folder, **how)
-            return self._loaded[folder]
-
-        loading.load_model = load_once
+        patch.object(loading, "load_model", cache(load_model)).start()
 
     def run(self, *, known: bool) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
-            models = {"oracle": str(self._oracle)}
-            if not known:
-                models = {f"{name}_model": str(self._oracle / name) for name in ("oracle", "reference")}
             config = ScoreConfig(
+                oracle=str(self._oracle) if known else None,
+                oracle_model=None if known else str(self._oracle / "oracle"),
+                reference_model=None if known else str(self._oracle / "reference"),
                 dataset=self._dataset,
                 output_dir=f"{folder}/scores",
                 max_length=self._options.max_length,
                 max_tokens_per_device=self._options.max_tokens,
                 precision=self._options.dtype,
                 noise_check=0.0,
-                **models,
             )
             score.run(config, Quiet())
             return dict(json.loads(Path(folder, "scores/manifest.json").read_text())["counts"])
 
 
-def timed(work: object, *given: object, **named: object) -> float:
+def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
-    work(*given, **named)  # type: ignore[operator]
+    work()
     return time.perf_counter() - start
 
 
@@ -139,8 +133,8 @@ def main() -> None:
     folders = [options.oracle / name for name in ("oracle", "reference")]
     tokenizer = load_tokenizer(folders[0], trust_remote_code=False)
     limit = LengthLimit(options.max_length)
-    pairs, _ = load_pairs(options.dataset, Encoder(tokenizer), limit, columns={}, reporter=Quiet())
-    pairs = list(pairs)[: options.pairs]
+    kept, _ = load_pairs(options.dataset, Encoder(tokenizer), limit, columns={}, reporter=Quiet())
+    pairs = kept[: options.pairs]
     last = pairs[-1].pair_id
     exact = [load_model(folder, trust_remote_code=False).eval() for folder in folders]
     dtype = weights_of(options.dtype)
@@ -151,7 +145,7 @@ def main() -> None:
         write_logps(options.oracle, pairs, known, model_hash(folders[1]))
     stage = Stage(options.oracle, f"{options.dataset}[:{last + 1}]", options)
     stage.run(known=False)
-    works = {
+    works: dict[str, Callable[[], object]] = {
         "floor": lambda: floor(forwards, pairs, options.max_tokens),
         "ours": lambda: stage.run(known=False),
         "unshared": lambda: logps(forwards, apart(pairs), options.max_tokens),
@@ -172,10 +166,10 @@ def main() -> None:
     }
     if options.dtype == "float32":
         ratios["published / known"] = [r["published"] / r["known"] for r in rounds]
-    parts = (("prompt", 1), ("chosen", 2), ("rejected", 3))
+    parts = zip(("prompt", *SIDES), zip(*(pair.parts for pair in pairs), strict=True), strict=True)
     report = {
         "pairs": len(pairs),
-        "tokens": {part: sum(len(pair[place]) for pair in pairs) for part, place in parts},
+        "tokens": {part: sum(map(len, ids)) for part, ids in parts},
         "seconds": {name: round(statistics.median(r[name] for r in rounds), 2) for name in works},
         "ratios": {name: round(statistics.median(values), 2) for name, values in ratios.items()},
         "options": {name: str(value) for name, value in vars(options).items()},

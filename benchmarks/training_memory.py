@@ -15,9 +15,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 COUNTS = (10_000, 100_000, 1_000_000)
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "SePO": {},
     "SePO, dataset-share": {"select": "dataset-share"},
     "simpo": {"objective": "simpo"},
@@ -61,16 +63,15 @@ def measure(model: str, scores: Path, way: str, pairs: int) -> dict[str, float]:
     from stages import train_policy
     from stages.configs import PolicyConfig
     from stages.reporting import Quiet
+    from stages.training.loop import fit
 
     started: dict[str, float] = {}
-    fit = train_policy.fit
 
-    def timed(*arguments: object, **options: object) -> object:
+    def timed(*arguments: Any, **options: Any) -> Any:
         started["cpu"] = time.process_time() - before
-        return fit(*arguments, **options)  # type: ignore[arg-type]
+        return fit(*arguments, **options)
 
-    train_policy.fit = timed  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.object(train_policy, "fit", timed):
         large = Path(folder) / "scores"
         large.mkdir()
         repeated(scores.resolve(), large, pairs)
@@ -82,7 +83,7 @@ def measure(model: str, scores: Path, way: str, pairs: int) -> dict[str, float]:
             batch_size=32,
             max_tokens_per_device=4096,
             save_steps=0,
-            **WAYS[way],  # type: ignore[arg-type]
+            **WAYS[way],
         )
         watch = Watch()
         watch.start()

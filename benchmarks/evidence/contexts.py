@@ -48,7 +48,7 @@ class Tokens:
         rows: list[ScoredPair] = list(scores.rows())
         kl = [read_beside(scores.folder, name, KL) for name in scores.shards]
         kl_N = np.concatenate([np.concatenate(side) for side in zip(*filter(None, kl), strict=True)])
-        sides = [(row.pair.prompt_ids, row.pair[side], row.scores[side - 2]) for side in (2, 3) for row in rows]
+        sides = [(row.pair.prompt_ids, row.pair.parts[side], row.scores[side - 1]) for side in (1, 2) for row in rows]
         self.folds_P = np.array([fold_of(row.pair.prompt_ids, FOLDS) for row in rows])
         self.lengths_R = np.array([len(ids) for _, ids, _ in sides])
         self.folds_N = np.repeat(np.tile(self.folds_P, 2), self.lengths_R)

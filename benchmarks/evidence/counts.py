@@ -67,7 +67,7 @@ def similarities(kind: str, pairs: list[TokenPair]) -> Values:
 
 def fitted(products_PP: Values, ridge: float) -> Values:
     """Dual weights (P,) of the logistic regression of labels that are all 1."""
-    weights_P = np.zeros(len(products_PP))
+    weights_P: NDArray[Any] = np.zeros(len(products_PP))
     for _ in range(30):
         margins_P = products_PP @ weights_P
         wrong_P = 1 / (1 + np.exp(margins_P))

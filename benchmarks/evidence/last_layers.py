@@ -79,9 +79,9 @@ class Lower:
         missing = [row for row in rows if any(key_of(row.prompt, each) not in self._known for each in row.responses)]
         for number, row in enumerate(missing):
             with torch.no_grad():
-                parts = row.through(self._layers, input_ids=row.ids).split([len(row.prompt), *row.lengths])
-            for ids, part in zip(row.responses, parts[1:], strict=True):
-                self._known[key_of(row.prompt, ids)] = torch.cat([parts[0], part])
+                parts = torch.split(row.through(self._layers, input_ids=row.ids), [len(row.prompt), *row.lengths])
+            for ids, states in zip(row.responses, parts[1:], strict=True):
+                self._known[key_of(row.prompt, ids)] = torch.cat([parts[0], states])
             say(f"lower layers: {number + 1}/{len(missing)} rows")
         if missing:
             # At once, for others may do the same: what they know is the same.
@@ -122,7 +122,7 @@ class Upper:
 
     def __call__(self, row: Row) -> Tensor:
         """The logarithm of every probability before every response token, (N, V)."""
-        return (self._hidden(row) @ self._head.T).log_softmax(-1)
+        return torch.log_softmax(self._hidden(row) @ self._head.T, -1)
 
     @torch.no_grad()
     def logps(self, row: Row) -> Tensor:
@@ -183,7 +183,7 @@ class OnePair(NamedTuple):
 
 def _padded(values_N: Tensor, row: Row) -> Tensor:
     """(R, W)"""
-    return torch.nn.utils.rnn.pad_sequence([*values_N.split(row.lengths)], batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence([*torch.split(values_N, row.lengths)], batch_first=True)
 
 
 Loss = Callable[[int, Tensor, Upper], Tensor]
@@ -203,7 +203,7 @@ def train(start: Upper, rows: Sequence[Row], loss: Loss, rate: float, seed: int)
         batch, total = order[step * BATCH : (step + 1) * BATCH], 0.0
         for number in batch:
             value = loss(number, model(rows[number]), start) / len(batch)
-            value.backward()
+            torch.autograd.backward(value)
             total += value.item()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

@@ -109,7 +109,7 @@ def write_prompts(options: argparse.Namespace) -> None:
 def write_pairs(options: argparse.Namespace) -> None:
     """The shortest pairs, one a prompt, dealt out by chance to train.jsonl and test.jsonl."""
     pairs = {pair.pair_id: pair for pair in read_pairs(options.pairs) if not isinstance(pair, Dropped)}
-    encoded = Encoder(AutoTokenizer.from_pretrained(options.model), {}).encode_all(pairs.values())
+    encoded = Encoder(AutoTokenizer.from_pretrained(options.model), {}).encode_all([*pairs.values()])
     tokens = [each for each in encoded if not isinstance(each, Dropped)]
     found: dict[str, dict[str, Any]] = {}
     for each in sorted(tokens, key=lambda each: sum(map(len, each.parts))):

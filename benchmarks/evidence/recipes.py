@@ -67,7 +67,7 @@ def recipes(
 def selected(row: Row, scores_N: Tensor) -> Tensor:
     """Weights of SePO's selection, (N,): the best tokens of the chosen response, the worst of the rejected one."""
     weights = []
-    for sign, part in zip((1, -1), scores_N.split(row.lengths), strict=True):
+    for sign, part in zip((1, -1), torch.split(scores_N, row.lengths), strict=True):
         best = (sign * part).topk(math.ceil(SHARE * len(part))).indices
         weights.append(torch.zeros_like(part).index_fill(0, best, 1.0))
     return torch.cat(weights)

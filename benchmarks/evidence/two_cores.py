@@ -92,8 +92,10 @@ def _scored(pair: TokenPair, row: Row, reference: Upper, oracle: Upper) -> tuple
     before_NV, after_NV = reference(row), oracle(row)
     kl_N = (before_NV.exp() * (before_NV - after_NV)).sum(-1)
     logps_N, scores_N = (target_logps(each, row) for each in (before_NV, after_NV - before_NV))
-    sides = [PairLogps(*(part.numpy() for part in each.split(row.lengths))) for each in (scores_N, logps_N)]
-    return ScoredPair(pair, *sides), [part.numpy() for part in kl_N.split(row.lengths)]
+    scores, logps, kl = (
+        [part.numpy() for part in torch.split(each, row.lengths)] for each in (scores_N, logps_N, kl_N)
+    )
+    return ScoredPair(pair, PairLogps(*scores), PairLogps(*logps)), kl
 
 
 def _write_folder(options: argparse.Namespace, found: list[tuple[ScoredPair, list[Any]]], tokenizer: Any) -> None:
@@ -163,7 +165,7 @@ def read_policies(reference: Upper, policies: Sequence[Upper], samples: Sequence
             after_NV = policy(row)
             kl_N = (after_NV.exp() * (after_NV - before_NV)).sum(-1)
             ratios_N = target_logps(after_NV - before_NV, row)
-            parts = (each.split(row.lengths) for each in (ratios_N, kl_N, rewards_N))
+            parts = (torch.split(each, row.lengths) for each in (ratios_N, kl_N, rewards_N))
             for ratios, kl, rewards in zip(*parts, strict=True):
                 weights = ratios.cumsum(0).exp()
                 read.gains_S.append(((weights - 1) * rewards).sum().item())
@@ -180,7 +182,7 @@ def read_margins(reference: Upper, policies: Sequence[Upper], rows: Sequence[Row
     for row in rows:
         before_N = reference.logps(row)
         for policy, margins in zip(policies, found, strict=True):
-            chosen, rejected = (target_logps(policy(row), row) - before_N).split(row.lengths)
+            chosen, rejected = torch.split(target_logps(policy(row), row) - before_N, row.lengths)
             margins.append((chosen.sum() - rejected.sum()).item())
     return found
 
@@ -190,8 +192,10 @@ def train_policies(options: argparse.Namespace) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
     scored = list(open_scores(options.scores).rows())
     rows = [_row(each.pair) for each in scored]
-    scores = [[torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
-              for folder in (options.scores, options.denoised, options.counted)]  # fmt: skip
+    raw, denoised, counted = (
+        [torch.from_numpy(np.concatenate(each.scores)) for each in open_scores(folder).rows()]
+        for folder in (options.scores, options.denoised, options.counted)
+    )
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
     held_out = _held_out(options.held_out, tokenizer, samples) if options.held_out else []
     lower = Lower(model, options.cache)
@@ -199,11 +203,11 @@ def train_policies(options: argparse.Namespace) -> None:
     reference = Upper(model, lower)
     of_samples = {
         "prompts_S": [number for number, each in enumerate(samples) for _ in each.row.responses],
-        "rewards_S": [part.sum().item() for each in samples for part in each.rewards_N.split(each.row.lengths)],
+        "rewards_S": [part.sum().item() for each in samples for part in torch.split(each.rewards_N, each.row.lengths)],
     }
     lines = options.output.read_text().splitlines() if options.output.exists() else []
     done = {(line["recipe"], line["rate"], line["setting"], line["seed"]) for line in map(json.loads, lines)}
-    found = recipes(rows, *scores, options.rate, options.seed)
+    found = recipes(rows, raw, denoised, counted, options.rate, options.seed)
     # The first setting of all, then the next one: what has been trained when time is up can be compared.
     for number, recipe in itertools.product(range(options.settings), options.recipe or found):
         setting, name = found[recipe][number], recipe + options.suffix
