@@ -22,6 +22,7 @@ from stages.types import Example, PairLogps, PairWeights, ScoredPair
 from tests import reference
 from tests.conftest import CHATML, byte_level_tokenizer, tiny_llama
 from tests.reference import Side
+from tests.training.fits import Killed
 from tests.world import manifest, run_policy, run_score
 
 ONE_OF_EACH_NEED = ("sepo", "cpo", "dpo", "tdpo", "regress")
@@ -247,10 +248,6 @@ def test_reference_logps_are_taken_from_the_scores_whose_reference_it_is(world, 
     assert len(computed(again)) == 1
     assert (tmp_path / "b/reference-logps.parquet").exists()
     np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), atol=1e-5)
-
-
-class Killed(Exception):
-    pass
 
 
 class KilledInTraining(Counting):

@@ -20,6 +20,7 @@ from stages.reporting import Quiet
 from stages.store.answers import open_answers
 from tests import lives
 from tests.conftest import tiny_llama, word_rows, write_lines
+from tests.training.fits import Killed, KilledAfter
 from tests.world import FAST, run_policy, run_score
 
 
@@ -183,8 +184,8 @@ def together(world, chatml, tmp_path_factory):
                 stage.run(config(**given, **there, worker="2/2"), Quiet())
                 given = {**given, "worker": "1/2"}
             if name == "sampled":
-                with pytest.raises(Stopped):
-                    stage.run(config(**given, **there), Stopping(left=6))
+                with pytest.raises(Killed):
+                    stage.run(config(**given, **there), KilledAfter(6))
             more = {**given, **there, "device_map": "tensor-parallel"}
             commands.append([stage.STAGE, *options(more)])
         (root / "commands.json").write_text(json.dumps(commands))
@@ -207,23 +208,6 @@ def written_to(folder, name):
     folder.mkdir(exist_ok=True)
     file = {"evaluate": "evaluation.json", "pair": "pairs.jsonl"}.get(name)
     return {"output": str(folder / file)} if file else {"output_dir": str(folder / name)}
-
-
-class Stopped(BaseException):
-    """As a signal would end a run."""
-
-
-class Stopping(Quiet):
-    """Stops a run after so many steps."""
-
-    def __init__(self, left):
-        super().__init__()
-        self.left = left
-
-    def advance(self, amount=1, figures=None):
-        self.left -= amount
-        if self.left < 0:
-            raise Stopped
 
 
 def test_processes_that_hold_every_model_together_write_what_one_does(together):
