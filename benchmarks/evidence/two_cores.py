@@ -197,7 +197,7 @@ def train_policies(options: argparse.Namespace) -> None:
         for folder in (options.scores, options.denoised, options.counted)
     )
     samples = read_samples(options.samples, tokenizer, REWARDS[options.reward])
-    held_out = _held_out(options.held_out, tokenizer, samples) if options.held_out else []
+    held_out = held_out_rows(options.held_out, tokenizer, samples) if options.held_out else []
     lower = Lower(model, options.cache)
     lower.read([*rows, *(each.row for each in samples), *held_out])
     reference = Upper(model, lower)
@@ -225,7 +225,7 @@ def train_policies(options: argparse.Namespace) -> None:
             file.write(text)
 
 
-def _held_out(file: str, tokenizer: Any, samples: Sequence[Sampled]) -> list[Row]:
+def held_out_rows(file: str, tokenizer: Any, samples: Sequence[Sampled]) -> list[Row]:
     """Labelled pairs of the prompts that were sampled, one each, in their order."""
     pairs = {pair.pair_id: pair for pair in _pairs(file, tokenizer)}
     return [_row(pairs[each.question]) for each in samples]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.evidence import last_layers, real_text, recipes, two_cores
+from benchmarks.evidence import followed, last_layers, real_text, recipes, two_cores
 from benchmarks.evidence.last_layers import Lower, Row, Upper
 from stages.method.folds import fold_of
 from stages.store.scores import open_scores
@@ -238,9 +238,16 @@ def test_held_out_pairs_are_those_of_the_samples_prompts(tmp_path):
     assert sorted(prompts) == sorted(words)
     assert "longer" not in json.dumps(train + test)
     samples = [two_cores.Sampled(question, None, None) for question in (2, 0)]
-    found = two_cores._held_out(str(tmp_path / "d/test.jsonl"), tokenizer, samples)
+    found = two_cores.held_out_rows(str(tmp_path / "d/test.jsonl"), tokenizer, samples)
     chosen = [tokenizer.decode(row.responses[0], skip_special_tokens=True).strip() for row in found]
     assert chosen == [test[2]["chosen"], test[0]["chosen"]]
+
+
+def test_margins_of_counts_are_sums_of_what_types_are_worth():
+    row = Row(PROMPT, [np.array([1, 5, 1], np.int32), np.array([2, 7], np.int32)])
+    worth = {-1: 0.5, 1: 2.0, 2: -1.0, 5: 0.25}
+    assert followed.margin(row, worth) == 2 + 0.25 + 2 - -1
+    assert followed.margin(row, worth, worth[-1]) == 5.25 - 0.5
 
 
 def test_margins_are_of_the_chosen_response_less_the_rejected_one(models):
