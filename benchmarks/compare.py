@@ -79,7 +79,7 @@ def run_world(seed: int, recipes: Mapping[str, Any], folder: Path, samples: int,
 def make_world(seed: int, recipes: Mapping[str, Any], demo: str) -> dict[str, list[Path]]:
     """Run all commands; the policies of each recipe, a setting each."""
     for line in recipes["world"]:
-        seeded = {"seed": seed} if line.startswith(("make-demo ", "train-oracle ")) else {}
+        seeded = {} if line.startswith(("score ", "denoise ", "cut-model ")) else {"seed": seed}
         sepo(f"{line} {demo}" if line.startswith("make-demo ") else line, **seeded)
     policies = {
         name: [Path("policies", f"{name} {number}") for number in range(len(settings))]

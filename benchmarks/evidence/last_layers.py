@@ -76,7 +76,8 @@ class Lower:
 
     def read(self, rows: Sequence[Row]) -> None:
         """Compute what is not known yet."""
-        missing = [row for row in rows if any(key_of(row.prompt, each) not in self._known for each in row.responses)]
+        unknown = [row for row in rows if any(key_of(row.prompt, each) not in self._known for each in row.responses)]
+        missing = [*{_row_key(row): row for row in unknown}.values()]
         for number, row in enumerate(missing):
             with torch.no_grad():
                 parts = torch.split(row.through(self._layers, input_ids=row.ids), [len(row.prompt), *row.lengths])

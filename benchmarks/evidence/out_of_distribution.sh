@@ -8,6 +8,16 @@ export REWARD OMP_WAIT_POLICY=passive
 
 two() { python -m benchmarks.evidence.two_cores "$@"; }
 text() { python -m benchmarks.evidence.real_text "$@"; }
+if [ "$(cut -d " " -f 1 "$OUT/of")" != "$MODEL" ]; then
+    echo "$OUT is of $(cat "$OUT/of"), not of $MODEL" >&2
+    exit 1
+fi
+mkdir -p "$OUT/other"
+[ -e "$OUT/other/of" ] || echo "$OTHER" > "$OUT/other/of"
+if [ "$(cat "$OUT/other/of")" != "$OTHER" ]; then
+    echo "$OUT/other is of $(cat "$OUT/other/of"), not of $OTHER" >&2
+    exit 1
+fi
 [ -s "$OUT/other/train.jsonl" ] || text pairs "$OTHER" --model "$MODEL" --train "${TRAIN:-400}" --test 0 --output-dir "$OUT/other"
 for seed in $SEEDS; do
     near=$OUT/$REWARD-$seed far=$OUT/other-$REWARD-$seed pairs=$OUT/prompts/train.jsonl other=$OUT/other/train.jsonl
@@ -36,4 +46,9 @@ for seed in $SEEDS; do
     learn "$far" ", pooled, by other pairs" --recipe "regression, denoised"
     learn "$far" ", by other pairs" --recipe "SePO, as published"
 done
-[ "$REWARD" = none ] || two table "$OUT/$REWARD"-*/policies.jsonl "$OUT/other-$REWARD"-*/policies.jsonl
+[ "$REWARD" != none ] || exit 0
+files=()
+for seed in $SEEDS; do files+=("$OUT/$REWARD-$seed/policies.jsonl" "$OUT/other-$REWARD-$seed/policies.jsonl"); done
+for other in "DPO, beta 1, with KL" "SePO, as published" "regression, denoised, pooled"; do
+    two table "${files[@]}" --less "$other"
+done

@@ -243,25 +243,27 @@ def show(options: argparse.Namespace) -> None:
     for line in lines:
         found.setdefault(line["recipe"], {}).setdefault(line["seed"], []).append(line)
     if any(any(line["rewards_S"]) for line in lines):
-        _show("gain", found, _gains, _most)
+        _show("gain", found, options.less, _gains, _most)
     if all(line["margins_P"] for line in lines):
-        _show("held-out accuracy", found, _accuracies)
+        _show("held-out accuracy", found, options.less, _accuracies)
 
 
-def _show(what: str, found: dict[str, dict[int, list[Any]]], read: Reading, most: Reading | None = None) -> None:
+def _show(
+    what: str, found: dict[str, dict[int, list[Any]]], other: str, read: Reading, most: Reading | None = None
+) -> None:
     share = "| share " if most else ""
-    print(f"| recipe | KL | seeds | {what} {share}| less {BASELINE} | by seed |")
+    print(f"| recipe | KL | seeds | {what} {share}| less {other} | by seed |")
     print("|---" * (7 if most else 6) + "|")
     for name, by_seed in found.items():
         for kl in BUDGETS:
             ours = {seed: read(by_seed[seed], kl) for seed in by_seed}
-            theirs = {seed: read(found[BASELINE][seed], kl) for seed in ours if seed in found.get(BASELINE, {})}
+            theirs = {seed: read(found[other][seed], kl) for seed in ours if seed in found.get(other, {})}
             figure = np.mean([*ours.values()], 0)
             cells = [f"{name} | {kl:g} | {len(ours)}", _interval(figure)]
             if most:
                 cells.append(_interval(figure / np.mean([most(by_seed[seed], kl) for seed in ours], 0)))
             less = by = ""
-            if name != BASELINE and theirs:
+            if name != other and theirs:
                 differences = [ours[seed] - theirs[seed] for seed in theirs]
                 less = _interval(np.mean(differences, 0))
                 by = ", ".join(f"{each[0]:+.3f}" for each in differences)
@@ -351,6 +353,7 @@ def main() -> None:
     policies.set_defaults(run=train_policies)
     table = commands.add_parser("table")
     table.add_argument("output", type=Path, nargs="+")
+    table.add_argument("--less", default=BASELINE, metavar="RECIPE", help="from which differences are counted")
     table.set_defaults(run=show)
     options = parser.parse_args()
     options.run(options)

@@ -70,18 +70,18 @@ def count(
         fitted: called behind each of the fits.
     """
     types_N = numbered(types_N)
-    counts = _differences(types_N, signs_N, pairs_N)
-    most = int(types_N.max()) + 1
+    types = int(types_N.max()) + 1
+    counts = _differences(types_N, signs_N, pairs_N, types)
 
     def fit(counts: _Differences, ridge: float) -> Values:
-        weights_G = _fitted(counts, most, ridge)
+        weights_G = _fitted(counts, types, ridge)
         fitted()
         return weights_G
 
     folds = [(folds_P == fold, folds_P[counts.pairs_E] == fold) for fold in np.unique(folds_P)]
 
     def loss(weights: Sequence[Values]) -> float:
-        """Of each fold's labels, by the weights that the others gave."""
+        """Of each fold's labels, by the weights that the others gave; and log 2 of some pairs, always the same."""
         margins = [counts.of(mine_E).margins(each) for (_, mine_E), each in zip(folds, weights, strict=True)]
         return sum(float(log_losses(each).sum()) for each in margins)
 
@@ -94,16 +94,15 @@ def count(
     return Counted(unseen_N, fit(counts, ridge)[types_N], ridge)
 
 
-def _differences(types_N: Labels, signs_N: Values, pairs_N: Labels) -> _Differences:
-    most = int(types_N.max()) + 1
-    keys_E, entry_N = np.unique(pairs_N * most + types_N, return_inverse=True)
+def _differences(types_N: Labels, signs_N: Values, pairs_N: Labels, types: int) -> _Differences:
+    keys_E, entry_N = np.unique(pairs_N * types + types_N, return_inverse=True)
     counts_E = _sums(entry_N, signs_N)
-    return _Differences(keys_E % most, keys_E // most, counts_E).of(counts_E != 0)
+    return _Differences(keys_E % types, keys_E // types, counts_E).of(counts_E != 0)
 
 
-def _fitted(counts: _Differences, most: int, ridge: float) -> Values:
-    """The most likely weights of `most` types, (G,)."""
-    weights_G = torch.zeros(most, dtype=torch.float64)
+def _fitted(counts: _Differences, types: int, ridge: float) -> Values:
+    """The most likely weights of all types, (G,)."""
+    weights_G = torch.zeros(types, dtype=torch.float64)
     search = torch.optim.LBFGS([weights_G], max_iter=_MOST_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -111,7 +110,7 @@ def _fitted(counts: _Differences, most: int, ridge: float) -> Values:
         now_G = weights_G.numpy()
         margins_P = counts.margins(now_G)
         wrong_P = np.exp(-np.logaddexp(0.0, margins_P))
-        gradient_G = ridge * now_G - np.bincount(counts.types_E, counts.counts_E * wrong_P[counts.pairs_E], most)
+        gradient_G = ridge * now_G - np.bincount(counts.types_E, counts.counts_E * wrong_P[counts.pairs_E], types)
         weights_G.grad = torch.from_numpy(gradient_G)
         return torch.tensor(log_losses(margins_P).sum() + ridge / 2 * np.square(now_G).sum())
 

@@ -45,8 +45,8 @@ def linear(margins: Sequence[float]) -> list[str]:
         return []
     return [
         f"the reward margin ended at {sum(last) / len(last):+.2f}, far below 1: the loss stayed linear, and pairs that"
-        " are ranked well pushed on as hard as the others; a larger --beta lets them rest, more steps or a higher"
-        " --learning-rate move the margin"
+        " are ranked well pushed on as hard as the others; more steps or a higher --learning-rate move the margin, and"
+        " a larger --beta lets such pairs rest (docs/training.md says where it helped)"
     ]
 
 

@@ -26,11 +26,12 @@ def models(monkeypatch, tmp_path):
     return model, lower, Upper(model, lower)
 
 
-def test_packed_rows_have_the_log_probs_of_the_whole_model(models, tmp_path):
+def test_packed_rows_have_the_log_probs_of_the_whole_model(models, tmp_path, capsys):
     model, lower, upper = models
     assert len(upper.layers.layers) < len(model.model.layers)
     row = Row(PROMPT, ANSWERS)
-    lower.read([row])
+    lower.read([row, row])
+    assert capsys.readouterr().out == "lower layers: 1/1 rows\n"
     expected = []
     for ids in ANSWERS:
         whole = torch.from_numpy(np.concatenate([PROMPT, ids])).long()
@@ -202,7 +203,7 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys
     lines = [line, half, more]
     lines += [{**each, **nearer, "gains_S": [less * gain for gain in each["gains_S"]]} for each in lines]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"]))
+    two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"], less=recipes.BASELINE))
     rows = [
         row.split(" | ") for row in capsys.readouterr().out.splitlines() if "by seed" not in row and "--" not in row
     ]
@@ -220,6 +221,10 @@ def test_a_policy_that_is_tilted_by_its_reward_has_all_there_is(tmp_path, capsys
     gain = c * variance / 2 * math.sqrt(0.05 / kl)
     assert rows[-1][3].startswith(f"{gain:+.3f} [")
     assert (rows[-1][5][:6], rows[-1][6][:6]) == (f"{-gain:+.3f}",) * 2
+    two_cores.show(argparse.Namespace(output=[tmp_path / "p.jsonl"], less="half"))
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert "| less half |" in header
+    assert rows[1].split(" | ")[5].startswith(f"{gain:+.3f} [")
 
 
 def test_held_out_pairs_are_those_of_the_samples_prompts(tmp_path):

@@ -70,3 +70,4 @@ def test_labels_by_chance_are_doubted():
     found = count(*tokens, folds_P=np.arange(60) % 5)
     assert found.ridge == max(RIDGES)
     assert np.abs(found.all_N).max() < 0.05
+    assert np.abs(found.unseen_N).max() < 0.05
