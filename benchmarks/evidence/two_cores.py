@@ -5,7 +5,7 @@
     sepo denoise --scores S --output-dir S3 --pool counts
     python -m benchmarks.evidence.two_cores policies --model M --scores S --denoised S2 --counted S3 --samples A \\
         --reward lexical --cache C --output FILE
-    python -m benchmarks.evidence.two_cores table FILE
+    python -m benchmarks.evidence.two_cores table FILE [--less RECIPE]
 
 ``oracles`` does what `train-oracle --folds 2 --beta 1 --kl-weight 0.3` and `score --center` do, of the last layers
 alone (`benchmarks.evidence.last_layers`); the folder S is read by the shipped `denoise`. ``policies`` reads gain
