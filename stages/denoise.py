@@ -317,15 +317,14 @@ def _scores_in_words(job: DenoiseJob, found: Denoised) -> str:
 
 
 def _accuracy_in_words(job: DenoiseJob, found: Denoised) -> str:
-    if found.pooled and job.folds == 1:
-        return f"{found.before:.3f} before, {found.after:.3f} now, of all pairs here, trained on or not"
+    before, now = f"{found.before:.3f} before", f"{found.after:.3f} now"
     if not found.pooled:
-        return (
-            f"{found.before:.3f} before, {found.after:.3f} now, which knows the labels: counts are learnt of all pairs"
-        )
+        return f"{before}, {now}, which knows the labels: counts are learnt of all pairs"
+    if job.folds == 1:
+        return f"{before}, {now}, of all pairs here, trained on or not"
     return (
-        f"{found.before:.3f} before, by oracles that had not seen the prompt; {found.after:.3f} now, which knows the"
-        " labels: means hold scores by the other folds' oracles, and what is written as counts is learnt of all pairs"
+        f"{before}, by oracles that had not seen the prompt; {now}, which knows the labels: means hold scores by the"
+        " other folds' oracles, and what is written as counts is learnt of all pairs"
     )
 
 

@@ -22,12 +22,12 @@ from stages.method.statistics import preference_accuracy
 from stages.store.scores import open_scores
 
 
-def worth_of_types(folder: str) -> dict[int, float]:
-    """What `sepo denoise --pool counts` says of each type, and as -1 the mean over all tokens there."""
+def worth_of_types(folder: str) -> tuple[dict[int, float], float]:
+    """What `sepo denoise --pool counts` says of each type, and the mean over all tokens there."""
     rows = list(open_scores(folder).rows())
     ids_N = np.concatenate([ids for row in rows for ids in (row.pair.chosen_ids, row.pair.rejected_ids)])
     scores_N = np.concatenate([scores for row in rows for scores in row.scores])
-    return {-1: float(scores_N.mean())} | dict(zip(ids_N.tolist(), scores_N.tolist(), strict=True))
+    return dict(zip(ids_N.tolist(), scores_N.tolist(), strict=True)), float(scores_N.mean())
 
 
 def margin(row: Row, worth: dict[int, float], mean: float = 0.0) -> float:
@@ -44,10 +44,10 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = held_out_rows(options.held_out, tokenizer, read_samples(options.samples, tokenizer, REWARDS["none"]))
-    worth = worth_of_types(options.counted)
+    worth, mean = worth_of_types(options.counted)
     margins = {
         "counts": [margin(row, worth) for row in rows],
-        "counts, less their mean a token": [margin(row, worth, worth[-1]) for row in rows],
+        "counts, less their mean a token": [margin(row, worth, mean) for row in rows],
         "length": [float(len(row.responses[0]) - len(row.responses[1])) for row in rows],
     }
     margins |= {

@@ -250,9 +250,9 @@ def test_held_out_pairs_are_those_of_the_samples_prompts(tmp_path):
 
 def test_margins_of_counts_are_sums_of_what_types_are_worth():
     row = Row(PROMPT, [np.array([1, 5, 1], np.int32), np.array([2, 7], np.int32)])
-    worth = {-1: 0.5, 1: 2.0, 2: -1.0, 5: 0.25}
+    worth = {1: 2.0, 2: -1.0, 5: 0.25}
     assert followed.margin(row, worth) == 2 + 0.25 + 2 - -1
-    assert followed.margin(row, worth, worth[-1]) == 5.25 - 0.5
+    assert followed.margin(row, worth, 0.5) == 5.25 - 0.5
 
 
 def test_margins_are_of_the_chosen_response_less_the_rejected_one(models):
